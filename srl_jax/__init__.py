@@ -1,0 +1,1 @@
+"""Supervised Reinforcement Learning in JAX."""
