@@ -1,0 +1,74 @@
+"""A tokenizer of some fifty words for the built-in family: digits one by one, words whole.
+
+Saved as a Hugging Face folder, so that everything downstream (transformers, the vLLM server,
+`prepare`) meets the miniature as it meets any other model. Think tags are ordinary tokens, for the
+text of a response must show them; only turns, padding and the kind of request are special.
+"""
+
+import json
+import pathlib
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+PAD, UNKNOWN = "<|pad|>", "<|unknown|>"
+STEP, SOLUTION = "<|step|>", "<|solution|>"  # what is asked for: stands for the system message
+TURN, END = "<|turn|>", "<|end|>"  # opens and closes the policy's turn
+SPECIAL = (PAD, UNKNOWN, STEP, SOLUTION, TURN, END)
+WORDS = (
+  *"0123456789",
+  *("Start with ", ". Add ", ". Subtract ", "."),  # problem
+  *("\n\nPartial solution:\n", "\n"),  # prompt
+  *(". **Add ", ". **Subtract ", "**: ", "\\boxed{", "}"),  # steps
+  *("<think>", "</think>", "+", "-", "=", ";", "c", "b"),  # monologue
+)
+
+# A system message becomes one token. The one that asks for a whole solution asks for the answer in
+# a box; every other one, a user's own included, is taken to ask for the next step.
+CHAT_TEMPLATE = (
+  "{%- if messages[0].role != 'system' -%}" + STEP + "{%- endif -%}"
+  "{%- for message in messages -%}"
+  "{%- if message.role == 'system' -%}"
+  "{%- if 'boxed' in message.content -%}" + SOLUTION + "{%- else -%}" + STEP + "{%- endif -%}"
+  "{%- elif message.role == 'user' -%}{{- message.content -}}"
+  "{%- else -%}{{- '" + TURN + "' + message.content + '" + END + "' -}}"
+  "{%- endif -%}"
+  "{%- endfor -%}"
+  "{%- if add_generation_prompt -%}" + TURN + "{%- endif -%}"
+)
+
+
+def build() -> Tokenizer:
+  """Returns the tokenizer; `decode(encode(text)) == text` for every text of the family."""
+  vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+  tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+  # Longest word first; any other character stands alone and is unknown.
+  words = sorted(WORDS, key=len, reverse=True)
+  pattern = "|".join([*map(_escape, words), r"[\s\S]"])
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+  tokenizer.decoder = decoders.Fuse()
+  tokenizer.add_special_tokens(
+    [AddedToken(word, special=True, normalized=False) for word in SPECIAL]
+  )
+  return tokenizer
+
+
+def save(folder: str | pathlib.Path) -> None:
+  """Writes tokenizer.json and tokenizer_config.json into an existing folder."""
+  folder = pathlib.Path(folder)
+  build().save(str(folder / "tokenizer.json"))
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 256,
+    "eos_token": END,
+    "pad_token": PAD,
+    "unk_token": UNKNOWN,
+    "chat_template": CHAT_TEMPLATE,
+  }
+  text = json.dumps(settings, indent=2) + "\n"
+  (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _escape(word: str) -> str:
+  """The word as a literal of the tokenizers library's regex dialect (Oniguruma)."""
+  return "".join(rf"\{c}" if c in r".*\{}+-=" else c for c in word)
