@@ -1,0 +1,220 @@
+"""Qwen2 and Qwen2.5 as Flax nnx modules that are used as plain pytrees (jax.jit, jax.grad, lax.scan).
+
+Attribute names follow Hugging Face's (`layers.q_proj`), the letters of each weight stand in LAYOUT.
+Weights are kept in the type they were loaded in, float32 masters in training, and cast to the compute
+type `config.dtype` where they are used; norms, rotary angles, attention scores and logits are float32.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from srl_jax.policy.attention import Packed, attend
+from srl_jax.policy.sharding import act_spec, einsum, gather, has_mesh, param_spec, reshard
+
+# Letters of every weight; `layers` hold one more dimension in front, l.
+LAYOUT = {
+  "embed_tokens": "vd",
+  "norm": "d",
+  "lm_head": "vd",
+  "layers": {
+    "input_layernorm": "d",
+    "q_proj": "dnh",
+    "q_bias": "nh",
+    "k_proj": "dkh",
+    "k_bias": "kh",
+    "v_proj": "dkh",
+    "v_bias": "kh",
+    "o_proj": "nhd",
+    "post_attention_layernorm": "d",
+    "gate_proj": "df",
+    "up_proj": "df",
+    "down_proj": "fd",
+  },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Architecture of a Qwen2 model, in Hugging Face's names, and the type it computes in."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  max_position_embeddings: int = 32768
+  rope_theta: float = 1e6
+  rms_norm_eps: float = 1e-6
+  tie_word_embeddings: bool = False
+  dtype: str = "float32"
+
+  def sizes(self) -> dict[str, int]:
+    """Length of each shape letter of LAYOUT."""
+    return dict(
+      v=self.vocab_size,
+      d=self.hidden_size,
+      f=self.intermediate_size,
+      l=self.num_hidden_layers,
+      n=self.num_attention_heads,
+      k=self.num_key_value_heads,
+      h=self.head_dim,
+    )
+
+
+def _param(config, name, letters, rngs):
+  """A weight as Qwen2 initialises it: norms 1, biases 0, matrices normal with deviation 0.02."""
+  shape = tuple(config.sizes()[letter] for letter in letters)
+  if letters == "d":
+    return nnx.Param(jnp.ones(shape))
+  if name.endswith("bias"):
+    return nnx.Param(jnp.zeros(shape))
+  return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+
+
+class Layer(nnx.Module):
+  """One decoder layer: attention and SwiGLU, each behind an RMS norm and a residual."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    for name, letters in LAYOUT["layers"].items():
+      setattr(self, name, _param(config, name, letters, rngs))
+
+  def weight(self, name, dtype):
+    """Weight `name`, gathered for use in the compute type."""
+    return gather(getattr(self, name)[...], LAYOUT["layers"][name], dtype)
+
+  def __call__(self, x_btd, rotary, state):
+    """(x_btd, memory) after this layer; rotary = (cos_bth, sin_bth), state as attention.attend."""
+    w = lambda name: self.weight(name, x_btd.dtype)
+    y = rms_norm(x_btd, w("input_layernorm"), self.config.rms_norm_eps)
+    q = einsum("btd,dnh->btnh", y, w("q_proj")) + w("q_bias")
+    k = einsum("btd,dkh->btkh", y, w("k_proj")) + w("k_bias")
+    v = einsum("btd,dkh->btkh", y, w("v_proj")) + w("v_bias")
+    out, memory = attend(rotate(q, rotary), rotate(k, rotary), v, state)
+    x_btd = x_btd + einsum("btnh,nhd->btd", out, w("o_proj"))
+    y = rms_norm(x_btd, w("post_attention_layernorm"), self.config.rms_norm_eps)
+    y = jax.nn.silu(einsum("btd,df->btf", y, w("gate_proj"))) * einsum(
+      "btd,df->btf", y, w("up_proj")
+    )
+    return x_btd + einsum("btf,fd->btd", y, w("down_proj")), memory
+
+
+class Qwen2(nnx.Module):
+  """A Qwen2 policy. `layers` is one Layer whose weights are stacked along a leading dimension l."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.embed_tokens = _param(config, "embed_tokens", LAYOUT["embed_tokens"], rngs)
+    keys = jax.random.split(rngs.params(), config.num_hidden_layers)
+    self.layers = jax.vmap(lambda key: Layer(config, nnx.Rngs(key)))(keys)
+    self.norm = _param(config, "norm", LAYOUT["norm"], rngs)
+    if not config.tie_word_embeddings:
+      self.lm_head = _param(config, "lm_head", LAYOUT["lm_head"], rngs)
+
+  def embed(self, tokens_bt):
+    """x_btd, the embeddings of tokens_bt (int32) in the compute type."""
+    # Whole in the compute type: a lookup in a table that is cut in two directions makes XLA
+    # rematerialise it in float32.
+    table_vd = reshard(self.embed_tokens[...].astype(self.config.dtype), jax.P())
+    out = act_spec("btd") if has_mesh() else None
+    return table_vd.at[tokens_bt].get(out_sharding=out)
+
+  def hidden(self, tokens_bt, positions_bt, segments_bt, branches_bt=None, *, remat=False):
+    """Final hidden states of packed rows.
+
+    Args:
+      tokens_bt, positions_bt (position in its own sequence), segments_bt (0 = padding, 1.. =
+        sequences, which do not see each other): int32.
+      branches_bt: int32 or None; 0 for the tokens of a prompt, 1.. for the responses that share it
+        (positions of a response go on from the prompt's length).
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Returns:
+      hidden_btd in the compute type, after the final norm; garbage at padding.
+    """
+    state = Packed(positions_bt, segments_bt, branches_bt)
+    rotary = rotary_angles(positions_bt, self.config)
+
+    def body(x_btd, layer):
+      return layer(x_btd, rotary, state)[0], None
+
+    body = jax.checkpoint(body) if remat else body
+    x_btd, _ = jax.lax.scan(body, self.embed(tokens_bt), self.layers)
+    return self.final_norm(x_btd)
+
+  def final_norm(self, x_btd):
+    """x_btd after the norm that stands before the output head."""
+    weight = gather(self.norm[...], LAYOUT["norm"], x_btd.dtype)
+    return rms_norm(x_btd, weight, self.config.rms_norm_eps)
+
+  def logits(self, hidden_btd):
+    """logits_btv in float32 from hidden states; v is cut along the tensor axis."""
+    head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+    head_vd = gather(head[...], LAYOUT["lm_head"], hidden_btd.dtype)
+    return einsum("btd,vd->btv", hidden_btd, head_vd, dtype=jnp.float32)
+
+
+def rms_norm(x_btd, weight_d, eps):
+  """x / rms(x) * weight; the mean is taken in float32."""
+  x = x_btd.astype(jnp.float32)
+  x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+  return x.astype(x_btd.dtype) * weight_d
+
+
+def rotary_angles(positions_bt, config):
+  """(cos_bth, sin_bth) in float32 for positions_bt; h is the half of the head size."""
+  half = config.head_dim // 2
+  frequency_h = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_bth = positions_bt[:, :, None].astype(jnp.float32) * frequency_h
+  return jnp.cos(angle_bth), jnp.sin(angle_bth)
+
+
+def rotate(x_btnh, rotary):
+  """Rotary embedding in Hugging Face's layout: the first half of a head turns with the second."""
+  cos, sin = (angle[:, :, None, :] for angle in rotary)
+  first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x_btnh.dtype)
+
+
+def layouts(config: ModelConfig) -> dict:
+  """{weight name: PartitionSpec} in the tree of LAYOUT, for the weights that `config` has."""
+  specs = {name: param_spec(s) for name, s in LAYOUT.items() if name != "layers"}
+  if config.tie_word_embeddings:
+    del specs["lm_head"]
+  specs["layers"] = {name: param_spec("l" + s) for name, s in LAYOUT["layers"].items()}
+  return specs
+
+
+def abstract(config: ModelConfig) -> Qwen2:
+  """The model with ShapeDtypeStruct in place of its weights."""
+  return jax.eval_shape(lambda: Qwen2(config, nnx.Rngs(0)))
+
+
+def place(model: Qwen2) -> Qwen2:
+  """The model with every weight in the layout of LAYOUT on the mesh that is set."""
+  specs = layouts(model.config)
+  for name, spec in specs.items():
+    if name == "layers":
+      for inner, inner_spec in spec.items():
+        param = getattr(model.layers, inner)
+        param[...] = reshard(param[...], inner_spec)
+    else:
+      param = getattr(model, name)
+      param[...] = reshard(param[...], spec)
+  return model
+
+
+def init(config: ModelConfig, seed: int) -> Qwen2:
+  """A model with random float32 weights on the mesh that is set, the same for every mesh."""
+  return jax.jit(lambda key: place(Qwen2(config, nnx.Rngs(key))))(jax.random.key(seed))
+
+
+def count_params(config: ModelConfig) -> int:
+  """Number of weights."""
+  return sum(leaf.size for leaf in jax.tree.leaves(abstract(config)))

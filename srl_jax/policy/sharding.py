@@ -1,0 +1,114 @@
+"""Where arrays live: one mesh of three axes, and two tables from shape letters to mesh axes.
+
+Every array of the policy is named by its letters (`x_btd`, `q_proj` is `dnh`); a letter's mesh axis
+stands in one of the two tables, so a layout is written by writing the letters. The mesh is
+"explicit" (jax docs, "Explicit sharding"): layouts are part of an array's type, and an operation
+that would need communication nobody asked for is an error when it is traced, not a slow step.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+
+# Weights at rest: the model dimension is cut over fsdp, heads, mlp and vocabulary over tensor.
+PARAM_AXES = {"d": "fsdp", "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
+# Activations: the batch over data and fsdp together (fsdp is data parallelism whose weights are cut).
+ACT_AXES = {"b": ("data", "fsdp"), "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
+
+
+def parse_mesh(spec: str) -> dict[str, int]:
+  """Sizes of the mesh axes in the order of AXES, from "data=1,fsdp=8,tensor=1".
+
+  An axis that is left out has size 1. Raises ValueError for an unknown axis or a size below 1.
+  """
+  sizes = dict.fromkeys(AXES, 1)
+  for item in filter(None, (part.strip() for part in spec.split(","))):
+    name, _, value = item.partition("=")
+    if name not in sizes or not value.isdigit() or int(value) < 1:
+      raise ValueError(
+        f"mesh: {item!r} in {spec!r} is not AXIS=SIZE with an axis of {', '.join(AXES)} and a "
+        "size >= 1; write for example data=1,fsdp=8,tensor=1"
+      )
+    sizes[name] = int(value)
+  return sizes
+
+
+def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
+  """Explicit mesh of the axes data, fsdp, tensor over the first devices.
+
+  Args:
+    spec: "data=1,fsdp=8,tensor=1".
+    devices: defaults to all of jax.devices(); with one process, spare devices are left idle.
+
+  Raises ValueError when there are fewer devices than the mesh needs.
+  """
+  shape = tuple(parse_mesh(spec).values())
+  devices = list(jax.devices() if devices is None else devices)
+  needed = int(np.prod(shape))
+  if needed > len(devices) or (jax.process_count() > 1 and needed != len(devices)):
+    raise ValueError(
+      f"mesh: {spec!r} needs {needed} devices, this run has {len(devices)} "
+      f"({devices[0].platform}); set config.mesh to sizes whose product is {len(devices)}"
+    )
+  kinds = (jax.sharding.AxisType.Explicit,) * len(AXES)
+  return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:needed])
+
+
+def check_mesh(spec: str, num_key_value_heads: int) -> None:
+  """Raises ValueError when the tensor axis does not divide the key/value heads."""
+  tensor = parse_mesh(spec)["tensor"]
+  if num_key_value_heads % tensor:
+    legal = [n for n in range(1, num_key_value_heads + 1) if num_key_value_heads % n == 0]
+    raise ValueError(
+      f"mesh: tensor={tensor} does not divide the model's {num_key_value_heads} key/value heads; "
+      f"legal values are {', '.join(map(str, legal))}"
+    )
+
+
+def param_spec(letters: str) -> P:
+  """Layout of a weight with these letters."""
+  return P(*(PARAM_AXES.get(letter) for letter in letters))
+
+
+def act_spec(letters: str) -> P:
+  """Layout of an activation with these letters."""
+  return P(*(ACT_AXES.get(letter) for letter in letters))
+
+
+def has_mesh() -> bool:
+  """Whether a mesh is set (jax.set_mesh); without one everything runs on the default device."""
+  return not jax.sharding.get_abstract_mesh().empty
+
+
+def reshard(x, spec: P):
+  """`x` in the layout `spec`; `x` itself where no mesh is set."""
+  return jax.reshard(x, spec) if has_mesh() else x
+
+
+def gather(weight, letters: str, dtype):
+  """A weight in the compute type, whole along fsdp and still cut along tensor.
+
+  The cast comes first, so that the gather moves bfloat16 and not the float32 masters.
+  """
+  axes = (
+    None if PARAM_AXES.get(letter) == "fsdp" else PARAM_AXES.get(letter) for letter in letters
+  )
+  return reshard(weight.astype(dtype), P(*axes))
+
+
+def einsum(letters: str, a, b, dtype=None):
+  """jnp.einsum of an activation and a gathered weight; the result's letters give its layout."""
+  out = act_spec(letters.split("->")[1]) if has_mesh() else None
+  return jnp.einsum(letters, a, b, preferred_element_type=dtype, out_sharding=out)
+
+
+def put(x, letters: str, mesh=None):
+  """Host array -> device array in the activation layout of `letters` on `mesh` (or the set mesh)."""
+  mesh = mesh if mesh is not None else jax.sharding.get_mesh()
+  if mesh is None or mesh.empty:
+    return jnp.asarray(x)
+  return jax.device_put(x, NamedSharding(mesh, act_spec(letters)))
