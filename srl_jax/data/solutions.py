@@ -1,0 +1,310 @@
+"""Splits an expert's numbered solution into preamble, steps and conclusion (paper, 4.2 and 5.1).
+
+Teachers number their steps as `1. **Title**:`, as `### Step 1: Title`, or plainly as `1.`, with
+small variations of each. Inside the steps stand nested lists, code and headings of their own, so
+a line is the head of a step only if it looks like the other heads (same kind, same indentation)
+and carries the next number of 1, 2, 3, ... Nothing is lost: joined again, the parts are the text,
+less white space and the horizontal rules between parts.
+"""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One numbered step.
+
+  Attributes:
+    number: 1, 2, 3, ...
+    title: its title without markup, or None if the step has none.
+    body: what follows the title (or the number, where there is no title).
+    text: the whole step as the expert wrote it, number and title included.
+  """
+
+  number: int
+  title: str | None
+  body: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+  """A solution in three parts.
+
+  Attributes:
+    preamble: what stands before step 1; the whole text if there are no steps.
+    steps: numbered 1, 2, 3, ... without gaps.
+    conclusion: what stands after the last step's own block.
+  """
+
+  preamble: str
+  steps: list[Step]
+  conclusion: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+  """The first line of what may be a step.
+
+  `kind` sorts from the outermost structure to the innermost: headings before list items, "Step N"
+  before "N.", shallow before deep, bold before plain. Heads of one solution share it.
+  """
+
+  line: int
+  number: int
+  kind: tuple[int, int, int, int]
+  title: str | None
+  rest: str
+
+  @property
+  def is_heading(self) -> bool:
+    return self.kind[0] == 0
+
+
+_RULE = re.compile(r"\s*(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$")
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*(\w*)[^`]*$")
+_HEADING = re.compile(r"\s*#{1,6}\s+(.*)")
+_LABEL = re.compile(
+  r"(?P<indent>\s*)(?:(?P<hashes>\#{1,6})\s+)?(?:(?P<bold>\*\*|__)\s*)?(?P<step>step\s+)?"
+  r"(?P<number>[1-9][0-9]{0,2})(?P<bold_end>\*\*|__)?(?P<mark>[.:)]|\s+[-–—](?=\s))?"
+  r"(?P<rest>(?:\*\*|__|\s|$).*)",
+  re.IGNORECASE | re.DOTALL,
+)
+_BOLD = re.compile(r"\s*(\*\*|__)(?P<inside>.+?)\1(?P<after>.*)", re.DOTALL)
+_SEPARATOR = re.compile(r"\s*(?:[:.]|[-–—](?=\s))\s*")
+_ENDING = (
+  r"(?:the\s+)?(?:final\s+(?:answer|result|solution|conclusion)s?|answer|conclusion|summary|"
+  r"conclusive\s+summary|(?:final\s+)?json\s+output)"
+)
+_ENDING_HEADING = re.compile(_ENDING + r"(?:\s*[:.].*)?", re.IGNORECASE | re.DOTALL)
+_ENDING_LABEL = re.compile(
+  r"\s*(?:(?:\*\*|__)" + _ENDING + r"\s*[:.]?\s*(?:\*\*|__)|" + _ENDING + r"\s*:)", re.IGNORECASE
+)
+_ENDING_PARAGRAPH = re.compile(
+  r"\s*(?:\*\*)?(?:(?:thus|therefore|hence|so|finally|consequently),?\s+)?"
+  r"(?:in\s+conclusion\b|(?:the|our)\s+(?:(?:final|correct|required|desired)\s+)*answer\b)"
+  r"|[\s$\\\[\](*]*\\(?:boxed|fbox)\b",
+  re.IGNORECASE,
+)
+# The end of a solution inside a JSON string: the quotation mark, the next key.
+_JSON_END = re.compile(r"[\s-]*\",?\s*$|\s*\"\w+\"\s*:")
+_PROSE = ("", "json", "latex", "markdown", "md", "tex", "text", "txt")
+
+
+def split_steps(text: str) -> list[Step]:
+  """Returns the numbered steps of a solution, [] if it has none. Never raises."""
+  return split_solution(text).steps
+
+
+def split_solution(text: str) -> Solution:
+  """Returns preamble, numbered steps and conclusion of a solution. Never raises.
+
+  A box inside the last step's own lines stays there. Text after its block (an unindented
+  paragraph after an indented list item, a heading no deeper than the step's own, a rule) or under
+  a heading such as "Final Answer" or "Conclusion" is the conclusion.
+  """
+  lines = text.split("\n")
+  heads = _outline(_heads(lines, _fenced(lines)))
+  if len(heads) < 2:
+    # Some teachers wrap the whole solution in a fenced block of prose or JSON.
+    heads = _outline(_heads(lines, _fenced(lines, unfenced=_PROSE))) or heads
+  if not heads:
+    return Solution(_trim(lines), [], "")
+  starts = [head.line for head in heads]
+  blocks = [lines[start:stop] for start, stop in zip(starts, [*starts[1:], len(lines)])]
+  end = _block_end(heads[-1], blocks[-1], blocks[:-1])
+  conclusion, blocks[-1] = blocks[-1][end:], blocks[-1][:end]
+  steps = [_step(head, block) for head, block in zip(heads, blocks)]
+  return Solution(_trim(lines[: starts[0]]), steps, _trim(conclusion))
+
+
+def _step(head: _Head, block: list[str]) -> Step:
+  return Step(head.number, head.title, _trim([head.rest, *block[1:]]), _trim(block))
+
+
+def _trim(lines: list[str]) -> str:
+  """Returns the lines as one text without blank lines and rules at either end."""
+  start, stop = 0, len(lines)
+  while start < stop and _is_blank_or_rule(lines[start]):
+    start += 1
+  while start < stop and _is_blank_or_rule(lines[stop - 1]):
+    stop -= 1
+  return "\n".join(lines[start:stop]).strip()
+
+
+def _is_blank_or_rule(line: str) -> bool:
+  return not line.strip() or _RULE.match(line) is not None
+
+
+def _indent(line: str) -> int:
+  line = line.expandtabs(4)
+  return len(line) - len(line.lstrip())
+
+
+def _plain(title: str) -> str | None:
+  """Returns a title without markup and closing colon, None if nothing is left."""
+  title = re.sub(r"\*\*|__(?=\s|$)|(?:^|(?<=\s))__", "", title).strip()
+  title = title.strip("#*_` \t:").removesuffix(".").strip()
+  return title or None
+
+
+def _fenced(lines: list[str], unfenced: tuple[str, ...] = ()) -> list[bool]:
+  """Returns for each line whether it lies in a code block (of a language not in `unfenced`)."""
+  inside: list[bool] = []
+  fence, hidden = "", False
+  for line in lines:
+    match = _FENCE.match(line)
+    if match and not fence:
+      fence, hidden = match[1], match[2].lower() not in unfenced
+      inside.append(hidden)
+    elif match and match[1].startswith(fence) and not match[2]:
+      inside.append(hidden)
+      fence, hidden = "", False
+    else:
+      inside.append(hidden)
+  return inside
+
+
+def _heads(lines: list[str], fenced: list[bool]) -> list[_Head]:
+  """Returns every line outside code that could open a step."""
+  heads = (_head(i, line) for i, line in enumerate(lines) if not fenced[i])
+  return [head for head in heads if head]
+
+
+def _head(index: int, line: str) -> _Head | None:
+  match = _LABEL.match(line)
+  if not match:
+    return None
+  heading, bold, step = match["hashes"], match["bold"], match["step"]
+  if not match["mark"] and not (step and (heading or bold)):
+    return None  # "Step 2 gives" and "12 apples" are sentences.
+  if match["mark"] == ":" and not (step or heading or bold):
+    return None  # "2: 7" is a row of a table.
+  title, rest = _title(match)
+  kind = (
+    0 if heading else 1,
+    (0 if step else 1) if heading else _indent(match["indent"]),
+    len(heading) if heading else (0 if step else 1),
+    0 if heading or bold or title else 1,
+  )
+  return _Head(index, int(match["number"]), kind, title, rest)
+
+
+def _title(match: re.Match[str]) -> tuple[str | None, str]:
+  """Returns the title on a head's line, if any, and the rest of the line after it."""
+  rest = match["rest"]
+  if match["hashes"]:
+    return _plain(rest), ""
+  if match["bold"]:
+    # `**Step 1: Title** rest`; in `**Step 1:** rest` the bold part is the label alone.
+    inside, found, after = rest.partition(match["bold"])
+    if match["bold_end"] or not found:
+      return None, rest
+    separator = _SEPARATOR.match(after)
+    return _plain(inside), after[separator.end() :] if separator else after
+  bold = _BOLD.match(rest)
+  if not bold:
+    return None, rest
+  # In `1. **Four** is even` the bold word is a part of the sentence, no title.
+  separator = _SEPARATOR.match(bold["after"])
+  if separator:
+    return _plain(bold["inside"]), bold["after"][separator.end() :]
+  if bold["inside"].rstrip().endswith((":", ".")) or not bold["after"].strip():
+    return _plain(bold["inside"]), bold["after"]
+  return None, rest
+
+
+def _outline(heads: list[_Head]) -> list[_Head]:
+  """Returns the heads of the outermost numbering that has two steps, else the best with one."""
+  chains = []
+  for kind in sorted({head.kind for head in heads}):
+    # A bold list is read alone, so that plain lists nested in it do not count; but single items
+    # may have lost their bold title, so a plain list takes the bold items of its indentation.
+    same = [head for head in heads if head.kind[:3] == kind[:3] and head.kind <= kind]
+    chain = _longest_chain(same)
+    if chains and set(chains[-1]) < set(chain):
+      chains[-1] = chain
+    elif chain:
+      chains.append(chain)
+  return next((chain for chain in chains if len(chain) > 1), chains[0] if chains else [])
+
+
+def _longest_chain(heads: list[_Head]) -> list[_Head]:
+  """Returns the longest of the lists that follow one another, such as givens and then steps."""
+  best: list[_Head] = []
+  while any(head.number > len(best) for head in heads):
+    chain = _chain(heads)
+    if not chain:
+      break
+    best = max(best, chain, key=len)
+    heads = [head for head in heads if head.line > chain[-1].line]
+  return best
+
+
+def _chain(heads: list[_Head]) -> list[_Head]:
+  """Returns the first list of heads numbered 1, 2, 3, ..., without the lists nested in it."""
+  chain: list[_Head] = []
+  nested = 0  # the last number of a list that restarted at 1 inside a step
+  for head in heads:
+    if head.number == 1 and chain:
+      nested = 1
+    elif nested and head.number == nested + 1:
+      nested += 1
+    elif head.number == len(chain) + 1:
+      chain.append(head)
+      nested = 0
+  return chain
+
+
+def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
+  """Returns the index of the line of the last step's block at which the conclusion begins.
+
+  What the earlier steps have inside them (rules, headings, unindented paragraphs) does not end the
+  last one either, and a step keeps at least the first paragraph of its body.
+  """
+  inner = [[lines[0], *_trim(lines).split("\n")[1:]] for lines in earlier]
+  rules_end = not any(_RULE.match(line) for lines in inner for line in lines)
+  headings_end = not any(_is_outer_heading(head, line) for lines in inner for line in lines[1:])
+  paragraphs_end = not head.is_heading and not any(
+    above.strip() == "" and _indent(line) <= _indent(lines[0])
+    for lines in inner
+    for above, line in zip(lines, lines[1:])
+    if line.strip()
+  )
+  fenced = _fenced(block)
+  last_line = len(_trim(block).split("\n"))
+  has_body, above, after_gap = bool(head.rest.strip()), block[0], False
+  for i, line in enumerate(block[1:], start=1):
+    if _is_blank_or_rule(line):
+      after_gap = True
+      if line.strip() and has_body and rules_end:
+        return i
+      continue
+    outside = _indent(line) <= _indent(block[0])
+    new_paragraph = after_gap and outside and not above.rstrip().endswith((":", ","))
+    if (
+      (not fenced[i] and _is_ending(line, outside))
+      or (not fenced[i] and headings_end and _is_outer_heading(head, line))
+      or (has_body and fenced[i] and not fenced[i - 1] and all(fenced[i:last_line]))
+      or (has_body and _JSON_END.match(line))
+      or (has_body and new_paragraph and (paragraphs_end or _ENDING_PARAGRAPH.match(line)))
+    ):
+      return i
+    has_body, above, after_gap = True, line, False
+  return len(block)
+
+
+def _is_ending(line: str, outside: bool) -> bool:
+  """Whether the line is a heading or an unindented label such as "Final Answer:"."""
+  heading = _HEADING.match(line)
+  if heading:
+    return _ENDING_HEADING.fullmatch(heading[1].strip("#*_: \t\r")) is not None
+  return outside and _ENDING_LABEL.match(line) is not None
+
+
+def _is_outer_heading(head: _Head, line: str) -> bool:
+  """Whether the line is a heading that is not part of the step below `head`."""
+  heading = _HEADING.match(line)
+  depth = len(line.strip()) - len(line.strip().lstrip("#"))
+  return heading is not None and (not head.is_heading or depth <= head.kind[2])
