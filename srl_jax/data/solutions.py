@@ -155,14 +155,12 @@ def _fenced(lines: list[str], unfenced: tuple[str, ...] = ()) -> list[bool]:
   fence, hidden = "", False
   for line in lines:
     match = _FENCE.match(line)
+    closes = fence and match and match[1].startswith(fence) and not match[2]
     if match and not fence:
       fence, hidden = match[1], match[2].lower() not in unfenced
-      inside.append(hidden)
-    elif match and match[1].startswith(fence) and not match[2]:
-      inside.append(hidden)
+    inside.append(hidden)
+    if closes:
       fence, hidden = "", False
-    else:
-      inside.append(hidden)
   return inside
 
 
@@ -283,13 +281,16 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
       continue
     outside = _indent(line) <= _indent(block[0])
     new_paragraph = after_gap and outside and not above.rstrip().endswith((":", ","))
-    if (
-      (not fenced[i] and _is_ending(line, outside))
-      or (not fenced[i] and headings_end and _is_outer_heading(head, line))
-      or (has_body and fenced[i] and not fenced[i - 1] and all(fenced[i:last_line]))
-      or (has_body and _JSON_END.match(line))
-      or (has_body and new_paragraph and (paragraphs_end or _ENDING_PARAGRAPH.match(line)))
-    ):
+    if fenced[i]:  # code is the step's own, unless a block of it closes the text
+      ends = has_body and not fenced[i - 1] and all(fenced[i:last_line])
+    else:
+      ends = (
+        _is_ending(line, outside)
+        or (headings_end and _is_outer_heading(head, line))
+        or (has_body and _JSON_END.match(line))
+        or (has_body and new_paragraph and (paragraphs_end or _ENDING_PARAGRAPH.match(line)))
+      )
+    if ends:
       return i
     has_body, above, after_gap = True, line, False
   return len(block)
