@@ -268,7 +268,7 @@ def _whole_response(problem: Problem) -> StepExample:
   return StepExample(
     id=problem.id,
     problem_id=problem.id,
-    task="rlvr",
+    task="sft",
     problem=problem.text,
     context=[],
     hint=None,

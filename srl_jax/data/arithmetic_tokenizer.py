@@ -10,6 +10,8 @@ import pathlib
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from srl_jax.data import prompts
+
 PAD, UNKNOWN = "<|pad|>", "<|unknown|>"
 STEP, SOLUTION = "<|step|>", "<|solution|>"  # what is asked for: stands for the system message
 TURN, END = "<|turn|>", "<|end|>"  # opens and closes the policy's turn
@@ -17,9 +19,9 @@ SPECIAL = (PAD, UNKNOWN, STEP, SOLUTION, TURN, END)
 WORDS = (
   *"0123456789",
   *("Start with ", ". Add ", ". Subtract ", "."),  # problem
-  *("\n\nPartial solution:\n", "\n"),  # prompt
-  *(". **Add ", ". **Subtract ", "**: ", "\\boxed{", "}"),  # steps
-  *("<think>", "</think>", "+", "-", "=", ";", "c", "b"),  # monologue
+  *(prompts.PARTIAL_SOLUTION, prompts.STEP_JOINER, prompts.HINT, "\n"),  # prompt
+  *(". **Add ", ". **Subtract ", "**: ", "\\boxed{", "}", "Add ", "Subtract "),  # steps, titles
+  *(prompts.OPEN, prompts.CLOSE, "+", "-", "=", ";", "c", "b"),  # monologue
 )
 
 # A system message becomes one token. The one that asks for a whole solution asks for the answer in

@@ -128,13 +128,13 @@ def test_the_warm_up_has_both_forms_and_keeps_to_its_split():
   assert len(examples.train) == 2000 and len(examples.validation) == 18
   assert {arithmetic.split_of(e.problem) for e in examples.train} == {"train"}
   assert {arithmetic.split_of(e.problem) for e in examples.validation} == {"calibration"}
-  whole = [e for e in examples.train if e.task == "rlvr"]
+  whole = [e for e in examples.train if e.task == "sft"]
   assert 0.5 < len(whole) / 2000 / arithmetic.WHOLE_SHARE < 1.5
   for example in examples.train:
     outside = re.sub(r"<think>.*?</think>", "", example.target)
     count = example.problem.count(". ")
-    assert outside.count("**: ") == (count if example.task == "rlvr" else 1)
-    last = example.task == "rlvr" or len(example.context) == count - 1
+    assert outside.count("**: ") == (count if example.task == "sft" else 1)
+    last = example.task == "sft" or len(example.context) == count - 1
     assert outside.endswith(f"\\boxed{{{example.answer}}}") == last
   assert examples.train != arithmetic.load(data_config(path="mix:2000"), "sft", seed=1).train
 

@@ -1,9 +1,12 @@
 """The miniature's tokenizer: loses nothing, knows every word of the family, stays short."""
 
+import json
+import pathlib
+
 import pytest
 import transformers
 
-from srl_jax.data import arithmetic, arithmetic_tokenizer
+from srl_jax.data import arithmetic, arithmetic_tokenizer, prompts
 
 
 @pytest.fixture(scope="module", params=["AutoTokenizer", "PreTrainedTokenizerFast"])
@@ -18,22 +21,15 @@ def family(n):
     yield from arithmetic.problems("train", n, steps=steps, digits=digits)
 
 
-def user_text(problem, done):
-  """The user message after `done` steps, worded as data.prompts words it."""
-  if done == 0:
-    return problem.text
-  return "\n\nPartial solution:\n".join([problem.text, "\n".join(problem.steps[:done])])
-
-
-def render(tokenizer, text, system="Give the next step."):
-  messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-  return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+def messages(problem, done, hint=None, task="srl", style="think"):
+  system = prompts.system_prompt(task, style)
+  return prompts.build_messages(problem.text, problem.steps[:done], hint, system)
 
 
 def test_round_trip_without_unknown_tokens(tokenizer):
   for problem in family(1000):
-    done = len(problem.steps) - 1
-    for text in (user_text(problem, done), "\n".join(problem.turns)):
+    user = messages(problem, len(problem.steps) - 1, hint="Subtract 8")[1]["content"]
+    for text in (user, "\n".join(problem.turns)):
       ids = tokenizer.encode(text)
       assert tokenizer.unk_token_id not in ids
       assert tokenizer.decode(ids) == text
@@ -51,7 +47,7 @@ def test_digits_stand_alone_and_words_are_whole(tokenizer):
 
 def test_lengths(tokenizer):
   for problem in arithmetic.problems("train", 300):
-    assert len(render(tokenizer, user_text(problem, 5))) <= 70
+    assert len(prompts.encode(tokenizer, messages(problem, 5)).token_ids) <= 70
     assert max(len(tokenizer.encode(turn)) for turn in problem.turns) <= 25
     assert len(tokenizer.encode("\n".join(problem.turns))) <= 150
 
@@ -63,16 +59,49 @@ def test_foreign_characters_are_unknown_one_by_one(tokenizer):
   ]
 
 
-def test_chat_template(tokenizer):
-  step, solution, turn, end = tokenizer.convert_tokens_to_ids(
-    ["<|step|>", "<|solution|>", "<|turn|>", "<|end|>"]
-  )
+@pytest.mark.parametrize(
+  "task, style, mode",
+  [
+    ("srl", "think", "<|step|>"),
+    ("sft", "think", "<|solution|>"),
+    ("one_step", "think", "<|solution|>"),
+    ("rlvr", "plain", "<|solution|>"),
+  ],
+)
+def test_the_system_message_becomes_one_token(tokenizer, task, style, mode):
   problem = arithmetic.problems("train", 1)[0]
-  body = tokenizer.encode(problem.text)
-  assert render(tokenizer, problem.text) == [step, *body, turn]
-  assert render(tokenizer, problem.text, "Solve it; \\boxed{} the end.") == [solution, *body, turn]
-  user = {"role": "user", "content": problem.text}
+  encoded = prompts.encode(tokenizer, messages(problem, 0, task=task, style=style))
+  mode, turn = tokenizer.convert_tokens_to_ids([mode, "<|turn|>"])
+  assert encoded == ([mode, *tokenizer.encode(problem.text), turn], False)
+
+
+def test_without_a_system_message_of_ours_the_next_step_is_meant(tokenizer):
+  user = {"role": "user", "content": "Start with 4. Add 3."}
+  own = {"role": "system", "content": "Be brief."}
+  usual = prompts.system_prompt("srl", "think")
+  expected = tokenizer.apply_chat_template([{"role": "system", "content": usual}, user])
+  assert tokenizer.apply_chat_template([own, user]) == expected
+  assert tokenizer.apply_chat_template([user]) == expected
+
+
+def test_an_answer_ends_with_the_stop_token(tokenizer):
+  problem = arithmetic.problems("train", 1)[0]
   answer = {"role": "assistant", "content": problem.turns[0]}
-  rendered = tokenizer.apply_chat_template([user, answer], return_dict=False)
-  assert rendered == [step, *body, turn, *tokenizer.encode(problem.turns[0]), end]
-  assert (tokenizer.eos_token_id, tokenizer.pad_token) == (end, "<|pad|>")
+  text = tokenizer.apply_chat_template([*messages(problem, 0), answer], tokenize=False)
+  prompt = tokenizer.apply_chat_template(
+    messages(problem, 0), tokenize=False, add_generation_prompt=True
+  )
+  assert text == prompt + problem.turns[0] + "<|end|>"
+  assert tokenizer.eos_token == "<|end|>" and tokenizer.pad_token == "<|pad|>"
+
+
+def test_the_committed_model_folder_is_up_to_date(tmp_path):
+  arithmetic_tokenizer.save(tmp_path)
+  folder = pathlib.Path(__file__).parents[2] / "configs" / "miniature"
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    assert (folder / name).read_text() == (tmp_path / name).read_text()
+  config = json.loads((folder / "config.json").read_text())
+  tokenizer = prompts.load_tokenizer(folder)
+  assert config["vocab_size"] == len(tokenizer)
+  assert prompts.stop_ids(tokenizer, folder) == [config["eos_token_id"]]
+  assert config["pad_token_id"] == tokenizer.pad_token_id
