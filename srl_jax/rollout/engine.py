@@ -1,0 +1,74 @@
+"""What a rollout engine is: prompts of token ids in, groups of sampled responses out.
+
+Two engines keep this protocol: the built-in sampler (`sampler.py`) and a vLLM server
+(`vllm_client.py`). The learner knows nothing else of either.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A prompt to sample for: `id` is unique in a run and gives the prompt its random stream."""
+
+  id: str
+  token_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+  """How to sample.
+
+  Fields:
+    max_tokens: most tokens of a response, the stop token included.
+    temperature: 0 takes the most likely token.
+    top_p, top_k: 1.0 and 0 leave the distribution whole, as training needs it.
+    seed, step: with the prompt's id, the sample's index and the position they name the random
+      number of every token, so the same five always give the same token.
+  """
+
+  max_tokens: int
+  temperature: float = 1.0
+  top_p: float = 1.0
+  top_k: int = 0
+  seed: int = 0
+  step: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """One sampled response.
+
+  Fields:
+    prompt_id: the prompt's id.
+    token_ids: sampled tokens, the stop token included.
+    sampler_logprobs: log-prob of each token when it was sampled, under the distribution at the
+      sampling temperature and before top-p and top-k (greedy: at temperature 1); natural log.
+    finish_reason: "stop" (a stop token) or "length" (cut off at max_tokens).
+    weight_version: the version of the weights that sampled it.
+    text: the decoded tokens, special tokens left out.
+  """
+
+  prompt_id: str
+  token_ids: tuple[int, ...]
+  sampler_logprobs: tuple[float, ...]
+  finish_reason: str
+  weight_version: int
+  text: str
+
+
+class Engine(Protocol):
+  """Samples responses from the newest weights that were loaded into it."""
+
+  def sample(
+    self, prompts: Sequence[Prompt], n: int, params: SamplingParams
+  ) -> Iterator[list[Rollout]]:
+    """Yields one group of n rollouts for each prompt, in the order in which they end."""
+
+  def load_weights(self, model, version: int) -> None:
+    """Samples from now on with the weights of `model` (policy.model.Qwen2), named `version`."""
+
+  def close(self) -> None:
+    """Frees what the engine holds; it cannot sample afterwards."""

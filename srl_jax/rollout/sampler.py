@@ -1,0 +1,352 @@
+"""The built-in rollout engine: batched sampling with a KV cache on the policy's own mesh.
+
+A fixed number of slots decode side by side. A slot holds one prompt, read once, and its n
+responses; when all of them have ended it takes the next prompt while the other slots go on, so a
+batch does not wait for its longest response. A token's random number is named by (seed, step,
+prompt id, sample index, position) and by nothing else: neither the slot nor its neighbours change
+what is sampled.
+"""
+
+import functools
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srl_jax.policy import attention
+from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
+from srl_jax.policy.sharding import ACT_AXES, act_spec, gather, has_mesh, put, reshard
+from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
+
+SMALLEST_BUCKET = 32
+
+
+class Slots(NamedTuple):
+  """What decoding carries from token to token, for b slots of g responses.
+
+  A response's tokens and keys lie in a ring of r places, r being the most tokens of a response. All
+  slots write at the same `column`, from wherever they began, so a write is one slice.
+  """
+
+  caches: list[tuple]  # (prompt_k_bpkh, prompt_v_bpkh, k_bgrkh, v_bgrkh) of each layer
+  lengths_b: jax.Array  # tokens of the prompt
+  streams_b: jax.Array  # uint32, the prompt's random stream
+  ages_bg: jax.Array  # tokens sampled so far
+  done_bg: jax.Array  # ended, or nobody sits here
+  newest_bg: jax.Array  # the newest token, which the network has not read yet
+  tokens_bgr: jax.Array
+  logprobs_bgr: jax.Array
+  column: jax.Array  # where the token read last stands
+
+
+class Decoding(NamedTuple):
+  """The part of SamplingParams that a compiled program depends on."""
+
+  temperature: float
+  top_p: float
+  top_k: int
+  stop_ids: tuple[int, ...]
+
+
+def bucket(length: int) -> int:
+  """The compiled length for `length` tokens: 32, 48, 64, 96, 128, 192, 256, ..."""
+  size = SMALLEST_BUCKET
+  while size < length:
+    size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+  return size
+
+
+def stream_of(prompt_id: str) -> int:
+  """The 32-bit name of a prompt's random stream."""
+  return zlib.crc32(prompt_id.encode())
+
+
+def truncate(logprobs_bgv, top_p: float, top_k: int):
+  """-inf for tokens outside the top_k most likely, or outside the smallest set of mass >= top_p."""
+  if top_p >= 1 and not 0 < top_k < logprobs_bgv.shape[-1]:
+    return logprobs_bgv
+  ranked = jnp.sort(logprobs_bgv, axis=-1, descending=True)
+  keep = jnp.cumsum(jnp.exp(ranked), axis=-1) - jnp.exp(ranked) < top_p  # mass before the token
+  if top_k > 0:
+    keep &= jnp.arange(ranked.shape[-1]) < top_k
+  least = jnp.min(jnp.where(keep, ranked, jnp.inf), axis=-1, keepdims=True)
+  return jnp.where(logprobs_bgv >= least, logprobs_bgv, -jnp.inf)
+
+
+def random_keys(seed_step, streams_b, positions_bg):
+  """keys_bg: the key of the token at each position, named by (seed, step, prompt, sample, position)."""
+  key = jax.random.fold_in(jax.random.key(seed_step[0]), seed_step[1])
+  fold = jax.vmap(jax.random.fold_in)
+  samples_g = jnp.arange(positions_bg.shape[1])
+  of_prompt = lambda stream, positions_g: fold(
+    jax.vmap(lambda g: jax.random.fold_in(jax.random.fold_in(key, stream), g))(samples_g),
+    positions_g,
+  )
+  return jax.vmap(of_prompt)(streams_b, positions_bg)
+
+
+def pick(logits_bgv, seed_step, streams_b, positions_bg, how: Decoding):
+  """Samples one token for each response.
+
+  Args:
+    logits_bgv: float32; v must be whole.
+    seed_step: uint32 pair.
+    streams_b: uint32, see stream_of.
+    positions_bg: int32, index of the token in its response.
+    how: temperature, top-p and top-k.
+
+  Returns:
+    (tokens_bg int32, logprobs_bg float32): log-probs as Rollout.sampler_logprobs states them.
+  """
+  logprobs = jax.nn.log_softmax(logits_bgv / (how.temperature or 1.0), axis=-1)
+  if how.temperature == 0:
+    tokens_bg = jnp.argmax(logprobs, axis=-1)
+  else:
+    gumbel = lambda key: jax.random.gumbel(key, logprobs.shape[-1:])
+    noise = jax.vmap(jax.vmap(gumbel))(random_keys(seed_step, streams_b, positions_bg))
+    tokens_bg = jnp.argmax(truncate(logprobs, how.top_p, how.top_k) + noise, axis=-1)
+  logprobs_bg = jnp.take_along_axis(logprobs, tokens_bg[:, :, None], axis=-1)[:, :, 0]
+  return tokens_bg.astype(jnp.int32), logprobs_bg
+
+
+def _pick(logits_bgv, seed_step, streams_b, positions_bg, how):
+  """`pick`, each device for its own slots."""
+  run = functools.partial(pick, how=how)
+  if has_mesh():
+    whole, bg = jax.P(ACT_AXES["b"], None, None), act_spec("bg")
+    logits_bgv = reshard(logits_bgv, whole)
+    specs = (whole, jax.P(), act_spec("b"), bg)
+    run = jax.shard_map(run, in_specs=specs, out_specs=(bg, bg))
+  return run(logits_bgv, seed_step, streams_b, positions_bg)
+
+
+def _is_stop(tokens_bg, stop_ids):
+  return (tokens_bg[:, :, None] == jnp.array(stop_ids, jnp.int32)).any(axis=-1)
+
+
+@jax.jit
+def _decoding_copy(model: Qwen2):
+  """(model without layers, list of layers) in the compute type.
+
+  The copy is whole along fsdp, so weights are gathered once a version and not once a token, and
+  every layer's weights stand alone, so that decoding reads them where they lie.
+  """
+  dtype = model.config.dtype
+  layers, outside = model.layers, [name for name in LAYOUT if hasattr(model, name)]
+  del model.layers  # of jit's own copy of the module
+  for name in outside:
+    if name != "layers":
+      getattr(model, name)[...] = gather(getattr(model, name)[...], LAYOUT[name], dtype)
+  for name, letters in LAYOUT["layers"].items():
+    getattr(layers, name)[...] = gather(getattr(layers, name)[...], "l" + letters, dtype)
+  count = model.config.num_hidden_layers
+  return model, [jax.tree.map(lambda w: w[i], layers) for i in range(count)]  # noqa: B023
+
+
+@functools.partial(jax.jit, static_argnames=("n", "how"))
+def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
+  """Reads prompts and samples the first token of the n responses of each.
+
+  Returns (tokens_bg, logprobs_bg, [(k_bpkh, v_bpkh) of each layer]).
+  """
+  b, p = tokens_bp.shape
+  positions_bp = reshard(jnp.broadcast_to(jnp.arange(p), (b, p)), act_spec("bp"))
+  state = attention.Packed(positions_bp, (positions_bp < lengths_b[:, None]).astype(jnp.int32))
+  rotary = rotary_angles(positions_bp, model.config)
+  x_bpd, memory = model.embed(tokens_bp), []
+  for layer in layers:
+    x_bpd, keys_values = layer(x_bpd, rotary, state)
+    memory.append(keys_values)
+  last = (positions_bp == lengths_b[:, None] - 1).astype(x_bpd.dtype)
+  last_b1d = jnp.einsum("bp,bpd->bd", last, x_bpd)[:, None]
+  logits_b1v = model.logits(model.final_norm(last_b1d))
+  logits_bgv = jnp.broadcast_to(logits_b1v, (b, n, logits_b1v.shape[-1]))
+  positions_bg = reshard(jnp.zeros((b, n), jnp.int32), act_spec("bg"))
+  tokens_bg, logprobs_bg = _pick(logits_bgv, seed_step, streams_b, positions_bg, how)
+  return tokens_bg, logprobs_bg, memory
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="how")
+def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_bg, memory, how):
+  """Slots with new prompts: slot i takes the prefilled prompt sources_b[i], or stays as it is (-1)."""
+  takes_b = sources_b >= 0
+
+  def choose(new, old, letters):
+    # The new prompts are few: they come whole to every device and each slot picks its own.
+    layout = act_spec(letters) if has_mesh() else None
+    new = reshard(new, jax.P()).at[jnp.maximum(sources_b, 0)].get(out_sharding=layout)
+    return jnp.where(takes_b.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+  ages_bg = jnp.where(takes_b[:, None], 1, slots.ages_bg)
+  done_bg = jnp.where(takes_b[:, None], False, slots.done_bg)
+  slots = slots._replace(
+    caches=[
+      (choose(k, old[0], "bpkh"), choose(v, old[1], "bpkh"), *old[2:])
+      for (k, v), old in zip(memory, slots.caches)
+    ],
+    lengths_b=choose(lengths_b, slots.lengths_b, "b"),
+    streams_b=choose(streams_b, slots.streams_b, "b"),
+    ages_bg=ages_bg,
+    done_bg=done_bg,
+  )
+  tokens_bg = choose(tokens_bg, slots.newest_bg, "bg")
+  logprobs_bg = choose(logprobs_bg, jnp.zeros_like(logprobs_bg, shape=ages_bg.shape), "bg")
+  return _record(slots, takes_b[:, None], tokens_bg, logprobs_bg, how)
+
+
+def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, how):
+  """Slots whose newest tokens are tokens_bg, for the responses of writes_bg."""
+  r = slots.tokens_bgr.shape[-1]
+  place = (slots.column + 1) % r
+
+  def write(ring_bgr, new_bg):
+    old_bg = jax.lax.dynamic_index_in_dim(ring_bgr, place, axis=2, keepdims=False)
+    new_bg = jnp.where(writes_bg, new_bg, old_bg)
+    return jax.lax.dynamic_update_index_in_dim(ring_bgr, new_bg, place, axis=2)
+
+  ended = _is_stop(tokens_bg, how.stop_ids) | (slots.ages_bg >= r)
+  return slots._replace(
+    newest_bg=jnp.where(writes_bg, tokens_bg, slots.newest_bg),
+    tokens_bgr=write(slots.tokens_bgr, tokens_bg),
+    logprobs_bgr=write(slots.logprobs_bgr, logprobs_bg),
+    done_bg=slots.done_bg | (writes_bg & ended),
+  )
+
+
+@functools.partial(jax.jit, donate_argnums=2, static_argnames="how")
+def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
+  """Decodes until at least `free_slots` slots have ended (empty ones count)."""
+  r = slots.tokens_bgr.shape[-1]
+
+  def step(slots):
+    column = (slots.column + 1) % r
+    positions_bg = slots.lengths_b[:, None] + slots.ages_bg - 1
+    rotary = rotary_angles(positions_bg, model.config)
+    x_bgd, caches = model.embed(slots.newest_bg), []
+    for layer, (prompt_k, prompt_v, k, v) in zip(layers, slots.caches):
+      state = attention.Cached(prompt_k, prompt_v, slots.lengths_b, k, v, column, slots.ages_bg)
+      x_bgd, own = layer(x_bgd, rotary, state)
+      caches.append((prompt_k, prompt_v, *own))
+    logits_bgv = model.logits(model.final_norm(x_bgd))
+    tokens_bg, logprobs_bg = _pick(logits_bgv, seed_step, slots.streams_b, slots.ages_bg, how)
+    goes_on_bg = ~slots.done_bg
+    ages_bg = slots.ages_bg + goes_on_bg
+    slots = slots._replace(caches=caches, column=column, ages_bg=ages_bg)
+    return _record(slots, goes_on_bg, tokens_bg, logprobs_bg, how)
+
+  return jax.lax.while_loop(lambda s: s.done_bg.all(axis=1).sum() < free_slots, step, slots)
+
+
+class Sampler:
+  """The built-in engine (rollout.engine.Engine).
+
+  Args:
+    tokenizer: decodes the responses' text.
+    stop_ids: token ids that end a response.
+    width: responses that decode side by side; a group of n takes n of them.
+  """
+
+  def __init__(self, tokenizer, stop_ids: Sequence[int], width: int):
+    self.tokenizer = tokenizer
+    self.stop_ids = tuple(stop_ids)
+    self.width = width
+    self.version = None
+
+  def load_weights(self, model: Qwen2, version: int) -> None:
+    self.model, self.layers = _decoding_copy(model)
+    self.version = version
+
+  def close(self) -> None:
+    self.model = self.layers = None
+
+  def sample(
+    self, prompts: Sequence[Prompt], n: int, params: SamplingParams
+  ) -> Iterator[list[Rollout]]:
+    if self.version is None:
+      raise RuntimeError("Sampler.sample: call load_weights first")
+    if not prompts:
+      return
+    shards = (
+      int(np.prod([jax.sharding.get_mesh().shape[a] for a in ACT_AXES["b"]])) if has_mesh() else 1
+    )
+    count = max(1, self.width // n // shards) * shards  # slots
+    batch = max(1, count // 4 // shards) * shards  # prompts read at once
+    p = bucket(max(len(prompt.token_ids) for prompt in prompts))
+    how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
+    seed_step = jnp.array([params.seed, params.step], jnp.uint32)
+    slots = self._empty(count, n, p, params.max_tokens)
+    seats: list[Prompt | None] = [None] * count
+    begins = np.zeros(count, int)  # ring place of each slot's first token
+    waiting = list(prompts)[::-1]
+    while waiting or any(seats):
+      free = [i for i, prompt in enumerate(seats) if prompt is None]
+      while waiting and free:
+        taken = [waiting.pop() for _ in range(min(batch, len(waiting), len(free)))]
+        chosen, free = free[: len(taken)], free[len(taken) :]
+        begins[chosen] = (int(slots.column) + 1) % params.max_tokens
+        for i, prompt in zip(chosen, taken):
+          seats[i] = prompt
+        slots = self._seat(slots, taken, chosen, batch, seed_step, n, p, how)
+      target = min(count, len(free) + batch) if waiting else count
+      slots = _decode(self.model, self.layers, slots, seed_step, target, how)
+      ended = [i for i in np.flatnonzero(np.asarray(slots.done_bg).all(axis=1)) if seats[i]]
+      ages, tokens, logprobs = map(
+        np.asarray, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr)
+      )
+      for i in ended:
+        prompt, seats[i] = seats[i], None
+        order = (begins[i] + np.arange(params.max_tokens)) % params.max_tokens
+        yield [
+          self._rollout(
+            prompt, tokens[i, g, order[: ages[i, g]]], logprobs[i, g, order[: ages[i, g]]]
+          )
+          for g in range(n)
+        ]
+
+  def _empty(self, b: int, g: int, p: int, r: int) -> Slots:
+    """Slots in which nobody sits."""
+    config = self.model.config
+    k, h = config.num_key_value_heads, config.head_dim
+    zeros = lambda shape, letters, dtype=jnp.int32: put(np.zeros(shape, dtype), letters)
+    cache = lambda *shape: zeros((*shape, k, h), "bgrkh"[: len(shape)] + "kh", config.dtype)
+    return Slots(
+      caches=[(cache(b, p), cache(b, p), cache(b, g, r), cache(b, g, r)) for _ in self.layers],
+      lengths_b=zeros((b,), "b") + 1,
+      streams_b=zeros((b,), "b", np.uint32),
+      ages_bg=zeros((b, g), "bg") + 1,
+      done_bg=zeros((b, g), "bg") == 0,
+      newest_bg=zeros((b, g), "bg"),
+      tokens_bgr=zeros((b, g, r), "bgr"),
+      logprobs_bgr=zeros((b, g, r), "bgr", np.float32),
+      column=jnp.int32(0),
+    )
+
+  def _seat(self, slots, prompts, chosen, batch, seed_step, n, p, how):
+    """Slots in which `prompts` have taken the seats `chosen`."""
+    tokens_bp = np.zeros((batch, p), np.int32)
+    lengths_b = np.ones(batch, np.int32)
+    streams_b = np.zeros(batch, np.uint32)
+    sources = np.full(slots.lengths_b.shape, -1, np.int32)
+    for row, (prompt, seat) in enumerate(zip(prompts, chosen)):
+      tokens_bp[row, : len(prompt.token_ids)] = prompt.token_ids
+      lengths_b[row], streams_b[row] = len(prompt.token_ids), stream_of(prompt.id)
+      sources[seat] = row
+    lengths_b, streams_b = put(lengths_b, "b"), put(streams_b, "b")
+    first = _prefill(
+      self.model, self.layers, put(tokens_bp, "bp"), lengths_b, streams_b, seed_step, n=n, how=how
+    )
+    return _insert(slots, put(sources, "b"), lengths_b, streams_b, *first, how=how)
+
+  def _rollout(self, prompt, tokens, logprobs) -> Rollout:
+    token_ids = tuple(tokens.tolist())
+    return Rollout(
+      prompt_id=prompt.id,
+      token_ids=token_ids,
+      sampler_logprobs=tuple(logprobs.tolist()),
+      finish_reason="stop" if token_ids[-1] in self.stop_ids else "length",
+      weight_version=self.version,
+      text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+    )
