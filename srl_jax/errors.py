@@ -1,0 +1,127 @@
+"""How every command ends on bad input: one line on stderr and exit code 2, no traceback.
+
+Ours are: flags that do not parse (config overrides included), and a ValueError raised by this
+package's or a config's own code. A ValueError from inside a library, and every other exception, is
+a bug: it keeps its traceback.
+"""
+
+import difflib
+import dis
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+
+import ml_collections
+from absl import app, flags
+from ml_collections.config_flags import config_flags
+
+_OURS = ("srl_jax", "configs", "config_config", "__main__")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Parses the command line into absl's flags, calls `main(argv)` and exits the process.
+
+  Exit codes: 0; 2 with one line `error: ...` on stderr for bad input; 1 with a traceback for bugs.
+  """
+
+  def guarded(argv: list[str]) -> None:
+    if len(argv) > 1:
+      _fail(f"unexpected argument {argv[1]!r}; every setting is a flag, --name=value")
+    try:
+      main(argv)
+    except ValueError as error:
+      if not _raised_by_us(error):
+        raise
+      _fail(str(error))
+
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def _fail(message: str) -> None:
+  print("error: " + " ".join(message.split()), file=sys.stderr)
+  sys.exit(2)
+
+
+def _raised_by_us(error: ValueError) -> bool:
+  """Whether a `raise` statement of ours raised it, not a C function that our code called."""
+  entry = error.__traceback__
+  while entry.tb_next:
+    entry = entry.tb_next
+  code = entry.tb_frame.f_code
+  is_ours = entry.tb_frame.f_globals.get("__name__", "").split(".")[0] in _OURS
+  return is_ours and dis.opname[code.co_code[entry.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Returns what is left of the command line; ends the process if a flag is wrong."""
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(_without_traceback(str(error)))
+  except SyntaxError as error:
+    _fail(f"{error.filename}:{error.lineno}: {error.msg}")
+  except (AttributeError, KeyError, OSError):
+    # What ml_collections raises for an override of a key that is not there, or of a missing file.
+    for _, file, _ in _config_flags(argv):
+      _check_exists(file)
+    unknown = _unknown_key(argv)
+    if not unknown:
+      raise
+    _fail(unknown)
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    if config_flags.is_config_flag(flag) and flag.present:
+      # ml_collections reports a missing file only when the config is first used.
+      _check_exists(config_flags.get_config_filename(flag))
+  return rest
+
+
+def _without_traceback(message: str) -> str:
+  """Returns a flag error without the traceback that a ValueError in a config file brings along."""
+  head, traced, tail = message.partition("Error whilst parsing config file:")
+  last = tail.strip().splitlines()[-1].strip() if traced else ""
+  if not last.startswith("ValueError: "):
+    return message
+  return head + last.removeprefix("ValueError: ")
+
+
+def _check_exists(file: str) -> None:
+  path = file.split(":", 1)[0]
+  if not os.path.isfile(path):
+    _fail(f"config file {path!r} does not exist (looked in {os.path.abspath(path)})")
+
+
+def _config_flags(argv: list[str]) -> Iterator[tuple[str, str, list[str]]]:
+  """Yields name, file and overridden keys of every config flag on the command line."""
+  for name in flags.FLAGS:
+    if not config_flags.is_config_flag(flags.FLAGS[name]):
+      continue
+    line = "\n".join(argv)
+    file = re.search(rf"(?m)^--?{name}[=\n](.*)$", line)
+    if file:
+      yield name, file[1], re.findall(rf"(?m)^--?(?:no)?{name}\.([^=\n]+)", line)
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+  """Returns the complaint about the first override of a key that its config does not have."""
+  for name, file, overrides in _config_flags(argv):
+    alone = flags.FlagValues()
+    config_flags.DEFINE_config_file(name, flag_values=alone, sys_argv=[])
+    alone([argv[0], f"--{name}={file}"])
+    known = _keys(alone[name].value)
+    for key in overrides:
+      if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+        return f"--{name}.{key}: the config {file} has no key {key!r}{hint}"
+  return None
+
+
+def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+  keys = []
+  for key in config:
+    keys.append(prefix + key)
+    if isinstance(config[key], ml_collections.ConfigDict):
+      keys += _keys(config[key], f"{prefix}{key}.")
+  return keys

@@ -1,0 +1,110 @@
+"""Every kind of bad command line ends in one line and exit code 2; bugs keep their traceback."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+SCRIPT = """
+from absl import flags
+from ml_collections import config_flags
+from srl_jax import errors
+
+CONFIG = config_flags.DEFINE_config_file("config")
+MODE = flags.DEFINE_string("mode", "", "")
+
+
+def main(argv):
+  if MODE.value == "ours":
+    with open(__file__):
+      try:
+        int("x")
+      except ValueError as error:
+        raise ValueError(
+          "rows.jsonl:3: broken\\nbeyond repair"
+        ) from error
+  if MODE.value == "library":
+    import numpy
+    numpy.zeros((2, 3)).reshape(4)
+  if MODE.value == "bug":
+    raise KeyError("boom")
+  print("seed", CONFIG.value.seed if CONFIG.value else None)
+
+
+if __name__ == "__main__":
+  errors.run(main)
+"""
+
+CONFIG = """
+import ml_collections
+
+def get_config(arg=""):
+  if arg:
+    raise ValueError(f"unknown argument {arg!r}; use none")
+  return ml_collections.ConfigDict(dict(seed=1, data=dict(path="x", split="train")))
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("command")
+  (folder / "script.py").write_text(SCRIPT)
+  (folder / "config.py").write_text(CONFIG)
+  (folder / "typo.py").write_text("\ndef get_config(:\n  pass\n")
+
+  def run(*flags):
+    return subprocess.run(
+      [sys.executable, "script.py", *flags],
+      cwd=folder,
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  return run
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--nope=1"], "error: Unknown command line flag 'nope'"),
+    (["--config=missing.py"], "error: config file 'missing.py' does not exist"),
+    (["--config=missing.py", "--config.seed=1"], "error: config file 'missing.py' does not exist"),
+    (
+      ["--config=config.py", "--config.data.pth=y"],
+      "error: --config.data.pth: the config config.py has no key 'data.pth'; "
+      "did you mean 'data.path'?",
+    ),
+    (["--config=config.py", "--config.zz=1"], "has no key 'zz'; it has data, data.path, data.spl"),
+    (["--config=config.py", "--config.seed.x=1"], "has no key 'seed.x'; did you mean 'seed'?"),
+    (["--config=config.py", "--config.seed=abc"], "error: flag --config.seed=abc: invalid literal"),
+    (["--config=config.py:fast"], "error: flag --config=config.py:fast: unknown argument 'fast'"),
+    (["--config=typo.py"], "typo.py:2: invalid syntax"),
+    (["--config=config.py", "stray"], "error: unexpected argument 'stray'"),
+    (["--mode=ours"], "error: rows.jsonl:3: broken beyond repair"),
+  ],
+)
+def test_bad_input_is_one_line(command, flags, message):
+  result = command(*flags)
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert result.stderr.startswith("error: ")
+  assert result.stderr.count("\n") == 1
+  assert result.stdout == ""
+
+
+@pytest.mark.parametrize("mode", ["library", "bug"])
+def test_bugs_keep_their_traceback(command, mode):
+  result = command(f"--mode={mode}")
+  assert result.returncode == 1
+  assert "Traceback" in result.stderr
+
+
+def test_a_good_command_line(command):
+  result = command("--config=config.py", "--config.seed=7")
+  assert (result.returncode, result.stdout) == (0, "seed 7\n")
