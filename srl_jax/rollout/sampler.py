@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from srl_jax.data.batches import bucket
 from srl_jax.policy import attention
 from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
 from srl_jax.policy.sharding import ACT_AXES, act_spec, gather, has_mesh, put, reshard
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
-
-SMALLEST_BUCKET = 32
 
 
 class Slots(NamedTuple):
@@ -51,14 +50,6 @@ class Decoding(NamedTuple):
   stop_ids: tuple[int, ...]
 
 
-def bucket(length: int) -> int:
-  """The compiled length for `length` tokens: 32, 48, 64, 96, 128, 192, 256, ..."""
-  size = SMALLEST_BUCKET
-  while size < length:
-    size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-  return size
-
-
 def stream_of(prompt_id: str) -> int:
   """The 32-bit name of a prompt's random stream."""
   return zlib.crc32(prompt_id.encode())
@@ -77,7 +68,7 @@ def truncate(logprobs_bgv, top_p: float, top_k: int):
 
 
 def random_keys(seed_step, streams_b, positions_bg):
-  """keys_bg: the key of the token at each position, named by (seed, step, prompt, sample, position)."""
+  """keys_bg: the key of each token, named by (seed, step, prompt, sample, position)."""
   key = jax.random.fold_in(jax.random.key(seed_step[0]), seed_step[1])
   fold = jax.vmap(jax.random.fold_in)
   samples_g = jnp.arange(positions_bg.shape[1])
@@ -171,7 +162,7 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="how")
 def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_bg, memory, how):
-  """Slots with new prompts: slot i takes the prefilled prompt sources_b[i], or stays as it is (-1)."""
+  """Slots with new prompts: slot i takes prefilled prompt sources_b[i], or keeps its own (-1)."""
   takes_b = sources_b >= 0
 
   def choose(new, old, letters):

@@ -1,0 +1,157 @@
+"""Groups -> rows of fixed size, with each prompt once and its responses behind it.
+
+A row is a line of t tokens that holds several groups; segments tell the groups apart, branches the
+responses of a group (policy.attention.Packed). Which tokens are trained stands beside it: the
+log-prob of token targets_bs is read from the hidden state at place sources_bs, so all responses of
+a group read their first token from the one last token of their prompt.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from srl_jax.data.batches import bucket
+from srl_jax.learner.grpo import token_shares
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """A response to train on.
+
+  Fields: token_ids; sampler_logprobs, one a token (or None where nothing was sampled: SFT);
+  advantage.
+  """
+
+  token_ids: Sequence[int]
+  sampler_logprobs: Sequence[float] | None
+  advantage: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedGroup:
+  """A prompt and the responses that share it."""
+
+  prompt_ids: Sequence[int]
+  responses: Sequence[Response]
+
+  def size(self) -> int:
+    """Tokens of the group, the prompt counted once."""
+    return len(self.prompt_ids) + sum(len(r.token_ids) for r in self.responses)
+
+
+class Rows(NamedTuple):
+  """b rows of t tokens, s of which are trained. int32 and float32; padding is 0."""
+
+  tokens_bt: np.ndarray
+  positions_bt: np.ndarray
+  segments_bt: np.ndarray
+  branches_bt: np.ndarray
+  sources_bs: np.ndarray
+  targets_bs: np.ndarray
+  advantages_bs: np.ndarray
+  shares_bs: np.ndarray  # share of the loss; 0 marks padding
+  sampler_logprobs_bs: np.ndarray
+
+
+def pack(
+  groups: Sequence[PackedGroup],
+  *,
+  tokens_per_device: int,
+  shards: int,
+  aggregate: str,
+  max_tokens: int,
+) -> list[Rows]:
+  """Packs groups into micro-batches of one shape.
+
+  Args:
+    groups: what one optimiser step trains on.
+    tokens_per_device: most tokens of a device's part of a micro-batch.
+    shards: devices that the rows are cut over (data x fsdp).
+    aggregate, max_tokens: see grpo.token_shares; taken over all the groups.
+
+  Returns:
+    Micro-batches; their sums over shares_bs are 1 in all.
+
+  Raises ValueError when a prompt and one of its responses are longer than tokens_per_device.
+  """
+  lengths = np.array([len(r.token_ids) for group in groups for r in group.responses])
+  shares = iter(token_shares(lengths, aggregate, max_tokens).tolist())
+  units = []
+  for group in groups:
+    units += _split(group, [next(shares) for _ in group.responses], tokens_per_device)
+  t = min(tokens_per_device, bucket(max(group.size() for group, _ in units)))
+  bins = _first_fit(units, t)
+  trained = lambda units: sum(len(r.token_ids) for group, _ in units for r in group.responses)
+  s = min(t, bucket(max(map(trained, bins))))
+  rows = [_row(units, t, s) for units in bins]
+  size = max(1, tokens_per_device // t) * shards
+  empty = Rows(*(np.zeros_like(x) for x in rows[0]))
+  rows += [empty] * (-len(rows) % size)
+  return [Rows(*map(np.stack, zip(*rows[i : i + size]))) for i in range(0, len(rows), size)]
+
+
+def _split(group, shares, limit):
+  """The group as one or more (group, shares) of at most `limit` tokens, the prompt in each."""
+  parts, room = [], 0
+  for response, share in zip(group.responses, shares):
+    need = len(response.token_ids)
+    if len(group.prompt_ids) + need > limit:
+      raise ValueError(
+        f"batch.tokens_per_device: {limit} is less than a prompt of {len(group.prompt_ids)} tokens "
+        f"and its response of {need}; raise it, or lower data.max_prompt_tokens or "
+        "rollout.max_tokens"
+      )
+    if need > room:
+      parts.append(([], []))
+      room = limit - len(group.prompt_ids)
+    parts[-1][0].append(response)
+    parts[-1][1].append(share)
+    room -= need
+  return [(PackedGroup(group.prompt_ids, responses), shares) for responses, shares in parts]
+
+
+def _first_fit(units, t):
+  """Units dealt into bins of t tokens, the longest first, each into the first bin with room."""
+  bins, rooms = [], []
+  for unit in sorted(units, key=lambda unit: -unit[0].size()):
+    size = unit[0].size()
+    place = next((i for i, room in enumerate(rooms) if room >= size), None)
+    if place is None:
+      place = len(bins)
+      bins.append([])
+      rooms.append(t)
+    bins[place].append(unit)
+    rooms[place] -= size
+  return bins
+
+
+def _row(units, t, s) -> Rows:
+  """One row (rank 1 arrays) of the units."""
+  ints = np.zeros((4, t), np.int32)
+  scored = np.zeros((2, s), np.int32)
+  floats = np.zeros((3, s), np.float32)
+  tokens, positions, segments, branches = ints
+  sources, targets = scored
+  advantages, shares, sampler = floats
+  at = done = 0
+  for segment, (group, response_shares) in enumerate(units, 1):
+    p = len(group.prompt_ids)
+    tokens[at : at + p] = group.prompt_ids
+    positions[at : at + p] = np.arange(p)
+    segments[at : at + group.size()] = segment
+    last = at + p - 1  # the prompt's last token predicts the first of every response
+    at += p
+    for branch, (response, share) in enumerate(zip(group.responses, response_shares), 1):
+      n = len(response.token_ids)
+      here, new = slice(at, at + n), slice(done, done + n)
+      tokens[here] = targets[new] = response.token_ids
+      positions[here] = p + np.arange(n)
+      branches[here] = branch
+      sources[new] = np.concatenate([[last], at + np.arange(n - 1)])
+      advantages[new], shares[new] = response.advantage, share
+      if response.sampler_logprobs is not None:
+        sampler[new] = response.sampler_logprobs
+      at, done = at + n, done + n
+  return Rows(*ints, *scored, *floats)

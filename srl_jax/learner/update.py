@@ -1,0 +1,206 @@
+"""The update: micro-batches of packed rows in, new weights out. Two programs and no more.
+
+`accumulate` adds one micro-batch's gradient and metrics to running sums, `apply` makes the
+optimiser step. Every term of a loss carries its share of the whole batch (packing.Rows.shares_bs),
+so how the batch was cut changes nothing. With one optimiser step for each batch the old log-probs
+are the new ones without their gradient, and no pass is run for them.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from srl_jax.learner import grpo
+from srl_jax.learner.packing import Rows
+from srl_jax.policy.model import Qwen2
+from srl_jax.policy.sharding import act_spec, has_mesh, put
+
+
+class Loss(NamedTuple):
+  """What is minimised; static for a run.
+
+  Fields:
+    kind: "policy" (equation 1) or "likelihood" (SFT: minus the log-prob of the response).
+    clip_low, clip_high, importance_cap (0 = no importance weights): see grpo.
+    kl: coefficient of grpo.kl_estimate.
+    temperature: the sampling temperature, by which logits are divided here too.
+    chunk: trained tokens whose logits exist at one time, per row.
+    remat: recompute layers in the backward pass.
+  """
+
+  kind: str = "policy"
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  importance_cap: float = 2.0
+  kl: float = 0.0
+  temperature: float = 1.0
+  chunk: int = 512
+  remat: bool = False
+
+
+def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
+  """Log-prob of every trained token, and the entropy of its distribution.
+
+  The logits of at most `loss.chunk` tokens a row exist at one time, in the backward pass too.
+
+  Returns:
+    (logprobs_bs, entropy_bs): float32; anything where shares_bs is 0.
+  """
+  hidden_btd = model.hidden(
+    rows.tokens_bt, rows.positions_bt, rows.segments_bt, rows.branches_bt, remat=loss.remat
+  )
+  hidden_bsd = _take(hidden_btd, rows.sources_bs)
+  s = rows.targets_bs.shape[1]
+
+  @jax.checkpoint
+  def of_chunk(hidden_btd, targets_bt):
+    logits_btv = model.logits(hidden_btd) / loss.temperature
+    norm_bt = jax.nn.logsumexp(logits_btv, axis=-1)
+    # Compare and sum rather than gather: v may be cut over devices.
+    vocabulary = jax.lax.broadcasted_iota(
+      jnp.int32, logits_btv.shape, 2, out_sharding=act_spec("btv") if has_mesh() else None
+    )
+    chosen = vocabulary == targets_bt[:, :, None]
+    logprobs_bt = jnp.where(chosen, logits_btv, 0.0).sum(axis=-1) - norm_bt
+    probs = jax.lax.stop_gradient(jnp.exp(logits_btv - norm_bt[:, :, None]))
+    entropy_bt = norm_bt - (probs * logits_btv).sum(axis=-1)
+    return logprobs_bt, jax.lax.stop_gradient(entropy_bt)
+
+  parts = [
+    of_chunk(hidden_bsd[:, i : i + loss.chunk], rows.targets_bs[:, i : i + loss.chunk])
+    for i in range(0, s, loss.chunk)
+  ]
+  return tuple(jnp.concatenate(part, axis=1) for part in zip(*parts))
+
+
+def _take(hidden_btd, places_bs):
+  """hidden_bsd: the states at the given places of each row."""
+  take = jax.vmap(lambda hidden_td, places_s: hidden_td[places_s])
+  if has_mesh():
+    specs = (act_spec("btd"), act_spec("bs"))
+    take = jax.shard_map(take, in_specs=specs, out_specs=act_spec("bsd"))
+  return take(hidden_btd, places_bs)
+
+
+def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss):
+  """This micro-batch's part of the loss.
+
+  Args:
+    old_logprobs_bs: None for the new ones without their gradient.
+    reference_logprobs_bs: None without a KL term.
+
+  Returns:
+    (loss, (sums, logprobs_bs)): sums is {metric: sum over trained tokens}, with the loss itself and
+    the number of tokens; metrics are means once they are divided by `tokens`.
+  """
+  logprobs_bs, entropy_bs = token_logprobs(model, rows, loss)
+  mask = rows.shares_bs > 0
+  inside = lambda x: jnp.where(mask, x, 0.0)
+  logprobs = inside(logprobs_bs)
+  if loss.kind == "likelihood":
+    value = -(logprobs * rows.shares_bs).sum()
+    terms = {"logprob": logprobs}
+  else:
+    old = jax.lax.stop_gradient(logprobs) if old_logprobs_bs is None else inside(old_logprobs_bs)
+    weights = None
+    if loss.importance_cap:
+      weights = grpo.importance_weights(old, rows.sampler_logprobs_bs, loss.importance_cap)
+    objective, ratio, clipped = grpo.clipped_objective(
+      logprobs,
+      old,
+      rows.advantages_bs,
+      clip_low=loss.clip_low,
+      clip_high=loss.clip_high,
+      weights=weights,
+    )
+    terms = {"ratio": ratio, "clip_fraction": clipped, "logprob": logprobs}
+    terms["importance_weight"] = jnp.ones_like(logprobs) if weights is None else weights
+    if loss.kl:
+      kl = grpo.kl_estimate(logprobs, inside(reference_logprobs_bs))
+      objective -= loss.kl * kl
+      terms["kl"] = kl
+    value = -(objective * rows.shares_bs).sum()
+  terms["entropy"] = entropy_bs
+  sums = {name: inside(term).sum() for name, term in terms.items()}
+  return value, (sums | {"loss": value, "tokens": mask.sum()}, logprobs_bs)
+
+
+@functools.partial(jax.jit, static_argnames="loss", donate_argnames=("grads", "totals"))
+def accumulate(
+  grads, totals, model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss
+):
+  """Adds one micro-batch: (grads, totals, logprobs_bs)."""
+  gradient = jax.grad(batch_loss, has_aux=True)
+  new, (sums, logprobs_bs) = gradient(model, rows, old_logprobs_bs, reference_logprobs_bs, loss)
+  add = lambda a, b: jax.tree.map(jnp.add, a, b)
+  return add(grads, new), add(totals, sums), logprobs_bs
+
+
+@functools.partial(jax.jit, static_argnames="tx", donate_argnames=("model", "moments"))
+def apply(tx: optax.GradientTransformation, model, moments, grads):
+  """One optimiser step: (model, moments, norm of the gradient before clipping)."""
+  updates, moments = tx.update(grads, moments, model)
+  return optax.apply_updates(model, updates), moments, optax.global_norm(grads)
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def score(model, rows: Rows, loss: Loss):
+  """logprobs_bs of rows under `model`."""
+  return token_logprobs(model, rows, loss)[0]
+
+
+@functools.partial(jax.jit, static_argnames="tx")
+def init_moments(tx: optax.GradientTransformation, model):
+  """The optimiser's state, laid out as the weights are."""
+  return tx.init(model)
+
+
+@jax.jit
+def _zeros(model):
+  return jax.tree.map(jnp.zeros_like, model)
+
+
+def on_device(rows: Rows) -> Rows:
+  """Host rows -> the mesh that is set."""
+  return Rows(*(put(x, "bt") for x in rows))
+
+
+def train_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None, reference=None):
+  """One optimiser step over micro-batches.
+
+  Args:
+    tx: the optimiser.
+    model, moments: given away; use the returned ones.
+    batches: micro-batches on the device (on_device), of one shape.
+    old: logprobs_bs of each micro-batch before the batch's first step, or None where this is it.
+    reference: logprobs_bs of each under the reference policy, or None.
+
+  Returns:
+    (model, moments, metrics, logprobs): metrics are floats; logprobs is the numpy logprobs_bs of
+    each micro-batch before this step.
+
+  Raises FloatingPointError when the loss or the gradient is not finite.
+  """
+  names = ["loss", "tokens", "entropy", "logprob"]
+  if loss.kind == "policy":
+    names += ["ratio", "clip_fraction", "importance_weight"] + (["kl"] if loss.kl else [])
+  grads, totals, logprobs = _zeros(model), {name: jnp.float32(0) for name in names}, []
+  for i, rows in enumerate(batches):
+    pick = lambda given: None if given is None else given[i]  # noqa: B023
+    grads, totals, part = accumulate(
+      grads, totals, model, rows, pick(old), pick(reference), loss=loss
+    )
+    logprobs.append(part)
+  model, moments, norm = apply(tx, model, moments, grads)
+  totals = {name: float(value) for name, value in totals.items()}
+  value, tokens = totals.pop("loss"), max(totals.pop("tokens"), 1.0)
+  if not np.isfinite(value) or not np.isfinite(float(norm)):
+    raise FloatingPointError(f"loss {value}, gradient norm {float(norm)}")
+  metrics = {"loss": value, "grad_norm": float(norm)}
+  metrics |= {name: total / tokens for name, total in totals.items()}
+  return model, moments, metrics, [np.asarray(part) for part in logprobs]
