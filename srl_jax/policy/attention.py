@@ -1,8 +1,8 @@
 """The one seam between a decoder layer and attention: `attend(q, k, v, state)`.
 
 `state` says what the new tokens may see. `Packed`: rows of several sequences, in training and when
-prompts are read; with `branches`, responses share the prompt of their group. `Cached`: one new token
-a response against the keys of its prompt (held once for its group) and its own earlier tokens.
+prompts are read; with `branches`, responses share the prompt of their group. `Cached`: one new
+token a response against the keys of its prompt (held once for its group) and its own earlier ones.
 Everything here is local to a device: batch and key/value heads are cut, nothing else, so `attend`
 runs under shard_map and a kernel for one device is a kernel for the mesh.
 """
@@ -37,7 +37,7 @@ class Cached(NamedTuple):
   """Keys and values of the tokens read so far, for b prompts of g responses each.
 
   All responses write their newest token to the same `column` of a ring of r slots, whenever they
-  began, so a write is one contiguous slice; a slot is a response's own if it is younger than `ages`.
+  began, so a write is one contiguous slice; a slot is a response's own if its age is below `ages`.
 
   Fields: prompt_k_bpkh, prompt_v_bpkh; lengths_b, tokens of each prompt (int32); k_bgrkh, v_bgrkh;
   column, scalar int32; ages_bg, tokens of each response, the newest included (int32).

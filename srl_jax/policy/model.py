@@ -1,8 +1,9 @@
-"""Qwen2 and Qwen2.5 as Flax nnx modules that are used as plain pytrees (jax.jit, jax.grad, lax.scan).
+"""Qwen2 and Qwen2.5 as Flax nnx modules, used as plain pytrees (jax.jit, jax.grad, lax.scan).
 
 Attribute names follow Hugging Face's (`layers.q_proj`), the letters of each weight stand in LAYOUT.
-Weights are kept in the type they were loaded in, float32 masters in training, and cast to the compute
-type `config.dtype` where they are used; norms, rotary angles, attention scores and logits are float32.
+Weights are kept in the type they were loaded in, float32 masters in training, and cast to the
+compute type `config.dtype` where they are used; norms, rotary angles, attention scores and logits
+are float32.
 """
 
 import dataclasses
@@ -203,10 +204,10 @@ def place(model: Qwen2) -> Qwen2:
     if name == "layers":
       for inner, inner_spec in spec.items():
         param = getattr(model.layers, inner)
-        param[...] = reshard(param[...], inner_spec)
+        param.set_value(reshard(param[...], inner_spec))
     else:
       param = getattr(model, name)
-      param[...] = reshard(param[...], spec)
+      param.set_value(reshard(param[...], spec))
   return model
 
 

@@ -16,7 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 
 # Weights at rest: the model dimension is cut over fsdp, heads, mlp and vocabulary over tensor.
 PARAM_AXES = {"d": "fsdp", "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
-# Activations: the batch over data and fsdp together (fsdp is data parallelism whose weights are cut).
+# Activations: the batch over data and fsdp together (fsdp: data parallelism whose weights are cut).
 ACT_AXES = {"b": ("data", "fsdp"), "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
 
 
@@ -107,7 +107,7 @@ def einsum(letters: str, a, b, dtype=None):
 
 
 def put(x, letters: str, mesh=None):
-  """Host array -> device array in the activation layout of `letters` on `mesh` (or the set mesh)."""
+  """Host array -> device array in the activation layout of `letters` on `mesh`, or the set one."""
   mesh = mesh if mesh is not None else jax.sharding.get_mesh()
   if mesh is None or mesh.empty:
     return jnp.asarray(x)

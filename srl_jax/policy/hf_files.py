@@ -1,0 +1,178 @@
+"""The files of a Hugging Face model folder: where to get one, its config.json, its safetensors.
+
+Of safetensors files the headers are read first; tensors are mapped one by one after that, since a
+mapping of a whole file counts as memory for as long as it lives.
+"""
+
+import json
+import pathlib
+import struct
+from typing import NamedTuple
+
+import huggingface_hub
+import ml_dtypes
+import numpy as np
+
+from srl_jax.policy.model import ModelConfig
+
+DISK_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a hub name brings besides weights: settings and the tokenizer, nothing that can run.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
+# What an export takes over from the folder that the model came from.
+COMPANIONS = ["generation_config.json", "chat_template.jinja", "chat_template.json", "merges.txt"]
+COMPANIONS += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"]
+COMPANIONS += ["added_tokens.json"]
+
+# Numbers that config.json must give; Hugging Face's defaults for them fit no released model.
+REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+REQUIRED += ["num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps"]
+
+
+class Stored(NamedTuple):
+  """Where a tensor lies in a safetensors file; offset in bytes, dtype as the file names it."""
+
+  path: pathlib.Path
+  offset: int
+  shape: tuple[int, ...]
+  dtype: str
+
+
+def resolve_model(name: str) -> pathlib.Path:
+  """Folder of a model: `name` itself where it is one, else the Hugging Face hub's, downloaded.
+
+  Raises ValueError when it is neither.
+  """
+  folder = pathlib.Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+  except (
+    OSError,
+    ValueError,
+  ) as error:  # the hub's errors are OSErrors and, for names, ValueErrors
+    reason = str(error).strip().splitlines()[0]
+    raise ValueError(
+      f"model {name!r}: not a folder here, and not to be had from the Hugging Face hub ({reason}); "
+      "give the path of a local folder with config.json and safetensors files"
+    ) from error
+
+
+def load_config(folder, dtype: str = "float32") -> ModelConfig:
+  """Architecture in `folder`/config.json (of transformers 4 or 5), to be computed in `dtype`.
+
+  Raises ValueError for a file that is missing, broken, of another architecture, or that asks for
+  something that model.py does not compute.
+  """
+  path = pathlib.Path(folder) / "config.json"
+  try:
+    raw = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise ValueError(f"{path}: no such file; a model folder needs config.json") from error
+  except ValueError as error:
+    raise ValueError(f"{path}: not JSON ({error}); copy the file again") from error
+  rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  layer_types = raw.get("layer_types") or ["full_attention"]
+  sliding = "sliding_attention" in layer_types or (
+    raw.get("use_sliding_window", False)
+    and raw.get("max_window_layers", 0) < raw.get("num_hidden_layers", 0)
+  )
+  remedy = "use a Qwen2 or Qwen2.5 checkpoint with plain attention and unquantised weights"
+  for key, value, wanted in [
+    ("model_type", raw.get("model_type"), "qwen2"),
+    ("architectures", raw.get("architectures", ["Qwen2ForCausalLM"]), ["Qwen2ForCausalLM"]),
+    ("hidden_act", raw.get("hidden_act", "silu"), "silu"),
+    ("rope_scaling / rope_parameters", kind, "default"),
+    ("use_sliding_window / layer_types", bool(sliding), False),
+    ("quantization_config", raw.get("quantization_config"), None),
+  ]:
+    if value != wanted:
+      raise ValueError(f"{path}: {key} is {value!r}, srl_jax computes {wanted!r} only; {remedy}")
+  fields = {key: raw.get(key, rope.get(key)) for key in REQUIRED}
+  for key, value in fields.items():
+    if not isinstance(value, (int, float)) or value <= 0:
+      raise ValueError(f"{path}: {key} is {value!r}, not a positive number; {remedy}")
+  return ModelConfig(
+    **fields,
+    head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+    max_position_embeddings=raw.get("max_position_embeddings", 32768),
+    tie_word_embeddings=raw.get("tie_word_embeddings", False),
+    dtype=dtype,
+  )
+
+
+def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
+  """What to write as config.json, in the keys that transformers 4 and 5 and vLLM read.
+
+  Args:
+    torch_dtype: type of the weights in the files.
+    source: folder whose config.json gives the special token ids, or None.
+  """
+  raw = dict(
+    architectures=["Qwen2ForCausalLM"],
+    model_type="qwen2",
+    vocab_size=config.vocab_size,
+    hidden_size=config.hidden_size,
+    intermediate_size=config.intermediate_size,
+    num_hidden_layers=config.num_hidden_layers,
+    num_attention_heads=config.num_attention_heads,
+    num_key_value_heads=config.num_key_value_heads,
+    head_dim=config.head_dim,
+    hidden_act="silu",
+    max_position_embeddings=config.max_position_embeddings,
+    rope_theta=config.rope_theta,
+    rms_norm_eps=config.rms_norm_eps,
+    tie_word_embeddings=config.tie_word_embeddings,
+    use_sliding_window=False,
+    attention_dropout=0.0,
+    torch_dtype=torch_dtype,
+  )
+  if source is not None:
+    given = json.loads((pathlib.Path(source) / "config.json").read_text())
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    raw |= {key: given[key] for key in tokens if key in given}
+  return raw
+
+
+def read_headers(folder) -> dict[str, Stored]:
+  """{Hugging Face name: Stored} of all tensors in the folder; ValueError if a file is not whole."""
+  folder = pathlib.Path(folder)
+  if (folder / WEIGHTS).exists():
+    files = [WEIGHTS]
+  elif (folder / INDEX).exists():
+    try:
+      files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+      raise ValueError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
+  else:
+    raise ValueError(
+      f"{folder}: no weights ({WEIGHTS} or {INDEX}); srl_jax reads safetensors only, which "
+      "transformers' save_pretrained writes"
+    )
+  stored = {}
+  for path in (folder / file for file in files):
+    if not path.exists():
+      raise ValueError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
+    try:
+      with path.open("rb") as file:
+        start = 8 + (length := struct.unpack("<Q", file.read(8))[0])
+        if start > path.stat().st_size:
+          raise ValueError("the header is longer than the file")
+        header = json.loads(file.read(length))
+      header.pop("__metadata__", None)
+      for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if start + end > path.stat().st_size:
+          raise ValueError(f"{name} ends beyond the file")
+        stored[name] = Stored(path, start + begin, tuple(entry["shape"]), entry["dtype"])
+    except (ValueError, KeyError, struct.error) as error:
+      raise ValueError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+  return stored
+
+
+def map_tensor(tensor: Stored) -> np.ndarray:
+  """The tensor's values, mapped from the file; the pages go when the array does."""
+  dtype = DISK_TYPES[tensor.dtype]
+  return np.memmap(tensor.path, dtype, "r", tensor.offset, tensor.shape)

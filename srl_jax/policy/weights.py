@@ -1,0 +1,291 @@
+"""Weights in and out of Hugging Face folders (config.json and safetensors), one tensor at a time.
+
+One table, HF_WEIGHTS, says how each of our weights stands in a checkpoint; read forwards it loads,
+read backwards (`hf_tensors`) it saves, and feeds a server that wants Hugging Face names. A
+checkpoint's headers are held against its config.json before anything is allocated.
+"""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import save_file
+
+from srl_jax.policy.hf_files import (
+  COMPANIONS,
+  DISK_TYPES,
+  INDEX,
+  WEIGHTS,
+  config_json,
+  load_config,
+  map_tensor,
+  read_headers,
+)
+from srl_jax.policy.model import LAYOUT, ModelConfig, Qwen2, abstract
+from srl_jax.policy.sharding import param_spec
+
+# Our weight -> its Hugging Face name and dimensions in our letters; "nh,d" is a matrix [n * h, d].
+# Hugging Face keeps [out, in] matrices, one for each layer; ours are stacked along l.
+HF_WEIGHTS = {
+  "embed_tokens": ("model.embed_tokens.weight", "v,d"),
+  "layers.input_layernorm": ("model.layers.{}.input_layernorm.weight", "d"),
+  "layers.q_proj": ("model.layers.{}.self_attn.q_proj.weight", "nh,d"),
+  "layers.q_bias": ("model.layers.{}.self_attn.q_proj.bias", "nh"),
+  "layers.k_proj": ("model.layers.{}.self_attn.k_proj.weight", "kh,d"),
+  "layers.k_bias": ("model.layers.{}.self_attn.k_proj.bias", "kh"),
+  "layers.v_proj": ("model.layers.{}.self_attn.v_proj.weight", "kh,d"),
+  "layers.v_bias": ("model.layers.{}.self_attn.v_proj.bias", "kh"),
+  "layers.o_proj": ("model.layers.{}.self_attn.o_proj.weight", "d,nh"),
+  "layers.post_attention_layernorm": ("model.layers.{}.post_attention_layernorm.weight", "d"),
+  "layers.gate_proj": ("model.layers.{}.mlp.gate_proj.weight", "f,d"),
+  "layers.up_proj": ("model.layers.{}.mlp.up_proj.weight", "f,d"),
+  "layers.down_proj": ("model.layers.{}.mlp.down_proj.weight", "d,f"),
+  "norm": ("model.norm.weight", "d"),
+  "lm_head": ("lm_head.weight", "v,d"),
+}
+MAX_FILE_BYTES = 5 * 10**9  # as transformers cuts its files
+LISTED = 10  # names in an error message, before "and N more"
+
+
+def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=None):
+  """A model from a Hugging Face folder, straight onto the mesh: each device reads its own part.
+
+  A tied model's lm_head.weight, which some tools write, is left out if it repeats the embedding and
+  refused if it differs; an untied model must have one.
+
+  Args:
+    folder: has config.json and model.safetensors, or model.safetensors.index.json and its files.
+    mesh: where the weights go; by default the mesh that is set (jax.set_mesh), and with none the
+      default device.
+    dtype: type of the weights in memory.
+    compute_dtype: type that the model computes in; by default `dtype`.
+
+  Returns:
+    (config, model): ModelConfig and Qwen2.
+
+  Raises:
+    ValueError: a model that model.py does not compute, files that are missing or cut short, or
+      tensors that are missing, too many, or of a shape other than config.json says. Nothing has
+      been allocated by then.
+  """
+  dtype = jnp.dtype(dtype)
+  config = load_config(folder, jnp.dtype(compute_dtype or dtype).name)
+  stored = _check_tensors(folder, config, read_headers(folder))
+  mesh = jax.sharding.get_mesh() if mesh is None else mesh
+  model = abstract(config)
+  params = _params(model)
+  # The largest first, so that its host copy does not come on top of everything else.
+  for name in sorted(params, key=lambda name: -math.prod(params[name].shape)):
+    read = functools.partial(_read_weight, stored, config, name, dtype)
+    if mesh.empty:
+      array = jax.device_put(read((slice(None),) * params[name].ndim))
+    else:
+      array = _put_shards(read, params[name].shape, NamedSharding(mesh, param_spec(_letters(name))))
+    params[name].set_value(jax.block_until_ready(array))  # the host's copy can go now
+  return config, model
+
+
+def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[str, jax.Array]]:
+  """The model's weights under their Hugging Face names and in their shapes, one at a time.
+
+  Yields (name, array), in the order of the network; the array is whole on each device of the
+  model's mesh, in `dtype` (by default as it is kept). With several processes all must iterate.
+  """
+  params = _params(model)
+  for hf_name, (name, layer, _) in _expected(config).items():
+    weight = params[name][...]
+    yield hf_name, _to_hf(weight, layer or 0, name, jnp.dtype(dtype or weight.dtype))
+
+
+def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=None) -> None:
+  """Writes a folder that transformers and vLLM load; it appears whole or not at all.
+
+  Args:
+    config, model: of load_hf or model.init; with several processes all must call, the first writes.
+    folder: new, or empty; nothing that exists is overwritten.
+    dtype: type of the weights in the files, float32 or bfloat16; by default as they are kept.
+    source: folder whose tokenizer, chat template, generation settings and special token ids go in.
+
+  Raises ValueError when `folder` is there and not empty.
+  """
+  folder = pathlib.Path(folder)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise ValueError(f"{folder}: exists and is not empty; give a new folder or remove it first")
+  dtype = jnp.dtype(dtype or model.norm.dtype)
+  files = _plan_files(config, dtype)
+  tensors = hf_tensors(config, model, dtype)
+  if jax.process_index() > 0:
+    for _ in tensors:  # this process's part in the gathers
+      pass
+    return
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
+    target = pathlib.Path(partial) / "model"
+    target.mkdir()
+    for file, names in files.items():
+      # `tensors` comes in the order of the plan: the host holds one file's tensors at a time.
+      part = {name: np.asarray(array) for name, (_, array) in zip(names, tensors)}
+      save_file(part, target / file, metadata={"format": "pt"})
+    if len(files) > 1:
+      weight_map = {name: file for file, names in files.items() for name in names}
+      size = sum(math.prod(shape) for _, _, shape in _expected(config).values()) * dtype.itemsize
+      index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+      (target / INDEX).write_text(json.dumps(index, indent=2))
+    (target / "config.json").write_text(
+      json.dumps(config_json(config, dtype.name, source), indent=2)
+    )
+    for name in COMPANIONS if source is not None else ():
+      if (pathlib.Path(source) / name).exists():
+        shutil.copyfile(pathlib.Path(source) / name, target / name)
+    os.rename(target, folder)
+
+
+def _letters(name):
+  """Our letters of the weight `name` of HF_WEIGHTS, l included."""
+  first, _, inner = name.partition(".")
+  return "l" + LAYOUT[first][inner] if inner else LAYOUT[first]
+
+
+def _params(model):
+  """{name of HF_WEIGHTS: nnx.Param} of the weights that the model has."""
+  params = {}
+  for name in HF_WEIGHTS:
+    first, _, inner = name.partition(".")
+    holder = getattr(model, first, None)  # a tied model has no lm_head
+    if holder is not None:
+      params[name] = getattr(holder, inner) if inner else holder
+  return params
+
+
+def _expected(config):
+  """{Hugging Face name: (our name, layer or None, Hugging Face shape)} in the network's order."""
+  sizes, expected = config.sizes(), {}
+
+  def add(name, layer=None):
+    hf_name, dims = HF_WEIGHTS[name]
+    shape = tuple(math.prod(sizes[letter] for letter in dim) for dim in dims.split(","))
+    expected[hf_name.format(layer)] = (name, layer, shape)
+
+  add("embed_tokens")
+  for layer in range(config.num_hidden_layers):
+    for name in HF_WEIGHTS:
+      if name.startswith("layers."):
+        add(name, layer)
+  add("norm")
+  if not config.tie_word_embeddings:
+    add("lm_head")
+  return expected
+
+
+def _check_tensors(folder, config, stored):
+  """`stored` less a tied model's repeated head; ValueError unless it is what config.json says."""
+  expected, faults = _expected(config), []
+  stored = dict(stored)
+  head, embedding = (HF_WEIGHTS[name][0] for name in ("lm_head", "embed_tokens"))
+  repeated = config.tie_word_embeddings and head in stored and embedding in stored
+  if repeated and not _same_bits(stored.pop(head), stored[embedding]):
+    faults.append(
+      f"{head} differs from {embedding} though config.json says tie_word_embeddings (set that to "
+      "false to use both)"
+    )
+  for name, (_, _, shape) in expected.items():
+    if name not in stored:
+      faults.append(f"{name} {list(shape)} is missing")
+    elif stored[name].shape != shape:
+      faults.append(f"{name} is {list(stored[name].shape)}, config.json makes it {list(shape)}")
+    elif stored[name].dtype not in DISK_TYPES:
+      faults.append(f"{name} is of type {stored[name].dtype}, not one of {', '.join(DISK_TYPES)}")
+  faults += [
+    f"{name} {list(stored[name].shape)} has no place in the model"
+    for name in sorted(stored.keys() - expected.keys())
+  ]
+  if faults:
+    more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+    raise ValueError(
+      f"{folder}: the weights do not fit config.json: {'; '.join(faults[:LISTED])}{more}. "
+      "Put the config.json and the safetensors files of one Qwen2 checkpoint there"
+    )
+  return stored
+
+
+def _same_bits(a, b):
+  if (a.shape, a.dtype) != (b.shape, b.dtype) or a.dtype not in DISK_TYPES:
+    return False
+  return all(
+    np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in zip(map_tensor(a), map_tensor(b))
+  )
+
+
+def _read_weight(stored, config, name, dtype, index):
+  """The part `index` (slices, in our letters) of our weight `name`, as a host array."""
+  hf_name, dims = HF_WEIGHTS[name]
+  letters, disk = _letters(name), dims.replace(",", "")
+  sizes = config.sizes()
+
+  def part(layer, index):
+    mapped = map_tensor(stored[hf_name.format(layer)]).reshape([sizes[letter] for letter in disk])
+    return mapped.transpose([disk.index(letter) for letter in letters if letter != "l"])[index]
+
+  if letters[0] != "l":
+    return np.array(part(None, index), dtype)
+  layers = range(config.num_hidden_layers)[index[0]]
+  shape = [len(range(sizes[letter])[cut]) for letter, cut in zip(letters, index)]
+  stacked = np.empty(shape, dtype)
+  for row, layer in enumerate(layers):
+    stacked[row] = part(layer, index[1:])
+  return stacked
+
+
+def _put_shards(read, shape, sharding):
+  """Global array from `read(index)`, which is called once for each distinct part of this host."""
+  devices_of = {}
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    devices_of.setdefault(tuple((cut.start, cut.stop) for cut in index), []).append(device)
+  shards = []
+  for bounds, devices in devices_of.items():
+    part = read(tuple(slice(*cut) for cut in bounds))
+    shards += [jax.device_put(part, device) for device in devices]
+    jax.block_until_ready(shards)
+  return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "dtype"))
+def _to_hf(weight, layer, name, dtype):
+  """One Hugging Face tensor of our weight `name`, gathered in `dtype`; layer is int32."""
+  letters, dims = _letters(name), HF_WEIGHTS[name][1].split(",")
+  if letters[0] == "l":
+    weight = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False)
+    letters = letters[1:]
+  weight = weight.astype(dtype)
+  mesh = jax.typeof(weight).sharding.mesh
+  if not mesh.empty:
+    weight = jax.reshard(weight, NamedSharding(mesh, P()))
+  size = dict(zip(letters, weight.shape))
+  weight = weight.transpose([letters.index(letter) for letter in "".join(dims)])
+  return weight.reshape([math.prod(size[letter] for letter in dim) for dim in dims])
+
+
+def _plan_files(config, dtype):
+  """{file name: Hugging Face names}, in the order of hf_tensors, at most MAX_FILE_BYTES each."""
+  files, room = [], 0
+  for name, (_, _, shape) in _expected(config).items():
+    size = math.prod(shape) * dtype.itemsize
+    if not files or size > room:
+      files.append([])
+      room = MAX_FILE_BYTES
+    files[-1].append(name)
+    room -= size
+  if len(files) == 1:
+    return {WEIGHTS: files[0]}
+  total = len(files)
+  return {f"model-{i:05}-of-{total:05}.safetensors": part for i, part in enumerate(files, 1)}
