@@ -1,6 +1,17 @@
-"""Examples to train on: from a Hugging Face dataset, JSON lines, or the built-in family."""
+"""Examples to train on: from a Hugging Face dataset, from JSON lines, or the built-in family.
+
+An expert solution of N steps becomes N-1 prompts (paper, 4.2): the problem and the steps so far,
+with the next step as the target. Whole problems are held out for validation, never single steps.
+"""
 
 import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from srl_jax.data import rows, solutions
+from srl_jax.data.problems import METHODS, Problem, normal, read_problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,3 +53,187 @@ class Examples:
   train: list[StepExample]
   validation: list[StepExample]
   counts: dict[str, int]
+
+
+_KEYS = {field.name for field in dataclasses.fields(StepExample)}
+
+
+# ---------------------------------------------------------------------------------- one problem
+
+
+def step_examples(
+  problem_id: str,
+  problem: str,
+  solution_text: str,
+  answer: str | None,
+  *,
+  title_hint: bool,
+  keep_last_step: bool,
+) -> list[StepExample]:
+  """Returns the prompts x_k = [problem, preamble, y_1..y_{k-1}] with the targets y_k (paper, 4.2).
+
+  k runs to N-1 for a solution of N steps; [] if it has fewer than two.
+
+  Args:
+    problem_id: name of the problem; step k gets the id `problem_id/k`.
+    problem: the question.
+    solution_text: the expert's numbered solution.
+    answer: gold final answer, or None.
+    title_hint: give the title of step k as the hint and leave it out of the target (footnote 1 of
+      the paper), where the step has a title and more than that.
+    keep_last_step: let k run to N. The paper does not; the last step is the one that a token
+      limit cuts off.
+  """
+  solution = solutions.split_solution(solution_text)
+  steps = solution.steps
+  if len(steps) < 2:
+    return []
+  context = [solution.preamble] if solution.preamble else []
+  examples = []
+  for step in steps if keep_last_step else steps[:-1]:
+    hint = step.title if title_hint and step.body else None
+    examples.append(
+      StepExample(
+        id=f"{problem_id}/{step.number}",
+        problem_id=problem_id,
+        task="srl",
+        problem=problem,
+        context=list(context),
+        hint=hint,
+        target=step.body if hint else step.text,
+        answer=answer,
+      )
+    )
+    context.append(step.text)
+  return examples
+
+
+def _examples(problem: Problem, method: str, data: Any) -> list[StepExample]:
+  if method == "srl":
+    return step_examples(
+      problem.id,
+      problem.text,
+      problem.solution,
+      problem.answer,
+      title_hint=data.title_hint,
+      keep_last_step=data.keep_last_step,
+    )
+  target = "" if method == "rlvr" else problem.solution
+  return [
+    StepExample(problem.id, problem.id, method, problem.text, [], None, target, problem.answer)
+  ]
+
+
+# ---------------------------------------------------------------------------------- a source
+
+
+def load_examples(data: Any, *, method: str, seed: int) -> Examples:
+  """Returns the training and validation examples of a config's data.
+
+  Args:
+    data: the config's group `data`. `source` = "hub": `path` names a Hugging Face dataset, `split`
+      its split. "jsonl": `path` is a file with a row per line, a file of step examples, or a
+      folder that `srl_jax.prepare` wrote (it holds out by itself, with the same settings).
+      "arithmetic": the built-in problems. `fields` names the columns.
+    method: srl | one_step | rlvr | sft.
+    seed: with the problems' ids, it alone decides which `data.holdout` problems are held out.
+
+  Raises:
+    ValueError: input that is missing, empty, broken or of no use, with the place and the remedy.
+  """
+  if method not in METHODS:
+    raise ValueError(f"method={method!r}: use one of {', '.join(METHODS)}")
+  if data.source == "arithmetic":
+    from srl_jax.data import arithmetic  # it imports this module
+
+    return arithmetic.load(data, method=method, seed=seed)
+  if data.source == "jsonl":
+    path = pathlib.Path(data.path)
+    if path.is_dir():
+      return _read_prepared(path, data, method)
+    if next(rows.json_lines(path))[1].keys() >= _KEYS:
+      examples = _read_step_examples(path, method)
+      counts = {"rows": len(examples), "kept": len(examples)}
+      return _hold_out(examples, counts, data.holdout, seed)
+  problems, counts = read_problems(data, method=method)
+  return make_examples(problems, counts, data, method=method, seed=seed)
+
+
+def make_examples(
+  problems: list[Problem], counts: dict[str, int], data: Any, *, method: str, seed: int
+) -> Examples:
+  """Returns the examples of `read_problems`' problems; arguments and errors: `load_examples`."""
+  examples = [example for problem in problems for example in _examples(problem, method, data)]
+  return _hold_out(examples, counts, data.holdout, seed)
+
+
+def _hold_out(
+  examples: list[StepExample], counts: dict[str, int], holdout: int, seed: int
+) -> Examples:
+  """Returns the examples with `holdout` whole problems set apart for validation.
+
+  Which ones is a pure function of the seed and the problems' ids. Problems with the same text
+  count as one.
+  """
+  ids: dict[str, str] = {}  # the problem's text -> the smallest of its ids
+  for example in examples:
+    text = normal(example.problem)
+    ids[text] = min(example.problem_id, ids.get(text, example.problem_id))
+  if not 0 <= holdout < len(ids):
+    raise ValueError(
+      f"data.holdout={holdout}: must be at least 0 and leave a problem to train on; there are"
+      f" {len(ids)} usable problems"
+    )
+  draw = sorted(ids.values(), key=lambda id: hashlib.sha256(f"{seed}/{id}".encode()).digest())
+  held_out = set(draw[:holdout])
+  sides: tuple[list[StepExample], list[StepExample]] = ([], [])
+  for example in examples:
+    sides[ids[normal(example.problem)] in held_out].append(example)
+  return Examples(*sides, counts=counts)
+
+
+def _read_prepared(folder: pathlib.Path, data: Any, method: str) -> Examples:
+  """Returns what `srl_jax.prepare` wrote to a folder, if the config asks for the same."""
+  try:
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    settings, counts = summary["settings"], summary["counts"]
+  except (OSError, KeyError, ValueError) as error:
+    raise ValueError(
+      f"{folder} has no readable summary.json: set data.path to a file of JSON lines or to a folder"
+      " that srl_jax.prepare wrote"
+    ) from error
+  wanted = {
+    "method": method,
+    "title_hint": data.title_hint,
+    "keep_last_step": data.keep_last_step,
+    "holdout": data.holdout,
+  }
+  for key, value in wanted.items():
+    if settings[key] != value:
+      raise ValueError(
+        f"{folder} was prepared with {key}={settings[key]!r}, the config has {value!r}: run prepare"
+        " again or change the config"
+      )
+  train = _read_step_examples(folder / "train.jsonl", method)
+  if not settings["holdout"]:
+    return Examples(train, [], counts)
+  return Examples(train, _read_step_examples(folder / "validation.jsonl", method), counts)
+
+
+def _read_step_examples(path: pathlib.Path, method: str) -> list[StepExample]:
+  examples = []
+  texts: dict[str, str] = {}
+  for place, row in rows.json_lines(path):
+    missing = sorted(_KEYS - row.keys())
+    if missing:
+      raise ValueError(f"{place}: a step example without {', '.join(map(repr, missing))}")
+    example = StepExample(**{key: row[key] for key in _KEYS})
+    if example.task != method:
+      raise ValueError(
+        f"{place}: prepared for method={example.task!r}, the config has {method!r}: run"
+        f" srl_jax.prepare with --method={method}"
+      )
+    if texts.setdefault(example.problem_id, example.problem) != example.problem:
+      raise ValueError(f"{place}: the problem_id {example.problem_id!r} names two problems")
+    examples.append(example)
+  return examples

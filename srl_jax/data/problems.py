@@ -1,0 +1,121 @@
+"""Problems with expert solutions, read from rows whose columns the config names."""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from srl_jax.data import rows, solutions
+
+METHODS = ("srl", "one_step", "rlvr", "sft")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A row of a source that a method can use.
+
+  Attributes:
+    id: of the row's id column, else a hash of the problem's text, so that no order matters.
+    text: the question.
+    solution: the expert's whole solution ("" for rlvr).
+    answer: gold final answer, or None.
+  """
+
+  id: str
+  text: str
+  solution: str
+  answer: str | None
+
+
+def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, int]]:
+  """Returns the usable problems of a hub dataset or a file of rows, and counts as in `Examples`.
+
+  Rows are left out and counted as: empty_problem, empty_solution (all but rlvr), no_steps and
+  one_step (srl: fewer than two numbered steps), no_answer (rlvr), duplicate (a second row with
+  the same problem). Arguments and errors: `sources.load_examples`.
+  """
+  if method == "rlvr" and not data.fields.answer:
+    raise ValueError(
+      "method='rlvr' needs the gold answers: name their column in data.fields.answer"
+    )
+  counts = collections.Counter()
+  problems: dict[str, Problem] = {}
+  ids: dict[str, str] = {}
+  for place, row in _rows(data):
+    counts["rows"] += 1
+    problem = _problem(row, place, data.fields, method)
+    key = normal(problem.text)
+    reason = "duplicate" if key in problems else _unusable(problem, method)
+    if reason:
+      counts[reason] += 1
+      continue
+    if problem.id in ids:
+      raise ValueError(
+        f"{place}: the id {problem.id!r} already names another problem ({ids[problem.id]});"
+        " name a column of unique ids in data.fields.id, or '' to do without"
+      )
+    problems[key], ids[problem.id] = problem, place
+  counts["kept"] = len(problems)
+  if not problems:
+    reasons = ", ".join(f"{k} {n}" for k, n in counts.items() if k not in ("rows", "kept"))
+    raise ValueError(f"{data.path}: none of {counts['rows']} rows can be used ({reasons})")
+  return list(problems.values()), dict(counts)
+
+
+def _problem(row: dict[str, Any], place: str, fields: Any, method: str) -> Problem:
+  text = _text(row, place, fields, "problem")
+  return Problem(
+    id=_text(row, place, fields, "id") or hashlib.sha256(text.encode()).hexdigest()[:12],
+    text=text,
+    solution="" if method == "rlvr" else _text(row, place, fields, "solution"),
+    answer=_text(row, place, fields, "answer") or None,
+  )
+
+
+def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
+  """Returns a field of a row as stripped text, "" if it is null or the config names no column."""
+  column = getattr(fields, field)
+  if not column and field in ("answer", "id"):
+    return ""
+  if column not in row:
+    raise ValueError(
+      f"{place}: no field {column!r}, which data.fields.{field} names (prepare:"
+      f" --fields={field}=...); the row has {', '.join(map(repr, row))}"
+    )
+  value = row[column]
+  if value is None:
+    return ""
+  if isinstance(value, bool | list | dict) or (
+    field in ("problem", "solution") and not isinstance(value, str)
+  ):
+    kind = type(value).__name__
+    raise ValueError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
+  return str(value).strip()
+
+
+def normal(text: str) -> str:
+  """Returns a problem's text as it is compared with others: white space does not matter."""
+  return " ".join(text.split())
+
+
+def _unusable(problem: Problem, method: str) -> str | None:
+  """Returns the reason to leave a problem out, if there is one."""
+  if not problem.text:
+    return "empty_problem"
+  if method == "rlvr":
+    return None if problem.answer else "no_answer"
+  if not problem.solution:
+    return "empty_solution"
+  if method == "srl":
+    return {0: "no_steps", 1: "one_step"}.get(len(solutions.split_steps(problem.solution)))
+  return None
+
+
+def _rows(data: Any) -> Iterable[tuple[str, dict[str, Any]]]:
+  """Yields every row of the source with its place, for messages."""
+  if data.source == "jsonl":
+    return rows.json_lines(data.path)
+  if data.source == "hub":
+    return rows.hub_rows(data.path, data.split)
+  raise ValueError(f"data.source={data.source!r}: use hub, jsonl or arithmetic")

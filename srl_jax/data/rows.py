@@ -1,0 +1,58 @@
+"""Rows of a table with the place each came from, so that a complaint can name file and line."""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, row) for every line of a file of JSON objects; place is `file:line`.
+
+  The file is streamed. A byte order mark, CRLF and blank lines are fine.
+
+  Raises:
+    ValueError: the file is missing or has no row, or a line is broken or holds no object.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f"{path} does not exist or is no file: give a file with a JSON object a line")
+  empty = True
+  with path.open("rb") as file:
+    for number, line in enumerate(file, start=1):
+      if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+      if not line.strip():
+        continue
+      place = f"{path}:{number}"
+      try:
+        row = json.loads(line.decode())
+      except ValueError as error:
+        raise ValueError(f"{place}: broken JSON: {error}") from error
+      if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected a JSON object, found a {type(row).__name__}")
+      empty = False
+      yield place, row
+  if empty:
+    raise ValueError(f"{path} is empty: expected a JSON object on every line")
+
+
+def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, row) for every row of a Hugging Face dataset; place is `name[split] row k`.
+
+  Raises:
+    ValueError: the dataset cannot be loaded; the reason stands in the message.
+  """
+  import datasets  # slow to import, and files do not need it
+
+  try:
+    rows = datasets.load_dataset(name, split=split)
+  except Exception as error:  # the hub, its HTTP client, the cache and the formats have their own
+    reason = " ".join(str(error).split())
+    raise ValueError(
+      f"cannot load split {split!r} of {name!r} from the Hugging Face hub"
+      f" ({type(error).__name__}: {reason}): check name, split and network, or download the data"
+      " and give the file"
+    ) from error
+  for number, row in enumerate(rows):
+    yield f"{name}[{split}] row {number}", row

@@ -1,0 +1,208 @@
+"""From rows to examples: the N-1 prompts, reasons to leave rows out, whole problems held out."""
+
+import dataclasses
+import json
+import random
+import sys
+import types
+
+import ml_collections
+import pytest
+
+from srl_jax.data.sources import StepExample, load_examples, step_examples
+
+SOLUTION = "We start.\n\n1. **A**: a\n2. **B**: b\n3. **C**: c\n\nSo c."
+
+
+def config(path, **changes):
+  settings = {
+    "source": "jsonl",
+    "path": str(path),
+    "split": "train",
+    "fields": {"problem": "question", "solution": "attempt", "answer": "gold", "id": ""},
+    "title_hint": False,
+    "keep_last_step": False,
+    "holdout": 0,
+    "max_prompt_tokens": 1024,
+  }
+  return ml_collections.ConfigDict({**settings, **changes})
+
+
+def row(k, solution=SOLUTION, **changes):
+  return {"question": f"Question {k}?", "attempt": solution, "gold": k, **changes}
+
+
+def write(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+  return path
+
+
+def test_a_solution_of_three_steps_gives_two_prompts():
+  shared = {"problem_id": "p", "task": "srl", "problem": "Q?", "hint": None, "answer": "7"}
+  assert step_examples("p", "Q?", SOLUTION, "7", title_hint=False, keep_last_step=False) == [
+    StepExample(id="p/1", context=["We start."], target="1. **A**: a", **shared),
+    StepExample(id="p/2", context=["We start.", "1. **A**: a"], target="2. **B**: b", **shared),
+  ]
+
+
+def test_title_hint_and_last_step():
+  examples = step_examples("p", "Q?", SOLUTION, None, title_hint=True, keep_last_step=True)
+  assert [(e.id, e.hint, e.target) for e in examples] == [
+    ("p/1", "A", "a"),
+    ("p/2", "B", "b"),
+    ("p/3", "C", "c"),
+  ]
+  assert examples[2].context == ["We start.", "1. **A**: a", "2. **B**: b"]
+
+
+def test_a_step_without_a_title_or_without_more_gets_no_hint():
+  examples = step_examples(
+    "p", "Q?", "1. **A**\n2. b\n3. c", None, title_hint=True, keep_last_step=False
+  )
+  assert [(e.hint, e.target, e.context) for e in examples] == [
+    (None, "1. **A**", []),
+    (None, "2. b", ["1. **A**"]),
+  ]
+
+
+def test_fewer_than_two_steps_give_no_prompt():
+  for text in ("", "Prose.", "1. **Only**: one"):
+    assert step_examples("p", "Q?", text, None, title_hint=False, keep_last_step=True) == []
+
+
+def test_rows_are_counted_by_reason(tmp_path):
+  rows = [
+    row(1),
+    row(2, "No steps."),
+    row(3, "1. **One**: step"),
+    row(4, None),
+    row(5, question="  "),
+    row(1, question="Question  1?\n"),
+    row(6, gold=None),
+  ]
+  examples = load_examples(config(write(tmp_path / "a.jsonl", rows)), method="srl", seed=0)
+  assert examples.counts == {
+    "rows": 7,
+    "no_steps": 1,
+    "one_step": 1,
+    "empty_solution": 1,
+    "empty_problem": 1,
+    "duplicate": 1,
+    "kept": 2,
+  }
+  assert [e.answer for e in examples.train] == ["1", "1", None, None]
+  assert examples.validation == []
+
+
+@pytest.mark.parametrize(
+  ("method", "target", "kept", "reason"),
+  [
+    ("one_step", SOLUTION, 3, "empty_solution"),
+    ("sft", SOLUTION, 3, "empty_solution"),
+    ("rlvr", "", 3, "no_answer"),
+  ],
+)
+def test_other_methods_have_one_example_a_problem(tmp_path, method, target, kept, reason):
+  rows = [row(1), row(2, gold=27.0), row(3, "No steps."), row(4, " ", gold=None)]
+  examples = load_examples(config(write(tmp_path / "a.jsonl", rows)), method=method, seed=0)
+  assert examples.counts == {"rows": 4, reason: 1, "kept": kept}
+  first, second = examples.train[:2]
+  assert (first.task, first.context, first.hint, first.target) == (method, [], None, target)
+  assert (first.id, second.answer) == (first.problem_id, "27.0")
+
+
+def test_holdout_is_whole_problems_and_independent_of_row_order(tmp_path):
+  rows = [row(k) for k in range(40)]
+  rows.append(row(99, question=" Question 7? "))
+  one = load_examples(config(write(tmp_path / "a.jsonl", rows), holdout=10), method="srl", seed=3)
+  random.Random(0).shuffle(rows)
+  two = load_examples(config(write(tmp_path / "b.jsonl", rows), holdout=10), method="srl", seed=3)
+  assert {e.id for e in one.validation} == {e.id for e in two.validation}
+  assert {e.id for e in one.train} == {e.id for e in two.train}
+  assert len({e.problem_id for e in one.validation}) == 10
+  assert len(one.validation) == 20 and len(one.train) == 60
+  assert not {e.problem_id for e in one.validation} & {e.problem_id for e in one.train}
+  other = load_examples(config(tmp_path / "a.jsonl", holdout=10), method="srl", seed=4)
+  assert {e.id for e in other.validation} != {e.id for e in one.validation}
+
+
+def test_ids_of_a_column(tmp_path):
+  data = config(write(tmp_path / "a.jsonl", [row(1, name=17), row(2, name="x")]))
+  data.fields.id = "name"
+  examples = load_examples(data, method="srl", seed=0)
+  assert [e.id for e in examples.train] == ["17/1", "17/2", "x/1", "x/2"]
+  write(tmp_path / "a.jsonl", [row(1, name="x"), row(2, name="x")])
+  with pytest.raises(ValueError, match=r"a.jsonl:2: the id 'x' .*a.jsonl:1"):
+    load_examples(data, method="srl", seed=0)
+
+
+@pytest.mark.parametrize(
+  ("rows", "changes", "method", "message"),
+  [
+    ([row(1), {"question": "Q?"}], {}, "srl", r"a.jsonl:2: no field 'attempt', .*data.fields.solu"),
+    ([row(1), {"question": "Q?"}], {}, "srl", r"the row has 'question'$"),
+    ([row(1, ["a", "b"])], {}, "srl", r"a.jsonl:1: the field 'attempt' .* is a list, not a text"),
+    ([row(1)], {"holdout": 1}, "srl", r"data.holdout=1: .* 1 usable problems"),
+    ([row(1, "x"), row(2, "y")], {}, "srl", r"none of 2 rows can be used \(no_steps 2\)"),
+    ([row(1)], {"source": "web"}, "srl", r"data.source='web'"),
+    ([row(1)], {}, "ppo", r"method='ppo'"),
+    ([row(1)], {"path": "missing.jsonl"}, "srl", r"missing.jsonl does not exist"),
+    ([], {}, "srl", r"a.jsonl is empty"),
+  ],
+)
+def test_bad_input_is_named(tmp_path, rows, changes, method, message):
+  path = write(tmp_path / "a.jsonl", rows)
+  with pytest.raises(ValueError, match=message):
+    load_examples(config(**{"path": path, **changes}), method=method, seed=0)
+
+
+def test_rlvr_needs_an_answer_column(tmp_path):
+  data = config(write(tmp_path / "a.jsonl", [row(1)]))
+  data.fields.answer = ""
+  assert load_examples(data, method="srl", seed=0).train[0].answer is None
+  with pytest.raises(ValueError, match="data.fields.answer"):
+    load_examples(data, method="rlvr", seed=0)
+
+
+def test_a_file_of_step_examples(tmp_path):
+  rows = [row(k) for k in range(9)]
+  direct = load_examples(config(write(tmp_path / "a.jsonl", rows), holdout=3), method="srl", seed=5)
+  steps = [dataclasses.asdict(e) for e in (*direct.train, *direct.validation)]
+  path = write(tmp_path / "steps.jsonl", steps)
+  again = load_examples(config(path, holdout=3), method="srl", seed=5)
+  assert (again.train, again.validation) == (direct.train, direct.validation)
+  with pytest.raises(ValueError, match=r"steps.jsonl:1: prepared for method='srl'.*--method=rlvr"):
+    load_examples(config(path), method="rlvr", seed=5)
+  write(path, [steps[0], {k: v for k, v in steps[1].items() if k != "hint"}])
+  with pytest.raises(ValueError, match=r"steps.jsonl:2: a step example without 'hint'"):
+    load_examples(config(path), method="srl", seed=5)
+
+
+def test_hub(monkeypatch):
+  def load_dataset(name, *, split):
+    assert (name, split) == ("org/name", "train")
+    return [row(1), row(2)]
+
+  monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+  examples = load_examples(config("org/name", source="hub", holdout=1), method="srl", seed=0)
+  assert (len(examples.train), len(examples.validation)) == (2, 2)
+
+
+def test_built_in_problems():
+  examples = load_examples(
+    config("hard:8", source="arithmetic", keep_last_step=True, holdout=4), method="srl", seed=0
+  )
+  assert len({e.problem_id for e in examples.train}) == 8
+  assert len({e.problem_id for e in examples.validation}) == 4
+
+
+def test_real_solutions(shared):
+  data = config(shared / "data" / "steps" / "mathodyssey_deepseek_v3.jsonl", holdout=60)
+  data.fields = {"problem": "problem", "solution": "response", "answer": "answer", "id": "id"}
+  examples = load_examples(data, method="srl", seed=0)
+  assert examples.counts == {"rows": 260, "no_steps": 10, "kept": 250}
+  assert len({e.problem_id for e in examples.validation}) == 60
+  assert len({e.problem_id for e in examples.train}) == 190
+  both = examples.train + examples.validation
+  assert len({e.id for e in both}) == len(both)
+  assert all(e.target and e.problem and e.answer for e in both)
