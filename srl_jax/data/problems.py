@@ -66,7 +66,7 @@ def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, i
 def _problem(row: dict[str, Any], place: str, fields: Any, method: str) -> Problem:
   text = _text(row, place, fields, "problem")
   return Problem(
-    id=_text(row, place, fields, "id") or hashlib.sha256(text.encode()).hexdigest()[:12],
+    id=_text(row, place, fields, "id") or hashlib.sha256(normal(text).encode()).hexdigest()[:12],
     text=text,
     solution="" if method == "rlvr" else _text(row, place, fields, "solution"),
     answer=_text(row, place, fields, "answer") or None,
@@ -91,7 +91,10 @@ def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
   ):
     kind = type(value).__name__
     raise ValueError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
-  return str(value).strip()
+  text = str(value).strip()
+  if any("\ud800" <= char <= "\udfff" for char in text):
+    raise ValueError(f"{place}: the field {column!r} has half a character (a lone surrogate)")
+  return text
 
 
 def normal(text: str) -> str:

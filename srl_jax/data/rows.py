@@ -1,6 +1,7 @@
 """Rows of a table with the place each came from, so that a complaint can name file and line."""
 
 import json
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -43,8 +44,11 @@ def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
   Raises:
     ValueError: the dataset cannot be loaded; the reason stands in the message.
   """
+  logging.getLogger("datasets").setLevel(logging.WARNING)  # at INFO it lists installed packages
   import datasets  # slow to import, and files do not need it
 
+  # The hub's client warns before each of its retries; the error below says it once.
+  logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
   try:
     rows = datasets.load_dataset(name, split=split)
   except Exception as error:  # the hub, its HTTP client, the cache and the formats have their own

@@ -142,6 +142,7 @@ def test_ids_of_a_column(tmp_path):
     ([row(1), {"question": "Q?"}], {}, "srl", r"a.jsonl:2: no field 'attempt', .*data.fields.solu"),
     ([row(1), {"question": "Q?"}], {}, "srl", r"the row has 'question'$"),
     ([row(1, ["a", "b"])], {}, "srl", r"a.jsonl:1: the field 'attempt' .* is a list, not a text"),
+    ([row(1, "half \ud83d")], {}, "srl", r"a.jsonl:1: the field 'attempt' has half a character"),
     ([row(1)], {"holdout": 1}, "srl", r"data.holdout=1: .* 1 usable problems"),
     ([row(1, "x"), row(2, "y")], {}, "srl", r"none of 2 rows can be used \(no_steps 2\)"),
     ([row(1)], {"source": "web"}, "srl", r"data.source='web'"),
