@@ -166,8 +166,7 @@ def _fenced(lines: list[str], unfenced: tuple[str, ...] = ()) -> list[bool]:
 
 def _heads(lines: list[str], fenced: list[bool]) -> list[_Head]:
   """Returns every line outside code that could open a step."""
-  heads = (_head(i, line) for i, line in enumerate(lines) if not fenced[i])
-  return [head for head in heads if head]
+  return [h for i, line in enumerate(lines) if not fenced[i] and (h := _head(i, line))]
 
 
 def _head(index: int, line: str) -> _Head | None:
@@ -281,6 +280,7 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
       continue
     outside = _indent(line) <= _indent(block[0])
     new_paragraph = after_gap and outside and not above.rstrip().endswith((":", ","))
+    opening = "\n".join(block[i : i + 2])  # a displayed box stands on the line below its bracket
     if fenced[i]:  # code is the step's own, unless a block of it closes the text
       ends = has_body and not fenced[i - 1] and all(fenced[i:last_line])
     else:
@@ -288,7 +288,7 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
         _is_ending(line, outside)
         or (headings_end and _is_outer_heading(head, line))
         or (has_body and _JSON_END.match(line))
-        or (has_body and new_paragraph and (paragraphs_end or _ENDING_PARAGRAPH.match(line)))
+        or (has_body and new_paragraph and (paragraphs_end or _ENDING_PARAGRAPH.match(opening)))
       )
     if ends:
       return i

@@ -200,6 +200,8 @@ def test_code_is_not_numbering_but_a_wrapped_solution_is():
     ("### Step 2: B\nb\n\nThus, the final answer is:\n\n\\boxed{4}", None),
     ("### Step 2: B\nb\n\n\\[\\boxed{4}\\]", "\\[\\boxed{4}\\]"),
     ("### Step 2: B\nwe get:\n\n\\[\\boxed{4}\\]", ""),
+    ("### Step 2: B\nb\n\n\\[\n\\boxed{4}\n\\]", "\\[\n\\boxed{4}\n\\]"),
+    ("### Step 2: B\nb\n\n\\[\nx = 4\n\\]", ""),
     ("### Step 2: B\nso \\boxed{4}", ""),
     ("### Step 2: Conclusion\nThus, the answer is 4.", ""),
     ("### Step 2: Conclusion\n\nThus, the answer is 4.", ""),
