@@ -20,40 +20,39 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 class PromptQueue:
-  """Examples in order, epoch after epoch; what was taken in vain can be put back in front.
+  """Tickets (epoch, index) of examples in order, epoch after epoch.
 
-  Its whole state is `state()`: three small fields that go into a checkpoint.
+  A ticket is drawn once; one that was drawn in vain can be put back in front. The whole state is
+  `state()`, three small fields that go into a checkpoint.
   """
 
   def __init__(self, count: int, seed: int):
     self.count, self.seed = count, seed
-    self.epoch = self.position = 0
-    self.head: list[int] = []  # put back, to be taken first
-    self._order = epoch_order(count, seed, 0)
+    self.restore(dict(epoch=0, position=0, head=[]))
 
-  def take(self, n: int) -> list[int]:
-    """Indices of the next n examples."""
+  def take(self, n: int) -> list[tuple[int, int]]:
+    """The next n tickets."""
     taken, self.head = self.head[:n], self.head[n:]
     while len(taken) < n:
       if self.position == self.count:
-        self.epoch, self.position = self.epoch + 1, 0
-        self._order = epoch_order(self.count, self.seed, self.epoch)
+        self.restore(dict(epoch=self.epoch + 1, position=0, head=[]))
       more = self._order[self.position : self.position + n - len(taken)]
       self.position += len(more)
-      taken += more
+      taken += [(self.epoch, index) for index in more]
     return taken
 
-  def put_back(self, indices: Sequence[int]) -> None:
+  def put_back(self, tickets: Sequence[tuple[int, int]]) -> None:
     """The next take begins with these."""
-    self.head = list(indices) + self.head
+    self.head = list(tickets) + self.head
 
-  def epochs_begun(self) -> float:
-    """Epochs gone through so far, as a fraction."""
+  def epochs(self) -> float:
+    """Epochs gone through so far."""
     return self.epoch + (self.position - len(self.head)) / self.count
 
   def state(self) -> dict:
-    return dict(epoch=self.epoch, position=self.position, head=list(self.head))
+    return dict(epoch=self.epoch, position=self.position, head=[list(t) for t in self.head])
 
   def restore(self, state: dict) -> None:
-    self.epoch, self.position, self.head = state["epoch"], state["position"], list(state["head"])
+    self.epoch, self.position = state["epoch"], state["position"]
+    self.head = [tuple(ticket) for ticket in state["head"]]
     self._order = epoch_order(self.count, self.seed, self.epoch)

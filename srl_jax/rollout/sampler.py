@@ -184,7 +184,7 @@ def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_b
     done_bg=done_bg,
   )
   tokens_bg = choose(tokens_bg, slots.newest_bg, "bg")
-  logprobs_bg = choose(logprobs_bg, jnp.zeros_like(logprobs_bg, shape=ages_bg.shape), "bg")
+  logprobs_bg = choose(logprobs_bg, slots.logprobs_bgr[:, :, 0], "bg")
   return _record(slots, takes_b[:, None], tokens_bg, logprobs_bg, how)
 
 

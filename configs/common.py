@@ -1,0 +1,245 @@
+"""What all configs share: the defaults of the paper, arguments of a config file, meshes, checks."""
+
+import functools
+
+from ml_collections import ConfigDict
+
+from srl_jax.policy.sharding import AXES, parse_mesh
+
+# Devices -> mesh. Weights are cut inside a node or a slice (fsdp), copied between nodes (data).
+MESHES = {
+  "cpu": "data=1,fsdp=1,tensor=1",
+  "h100x1": "data=1,fsdp=1,tensor=1",
+  "h100x8": "data=1,fsdp=8,tensor=1",
+  "h100x32": "data=4,fsdp=8,tensor=1",
+  "v5e-16": "data=1,fsdp=16,tensor=1",
+  "v5p-128": "data=1,fsdp=64,tensor=1",  # Google counts cores: 64 chips
+  "v6e-256": "data=4,fsdp=64,tensor=1",
+}
+
+
+def parse_arg(arg: str | None, **defaults):
+  """Arguments of a config file: `file.py:tiny,model=DIR,lr=1e-6` -> their values, typed.
+
+  Args:
+    arg: what stands behind the colon, or None. A name alone means True.
+    **defaults: each allowed name with its default, whose type the value gets.
+
+  Returns:
+    ConfigDict of all names. Raises ValueError for an unknown name or a value of the wrong type.
+  """
+  values = ConfigDict(defaults)
+  for item in filter(None, (arg or "").split(",")):
+    name, given, text = item.partition("=")
+    if name not in defaults:
+      raise ValueError(
+        f"config argument {name!r} is unknown; this config takes {', '.join(defaults) or 'none'}"
+      )
+    values[name] = _typed(name, text if given else "true", defaults[name])
+  return values
+
+
+def _typed(name, text, default):
+  if isinstance(default, bool):
+    if text.lower() in ("true", "false"):
+      return text.lower() == "true"
+    raise ValueError(f"config argument {name}={text!r} is not true or false")
+  try:
+    return type(default)(text)
+  except ValueError:
+    raise ValueError(f"config argument {name}={text!r} is not a {type(default).__name__}") from None
+
+
+def defaults() -> ConfigDict:
+  """Every key there is, with the paper's values or, where it gives none, our reasoned ones."""
+  config = ConfigDict()
+  config.method = "srl"  # srl | one_step | rlvr | sft
+  config.seed = 0
+  config.model = "Qwen/Qwen2.5-7B-Instruct"  # a Hugging Face name or folder
+  config.init_from = ""  # start weights: another run's workdir (its best step) or a folder
+  config.dtype = "bfloat16"  # of computation; weights and moments are float32
+  config.mesh = "h100x8"  # a name in MESHES, or "data=1,fsdp=8,tensor=1"
+
+  config.data = ConfigDict()
+  config.data.source = "hub"  # hub | jsonl | arithmetic
+  config.data.path = ""  # dataset name | file or prepared folder | which problems
+  config.data.split = "train"
+  config.data.fields = ConfigDict(dict(id="", problem="", solution="", answer=""))
+  config.data.title_hint = False
+  config.data.keep_last_step = False  # the paper: k = 1..N-1
+  config.data.holdout = 60  # problems
+  config.data.max_prompt_tokens = 4096
+
+  config.prompt = ConfigDict()
+  config.prompt.system_file = ""  # replaces our system prompt
+  config.prompt.style = "think"  # of whole solutions: plain | think
+
+  config.reward = ConfigDict()
+  config.reward.autojunk = False  # the printed formula has no junk rule
+  config.reward.format_penalty = -1.0
+
+  config.rollout = ConfigDict()
+  config.rollout.engine = "builtin"
+  config.rollout.servers = ""
+  config.rollout.samples = 8
+  config.rollout.temperature = 1.0
+  config.rollout.top_p = 1.0
+  config.rollout.max_tokens = 2048
+  config.rollout.lag = 0
+  config.rollout.width = 256  # responses that the built-in engine decodes side by side
+
+  config.algorithm = ConfigDict()
+  config.algorithm.clip_low = 0.2
+  config.algorithm.clip_high = 0.2
+  config.algorithm.std_epsilon = 0.01  # one wrong digit of a short step, one of eight: 0.015
+  config.algorithm.dynamic_sampling = True
+  config.algorithm.max_rounds = 10
+  config.algorithm.advantage_ddof = 0  # as in the filter; verl: 1
+  config.algorithm.advantage_scale = "std"
+  config.algorithm.aggregate = "sequence"  # eq. (1)
+  config.algorithm.kl = 0.0
+  config.algorithm.importance_cap = 2.0  # 0 = no importance weights
+  config.algorithm.steps_per_batch = 1
+
+  config.optimizer = ConfigDict()
+  config.optimizer.lr = 5e-7
+  config.optimizer.schedule = "constant"
+  config.optimizer.warmup = 0.0  # share of all steps
+  config.optimizer.b2 = 0.999
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.grad_norm = 1.0
+
+  config.batch = ConfigDict()
+  config.batch.prompts = 512
+  config.batch.tokens_per_device = 16384  # of a micro-batch
+  config.batch.logprob_chunk = 512  # trained tokens of a row whose logits exist at one time
+  config.batch.remat = True  # recompute layers in the backward pass
+
+  config.train = ConfigDict()
+  config.train.epochs = 30
+  config.train.steps = 0  # 0: as many as the epochs need
+  config.train.stop_at = 0.0  # sft: share of held-out responses word for word; 0: never stop
+  config.train.eval_every = 10
+  config.train.save_every = 10
+  config.train.keep = 2
+
+  config.eval = ConfigDict()  # of final answers; the step reward is always validated
+  config.eval.mode = "whole"  # whole | stepwise | off
+  config.eval.benchmark = ""  # measured before and after the run: "arithmetic" or none
+  config.eval.samples = 8
+  config.eval.max_tokens = 4096
+  config.eval.max_turns = 12
+
+  config.log = ConfigDict()
+  config.log.tensorboard = True
+  config.log.wandb = ""  # a project's name
+  return config.lock()
+
+
+CHOICES = {
+  "method": ("srl", "one_step", "rlvr", "sft"),
+  "dtype": ("bfloat16", "float32"),
+  "data.source": ("hub", "jsonl", "arithmetic"),
+  "prompt.style": ("think", "plain"),
+  "rollout.engine": ("builtin",),
+  "algorithm.advantage_scale": ("std", "none"),
+  "algorithm.aggregate": ("sequence", "token", "constant"),
+  "algorithm.advantage_ddof": (0, 1),
+  "optimizer.schedule": ("constant", "cosine", "linear"),
+  "eval.mode": ("whole", "stepwise", "off"),
+}
+POSITIVE = (
+  *("rollout.samples", "rollout.max_tokens", "rollout.width", "algorithm.max_rounds"),
+  *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
+  *("batch.tokens_per_device", "batch.logprob_chunk", "train.save_every", "train.keep"),
+  *("data.max_prompt_tokens", "eval.samples", "eval.max_tokens", "eval.max_turns"),
+)
+NOT_NEGATIVE = (
+  *("seed", "data.holdout", "rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
+  *("algorithm.std_epsilon", "algorithm.clip_low", "algorithm.clip_high", "optimizer.weight_decay"),
+  *("train.epochs", "train.steps", "train.eval_every", "train.stop_at"),
+)
+
+
+def mesh_spec(config) -> str:
+  """config.mesh as "data=1,fsdp=8,tensor=1"."""
+  if config.mesh not in MESHES and "=" not in config.mesh:
+    raise ValueError(
+      f"mesh: {config.mesh!r} is not one of {', '.join(MESHES)}, nor sizes such as "
+      f"{','.join(f'{axis}=1' for axis in AXES)}"
+    )
+  spec = MESHES.get(config.mesh, config.mesh)
+  parse_mesh(spec)
+  return spec
+
+
+def check(config) -> None:
+  """Raises ValueError for a value that is out of range, or two that contradict each other."""
+  value = lambda key: functools.reduce(lambda group, name: group[name], key.split("."), config)
+  for key, allowed in CHOICES.items():
+    if value(key) not in allowed:
+      raise ValueError(f"{key}: {value(key)!r} is unknown; use {' | '.join(map(str, allowed))}")
+  for key in POSITIVE:
+    if not value(key) > 0:
+      raise ValueError(f"{key}: {value(key)!r} must be greater than 0")
+  for key in NOT_NEGATIVE:
+    if not value(key) >= 0:
+      raise ValueError(f"{key}: {value(key)!r} must not be negative")
+  mesh_spec(config)
+  _check_together(config)
+
+
+def _check_together(config) -> None:
+  rollout, algorithm = config.rollout, config.algorithm
+  rules = [
+    (not config.model, "model: give a Hugging Face name or a folder"),
+    (
+      config.data.source != "arithmetic" and not config.data.path,
+      "data.path: give the dataset's name (data.source=hub) or a file (jsonl)",
+    ),
+    (
+      not (config.train.steps or config.train.epochs),
+      "train.steps and train.epochs are both 0: set one of them",
+    ),
+    (
+      not 0 <= config.optimizer.warmup < 1,
+      f"optimizer.warmup: {config.optimizer.warmup} is a share of all steps, in [0, 1)",
+    ),
+    (
+      config.eval.benchmark and config.eval.mode == "off",
+      "eval.benchmark needs eval.mode whole or stepwise",
+    ),
+    (
+      config.data.max_prompt_tokens + rollout.max_tokens > config.batch.tokens_per_device,
+      f"batch.tokens_per_device: {config.batch.tokens_per_device} cannot hold a prompt of "
+      f"data.max_prompt_tokens ({config.data.max_prompt_tokens}) with a response of "
+      f"rollout.max_tokens ({rollout.max_tokens}); raise the first or lower the others",
+    ),
+  ]
+  if config.method != "sft":
+    rules += [
+      (
+        rollout.temperature == 0,
+        "rollout.temperature: 0 samples eight equal responses; training needs a value > 0",
+      ),
+      (
+        rollout.top_p != 1.0,
+        f"rollout.top_p: {rollout.top_p} samples from another distribution than the loss assumes; "
+        "training needs 1.0",
+      ),
+      (
+        rollout.samples <= algorithm.advantage_ddof or rollout.samples < 2,
+        f"rollout.samples: a group of {rollout.samples} has no advantages; use at least 2",
+      ),
+      (
+        rollout.lag != 0,
+        f"rollout.lag: the built-in engine samples on-policy; {rollout.lag} must be 0",
+      ),
+      (
+        rollout.samples > rollout.width,
+        f"rollout.width: {rollout.width} is less than rollout.samples ({rollout.samples})",
+      ),
+    ]
+  for broken, message in rules:
+    if broken:
+      raise ValueError(message)

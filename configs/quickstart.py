@@ -1,0 +1,51 @@
+"""The paper in miniature: SRL on hard chains of additions, from a small warmed-up base.
+
+  launch/run.sh configs/quickstart.py              about 5 minutes on 2 CPU cores
+  launch/run.sh configs/quickstart.py:seed=1       another seed
+
+The base (configs/miniature/, made by configs/miniature_base.py) follows the format and solves easy
+problems; hard ones it solves turn by turn never by greedy decoding.
+"""
+
+import pathlib
+
+from configs import common
+
+HERE = pathlib.Path(__file__).parent
+
+
+def get_config(arg=None):
+  args = common.parse_arg(arg, seed=0, steps=300)
+  config = common.defaults()
+  config.seed = args.seed
+  config.model = str(HERE / "miniature")
+  config.dtype = "float32"
+  config.mesh = "cpu"
+
+  config.data.source = "arithmetic"
+  config.data.path = "hard:200"
+  config.data.keep_last_step = True  # or boxing the answer is never trained
+  config.data.holdout = 100
+  config.data.max_prompt_tokens = 96
+
+  config.rollout.max_tokens = 32
+  config.rollout.width = 128
+
+  config.algorithm.max_rounds = 3
+
+  config.optimizer.lr = 4e-4
+  config.optimizer.b2 = 0.95
+
+  config.batch.prompts = 16
+  config.batch.tokens_per_device = 4096
+  config.batch.remat = False
+
+  config.train.steps = args.steps
+  config.train.eval_every = 50
+  config.train.save_every = 50
+  config.train.keep = 1
+
+  config.eval.mode = "stepwise"
+  config.eval.benchmark = "arithmetic"
+  config.eval.max_tokens = 32
+  return config

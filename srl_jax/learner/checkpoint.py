@@ -1,0 +1,90 @@
+"""Checkpoints: weights, moments and where the run stands, so that a killed run continues exactly.
+
+Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a half-written
+one is never read.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+keeping = ocp.training.preservation_policies
+
+
+@dataclasses.dataclass
+class Progress:
+  """Where a run stands, besides weights and moments; plain JSON.
+
+  Fields: step, optimiser batches done; queue, see data.batches.PromptQueue.state; score, validation
+  scores {step: score} so far; before, the benchmark's figures of the untrained model, or None;
+  seconds, of work so far, over all restarts.
+  """
+
+  step: int = 0
+  queue: dict | None = None
+  scores: dict[str, float] = dataclasses.field(default_factory=dict)
+  before: dict | None = None
+  seconds: float = 0.0
+
+
+class Checkpoints:
+  """The checkpoints of a run: the last `keep` and the one with the best validation score."""
+
+  def __init__(self, workdir: pathlib.Path, keep: int = 1):
+    self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
+    best = keeping.BestN(
+      get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+    )
+    policy = keeping.AnyPreservationPolicy([keeping.LatestN(keep), best])
+    self._checkpointer = ocp.training.Checkpointer(self.folder, preservation_policy=policy)
+
+  @staticmethod
+  def present(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds a run's checkpoints."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+  @staticmethod
+  def abstract(array) -> jax.ShapeDtypeStruct:
+    """What `restore` needs to know of an array."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+  def save(self, model, moments, progress: Progress, score: float | None = None) -> None:
+    """Saves under progress.step; returns when it is on disk."""
+    self._checkpointer.save_checkpointables(
+      progress.step,
+      dict(model=model, moments=moments, progress=dataclasses.asdict(progress)),
+      metrics=None if score is None else {"score": float(score)},
+      overwrite=True,
+    )
+
+  def steps(self) -> list[int]:
+    """Steps that can be restored, ascending."""
+    return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+  def best_step(self) -> int | None:
+    """The step with the best validation score, the later of equals; without scores the last."""
+    scored = [
+      (checkpoint.metrics["score"], checkpoint.step)
+      for checkpoint in self._checkpointer.checkpoints
+      if checkpoint.metrics
+    ]
+    return max(scored)[1] if scored else max(self.steps(), default=None)
+
+  def restore(self, step: int, model, moments=None):
+    """(model, moments, Progress) of a step.
+
+    Args:
+      model, moments: trees of `abstract` arrays, in whose layout they come back; without moments
+        only the model is read and None stands in their place.
+    """
+    wanted = {"model": model, "progress": None}
+    if moments is not None:
+      wanted["moments"] = moments
+    found = self._checkpointer.load_checkpointables(step, wanted)
+    return found["model"], found.get("moments"), Progress(**found["progress"])
+
+  def close(self) -> None:
+    self._checkpointer.close()

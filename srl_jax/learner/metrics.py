@@ -1,0 +1,257 @@
+"""What a run writes down: numbers of each step, every rollout, the live line on the terminal."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+
+from srl_jax.learner.dynamic_sampling import Batch, Group
+
+
+def batch_metrics(batch: Batch) -> dict[str, float]:
+  """Metrics of the rollouts of one step: all groups that were sampled, kept or not.
+
+  Rewards also without the format failures (reward_formed_*), because one penalty among eight
+  similarities hides how far apart the others are; lengths are in tokens, monologues in words.
+  """
+  scores = [score for group in batch.groups for score in group.scores]
+  rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
+  rewards = np.array([score.reward for score in scores])
+  formed = np.array([score.reward for score in scores if not score.failure])
+  lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+  out = {
+    "reward_mean": rewards.mean(),
+    "reward_std": rewards.std(),
+    "reward_group_std": np.mean([np.std(group.rewards) for group in batch.groups]),
+    "reward_formed_mean": formed.mean() if len(formed) else 0.0,
+    "reward_formed_std": formed.std() if len(formed) else 0.0,
+    "format_failures": np.mean([score.failure is not None for score in scores]),
+    "groups_sampled": len(batch.groups),
+    "groups_kept": len(batch.kept),
+    "kept_share": np.mean([group.dropped in (None, "surplus") for group in batch.groups]),
+    "rounds": batch.rounds,
+    "response_tokens_mean": lengths.mean(),
+    "response_tokens_max": lengths.max(),
+    "monologue_words_mean": np.mean([len(score.monologue.split()) for score in scores]),
+    "action_words_mean": np.mean([len(score.action.split()) for score in scores]),
+    "truncated_share": np.mean([rollout.finish_reason != "stop" for rollout in rollouts]),
+    "sampled_tokens": lengths.sum(),
+  }
+  failures = Counter(score.failure for score in scores if score.failure)
+  out |= {f"failure_{reason}": count for reason, count in failures.items()}
+  dropped = Counter(group.dropped for group in batch.groups if group.dropped)
+  out |= {f"dropped_{reason}": count for reason, count in dropped.items()}
+  return {name: float(value) for name, value in out.items()}
+
+
+def logprob_gap(logprobs: np.ndarray, sampler_logprobs: np.ndarray) -> dict[str, float]:
+  """How far trainer and engine disagree on the sampled tokens; both float32 [tokens]."""
+  gap = np.abs(logprobs - sampler_logprobs)
+  return {
+    "logprob_gap_mean": float(gap.mean()),
+    "logprob_gap_p99": float(np.quantile(gap, 0.99)),
+    "logprob_gap_exp": float(np.exp(gap.mean())),
+  }
+
+
+def rollout_lines(groups: list[Group]) -> str:
+  """One JSON line for each group, with everything needed to read it again."""
+  lines = []
+  for group in groups:
+    line = {
+      "prompt_id": group.example.id,
+      "prompt_tokens": len(group.prompt.token_ids),
+      "problem": group.example.problem,
+      "context": group.example.context,
+      "hint": group.example.hint,
+      "target": group.example.target,
+      "texts": [rollout.text for rollout in group.rollouts],
+      "actions": [score.action for score in group.scores],
+      "rewards": group.rewards,
+      "failures": [score.failure for score in group.scores],
+      "weight_versions": [rollout.weight_version for rollout in group.rollouts],
+      "kept": group.dropped is None,
+      "dropped": group.dropped,
+    }
+    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+  return "".join(lines)
+
+
+class Phases:
+  """Seconds of each phase of a step: `with phases("sample"): ...`."""
+
+  def __init__(self):
+    self.seconds = Counter()
+
+  @contextlib.contextmanager
+  def __call__(self, name: str):
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[name] += time.perf_counter() - start
+
+  def take(self) -> dict[str, float]:
+    """seconds_<phase> since the last call."""
+    out = {f"seconds_{name}": value for name, value in self.seconds.items()}
+    self.seconds.clear()
+    return out
+
+
+class Log:
+  """The files of a run: metrics.jsonl, rollouts/, TensorBoard and, if asked for, W&B.
+
+  Args:
+    workdir: the run's folder.
+    log: config group with tensorboard (bool) and wandb (a project's name, or "").
+    step: the checkpoint's step that the run continues from; what was written after it is cut off.
+    name: the run's name for W&B.
+    config: shown there.
+  """
+
+  def __init__(self, workdir: pathlib.Path, log, *, step: int, name: str, config: dict):
+    self.metrics = workdir / "metrics.jsonl"
+    self.rollouts = workdir / "rollouts"
+    self.rollouts.mkdir(parents=True, exist_ok=True)
+    _cut_back(self.metrics, self.rollouts, step)
+    self._board = self._wandb = None
+    if log.tensorboard:
+      from tensorboardX import SummaryWriter  # slow to import: only who logs there pays
+
+      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+    if log.wandb:
+      import wandb  # not among the requirements: who asks for it installs it
+
+      self._wandb = wandb.init(project=log.wandb, name=name, config=config, resume="allow", id=name)
+
+  def step(self, step: int, metrics: dict, groups: list[Group] = ()) -> None:
+    """Writes one step down."""
+    if groups:
+      path = self.rollouts / f"step_{step:06d}.jsonl"
+      partial = path.with_suffix(".partial")
+      partial.write_text(rollout_lines(groups), encoding="utf-8")
+      os.replace(partial, path)
+    with self.metrics.open("a", encoding="utf-8") as file:
+      file.write(json.dumps({"step": step} | metrics) + "\n")
+    if self._board:
+      for name, value in metrics.items():
+        self._board.add_scalar(name, value, step)
+    if self._wandb:
+      self._wandb.log(metrics, step=step)
+
+  def close(self) -> None:
+    if self._board:
+      self._board.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
+  """Removes what was written after `step`, a last half line included."""
+  if metrics.exists():
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+      if not line.endswith("\n") or json.loads(line)["step"] > step:
+        break
+      kept.append(line)
+    partial = metrics.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, metrics)
+  for path in rollouts.glob("step_*"):
+    if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
+      path.unlink()
+
+
+class Progress:
+  """The live line: rewritten in place on a terminal, a plain line now and then elsewhere."""
+
+  def __init__(self, total: int, done: int = 0, every: float = 10.0):
+    self.total, self.first, self.every = total, done, every
+    self.start = time.monotonic()
+    self.last = 0.0
+    self.live = sys.stdout.isatty()
+
+  def show(self, step: int, parts: dict[str, str]) -> None:
+    """Shows step `step` of `total` and the parts, name and value."""
+    now = time.monotonic()
+    if not self.live and now - self.last < self.every and step < self.total:
+      return
+    self.last = now
+    pace = (now - self.start) / max(1, step - self.first)
+    line = f"step {step}/{self.total}  " + "  ".join(f"{k} {v}" for k, v in parts.items())
+    line += f"  left {clock((self.total - step) * pace)}"
+    if self.live:
+      print("\r\033[K" + line, end="\n" if step == self.total else "", flush=True)
+    else:
+      print(line, flush=True)
+
+  def say(self, message: str) -> None:
+    """A line of its own, kept on the terminal."""
+    print(("\r\033[K" if self.live else "") + message, flush=True)
+
+
+def clock(seconds: float) -> str:
+  """Seconds as 1:23:45 or 4:05."""
+  minutes, rest = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+# Dense bf16 peak of a device, FLOP/s, from the makers' data sheets; by a part of its device_kind.
+PEAKS = {
+  "H100": 989e12,
+  "H200": 989e12,
+  "A100": 312e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6": 918e12,
+}
+
+
+def update_flops(config, groups: list[Group]) -> float:
+  """FLOPs of an update, forward and backward, that the maths needs; recomputation is not counted.
+
+  6 x matmul weights x real tokens, a prompt counted once for its group; the output head on response
+  tokens only; causal attention at half. `config` is the policy's ModelConfig.
+  """
+  d, h = config.hidden_size, config.head_dim
+  n, k, f = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+  layer = d * h * (2 * n + 2 * k) + 3 * d * f
+  flops = 0.0
+  for group in groups:
+    prompt = len(group.prompt.token_ids)
+    lengths = [len(rollout.token_ids) for rollout in group.rollouts]
+    pairs = prompt**2 / 2 + sum(length * prompt + length**2 / 2 for length in lengths)
+    tokens = prompt + sum(lengths)
+    flops += config.num_hidden_layers * (6 * layer * tokens + 12 * n * h * pairs)
+    flops += 6 * d * config.vocab_size * sum(lengths)
+  return flops
+
+
+def speed(config, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
+  """Seconds of the phases, tokens per second of sampling and update together, MFU if known."""
+  import jax  # the rest of this module needs none
+
+  work = sum(seconds.get(f"seconds_{name}", 0.0) for name in ("sample", "reward", "update", "sync"))
+  sampled = sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts)
+  out = seconds | {"seconds_step": work, "tokens_per_second": sampled / max(work, 1e-9)}
+  kind = jax.devices()[0].device_kind
+  peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
+  if peak and batch.kept:
+    devices = jax.sharding.get_mesh().size
+    flops = update_flops(config, batch.kept)
+    out["mfu_update"] = flops / (max(seconds["seconds_update"], 1e-9) * peak * devices)
+  return out
+
+
+def packed_share(rows) -> float:
+  """Share of the packed tokens that are real ones; rows are packing.Rows."""
+  real = sum(int((np.asarray(part.segments_bt) > 0).sum()) for part in rows)
+  return real / sum(part.segments_bt.size for part in rows)
