@@ -4,12 +4,14 @@ import random
 from collections.abc import Sequence
 
 
-def bucket(length: int, smallest: int = 32) -> int:
-  """The compiled length for `length` tokens: 32, 48, 64, 96, 128, 192, ...: few programs a run."""
-  size = smallest
-  while size < length:
-    size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-  return size
+def bucket(length: int) -> int:
+  """The compiled length for `length` tokens: 32, 64, 96, ..., 256, 288, ..., 512, 576, ...
+
+  Steps are an eighth of the power of two below, so little is padded and few programs are compiled;
+  from 1,024 on they are multiples of 128, as attention kernels want them.
+  """
+  step = max(32, (1 << (length - 1).bit_length()) // 16)
+  return -(-length // step) * step
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

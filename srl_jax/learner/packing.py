@@ -42,7 +42,10 @@ class PackedGroup:
 
 
 class Rows(NamedTuple):
-  """b rows of t tokens, s of which are trained. int32 and float32; padding is 0."""
+  """b rows of t tokens, and what is trained of each, in the first places of s (= t).
+
+  int32 and float32; padding is 0.
+  """
 
   tokens_bt: np.ndarray
   positions_bt: np.ndarray
@@ -82,14 +85,21 @@ def pack(
   for group in groups:
     units += _split(group, [next(shares) for _ in group.responses], tokens_per_device)
   t = min(tokens_per_device, bucket(max(group.size() for group, _ in units)))
-  bins = _first_fit(units, t)
-  trained = lambda units: sum(len(r.token_ids) for group, _ in units for r in group.responses)
-  s = min(t, bucket(max(map(trained, bins))))
-  rows = [_row(units, t, s) for units in bins]
-  size = max(1, tokens_per_device // t) * shards
+  rows = [_row(units, t) for units in _first_fit(units, t)]
+  size = _rows_at_a_time(len(rows), max(1, tokens_per_device // t), shards)
   empty = Rows(*(np.zeros_like(x) for x in rows[0]))
   rows += [empty] * (-len(rows) % size)
   return [Rows(*map(np.stack, zip(*rows[i : i + size]))) for i in range(0, len(rows), size)]
+
+
+def _rows_at_a_time(rows: int, most: int, shards: int) -> int:
+  """Rows of a micro-batch: what fits, or a half or a quarter of it if much would stay empty.
+
+  `most` is what fits on each of the `shards` devices.
+  """
+  sizes = [max(1, most // part) * shards for part in (1, 2, 4)]
+  filled = lambda size: rows / (-(-rows // size) * size)
+  return next((size for size in sizes if filled(size) >= 0.8), max(sizes, key=filled))
 
 
 def _split(group, shares, limit):
@@ -127,11 +137,11 @@ def _first_fit(units, t):
   return bins
 
 
-def _row(units, t, s) -> Rows:
+def _row(units, t) -> Rows:
   """One row (rank 1 arrays) of the units."""
   ints = np.zeros((4, t), np.int32)
-  scored = np.zeros((2, s), np.int32)
-  floats = np.zeros((3, s), np.float32)
+  scored = np.zeros((2, t), np.int32)
+  floats = np.zeros((3, t), np.float32)
   tokens, positions, segments, branches = ints
   sources, targets = scored
   advantages, shares, sampler = floats

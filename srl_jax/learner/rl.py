@@ -56,7 +56,7 @@ def train(config, workdir: pathlib.Path) -> dict:
   stop = start.StopSignal()
   phases = metrics.Phases()
   begun = time.monotonic() - progress.seconds
-  empty = 0
+  empty, short = 0, False
 
   def save(score=None):
     with phases("save"):
@@ -84,14 +84,16 @@ def train(config, workdir: pathlib.Path) -> dict:
       empty = 0 if batch.kept else empty + 1
       if empty == MAX_EMPTY_STEPS:
         raise ValueError(
-          f"step {step + 1}: {empty} steps in a row without a group to train on; {workdir}/rollouts "
-          "has what was sampled. Lower algorithm.std_epsilon, or give data whose format the model "
+          f"step {step + 1}: {empty} steps in a row without a group to train on. "
+          f"{workdir}/rollouts tells what was sampled. Lower algorithm.std_epsilon, or give data whose format the model "
           "can follow and whose steps it does not know already"
         )
-      if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling:
+      if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling and not short:
+        short = True
         bar.say(
-          f"step {step + 1}: {len(batch.kept)} of {config.batch.prompts} groups after "
-          f"{batch.rounds} rounds; training on these"
+          f"step {step + 1}: {batch.rounds} rounds gave {len(batch.kept)} groups of "
+          f"{config.batch.prompts}; training on these. From here on the line of progress alone tells "
+          "it (algorithm.max_rounds allows more rounds, algorithm.std_epsilon drops less)"
         )
       if batch.kept:
         with phases("update"):
@@ -354,6 +356,7 @@ def _live(row: dict) -> dict[str, str]:
   out = {
     "reward": f"{row['reward_mean']:.3f}",
     "kept": f"{row['kept_share']:.0%}",
+    "groups": f"{row['groups_kept']:.0f}",
     "format failures": f"{row['format_failures']:.1%}",
     "tokens/s": f"{row['tokens_per_second']:,.0f}",
   }

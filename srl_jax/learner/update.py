@@ -54,28 +54,35 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   hidden_btd = model.hidden(
     rows.tokens_bt, rows.positions_bt, rows.segments_bt, rows.branches_bt, remat=loss.remat
   )
-  hidden_bsd = _take(hidden_btd, rows.sources_bs)
   s = rows.targets_bs.shape[1]
+  chunk = next(size for size in range(min(loss.chunk, s), 0, -1) if s % size == 0)
 
   @jax.checkpoint
-  def of_chunk(hidden_btd, targets_bt):
-    logits_btv = model.logits(hidden_btd) / loss.temperature
-    norm_bt = jax.nn.logsumexp(logits_btv, axis=-1)
+  def of_chunk(start):
+    cut = lambda x_bs: jax.lax.dynamic_slice_in_dim(x_bs, start, chunk, axis=1)
+    trained = (cut(rows.shares_bs) > 0).any()
+    # Trained tokens come first in a row, so the last chunks may be padding for all rows.
+    return jax.lax.cond(trained, _of_tokens, _of_padding, *map(cut, rows[4:6]))
+
+  def _of_tokens(sources_bc, targets_bc):
+    logits_bcv = model.logits(_take(hidden_btd, sources_bc)) / loss.temperature
+    norm_bc = jax.nn.logsumexp(logits_bcv, axis=-1)
     # Compare and sum rather than gather: v may be cut over devices.
     vocabulary = jax.lax.broadcasted_iota(
-      jnp.int32, logits_btv.shape, 2, out_sharding=act_spec("btv") if has_mesh() else None
+      jnp.int32, logits_bcv.shape, 2, out_sharding=act_spec("bcv") if has_mesh() else None
     )
-    chosen = vocabulary == targets_bt[:, :, None]
-    logprobs_bt = jnp.where(chosen, logits_btv, 0.0).sum(axis=-1) - norm_bt
-    probs = jax.lax.stop_gradient(jnp.exp(logits_btv - norm_bt[:, :, None]))
-    entropy_bt = norm_bt - (probs * logits_btv).sum(axis=-1)
-    return logprobs_bt, jax.lax.stop_gradient(entropy_bt)
+    chosen = vocabulary == targets_bc[:, :, None]
+    logprobs_bc = jnp.where(chosen, logits_bcv, 0.0).sum(axis=-1) - norm_bc
+    probs = jax.lax.stop_gradient(jnp.exp(logits_bcv - norm_bc[:, :, None]))
+    return logprobs_bc, jax.lax.stop_gradient(norm_bc - (probs * logits_bcv).sum(axis=-1))
 
-  parts = [
-    of_chunk(hidden_bsd[:, i : i + loss.chunk], rows.targets_bs[:, i : i + loss.chunk])
-    for i in range(0, s, loss.chunk)
-  ]
-  return tuple(jnp.concatenate(part, axis=1) for part in zip(*parts))
+  def _of_padding(sources_bc, targets_bc):
+    zeros = jnp.zeros_like(targets_bc, jnp.float32)
+    return zeros, zeros
+
+  _, parts = jax.lax.scan(lambda _, start: (None, of_chunk(start)), None, jnp.arange(0, s, chunk))
+  join = lambda x_nbc: x_nbc.transpose(1, 0, 2).reshape(x_nbc.shape[1], s)
+  return tuple(map(join, parts))
 
 
 def _take(hidden_btd, places_bs):
