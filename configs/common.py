@@ -1,6 +1,7 @@
 """What all configs share: the defaults of the paper, arguments of a config file, meshes, checks."""
 
 import functools
+import pathlib
 
 from ml_collections import ConfigDict
 
@@ -134,6 +135,12 @@ def defaults() -> ConfigDict:
   config.log.tensorboard = True
   config.log.wandb = ""  # a project's name
   return config.lock()
+
+
+def source_of(data: str) -> str:
+  """The kind of source that `data` names: a file or folder that exists, or a dataset on the hub."""
+  local = pathlib.Path(data).exists() or data.endswith((".jsonl", ".json"))
+  return "jsonl" if local else "hub"
 
 
 CHOICES = {

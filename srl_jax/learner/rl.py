@@ -85,15 +85,15 @@ def train(config, workdir: pathlib.Path) -> dict:
       if empty == MAX_EMPTY_STEPS:
         raise ValueError(
           f"step {step + 1}: {empty} steps in a row without a group to train on. "
-          f"{workdir}/rollouts tells what was sampled. Lower algorithm.std_epsilon, or give data whose format the model "
-          "can follow and whose steps it does not know already"
+          f"{workdir}/rollouts tells what was sampled. Lower algorithm.std_epsilon, or give data "
+          "whose format the model can follow and whose steps it does not know already"
         )
       if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling and not short:
         short = True
         bar.say(
           f"step {step + 1}: {batch.rounds} rounds gave {len(batch.kept)} groups of "
-          f"{config.batch.prompts}; training on these. From here on the line of progress alone tells "
-          "it (algorithm.max_rounds allows more rounds, algorithm.std_epsilon drops less)"
+          f"{config.batch.prompts}; training on these. From here on only the line of progress tells "
+          "(algorithm.max_rounds allows more rounds, algorithm.std_epsilon drops less)"
         )
       if batch.kept:
         with phases("update"):

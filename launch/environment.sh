@@ -1,0 +1,42 @@
+# Sourced by the launch scripts: makes .venv beside the code and activates it. Not run by itself.
+#
+# PYTHON      the interpreter to make it with (default python3; 3.11 or newer)
+# requirements are installed again only when their files change.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# Modules and configs are found from wherever the script was called.
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+# XLA programs are compiled once a machine, not once a run.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/xla}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
+
+# jax_extra: the build of JAX for the hardware that is here, as an extra of the package.
+jax_extra() {
+  if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
+    echo cuda12
+  elif compgen -G '/dev/accel*' > /dev/null || compgen -G '/dev/vfio/[0-9]*' > /dev/null && [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; then
+    echo tpu
+  fi
+}
+
+# prepare_environment FILE...: .venv with what the requirement files name.
+prepare_environment() {
+  local python="${PYTHON:-python3}" extra stamp
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+    echo "error: $python is not Python 3.11 or newer; set PYTHON to one that is" >&2
+    exit 2
+  fi
+  extra="$(jax_extra)"
+  stamp="$(cat "$@" | cksum | tr ' ' '-')-${extra:-cpu}"
+  if [ "$(cat "$ROOT/.venv/installed" 2> /dev/null)" != "$stamp" ]; then
+    echo "setting up $ROOT/.venv (JAX for ${extra:-cpu}) ..."
+    [ -x "$ROOT/.venv/bin/python" ] || "$python" -m venv "$ROOT/.venv"
+    local files=()
+    for file in "$@"; do files+=(-r "$file"); done
+    "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+      "${files[@]}" ${extra:+"jax[$extra]"}
+    echo "$stamp" > "$ROOT/.venv/installed"
+  fi
+  # shellcheck disable=SC1091
+  source "$ROOT/.venv/bin/activate"
+}
