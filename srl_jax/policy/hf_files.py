@@ -94,6 +94,12 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
   for key, value in fields.items():
     if not isinstance(value, (int, float)) or value <= 0:
       raise ValueError(f"{path}: {key} is {value!r}, not a positive number; {remedy}")
+  heads, shared = fields["num_attention_heads"], fields["num_key_value_heads"]
+  if heads % shared:
+    raise ValueError(
+      f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}; "
+      "copy the file again"
+    )
   return ModelConfig(
     **fields,
     head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
@@ -144,7 +150,7 @@ def read_headers(folder) -> dict[str, Stored]:
   elif (folder / INDEX).exists():
     try:
       files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
   else:
     raise ValueError(
@@ -167,7 +173,7 @@ def read_headers(folder) -> dict[str, Stored]:
         if start + end > path.stat().st_size:
           raise ValueError(f"{name} ends beyond the file")
         stored[name] = Stored(path, start + begin, tuple(entry["shape"]), entry["dtype"])
-    except (ValueError, KeyError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
       raise ValueError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
   return stored
 

@@ -1,0 +1,145 @@
+"""attend: who sees whom, the cache's ring, and decoding equal to reading everything at once."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srl_jax.policy import sharding
+from srl_jax.policy.attention import Cached, Packed, attend, visible
+from srl_jax.policy.model import rotary_angles
+
+
+def test_visible_by_hand():
+  """A row: padding, a prompt of 2, responses of 2 and 1 that share it, another segment of 1."""
+  positions = jnp.array([[0, 0, 1, 2, 3, 2, 0]])
+  segments = jnp.array([[0, 1, 1, 1, 1, 1, 2]])
+  branches = jnp.array([[0, 0, 0, 1, 1, 2, 0]])
+  expected = [
+    "0000000",
+    "0100000",
+    "0110000",
+    "0111000",
+    "0111100",
+    "0110010",
+    "0000001",
+  ]
+  mask = visible(Packed(positions, segments, branches))[0].astype(int)
+  assert ["".join(map(str, row)) for row in mask.tolist()] == expected
+  # Without branches position alone decides inside a segment.
+  mask = visible(Packed(positions, segments))[0].astype(int)
+  assert "".join(map(str, mask[4].tolist())) == "0111110"
+
+
+def softmax_attention(q_nh, k_skh, v_skh):
+  """One query against a list of keys, in float64."""
+  n, k = q_nh.shape[0], k_skh.shape[1]
+  out = []
+  for head, q in enumerate(q_nh.astype(np.float64)):
+    shared = head // (n // k)
+    scores = k_skh[:, shared] @ q / math.sqrt(len(q))
+    probs = np.exp(scores - scores.max())
+    out.append(probs / probs.sum() @ v_skh[:, shared])
+  return np.array(out)
+
+
+def cached_case():
+  """Random queries, keys and a ring of 5 slots, written at column 1, of 4 prompts x 2 responses."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  b, g, p, r, n, k, h = 4, 2, 6, 5, 4, 2, 8
+  lengths = np.array([6, 1, 3, 4], np.int32)
+  ages = np.array([[1, 5], [2, 3], [4, 2], [1, 1]], np.int32)
+  q, new_k, new_v = draw(b, g, n, h), draw(b, g, k, h), draw(b, g, k, h)
+  prompts, rings = (draw(b, p, k, h), draw(b, p, k, h)), (draw(b, g, r, k, h), draw(b, g, r, k, h))
+  return q, new_k, new_v, Cached(*prompts, lengths, *rings, np.int32(1), ages)
+
+
+def test_cached_reads_its_prompt_and_its_own_young_slots():
+  q, new_k, new_v, state = cached_case()
+  out, (k_bgrkh, v_bgrkh) = jax.jit(attend)(q, new_k, new_v, state)
+  for b in range(4):
+    for g in range(2):
+      # Slots from the oldest of this response to the one just written, across the ring's end.
+      slots = [(1 - age) % 5 for age in range(state.ages_bg[b, g])]
+      keys, values = state.k_bgrkh[b, g].copy(), state.v_bgrkh[b, g].copy()
+      keys[1], values[1] = new_k[b, g], new_v[b, g]
+      np.testing.assert_array_equal(k_bgrkh[b, g], keys)
+      np.testing.assert_array_equal(v_bgrkh[b, g], values)
+      length = state.lengths_b[b]
+      expected = softmax_attention(
+        q[b, g],
+        np.concatenate([state.prompt_k_bpkh[b, :length], keys[slots]]),
+        np.concatenate([state.prompt_v_bpkh[b, :length], values[slots]]),
+      )
+      np.testing.assert_allclose(out[b, g], expected, atol=1e-5)
+
+
+def test_cached_is_the_same_on_a_mesh():
+  q, new_k, new_v, state = cached_case()
+  expected = jax.jit(attend)(q, new_k, new_v, state)
+  mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
+  put = lambda x, letters: sharding.put(x, letters, mesh)
+  state = Cached(*map(put, state, ("bpkh", "bpkh", "b", "bgrkh", "bgrkh", "", "bg")))
+  with jax.set_mesh(mesh):
+    out = jax.jit(attend)(put(q, "bgnh"), put(new_k, "bgkh"), put(new_v, "bgkh"), state)
+  for ours, theirs in zip(jax.tree.leaves(out), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+  assert out[0].sharding.spec == sharding.act_spec("bgnh")
+
+
+@pytest.mark.parametrize("case", ["gqa2-untied", "gqa7-untied"])
+def test_greedy_decoding_equals_the_full_forward_pass(hf_case, case):
+  """Two prompts, two responses each that part at their first token; the ring has no spare slot."""
+  config, model = hf_case(case).config, hf_case(case).model
+  prompts = [[5, 6, 7, 8, 9], [11, 12]]
+  tokens, steps = np.zeros((2, 5), np.int32), 6
+  for row, ids in enumerate(prompts):
+    tokens[row, : len(ids)] = ids
+  lengths = jnp.array([len(ids) for ids in prompts])
+  positions = jnp.tile(jnp.arange(5), (2, 1))
+
+  def through_layers(x_btd, positions_bt, state_of_layer, state):
+    rotary = rotary_angles(positions_bt, config)
+    body = lambda x_btd, inner: inner[0](x_btd, rotary, state_of_layer(inner[1]))
+    return jax.lax.scan(body, x_btd, (model.layers, state))
+
+  @jax.jit
+  def read(tokens_bt):
+    packed = Packed(positions, (positions < lengths[:, None]).astype(jnp.int32))
+    return through_layers(model.embed(tokens_bt), positions, lambda _: packed, None)[1]
+
+  @jax.jit
+  def write(tokens_bg, prompt_kv, rings, column):
+    ages = jnp.full((2, 2), column + 1)
+    state = lambda kv: Cached(*kv[0], lengths, *kv[1], column, ages)
+    at = lengths[:, None] + column + jnp.zeros((2, 2), jnp.int32)
+    x_bgd, rings = through_layers(model.embed(tokens_bg), at, state, (prompt_kv, rings))
+    return model.logits(model.final_norm(x_bgd)), rings
+
+  prompt_kv = read(tokens)
+  layers, k, h = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+  rings = tuple(jnp.zeros((layers, 2, 2, steps, k, h)) for _ in range(2))
+  newest, written, seen = jnp.array([[20, 30], [40, 50]]), [], []
+  for column in range(steps):
+    written.append(newest)
+    logits_bgv, rings = write(newest, prompt_kv, rings, jnp.int32(column))
+    seen.append(logits_bgv)
+    newest = logits_bgv.argmax(-1)
+  written, seen = np.stack(written, 2), np.stack(seen, 2)
+
+  full = np.zeros((4, 5 + steps), np.int32)
+  for row in range(4):
+    ids = [*prompts[row // 2], *written[row // 2, row % 2]]
+    full[row, : len(ids)] = ids
+  along = jnp.tile(jnp.arange(5 + steps), (4, 1))
+  expected = jax.jit(lambda *rows: model.logits(model.hidden(*rows)))(
+    full, along, jnp.ones_like(along)
+  )
+  for row in range(4):
+    first = len(prompts[row // 2])
+    np.testing.assert_allclose(
+      seen[row // 2, row % 2], expected[row, first : first + steps], rtol=0, atol=1e-5
+    )
