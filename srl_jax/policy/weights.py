@@ -107,6 +107,14 @@ def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[
     yield hf_name, _to_hf(weight, layer or 0, name, jnp.dtype(dtype or weight.dtype))
 
 
+def check_new(folder) -> pathlib.Path:
+  """`folder` as a path; ValueError where something is there that save_hf would overwrite."""
+  folder = pathlib.Path(folder)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise ValueError(f"{folder}: exists and is not empty; give a new folder or remove it first")
+  return folder
+
+
 def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=None) -> None:
   """Writes a folder that transformers and vLLM load; it appears whole or not at all.
 
@@ -118,9 +126,7 @@ def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=Non
 
   Raises ValueError when `folder` is there and not empty.
   """
-  folder = pathlib.Path(folder)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise ValueError(f"{folder}: exists and is not empty; give a new folder or remove it first")
+  folder = check_new(folder)
   dtype = jnp.dtype(dtype or model.norm.dtype)
   files = _plan_files(config, dtype)
   tensors = hf_tensors(config, model, dtype)

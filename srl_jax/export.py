@@ -1,0 +1,76 @@
+"""A run's checkpoint as a Hugging Face folder, which transformers and vLLM load.
+
+  python -m srl_jax.export --workdir=runs/quickstart --output=exported
+
+takes the checkpoint with the best validation score, the last one where nothing was validated. The
+tokenizer and the generation settings are those of the model that the run started from. It works on
+the CPU, beside a run that has the accelerator.
+"""
+
+import json
+import pathlib
+
+from absl import flags, logging
+
+from srl_jax import errors
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write: new, or empty.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint to take (default: the best).")
+_DTYPE = flags.DEFINE_enum(
+  "dtype", None, ["float32", "bfloat16"], "Type of the weights (default: what the run computed in)."
+)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)  # orbax tells every file that it reads
+  import jax  # after the flags: a mistake in them must not wait for it
+
+  jax.config.update("jax_platforms", "cpu")
+  step = export(_WORKDIR.value, _OUTPUT.value, _STEP.value, _DTYPE.value)
+  print(f"wrote {_OUTPUT.value}: step {step} of {_WORKDIR.value}")
+
+
+def export(workdir, output, step: int | None = None, dtype: str | None = None) -> int:
+  """Writes a checkpoint of the run in `workdir` to `output` and returns its step.
+
+  Args:
+    workdir: folder of a run, with config.json and checkpoints/.
+    output: new or empty folder.
+    step: which checkpoint; by default the best on validation, else the last.
+    dtype: float32 or bfloat16; by default the type that the run computed in.
+
+  Raises ValueError when there is no such checkpoint, the run's model cannot be found, or `output`
+  has something in it.
+  """
+  import jax
+
+  from srl_jax.learner.checkpoint import Checkpoints
+  from srl_jax.policy import hf_files, model, weights
+
+  workdir = pathlib.Path(workdir)
+  if not (workdir / "config.json").exists() or not Checkpoints.present(workdir):
+    raise ValueError(
+      f"{workdir}: no run with a checkpoint (config.json and checkpoints/); give the --workdir of "
+      "a run that has saved"
+    )
+  run = json.loads((workdir / "config.json").read_text())
+  weights.check_new(output)
+  source = hf_files.resolve_model(run["model"])
+  config = hf_files.load_config(source, run["dtype"])
+  checkpoints = Checkpoints(workdir)
+  step = checkpoints.best_step() if step is None else step
+  if step not in checkpoints.steps():
+    kept = ", ".join(map(str, checkpoints.steps()))
+    raise ValueError(f"{workdir}: no checkpoint of step {step}; it has {kept}")
+  device = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+  shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), model.abstract(config))
+  policy, _, _ = checkpoints.restore(step, shapes)
+  checkpoints.close()
+  weights.save_hf(config, policy, output, dtype=dtype or run["dtype"], source=source)
+  return step
+
+
+if __name__ == "__main__":
+  errors.run(main)

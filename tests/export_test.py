@@ -1,0 +1,78 @@
+"""A run's checkpoint as a Hugging Face folder."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from srl_jax import export
+from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.policy import model as M
+from srl_jax.policy import weights
+from srl_jax.policy.sharding import make_mesh
+
+CONFIG = M.ModelConfig(96, 32, 48, 2, 2, 1, 16)
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """(workdir, {step: weights}) of a run on a mesh; the best of its steps 2, 4, 6 is 4."""
+  base, workdir = tmp_path_factory.mktemp("run") / "base", tmp_path_factory.mktemp("run")
+  weights.save_hf(CONFIG, M.init(CONFIG, 0), base)
+  (base / "tokenizer.json").write_text("{}")
+  (workdir / "config.json").write_text(json.dumps(dict(model=str(base), dtype="float32")))
+  checkpoints = Checkpoints(workdir, keep=3)
+  with jax.set_mesh(make_mesh("data=2,fsdp=4")):
+    models = {step: M.init(CONFIG, step) for step in (2, 4, 6)}
+    for step, score in [(2, 0.1), (4, 0.9), (6, 0.5)]:
+      checkpoints.save(models[step], np.zeros(1), Progress(step=step), score)
+  checkpoints.close()
+  return workdir, {step: jax.tree.leaves(model) for step, model in models.items()}
+
+
+@pytest.mark.parametrize("step, dtype", [(None, None), (6, None), (2, "bfloat16")])
+def test_export_is_the_checkpoints_weights(run, tmp_path, step, dtype):
+  (workdir, saved), out = run, tmp_path / "out"
+  assert export.export(workdir, out, step, dtype) == (step or 4)
+  assert json.loads((out / "config.json").read_text())["torch_dtype"] == (dtype or "float32")
+  assert (out / "tokenizer.json").exists()
+  config, model = weights.load_hf(out)
+  assert config == CONFIG
+  for ours, theirs in zip(jax.tree.leaves(model), saved[step or 4]):
+    expected = np.asarray(theirs).astype(dtype or "float32").astype("float32")
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_export_refuses(run, tmp_path):
+  workdir, _ = run
+  with pytest.raises(ValueError, match="no checkpoint of step 3; it has 2, 4, 6"):
+    export.export(workdir, tmp_path / "out", 3)
+  with pytest.raises(ValueError, match="no run with a checkpoint"):
+    export.export(tmp_path, tmp_path / "out")
+  with pytest.raises(ValueError, match="exists and is not empty"):
+    export.export(workdir, workdir)
+  assert not (tmp_path / "out").exists()
+
+
+def test_command(run, tmp_path):
+  """On a machine with one device, unlike the run's."""
+  command = [sys.executable, "-m", "srl_jax.export", f"--output={tmp_path}/out"]
+  call = lambda workdir: subprocess.run(
+    [*command, f"--workdir={workdir}"],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+  )
+  done = call(run[0])
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f"wrote {tmp_path}/out: step 4 of {run[0]}\n"
+  refused = call(tmp_path / "nothing")
+  assert refused.returncode == 2
+  assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
