@@ -214,7 +214,7 @@ def place(model: Qwen2) -> Qwen2:
 
 
 def init(config: ModelConfig, seed: int) -> Qwen2:
-  """A model with random float32 weights on the mesh that is set, the same on every mesh to rounding."""
+  """A model with random float32 weights, the same on every mesh but for rounding."""
   return jax.jit(lambda key: place(Qwen2(config, nnx.Rngs(key))))(jax.random.key(seed))
 
 
