@@ -1,0 +1,78 @@
+"""Order of examples, the queue of prompts, compiled lengths."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srl_jax.data.batches import PromptQueue, bucket, epoch_order
+
+
+@given(st.integers(1, 200), st.integers(0, 5), st.integers(0, 5))
+def test_an_epoch_has_every_example_once(count, seed, epoch):
+  assert sorted(epoch_order(count, seed, epoch)) == list(range(count))
+
+
+def test_order_is_a_function_of_seed_and_epoch_alone():
+  """Golden: runs of other machines and Pythons must draw the same. Never change this."""
+  assert epoch_order(8, seed=0, epoch=0) == [0, 2, 1, 4, 6, 7, 3, 5]
+  assert epoch_order(8, 0, 0) == epoch_order(8, 0, 0)
+  orders = [epoch_order(50, seed, epoch) for seed in range(3) for epoch in range(3)]
+  assert len({tuple(order) for order in orders}) == 9
+
+
+@given(st.integers(1, 20), st.lists(st.integers(0, 25), max_size=12))
+def test_the_queue_deals_epochs_one_after_another(count, sizes):
+  """Whatever is taken at a time, wrapping included: every example once an epoch, in its order."""
+  queue, dealt = PromptQueue(count, 3), []
+  for n in sizes:
+    taken = queue.take(n)
+    assert len(taken) == n
+    dealt += taken
+  epochs = -(-len(dealt) // count)
+  expected = [(e, i) for e in range(epochs) for i in epoch_order(count, 3, e)]
+  assert dealt == expected[: len(dealt)]
+  assert queue.epochs() == pytest.approx(len(dealt) / count)
+
+
+@given(
+  st.integers(1, 9),
+  st.lists(st.tuples(st.integers(1, 12), st.integers(0, 4)), max_size=8),
+  st.integers(0, 8),
+)
+def test_state_goes_through_json_at_any_point(count, moves, cut):
+  """Each move takes n and puts back the last k of them; a copy made at `cut` goes on the same."""
+
+  def play(queue, moves):
+    dealt = []
+    for n, k in moves:
+      taken = queue.take(n)
+      dealt.append(taken)
+      queue.put_back(taken[len(taken) - min(k, n) :])
+    return dealt
+
+  whole, first = PromptQueue(count, 1), PromptQueue(count, 1)
+  expected = play(whole, moves)
+  begun = play(first, moves[:cut])
+  second = PromptQueue(count, 1)
+  second.restore(json.loads(json.dumps(first.state())))
+  assert begun + play(second, moves[cut:]) == expected
+  assert second.state() == whole.state()
+
+
+def test_what_is_put_back_comes_first():
+  queue = PromptQueue(6, 0)
+  first = queue.take(4)
+  queue.put_back(first[1:3])
+  assert queue.epochs() == pytest.approx(2 / 6)
+  assert queue.take(3) == [*first[1:3], (0, epoch_order(6, 0, 0)[4])]
+
+
+def test_buckets():
+  lengths = [1, 32, 33, 256, 257, 512, 513, 1024, 1025, 2049]
+  assert [bucket(n) for n in lengths] == [32, 32, 64, 256, 288, 512, 576, 1024, 1152, 2304]
+  for n in range(1, 9000):
+    assert n <= bucket(n) <= max(32, n * 1.125 + 32) and bucket(n) % (128 if n > 1024 else 32) == 0
+    assert bucket(bucket(n)) == bucket(n)
+  assert len({bucket(n) for n in range(1, 8193)}) == 8 + 8 * 5

@@ -1,0 +1,61 @@
+"""A tiny policy and groups of ragged prompts and responses, for the learner's tests."""
+
+import jax
+import numpy as np
+import pytest
+
+from srl_jax.learner.packing import PackedGroup, Response
+from srl_jax.policy import model as M
+
+TINY = M.ModelConfig(
+  vocab_size=96,
+  hidden_size=64,
+  intermediate_size=128,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=32,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """The architecture."""
+  return TINY
+
+
+@pytest.fixture(scope="session")
+def policy():
+  """policy(seed=0) -> Qwen2 in the layout of the mesh that is set; a new copy at each call.
+
+  Weights come from numpy and are large enough for logits that are far from uniform.
+  """
+
+  def make(seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+      matrix = leaf.ndim > 2 or leaf.shape == (TINY.vocab_size, TINY.hidden_size)
+      return rng.normal(0.0 if matrix else 1.0, 0.2, leaf.shape).astype(np.float32)
+
+    model = jax.tree.map(draw, M.abstract(TINY))
+    return jax.jit(M.place)(jax.tree.map(jax.numpy.asarray, model))
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def groups():
+  """Five groups: prompts of 1 to 15 tokens, responses of 1 to 12, sizes 9 to 57."""
+  rng = np.random.default_rng(5)
+  shapes = [(9, [4, 7, 1, 12]), (1, [3, 3, 1, 1]), (15, [12, 10, 9, 11]), (6, [2, 5, 8, 1])]
+  shapes += [(12, [1, 6, 2, 3])]
+
+  def response(length):
+    logprobs = rng.uniform(-5, -3, length)
+    return Response(rng.integers(1, 96, length).tolist(), logprobs.tolist(), float(rng.normal()))
+
+  return [
+    PackedGroup(rng.integers(1, 96, prompt).tolist(), [response(n) for n in lengths])
+    for prompt, lengths in shapes
+  ]

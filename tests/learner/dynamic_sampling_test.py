@@ -1,0 +1,106 @@
+"""Dynamic sampling: what is dropped and why, and how a batch fills."""
+
+import pytest
+
+from srl_jax.data.batches import PromptQueue
+from srl_jax.data.sources import StepExample
+from srl_jax.learner.dynamic_sampling import Group, fill_batch, why_dropped
+from srl_jax.rewards.scoring import Score
+from srl_jax.rollout.engine import Prompt
+
+
+def group(rewards, ticket=(0, 0), task="srl", failures=None):
+  failures = failures or [None] * len(rewards)
+  example = StepExample(f"p/{ticket[1]}", "p", task, "problem", [], None, "target", "1")
+  scores = [Score(reward, failure, "", "") for reward, failure in zip(rewards, failures)]
+  return Group(ticket, example, Prompt(example.id, (1,)), [], scores)
+
+
+@pytest.mark.parametrize(
+  "given, epsilon, reason",
+  [
+    (dict(rewards=[0.5, 0.6]), 0.04, None),  # population std 0.05
+    (dict(rewards=[0.5, 0.6]), 0.06, "low_std"),
+    (dict(rewards=[0.0, 1.0]), 0.5, "low_std"),  # "exceeds" is strict
+    (dict(rewards=[0.5, 0.5]), 0.0, "low_std"),
+    (dict(rewards=[-1, -1], failures=["no_open", "cut_off"]), 0.01, "all_failed"),
+    (dict(rewards=[-1, 0.9], failures=["no_open", None]), 0.01, None),
+    (dict(rewards=[0, 0], failures=["no_open", None]), 0.01, "low_std"),
+    (dict(rewards=[1, 1], task="rlvr"), 0.01, "all_right"),
+    (dict(rewards=[0, 0], task="rlvr"), 0.01, "all_wrong"),
+    (dict(rewards=[0, 0], task="rlvr", failures=["cut_off"] * 2), 0.01, "all_wrong"),
+    (dict(rewards=[0] * 7 + [1], task="rlvr"), 0.01, None),
+    (dict(rewards=[0.5, 0.5], task="one_step"), 0.01, "low_std"),
+    (dict(rewards=[0.5, 0.5]), -1.0, None),  # dynamic sampling off: every group is kept
+  ],
+)
+def test_reasons(given, epsilon, reason):
+  assert why_dropped(group(**given), epsilon) == reason
+
+
+def fill(queue, teaches, *, size, max_rounds=10):
+  """(batch, tickets of each round); a group teaches if `teaches(index)`."""
+  rounds = []
+
+  def sample(tickets):
+    rounds.append(tickets)
+    return [group([0, 1] if teaches(index) else [1, 1], (epoch, index)) for epoch, index in tickets]
+
+  batch = fill_batch(queue, sample, size=size, std_epsilon=0.01, max_rounds=max_rounds)
+  return batch, rounds
+
+
+def in_order(count):
+  """A queue whose first epoch is 0, 1, 2, ..."""
+  queue = PromptQueue(count, 0)
+  queue._order = list(range(count))
+  return queue
+
+
+def test_one_round_when_everything_teaches():
+  batch, rounds = fill(in_order(20), lambda i: True, size=4)
+  assert [len(r) for r in rounds] == [4] and batch.rounds == 1
+  assert [g.ticket[1] for g in batch.kept] == [0, 1, 2, 3]
+  assert all(g.dropped is None for g in batch.groups)
+
+
+def test_later_rounds_draw_what_the_kept_share_says():
+  """Even indices teach. 8 give 4; 4 more at a share of 1/2 need 8, of which 4 are kept."""
+  batch, rounds = fill(in_order(100), lambda i: i % 2 == 0, size=8)
+  assert [len(r) for r in rounds] == [8, 8]
+  assert [g.ticket[1] for g in batch.kept] == list(range(0, 16, 2))
+  assert [g.dropped for g in batch.groups] == [None, "low_std"] * 8
+
+
+def test_surplus_goes_back_to_the_head_in_order():
+  """8 give 1 (index 7); the share 1/8 asks for a whole 8 again, which all teach: one is too many."""
+  queue = in_order(100)
+  batch, rounds = fill(queue, lambda i: i >= 7, size=8)
+  assert [len(r) for r in rounds] == [8, 8]
+  assert [g.ticket[1] for g in batch.kept] == list(range(7, 15))
+  assert [g.ticket[1] for g in batch.groups if g.dropped == "surplus"] == [15]
+  assert queue.take(3) == [(0, 15), (0, 16), (0, 17)]
+
+
+def test_surplus_never_teaches_and_is_drawn_once_more_only():
+  queue, trained = in_order(24), []
+  for _ in range(3):
+    batch, _ = fill(queue, lambda i: i % 3 > 0, size=4)
+    trained += [g.ticket for g in batch.kept]
+  assert trained == [(0, i) for i in range(24) if i % 3][:12]
+
+
+def test_rounds_are_bounded():
+  batch, rounds = fill(in_order(100), lambda i: i == 3, size=4, max_rounds=3)
+  assert batch.rounds == 3 and [len(r) for r in rounds] == [4, 4, 4]
+  assert [g.ticket[1] for g in batch.kept] == [3] and len(batch.groups) == 12
+  nothing, _ = fill(in_order(100), lambda i: False, size=4, max_rounds=2)
+  assert nothing.kept == [] and len(nothing.groups) == 8
+
+
+def test_a_small_data_set_wraps_into_the_next_epoch():
+  """Three examples, one of them teaches: the batch of four takes it from four epochs."""
+  queue = PromptQueue(3, 0)
+  batch, _ = fill(queue, lambda i: i == 1, size=4)
+  assert [g.ticket for g in batch.kept] == [(epoch, 1) for epoch in range(4)]
+  assert len({g.ticket for g in batch.groups}) == len(batch.groups)
