@@ -4,8 +4,8 @@
   launch/run.sh configs/srl_math.py --config.mesh=v5p-128             a TPU pod: one line
   launch/run.sh configs/srl_math.py:model=Qwen/Qwen2.5-0.5B-Instruct,tiny   a laptop's CPU
 
-Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or a
-folder that srl_jax.prepare wrote; problem, solution and answer, its columns; tiny, a small batch
+Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or
+a folder that srl_jax.prepare wrote; problem, solution and answer, its columns; tiny, a small batch
 with short responses, to see the whole route run.
 
 The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 50.0, 16.7, 13.3,

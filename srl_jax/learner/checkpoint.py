@@ -19,7 +19,7 @@ class Progress:
 
   Fields: step, optimiser batches done; queue, see data.batches.PromptQueue.state; score, validation
   scores {step: score} so far; before, the benchmark's figures of the untrained model, or None;
-  seconds, of work so far, over all restarts.
+  seconds, of work so far, over all restarts; done, whether a stop rule has ended the run.
   """
 
   step: int = 0
@@ -27,6 +27,7 @@ class Progress:
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   before: dict | None = None
   seconds: float = 0.0
+  done: bool = False
 
 
 class Checkpoints:

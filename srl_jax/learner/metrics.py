@@ -1,10 +1,9 @@
-"""What a run writes down: numbers of each step, every rollout, the live line on the terminal."""
+"""What a run writes down: the numbers of each step and every rollout."""
 
 import contextlib
 import json
 import os
 import pathlib
-import sys
 import time
 from collections import Counter
 
@@ -165,41 +164,6 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
   for path in rollouts.glob("step_*"):
     if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
       path.unlink()
-
-
-class Progress:
-  """The live line: rewritten in place on a terminal, a plain line now and then elsewhere."""
-
-  def __init__(self, total: int, done: int = 0, every: float = 10.0):
-    self.total, self.first, self.every = total, done, every
-    self.start = time.monotonic()
-    self.last = 0.0
-    self.live = sys.stdout.isatty()
-
-  def show(self, step: int, parts: dict[str, str]) -> None:
-    """Shows step `step` of `total` and the parts, name and value."""
-    now = time.monotonic()
-    if not self.live and now - self.last < self.every and step < self.total:
-      return
-    self.last = now
-    pace = (now - self.start) / max(1, step - self.first)
-    line = f"step {step}/{self.total}  " + "  ".join(f"{k} {v}" for k, v in parts.items())
-    line += f"  left {clock((self.total - step) * pace)}"
-    if self.live:
-      print("\r\033[K" + line, end="\n" if step == self.total else "", flush=True)
-    else:
-      print(line, flush=True)
-
-  def say(self, message: str) -> None:
-    """A line of its own, kept on the terminal."""
-    print(("\r\033[K" if self.live else "") + message, flush=True)
-
-
-def clock(seconds: float) -> str:
-  """Seconds as 1:23:45 or 4:05."""
-  minutes, rest = divmod(int(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 # Dense bf16 peak of a device, FLOP/s, from the makers' data sheets; by a part of its device_kind.

@@ -9,20 +9,13 @@ import dataclasses
 import pathlib
 import time
 
-import jax
 import numpy as np
 
-from srl_jax.data import prompts
 from srl_jax.data.batches import PromptQueue
-from srl_jax.data.sources import StepExample, load_examples
-from srl_jax.evals import math_benchmarks
-from srl_jax.learner import grpo, metrics, optimizer, packing, start, update
+from srl_jax.data.sources import load_examples
+from srl_jax.learner import grpo, metrics, optimizer, packing, start, terminal, update, validation
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.learner.dynamic_sampling import Batch, Group, fill_batch
-from srl_jax.policy.sharding import ACT_AXES
-from srl_jax.rewards.scoring import score_group
-from srl_jax.rollout.engine import Prompt
-from srl_jax.rollout.episodes import Task
 
 MAX_EMPTY_STEPS = 10  # steps in a row without one group to train on, before the run gives up
 
@@ -42,8 +35,8 @@ def train(config, workdir: pathlib.Path) -> dict:
   policy = start.load_policy(config, tx, checkpoints)
   progress = policy.progress
   reference = start.load_weights(config, policy.folder) if config.algorithm.kl else None
-  asked = Asked.make(config, policy.tokenizer, examples.train)
-  validation = Asked.make(config, policy.tokenizer, examples.validation)
+  asked = start.Asked.make(config, policy.tokenizer, examples.train)
+  held_out = start.Asked.make(config, policy.tokenizer, examples.validation)
   queue = PromptQueue(len(asked.examples), config.seed)
   if progress.queue:
     queue.restore(progress.queue)
@@ -52,7 +45,7 @@ def train(config, workdir: pathlib.Path) -> dict:
   log = metrics.Log(
     workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
   )
-  bar = metrics.Progress(steps, progress.step)
+  bar = terminal.Line(steps, progress.step)
   stop = start.StopSignal()
   phases = metrics.Phases()
   begun = time.monotonic() - progress.seconds
@@ -68,11 +61,12 @@ def train(config, workdir: pathlib.Path) -> dict:
       not config.train.steps and queue.epochs() >= config.train.epochs
     )
 
-  bar.say(_opening(config, policy, asked, validation, examples.counts, steps))
+  sizes = (len(asked.examples), len(held_out.examples), asked.too_long)
+  bar.say(terminal.opening(config, policy, sizes, examples.counts, steps))
   engine.load_weights(policy.model, progress.step)
   if config.eval.benchmark and not progress.before:
     bar.say(f"measuring the untrained model on {config.eval.benchmark} ...")
-    progress.before = measure(config, solver)
+    progress.before = validation.measure(config, solver)
   try:
     while not done():
       step = progress.step
@@ -90,11 +84,7 @@ def train(config, workdir: pathlib.Path) -> dict:
         )
       if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling and not short:
         short = True
-        bar.say(
-          f"step {step + 1}: {batch.rounds} rounds gave {len(batch.kept)} groups of "
-          f"{config.batch.prompts}; training on these. From here on only the line of progress tells "
-          "(algorithm.max_rounds allows more rounds, algorithm.std_epsilon drops less)"
-        )
+        bar.say(terminal.not_full(step, batch, config.batch.prompts))
       if batch.kept:
         with phases("update"):
           row |= train_on(config, policy, batch, reference, step)
@@ -104,7 +94,7 @@ def train(config, workdir: pathlib.Path) -> dict:
       score = None
       if config.train.eval_every and progress.step % config.train.eval_every == 0:
         with phases("validate"):
-          found = validate(config, engine, solver, validation)
+          found = validation.validate(config, engine, solver, held_out)
         row |= found
         score = found.get("validation_accuracy", found["validation_reward"])
         progress.scores[str(progress.step)] = score
@@ -113,7 +103,7 @@ def train(config, workdir: pathlib.Path) -> dict:
       row |= metrics.speed(policy.model.config, batch, phases.take())
       row["epoch"] = queue.epochs()
       log.step(progress.step, row, batch.groups)
-      bar.show(progress.step, _live(row))
+      bar.show(progress.step, terminal.parts_of(row))
       at_start = queue.state()
       stop.check()
   except start.Stopped:
@@ -123,49 +113,10 @@ def train(config, workdir: pathlib.Path) -> dict:
   finally:
     stop.restore()
     log.close()
-  return finish(config, policy, engine, solver, checkpoints, bar, begun)
+  return validation.finish(config, policy, engine, solver, checkpoints, bar, begun)
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-  """Examples and their prompts, in the same order.
-
-  Fields: examples; prompts; think_opened, whether the template opens the think block; too_long,
-  how many examples were left out because of data.max_prompt_tokens.
-  """
-
-  examples: list[StepExample]
-  prompts: list[Prompt]
-  think_opened: bool
-  too_long: int
-
-  @classmethod
-  def make(cls, config, tokenizer, examples: list[StepExample]) -> "Asked":
-    """Prompts for examples; raises ValueError when none of them is short enough."""
-    system = {}
-    kept, asked, opened = [], [], False
-    for example in examples:
-      task = example.task
-      if task not in system:
-        style = "think" if task == "srl" else config.prompt.style
-        system[task] = prompts.system_prompt(task, style, config.prompt.system_file)
-      messages = prompts.build_messages(
-        example.problem, example.context, example.hint, system[task]
-      )
-      encoded = prompts.encode(tokenizer, messages)
-      if len(encoded.token_ids) <= config.data.max_prompt_tokens:
-        opened = encoded.think_opened
-        kept.append(example)
-        asked.append(Prompt(example.id, tuple(encoded.token_ids)))
-    if examples and not kept:
-      raise ValueError(
-        f"data.max_prompt_tokens: all {len(examples)} prompts are longer than "
-        f"{config.data.max_prompt_tokens} tokens; raise it"
-      )
-    return cls(kept, asked, opened, len(examples) - len(kept))
-
-
-def sample_batch(config, engine, queue, asked: Asked, step, stop, phases) -> Batch:
+def sample_batch(config, engine, queue, asked: start.Asked, step, stop, phases) -> Batch:
   """The batch of a step: sampled, scored and filtered."""
   params = start.sampling_params(config, step)
 
@@ -178,7 +129,7 @@ def sample_batch(config, engine, queue, asked: Asked, step, stop, phases) -> Bat
       stop.check()
       ticket = ids[rollouts[0].prompt_id]
       with phases("reward"):
-        groups[ticket] = _score(config, asked, ticket, rollouts)
+        groups[ticket] = validation.score(config, asked, ticket, rollouts)
     return [groups[ticket] for ticket in tickets]
 
   dynamic = config.algorithm.dynamic_sampling
@@ -189,18 +140,6 @@ def sample_batch(config, engine, queue, asked: Asked, step, stop, phases) -> Bat
     std_epsilon=config.algorithm.std_epsilon if dynamic else -1.0,
     max_rounds=config.algorithm.max_rounds if dynamic else 1,
   )
-
-
-def _score(config, asked: Asked, ticket, rollouts) -> Group:
-  example = asked.examples[ticket[1]]
-  scores = score_group(
-    example,
-    [rollout.text for rollout in rollouts],
-    [rollout.finish_reason for rollout in rollouts],
-    reward=config.reward,
-    think_opened=asked.think_opened,
-  )
-  return Group(ticket, example, asked.prompts[ticket[1]], rollouts, scores)
 
 
 def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -> dict:
@@ -275,91 +214,8 @@ def _pack(config, groups: list[Group]) -> list[packing.Rows]:
   rows = packing.pack(
     packed,
     tokens_per_device=config.batch.tokens_per_device,
-    shards=shards(),
+    shards=start.shards(),
     aggregate=config.algorithm.aggregate,
     max_tokens=config.rollout.max_tokens,
   )
   return [update.on_device(part) for part in rows]
-
-
-def shards() -> int:
-  """Devices that rows are cut over."""
-  mesh = jax.sharding.get_mesh()
-  return int(np.prod([mesh.shape[axis] for axis in ACT_AXES["b"]]))
-
-
-def validate(config, engine, solver, validation: Asked) -> dict:
-  """Greedy step reward on the held-out examples and, if eval.mode asks, their final answers."""
-  found = {}
-  if validation.examples:
-    params = dataclasses.replace(start.sampling_params(config), temperature=0.0, top_p=1.0)
-    index = {prompt.id: i for i, prompt in enumerate(validation.prompts)}
-    groups = [
-      _score(config, validation, (0, index[rollouts[0].prompt_id]), rollouts)
-      for rollouts in engine.sample(validation.prompts, 1, params)
-    ]
-    scores = [group.scores[0] for group in groups]
-    found["validation_reward"] = float(np.mean([score.reward for score in scores]))
-    found["validation_failures"] = float(np.mean([score.failure is not None for score in scores]))
-  if config.eval.mode != "off":
-    tasks = held_out_tasks(validation.examples)
-    if tasks:
-      found["validation_accuracy"] = math_benchmarks.accuracy(solver, tasks)
-  return found
-
-
-def held_out_tasks(examples: list[StepExample]) -> list[Task]:
-  """The problems of examples that have a gold answer."""
-  tasks = {e.problem_id: Task(e.problem_id, e.problem, e.answer) for e in examples if e.answer}
-  return list(tasks.values())
-
-
-def measure(config, solver) -> dict:
-  """The config's benchmark: greedy, avg@k, pass@k."""
-  tasks = math_benchmarks.load_benchmark(config.eval.benchmark)
-  return math_benchmarks.measure(solver, tasks, config.eval.samples)
-
-
-def finish(config, policy, engine, solver, checkpoints, bar, begun) -> dict:
-  """The summary; the benchmark is measured with the weights that validation liked best."""
-  best = checkpoints.best_step()
-  progress = policy.progress
-  summary = {
-    "method": config.method,
-    "steps": progress.step,
-    "best_step": best,
-    "validation": progress.scores,
-  }
-  if config.eval.benchmark:
-    bar.say(f"measuring step {best} on {config.eval.benchmark} ...")
-    shapes = jax.tree.map(checkpoints.abstract, policy.model)
-    engine.load_weights(checkpoints.restore(best, shapes)[0], best)
-    summary |= {"before": progress.before, "after": measure(config, solver)}
-  engine.close()
-  checkpoints.close()
-  return summary | {"seconds": time.monotonic() - begun}
-
-
-def _opening(config, policy, asked: Asked, validation: Asked, counts: dict, steps: int) -> str:
-  size = policy.model.config
-  state = f"continued from step {policy.progress.step}" if policy.resumed else "from the start"
-  left_out = f", {asked.too_long} prompts too long" if asked.too_long else ""
-  return (
-    f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size}), "
-    f"{len(asked.examples)} prompts to train on and {len(validation.examples)} held out"
-    f"{left_out} ({', '.join(f'{name} {n}' for name, n in counts.items())}); "
-    f"{steps} steps, {state}"
-  )
-
-
-def _live(row: dict) -> dict[str, str]:
-  out = {
-    "reward": f"{row['reward_mean']:.3f}",
-    "kept": f"{row['kept_share']:.0%}",
-    "groups": f"{row['groups_kept']:.0f}",
-    "format failures": f"{row['format_failures']:.1%}",
-    "tokens/s": f"{row['tokens_per_second']:,.0f}",
-  }
-  if "validation_accuracy" in row:
-    out["held-out accuracy"] = f"{row['validation_accuracy']:.0%}"
-  return out

@@ -13,7 +13,8 @@ import numpy as np
 
 from srl_jax.data.batches import epoch_order
 from srl_jax.data.sources import load_examples
-from srl_jax.learner import metrics, optimizer, packing, rl, start, update
+from srl_jax.evals import math_benchmarks
+from srl_jax.learner import metrics, optimizer, packing, start, terminal, update, validation
 from srl_jax.learner.checkpoint import Checkpoints
 
 
@@ -30,38 +31,36 @@ def train(config, workdir: pathlib.Path) -> dict:
   tx = optimizer.make(config.optimizer, steps)
   policy = start.load_policy(config, tx, checkpoints)
   progress = policy.progress
-  asked = rl.Asked.make(config, policy.tokenizer, examples.train)
-  validation = rl.Asked.make(config, policy.tokenizer, examples.validation)
-  groups = [_group(policy, *pair) for pair in zip(asked.examples, asked.prompts)]
-  held_out = [_group(policy, *pair) for pair in zip(validation.examples, validation.prompts)]
+  asked = start.Asked.make(config, policy.tokenizer, examples.train)
+  held_out = start.Asked.make(config, policy.tokenizer, examples.validation)
+  responses = _responses(policy, asked)
   engine = start.make_engine(config, policy)
   solver = start.make_solver(config, policy, engine)
   log = metrics.Log(
     workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
   )
-  bar = metrics.Progress(steps, progress.step)
+  bar = terminal.Line(steps, progress.step)
   stop = start.StopSignal()
   phases = metrics.Phases()
   begun = time.monotonic() - progress.seconds
   loss = update.Loss(kind="likelihood", chunk=config.batch.logprob_chunk, remat=config.batch.remat)
-  ended = False
   bar.say(
-    f"sft: {config.model}, {len(groups)} responses to learn and {len(held_out)} held out; "
+    f"sft: {config.model}; {len(responses)} responses to learn, {len(held_out.examples)} held out; "
     f"{steps} steps"
   )
   if config.eval.benchmark and not progress.before:
     engine.load_weights(policy.model, progress.step)
-    progress.before = rl.measure(config, solver)
+    progress.before = validation.measure(config, solver)
 
   def save(score=None):
     progress.seconds = time.monotonic() - begun
     checkpoints.save(policy.model, policy.moments, progress, score)
 
   try:
-    while progress.step < steps and not ended:
-      chosen = batch_of(progress.step, len(groups), config.batch.prompts, config.seed)
+    while progress.step < steps and not progress.done:
+      chosen = batch_of(progress.step, len(responses), config.batch.prompts, config.seed)
       with phases("update"):
-        rows = _pack(config, [groups[i] for i in chosen])
+        rows = _pack(config, [responses[i] for i in chosen])
         policy.model, policy.moments, row, _ = update.train_step(
           policy.tx, policy.model, policy.moments, rows, loss
         )
@@ -70,13 +69,15 @@ def train(config, workdir: pathlib.Path) -> dict:
       if config.train.eval_every and progress.step % config.train.eval_every == 0:
         with phases("validate"):
           engine.load_weights(policy.model, progress.step)
-          row |= validate(config, policy, engine, solver, validation, held_out, loss)
-        score = row.get("validation_accuracy", -row.get("validation_loss", 0.0))
+          found = validate(config, policy, engine, solver, held_out, loss)
+        row |= found
+        score = found.get(
+          "validation_exact", found.get("validation_accuracy", -found.get("validation_loss", 0.0))
+        )
         progress.scores[str(progress.step)] = score
-        ended = 0 < config.train.stop_at <= row.get("validation_exact", 0.0)
-      if (
-        score is not None or progress.step == steps or progress.step % config.train.save_every == 0
-      ):
+        progress.done = 0 < config.train.stop_at <= found.get("validation_exact", 0.0)
+      last = progress.done or progress.step == steps
+      if score is not None or last or progress.step % config.train.save_every == 0:
         save(score)
       row |= phases.take()
       log.step(progress.step, row)
@@ -95,7 +96,7 @@ def train(config, workdir: pathlib.Path) -> dict:
   finally:
     stop.restore()
     log.close()
-  return rl.finish(config, policy, engine, solver, checkpoints, bar, begun)
+  return validation.finish(config, policy, engine, solver, checkpoints, bar, begun)
 
 
 def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
@@ -104,44 +105,49 @@ def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
   return epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
 
 
-def _group(policy, example, prompt) -> packing.PackedGroup:
-  """The prompt and the one response to learn, with the token that ends it."""
-  ids = policy.tokenizer(example.target, add_special_tokens=False)["input_ids"]
-  return packing.PackedGroup(
-    prompt.token_ids, [packing.Response([*ids, policy.stop_ids[0]], None, 1.0)]
-  )
+def _responses(policy, asked: start.Asked) -> list[packing.PackedGroup]:
+  """Each prompt with the one response to learn and the token that ends it."""
+  targets = [example.target for example in asked.examples]
+  tokens = policy.tokenizer(targets, add_special_tokens=False)["input_ids"]
+  return [
+    packing.PackedGroup(prompt.token_ids, [packing.Response([*ids, policy.stop_ids[0]], None, 1.0)])
+    for prompt, ids in zip(asked.prompts, tokens)
+  ]
 
 
 def _pack(config, groups) -> list[packing.Rows]:
   rows = packing.pack(
     groups,
     tokens_per_device=config.batch.tokens_per_device,
-    shards=rl.shards(),
+    shards=start.shards(),
     aggregate="token",
     max_tokens=config.rollout.max_tokens,
   )
   return [update.on_device(part) for part in rows]
 
 
-def validate(config, policy, engine, solver, validation, held_out, loss) -> dict:
-  """Held-out loss; exact matches if there is a stop rule; accuracy if eval.mode asks for it."""
+def validate(config, policy, engine, solver, held_out: start.Asked, loss) -> dict:
+  """Loss on the held-out responses; with a stop rule also the share answered word for word; final
+  answers if eval.mode asks for them.
+  """
   found = {}
-  if held_out:
-    rows = _pack(config, held_out)
-    total = sum(
-      float((np.asarray(update.score(policy.model, part, loss=loss)) * part.shares_bs).sum())
-      for part in rows
-    )
-    found["validation_loss"] = -total
+  if held_out.examples:
+    rows = _pack(config, _responses(policy, held_out))
+    logprobs = [np.asarray(update.score(policy.model, part, loss=loss)) for part in rows]
+    shares = [np.asarray(part.shares_bs) for part in rows]
+    found["validation_loss"] = -float(sum((x * share).sum() for x, share in zip(logprobs, shares)))
   if config.train.stop_at:
-    targets = dict(zip((p.id for p in validation.prompts), (e.target for e in validation.examples)))
-    params = dataclasses.replace(start.sampling_params(config), temperature=0.0)
-    exact = [
-      group[0].text == targets[group[0].prompt_id]
-      for group in engine.sample(validation.prompts, 1, params)
-    ]
-    found["validation_exact"] = float(np.mean(exact))
-  tasks = rl.held_out_tasks(validation.examples) if config.eval.mode != "off" else []
+    targets = dict(zip((p.id for p in held_out.prompts), (e.target for e in held_out.examples)))
+    greedy = dataclasses.replace(start.sampling_params(config), temperature=0.0)
+    found["validation_exact"] = float(
+      np.mean(
+        [
+          group[0].text == targets[group[0].prompt_id]
+          for group in engine.sample(held_out.prompts, 1, greedy)
+        ]
+      )
+    )
+  tasks = validation.held_out_tasks(held_out.examples) if config.eval.mode != "off" else []
   if tasks:
-    found["validation_accuracy"] = rl.math_benchmarks.accuracy(solver, tasks)
+    found["validation_accuracy"] = math_benchmarks.accuracy(solver, tasks)
   return found

@@ -8,16 +8,19 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from srl_jax.data import prompts
+from srl_jax.data.sources import StepExample
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import update
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.policy.hf_files import resolve_model
 from srl_jax.policy.model import Qwen2
+from srl_jax.policy.sharding import ACT_AXES
 from srl_jax.policy.weights import load_hf
-from srl_jax.rollout.engine import Engine, SamplingParams
+from srl_jax.rollout.engine import Engine, Prompt, SamplingParams
 from srl_jax.rollout.episodes import asker
 from srl_jax.rollout.sampler import Sampler
 
@@ -152,6 +155,51 @@ def make_solver(config, policy: Policy, engine: Engine) -> Solver:
     max_turns=config.eval.max_turns,
     max_prompt_tokens=config.data.max_prompt_tokens,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """Examples and their prompts, in the same order.
+
+  Fields: examples; prompts; think_opened, whether the template opens the think block; too_long,
+  how many examples were left out because of data.max_prompt_tokens.
+  """
+
+  examples: list[StepExample]
+  prompts: list[Prompt]
+  think_opened: bool
+  too_long: int
+
+  @classmethod
+  def make(cls, config, tokenizer, examples: list[StepExample]) -> "Asked":
+    """Prompts for examples; raises ValueError when none of them is short enough."""
+    system = {}
+    kept, asked, opened = [], [], False
+    for example in examples:
+      task = example.task
+      if task not in system:
+        style = "think" if task == "srl" else config.prompt.style
+        system[task] = prompts.system_prompt(task, style, config.prompt.system_file)
+      messages = prompts.build_messages(
+        example.problem, example.context, example.hint, system[task]
+      )
+      encoded = prompts.encode(tokenizer, messages)
+      if len(encoded.token_ids) <= config.data.max_prompt_tokens:
+        opened = encoded.think_opened
+        kept.append(example)
+        asked.append(Prompt(example.id, tuple(encoded.token_ids)))
+    if examples and not kept:
+      raise ValueError(
+        f"data.max_prompt_tokens: all {len(examples)} prompts are longer than "
+        f"{config.data.max_prompt_tokens} tokens; raise it"
+      )
+    return cls(kept, asked, opened, len(examples) - len(kept))
+
+
+def shards() -> int:
+  """Devices that rows are cut over."""
+  mesh = jax.sharding.get_mesh()
+  return int(np.prod([mesh.shape[axis] for axis in ACT_AXES["b"]]))
 
 
 class Stopped(Exception):

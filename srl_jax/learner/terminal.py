@@ -1,0 +1,87 @@
+"""What a run shows while it goes: an opening, a live line, and a word when something is unusual."""
+
+import sys
+import time
+from collections import Counter
+
+from srl_jax.learner.dynamic_sampling import Batch
+
+
+class Line:
+  """The live line: rewritten in place on a terminal, a plain line now and then elsewhere."""
+
+  def __init__(self, total: int, done: int = 0, every: float = 10.0):
+    self.total, self.first, self.every = total, done, every
+    self.start = time.monotonic()
+    self.last = 0.0
+    self.live = sys.stdout.isatty()
+
+  def show(self, step: int, parts: dict[str, str]) -> None:
+    """Shows step `step` of `total` and the parts, name and value."""
+    now = time.monotonic()
+    if not self.live and now - self.last < self.every and step < self.total:
+      return
+    self.last = now
+    pace = (now - self.start) / max(1, step - self.first)
+    line = f"step {step}/{self.total}  " + "  ".join(f"{k} {v}" for k, v in parts.items())
+    line += f"  left {clock((self.total - step) * pace)}"
+    if self.live:
+      print("\r\033[K" + line, end="\n" if step == self.total else "", flush=True)
+    else:
+      print(line, flush=True)
+
+  def say(self, message: str) -> None:
+    """A line of its own, kept on the terminal."""
+    print(("\r\033[K" if self.live else "") + message, flush=True)
+
+
+def clock(seconds: float) -> str:
+  """Seconds as 1:23:45 or 4:05."""
+  minutes, rest = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def opening(config, policy, sizes, counts: dict[str, int], steps: int) -> str:
+  """One line on what is about to run.
+
+  Args:
+    config, policy: the config and start.Policy.
+    sizes: prompts to train on, held out, and left out for their length.
+    counts: what became of the source's rows (data.sources.Examples).
+    steps: of the run.
+  """
+  size = policy.model.config
+  train, held_out, too_long = sizes
+  state = f"continued from step {policy.progress.step}" if policy.resumed else "from the start"
+  return (
+    f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size}); "
+    f"source: {', '.join(f'{name} {n}' for name, n in counts.items())}; {train} prompts to train "
+    f"on, {held_out} held out{f', {too_long} too long' if too_long else ''}; {steps} steps, {state}"
+  )
+
+
+def parts_of(row: dict) -> dict[str, str]:
+  """What the live line shows of a step's metrics."""
+  out = {
+    "reward": f"{row['reward_mean']:.3f}",
+    "kept": f"{row['kept_share']:.0%}",
+    "groups": f"{row['groups_kept']:.0f}",
+    "format failures": f"{row['format_failures']:.1%}",
+    "tokens/s": f"{row['tokens_per_second']:,.0f}",
+  }
+  if "validation_accuracy" in row:
+    out["held-out accuracy"] = f"{row['validation_accuracy']:.0%}"
+  return out
+
+
+def not_full(step: int, batch: Batch, wanted: int) -> str:
+  """What to say when the rounds of dynamic sampling did not fill a batch."""
+  does = "training on these" if batch.kept else "no update is made"
+  reasons = Counter(group.dropped for group in batch.groups if group.dropped)
+  dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+  return (
+    f"step {step + 1}: {batch.rounds} rounds gave {len(batch.kept)} groups of {wanted} (dropped: "
+    f"{dropped}); {does}. algorithm.max_rounds allows more rounds, algorithm.std_epsilon drops "
+    "less; from here on the live line tells how many groups there were"
+  )
