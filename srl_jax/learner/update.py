@@ -152,7 +152,7 @@ def accumulate(
 def apply(tx: optax.GradientTransformation, model, moments, grads):
   """One optimiser step: (model, moments, norm of the gradient before clipping)."""
   updates, moments = tx.update(grads, moments, model)
-  return optax.apply_updates(model, updates), moments, optax.global_norm(grads)
+  return optax.apply_updates(model, updates), moments, optax.tree.norm(grads)
 
 
 @functools.partial(jax.jit, static_argnames="loss")
