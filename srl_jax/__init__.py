@@ -2,8 +2,8 @@
 
 An expert solution becomes one prompt for each of its steps: the problem and the steps so far. The
 policy thinks in a monologue of its own and then writes the next step; the reward is how similar
-that step is to the expert's (difflib's ratio), and the policy learns by GRPO. The paper: "Supervised
-Reinforcement Learning: From Expert Trajectories to Step-wise Reasoning".
+that step is to the expert's (difflib's ratio), and the policy learns by GRPO. The paper:
+"Supervised Reinforcement Learning: From Expert Trajectories to Step-wise Reasoning".
 
   train.py evaluate.py prepare.py export.py   the commands, python -m srl_jax.<name>
   data/      text in, examples out            solutions, sources, prompts, the built-in problems

@@ -1,5 +1,6 @@
 """A run's checkpoint as a Hugging Face folder, which transformers and vLLM load.
 
+  python -m srl_jax.export --workdir=runs/quickstart            writes runs/quickstart/export
   python -m srl_jax.export --workdir=runs/quickstart --output=exported
 
 takes the checkpoint with the best validation score, the last one where nothing was validated. The
@@ -15,7 +16,9 @@ from absl import flags, logging
 from srl_jax import errors
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write: new, or empty.", required=True)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Folder to write: new, or empty (default: WORKDIR/export)."
+)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take (default: the best).")
 _DTYPE = flags.DEFINE_enum(
   "dtype", None, ["float32", "bfloat16"], "Type of the weights (default: what the run computed in)."
@@ -28,8 +31,9 @@ def main(argv: list[str]) -> None:
   import jax  # after the flags: a mistake in them must not wait for it
 
   jax.config.update("jax_platforms", "cpu")
-  step = export(_WORKDIR.value, _OUTPUT.value, _STEP.value, _DTYPE.value)
-  print(f"wrote {_OUTPUT.value}: step {step} of {_WORKDIR.value}")
+  output = _OUTPUT.value or pathlib.Path(_WORKDIR.value) / "export"
+  step = export(_WORKDIR.value, output, _STEP.value, _DTYPE.value)
+  print(f"wrote {output}: step {step} of {_WORKDIR.value}")
 
 
 def export(workdir, output, step: int | None = None, dtype: str | None = None) -> int:
