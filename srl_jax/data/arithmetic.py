@@ -31,8 +31,8 @@ HARD_STEPS, HARD_DIGITS = 6, 2
 SPLIT_PERCENT = {"train": 70, "calibration": 10, "selection": 10, "test": 10}
 # The warm-up's mix of problems: the share with one-digit numbers, the chance that a problem has yet
 # another step (so long ones are a thin tail), and the share of responses with the whole solution.
-EASY_SHARE, LONGER, WHOLE_SHARE = 0.5, 0.5, 0.25
-DEFAULT_COUNT = {"hard": 100, "mix": 50_000}  # hard: problems; mix: responses
+EASY_SHARE, LONGER, WHOLE_SHARE = 0.4, 0.35, 0.25
+DEFAULT_COUNT = {"hard": 100, "mix": 100_000}  # hard: problems; mix: responses
 
 
 # ---------------------------------------------------------------------------------- problems
@@ -177,7 +177,7 @@ def load(data, method: str, seed: int) -> Examples:
     hard, hard:500   hard problems (100 unless a number is given), the same for every seed;
                      validation on the selection split. srl gives one example per step, one_step
                      and rlvr one per problem; sft learns the expert's whole solution.
-    mix, mix:20000   sft only: responses with monologues (50,000 unless a number is given), drawn
+    mix, mix:20000   sft only: responses with monologues (100,000 unless a number is given), drawn
                      with `seed`, most of them on easy problems (`_warm_up`); validation on the next
                      steps of hard problems of the calibration split, for the stop rule.
 
