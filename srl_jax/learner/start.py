@@ -16,9 +16,9 @@ from srl_jax.data.sources import StepExample
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import update
 from srl_jax.learner.checkpoint import Checkpoints, Progress
-from srl_jax.policy.hf_files import resolve_model
+from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import ACT_AXES
+from srl_jax.policy.sharding import ACT_AXES, check_mesh
 from srl_jax.policy.weights import load_hf
 from srl_jax.rollout.engine import Engine, Prompt, SamplingParams
 from srl_jax.rollout.episodes import asker
@@ -103,6 +103,8 @@ def load_policy(config, tx: optax.GradientTransformation, checkpoints: Checkpoin
   Call it with the mesh set. Weights are float32; the model computes in config.dtype.
   """
   folder = resolve_model(config.model)
+  mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
+  check_mesh(mesh, load_config(folder).sizes())
   tokenizer = prompts.load_tokenizer(folder)
   model = load_weights(config, folder)
   moments, progress = update.init_moments(tx, model), Progress()

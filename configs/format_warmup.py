@@ -1,0 +1,47 @@
+"""Teaches the format to a model that does not follow it: a short SFT on the built-in problems.
+
+  launch/run.sh configs/format_warmup.py:model=HuggingFaceTB/SmolLM2-135M-Instruct
+  launch/run.sh configs/srl_math.py:model=...,tiny --config.init_from=runs/format_warmup
+
+The paper asks for a student that follows instructions (5.4): rollouts without the think block all get
+the same penalty, no group is kept, and SRL has nothing to learn from. Qwen2.5-7B-Instruct needs none
+of this; a model of 135M parameters does. The problems are sums, so the mathematics of the real data
+is not touched, only the form: a think block, then one step.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  args = common.parse_arg(arg, model="Qwen/Qwen2.5-0.5B-Instruct", steps=24)
+  config = common.defaults()
+  config.method = "sft"
+  config.model = args.model
+  config.dtype = "float32"
+  config.mesh = "cpu"
+
+  config.data.source = "arithmetic"
+  config.data.path = "mix:2000"
+  config.data.holdout = 4
+  config.data.max_prompt_tokens = 320
+
+  config.rollout.max_tokens = 320
+  config.rollout.width = 8
+
+  config.optimizer.lr = 5e-5
+  config.optimizer.schedule = "cosine"
+  config.optimizer.warmup = 0.1
+  config.optimizer.b2 = 0.95
+
+  config.batch.prompts = 8
+  config.batch.tokens_per_device = 1280
+  config.batch.logprob_chunk = 128
+  config.batch.remat = False
+
+  config.train.steps = args.steps
+  config.train.eval_every = 0
+  config.train.save_every = args.steps
+  config.train.keep = 1
+
+  config.eval.mode = "off"
+  return config
