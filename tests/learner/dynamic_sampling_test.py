@@ -73,7 +73,7 @@ def test_later_rounds_draw_what_the_kept_share_says():
 
 
 def test_surplus_goes_back_to_the_head_in_order():
-  """8 give 1 (index 7); the share 1/8 asks for a whole 8 again, which all teach: one is too many."""
+  """8 give 1 (index 7); the share 1/8 asks for 8 more, which all teach: one is too many."""
   queue = in_order(100)
   batch, rounds = fill(queue, lambda i: i >= 7, size=8)
   assert [len(r) for r in rounds] == [8, 8]

@@ -44,7 +44,7 @@ def one_step(gradient, weight, **given):
 
 
 def test_first_step_by_hand():
-  """Adam's first step is lr x sign, whatever the gradient's size; decay adds lr x decay x weight."""
+  """Adam's first step is lr x sign, whatever the gradient's size; decay adds lr x decay x w."""
   np.testing.assert_allclose(one_step([3.0, -4.0], [1.0, 1.0], lr=0.1), [-0.1, 0.1], rtol=1e-5)
   decayed = one_step([3.0, -4.0], [1.0, 2.0], lr=0.1, weight_decay=0.5)
   np.testing.assert_allclose(decayed, [-0.15, 0.0], atol=1e-6)

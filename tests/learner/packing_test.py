@@ -1,0 +1,135 @@
+"""Packing: nothing is lost, nothing is doubled, and every token knows where it is read from."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srl_jax.learner.packing import PackedGroup, Response, Rows, pack
+
+SETTINGS = dict(shards=1, aggregate="sequence", max_tokens=16)
+
+
+def unpack(batches):
+  """[(prompt, response, advantage, shares, sampler log-probs)] read back from rows, by branch."""
+  found = []
+  for rows in batches:
+    for row in (Rows(*parts) for parts in zip(*rows)):
+      tokens, positions, segments, branches, sources, targets, *floats = row
+      trained = floats[1] > 0
+      assert not trained[trained.sum() :].any()  # they come first
+      read = iter(np.flatnonzero(trained))
+      for segment in range(1, segments.max() + 1):
+        places = np.flatnonzero(segments == segment)
+        prompt = places[branches[places] == 0]
+        assert (np.diff(places) == 1).all() and (positions[prompt] == np.arange(len(prompt))).all()
+        for branch in range(1, branches[places].max() + 1):
+          own = places[branches[places] == branch]
+          assert (positions[own] == len(prompt) + np.arange(len(own))).all()
+          at = [next(read) for _ in own]
+          assert (targets[at] == tokens[own]).all()
+          assert (sources[at] == [prompt[-1], *own[:-1]]).all()
+          advantages, shares, sampler = (x[at] for x in floats)
+          assert len(set(advantages)) == len(set(shares)) == 1
+          found.append((*(tuple(tokens[p]) for p in (prompt, own)), advantages[0], shares[0]))
+          found[-1] += (tuple(sampler),)
+      assert next(read, None) is None
+      padding = segments == 0
+      assert not any(x[padding].any() for x in (tokens, positions, branches))
+  return found
+
+
+def expected(groups, share):
+  return [
+    (
+      tuple(group.prompt_ids),
+      tuple(response.token_ids),
+      np.float32(response.advantage),
+      np.float32(share(len(response.token_ids))),
+      tuple(np.float32(response.sampler_logprobs)),
+    )
+    for group in groups
+    for response in group.responses
+  ]
+
+
+@pytest.mark.parametrize("tokens_per_device", [32, 64, 128, 1000])
+@pytest.mark.parametrize("shards", [1, 4])
+def test_every_response_is_there_once(groups, tokens_per_device, shards):
+  """Whether a group is cut over rows (32), or several share one (128)."""
+  batches = pack(groups, tokens_per_device=tokens_per_device, **SETTINGS | {"shards": shards})
+  assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
+  np.testing.assert_allclose(sum(rows.shares_bs.sum() for rows in batches), 1, rtol=1e-6)
+  assert len({rows.tokens_bt.shape for rows in batches}) == 1
+  b, t = batches[0].tokens_bt.shape
+  assert b % shards == 0 and b * t <= max(tokens_per_device * shards, 32 * shards)
+
+
+def test_groups_are_cut_and_share_rows(groups):
+  """What the test above claims of its settings."""
+  cut = pack(groups, tokens_per_device=32, **SETTINGS)
+  assert sum(rows.segments_bt.max(axis=1).sum() for rows in cut) > len(groups)
+  shared = pack(groups, tokens_per_device=64, **SETTINGS)
+  assert max(rows.segments_bt.max() for rows in shared) > 1
+  whole = pack(groups, tokens_per_device=1000, **SETTINGS)
+  assert len(whole) == 1 and (whole[0].segments_bt.max(axis=1) >= 1).all()
+
+
+@pytest.mark.parametrize(
+  "aggregate, share",
+  [
+    ("sequence", lambda n: 1 / (20 * n)),
+    ("token", lambda n: 1 / 102),
+    ("constant", lambda n: 1 / (20 * 16)),
+  ],
+)
+def test_shares_are_of_the_whole_batch(groups, aggregate, share):
+  batches = pack(groups, tokens_per_device=64, **SETTINGS | {"aggregate": aggregate})
+  assert sum(len(r.token_ids) for g in groups for r in g.responses) == 102
+  assert Counter(unpack(batches)) == Counter(expected(groups, share))
+
+
+def test_the_prompt_stands_once_for_its_group(groups):
+  (rows,) = pack(groups, tokens_per_device=1000, **SETTINGS)
+  prompts = (rows.segments_bt > 0) & (rows.branches_bt == 0)
+  assert prompts.sum() == sum(len(group.prompt_ids) for group in groups)
+
+
+def test_responses_without_sampler_logprobs(groups):
+  """Supervised examples have none."""
+  (rows,) = pack(
+    [PackedGroup([1, 2], [Response([3, 4], None, 1.0)])], tokens_per_device=64, **SETTINGS
+  )
+  assert not rows.sampler_logprobs_bs.any() and (rows.shares_bs > 0).sum() == 2
+
+
+def test_too_long_is_refused_with_the_keys_to_change():
+  group = PackedGroup(list(range(30)), [Response([1, 2, 3], [0.0] * 3, 1.0)])
+  pack([group], tokens_per_device=33, **SETTINGS)
+  with pytest.raises(ValueError, match="tokens_per_device: 32 .* prompt of 30 .* response of 3;"):
+    pack([group], tokens_per_device=32, **SETTINGS)
+
+
+lengths = st.integers(1, 20)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+  st.lists(st.tuples(lengths, st.lists(lengths, min_size=1, max_size=5)), min_size=1, max_size=12),
+  st.sampled_from([40, 64, 200]),
+  st.sampled_from([1, 2, 8]),
+)
+def test_any_lengths(shapes, tokens_per_device, shards):
+  numbers = iter(range(1, 10**6))
+  groups = [
+    PackedGroup(
+      [next(numbers) for _ in range(prompt)],
+      [Response([next(numbers) for _ in range(n)], [0.5] * n, 1.0) for n in responses],
+    )
+    for prompt, responses in shapes
+  ]
+  batches = pack(groups, tokens_per_device=tokens_per_device, **SETTINGS | {"shards": shards})
+  count = sum(len(responses) for _, responses in shapes)
+  assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (count * n)))

@@ -1,0 +1,374 @@
+"""The update: packed, cut and sharded in any way, it is the update of one sequence a row."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srl_jax.learner import grpo, optimizer, packing, update
+from srl_jax.policy.sharding import make_mesh
+
+LOSS = update.Loss(chunk=32)
+WIDTH = 32  # of the naive rows, and the constant of aggregate "constant"
+
+
+def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence"):
+  how = dict(tokens_per_device=tokens_per_device, shards=shards, aggregate=aggregate)
+  return packing.pack(groups, max_tokens=WIDTH, **how)
+
+
+def gradients(model, batches, loss=LOSS, old=None, reference=None):
+  """(loss, gradients, logprobs_bs of each micro-batch) of a batch, as train_step sums them."""
+  names = ["loss", "tokens", "entropy", "logprob"]
+  if loss.kind == "policy":
+    names += ["ratio", "clip_fraction", "importance_weight"] + (["kl"] if loss.kl else [])
+  grads = jax.jit(lambda m: jax.tree.map(jnp.zeros_like, m))(model)
+  totals, logprobs = {name: jnp.float32(0) for name in names}, []
+  for i, rows in enumerate(batches):
+    grads, totals, part = update.accumulate(
+      grads,
+      totals,
+      model,
+      update.on_device(rows),
+      None if old is None else old[i],
+      None if reference is None else reference[i],
+      loss=loss,
+    )
+    logprobs.append(part)
+  return totals, grads, logprobs
+
+
+def assert_trees_close(found, wanted, atol=1e-5):
+  for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted)):
+    np.testing.assert_allclose(
+      np.asarray(a), np.asarray(b), rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path)
+    )
+
+
+# ---- the naive computation: one row a response, its own copy of the prompt
+
+
+def naive_arrays(groups):
+  """tokens, positions, segments, mask, advantages, sampler log-probs: one response a row."""
+  pairs = [(group, response) for group in groups for response in group.responses]
+  tokens, positions, segments, mask = np.zeros((4, len(pairs), WIDTH), np.int32)
+  sampler = np.zeros((len(pairs), WIDTH), np.float32)
+  for b, (group, response) in enumerate(pairs):
+    ids = [*group.prompt_ids, *response.token_ids]
+    tokens[b, : len(ids)] = ids
+    positions[b, : len(ids)] = np.arange(len(ids))
+    segments[b, : len(ids)] = 1
+    mask[b, len(group.prompt_ids) : len(ids)] = 1
+    if response.sampler_logprobs:
+      sampler[b, len(group.prompt_ids) : len(ids)] = response.sampler_logprobs
+  advantages = np.array([response.advantage for _, response in pairs], np.float32)
+  return tokens, positions, segments, mask, advantages, sampler
+
+
+@jax.jit
+def naive_logprobs(model, arrays, temperature):
+  """Log-prob of every token given those before it; 0 for the first."""
+  tokens, positions, segments, *_ = arrays
+  logits = model.logits(model.hidden(tokens, positions, segments)) / temperature
+  logprobs = jax.nn.log_softmax(logits[:, :-1])
+  chosen = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[:, :, 0]
+  return jnp.pad(chosen, ((0, 0), (1, 0)))
+
+
+@jax.jit
+def naive_pullback(model, arrays, temperature, slope_bt):
+  """The gradient of the weights, from that of the log-probs."""
+  return jax.vjp(lambda model: naive_logprobs(model, arrays, temperature), model)[1](slope_bt)[0]
+
+
+def naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt):
+  """(loss, gradients) by grpo.policy_loss."""
+  *_, mask, advantages, sampler = arrays
+  new_bt = naive_logprobs(model, arrays, loss.temperature)
+  old = new_bt if old_bt is None else old_bt
+  weights = jnp.minimum(jnp.exp(old - sampler), loss.importance_cap)
+
+  def of_logprobs(new_bt):
+    value, _ = grpo.policy_loss(
+      new_bt,
+      old,
+      advantages,
+      mask,
+      clip_low=loss.clip_low,
+      clip_high=loss.clip_high,
+      weights_bt=weights if loss.importance_cap else None,
+      aggregate=aggregate,
+    )
+    if loss.kl:
+      shares_b = grpo.token_shares(mask.sum(axis=1), aggregate, WIDTH)
+      gap = reference_bt - new_bt
+      value += loss.kl * ((jnp.exp(gap) - gap - 1) * mask * shares_b[:, None]).sum()
+    return value
+
+  value, slope_bt = jax.value_and_grad(of_logprobs)(new_bt)
+  return value, naive_pullback(model, arrays, loss.temperature, slope_bt)
+
+
+CASES = {
+  "equation 1": (LOSS, "sequence", False),
+  "off policy, clips apart": (
+    LOSS._replace(clip_low=0.1, clip_high=0.3, importance_cap=1.5),
+    "token",
+    True,
+  ),
+  "no importance weights, temperature, kl": (
+    LOSS._replace(importance_cap=0.0, temperature=0.7, kl=0.05),
+    "constant",
+    True,
+  ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_equals_one_sequence_a_row(policy, groups, case):
+  """Loss and every gradient; prompts and responses ragged, groups cut and several in a row."""
+  loss, aggregate, off_policy = CASES[case]
+  model, arrays = policy(), naive_arrays(groups)
+  batches = pack(groups, 64, aggregate=aggregate)
+  old = reference = old_bt = reference_bt = None
+  # Other policies, near enough for ratios on both sides of the clip.
+  nearby = lambda size: jax.tree.map(lambda w: w * (1 + size), model)
+  if off_policy:
+    old = [update.score(nearby(0.02), update.on_device(rows), loss=loss) for rows in batches]
+    old_bt = naive_logprobs(nearby(0.02), arrays, loss.temperature)
+  if loss.kl:
+    reference = [update.score(nearby(0.05), update.on_device(rows), loss=loss) for rows in batches]
+    reference_bt = naive_logprobs(nearby(0.05), arrays, loss.temperature)
+  totals, grads, _ = gradients(model, batches, loss, old, reference)
+  value, wanted = naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt)
+  assert abs(float(totals["loss"]) - float(value)) <= 1e-5
+  assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted)) > 1e-2  # else no test
+  assert_trees_close(grads, wanted)
+  clipped = float(totals["clip_fraction"]) / float(totals["tokens"])
+  assert clipped == 0 if not off_policy else 0.02 < clipped < 0.8
+
+
+@pytest.mark.parametrize("tokens_per_device, shards", [(32, 1), (32, 4), (128, 1)])
+def test_the_cut_changes_nothing(policy, groups, tokens_per_device, shards):
+  """Rows of 32 cut groups apart, 4 rows of 32 are one micro-batch, 128 takes two rows of 64."""
+  model = policy()
+  totals, grads, _ = gradients(model, pack(groups, tokens_per_device, shards))
+  wanted_totals, wanted, _ = gradients(model, pack(groups, 64))
+  for name in totals:
+    np.testing.assert_allclose(totals[name], wanted_totals[name], rtol=1e-5, atol=1e-5)
+  assert_trees_close(grads, wanted, 1e-6)
+
+
+def test_chunks_and_recomputation_change_nothing(policy, groups):
+  """5 does not divide 64: the next size below that does, 4, is taken."""
+  model, batches = policy(), pack(groups, 64)
+  totals, grads, logprobs = gradients(model, batches, LOSS._replace(chunk=5, remat=True))
+  wanted_totals, wanted, wanted_logprobs = gradients(model, batches)
+  np.testing.assert_allclose(totals["loss"], wanted_totals["loss"], atol=1e-6)
+  assert_trees_close(grads, wanted, 1e-6)
+  trained = [rows.shares_bs > 0 for rows in batches]
+  for mask, found, old in zip(trained, logprobs, wanted_logprobs):
+    np.testing.assert_allclose(np.asarray(found)[mask], np.asarray(old)[mask], atol=1e-5)
+
+
+def test_padding_changes_not_one_bit(policy, groups):
+  model, batches = policy(), pack(groups, 64)
+  rng = np.random.default_rng(0)
+  dirty = []
+  for rows in batches:
+    padding, unscored = rows.segments_bt == 0, rows.shares_bs == 0
+    assert padding.any()
+    junk = lambda x, where: np.where(where, rng.integers(1, 64, x.shape), x).astype(x.dtype)
+    dirty.append(
+      rows._replace(
+        tokens_bt=junk(rows.tokens_bt, padding),
+        positions_bt=junk(rows.positions_bt, padding),
+        branches_bt=junk(rows.branches_bt, padding),
+        sources_bs=junk(rows.sources_bs, unscored),
+        targets_bs=junk(rows.targets_bs, unscored),
+        advantages_bs=junk(rows.advantages_bs, unscored),
+        sampler_logprobs_bs=junk(rows.sampler_logprobs_bs, unscored),
+      )
+    )
+  totals, grads, _ = gradients(model, dirty)
+  wanted_totals, wanted, _ = gradients(model, batches)
+  assert {k: float(v) for k, v in totals.items()} == {k: float(v) for k, v in wanted_totals.items()}
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted)):
+    assert (np.asarray(a) == np.asarray(b)).all()
+
+
+def test_gradient_is_exactly_zero_on_prompt_and_padding(policy, groups):
+  """Of the hidden state that predicts a token: 0 unless that token is one of a response."""
+  model = policy()
+  for rows in pack(groups, 64):
+    on_device = update.on_device(rows)
+    hidden_btd = model.hidden(*on_device[:4])
+
+    def of_hidden(hidden_btd, rows=on_device):
+      given = types.SimpleNamespace(hidden=lambda *a, **k: hidden_btd, logits=model.logits)
+      return update.batch_loss(given, rows, None, None, LOSS)[0]
+
+    slope_bt = np.abs(np.asarray(jax.jit(jax.grad(of_hidden))(hidden_btd))).sum(axis=-1)
+    for b in range(len(slope_bt)):
+      read = set(rows.sources_bs[b][rows.shares_bs[b] > 0].tolist())
+      # A prompt's last token predicts a response; the last token of a response predicts nothing.
+      predicts = {
+        i
+        for i in np.flatnonzero(rows.segments_bt[b])
+        if i + 1 < WIDTH * 2
+        and rows.segments_bt[b, i + 1] == rows.segments_bt[b, i]
+        and rows.branches_bt[b, i + 1] > 0
+        and rows.branches_bt[b, i] in (0, rows.branches_bt[b, i + 1])
+      }
+      assert read == predicts == set(np.flatnonzero(slope_bt[b]).tolist())
+
+
+# ---- the optimiser step
+
+
+def optimizer_of(lr=1e-3, **given):
+  given = dict(schedule="constant", warmup=0.0, b2=0.999, weight_decay=0.0, grad_norm=1.0) | given
+  return optimizer.make(types.SimpleNamespace(lr=lr, **given), 10)
+
+
+def one_step(model, groups, tx, shards=1, **given):
+  """(old weights, new model, new moments, metrics) of one step."""
+  before = jax.tree.map(np.asarray, model)
+  moments = update.init_moments(tx, model)
+  batches = [update.on_device(rows) for rows in pack(groups, 64, shards)]
+  model, moments, metrics, _ = update.train_step(tx, model, moments, batches, LOSS, **given)
+  return before, model, moments, metrics
+
+
+def test_golden_metrics_of_one_step(policy, groups):
+  """One step's numbers on fixed weights and data.
+
+  Change them only with a change that is meant to alter the loss, the model or the optimiser, and
+  say so in the commit; a refactoring or a new JAX must reproduce them.
+  """
+  tx = optimizer_of()
+  _, model, _, metrics = one_step(policy(), groups, tx)
+  golden = dict(
+    loss=0.032912,
+    grad_norm=3.944416,
+    entropy=3.422705,
+    logprob=-5.845311,
+    ratio=1.0,
+    clip_fraction=0.0,
+    importance_weight=0.428390,
+  )
+  assert metrics == pytest.approx(golden, abs=2e-5)
+  _, _, _, after = one_step(model, groups, tx)
+  assert after["loss"] == pytest.approx(-0.20051, abs=1e-4)
+
+
+def test_a_tiny_learning_rate_moves_float32_weights(policy, groups):
+  """The paper's 5e-7 is a rounding error in bfloat16 and must not be one in the masters."""
+  before, model, _, _ = one_step(policy(), groups, optimizer_of(5e-7))
+  seen = np.unique([t for g in groups for t in [*g.prompt_ids, *sum_of(g)]])
+  moved = total = 0
+  for (path, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(model)):
+    new = np.asarray(new)
+    if "embed_tokens" in jax.tree_util.keystr(path):
+      old, new = old[seen], new[seen]  # other rows have no gradient
+    step = np.abs(new - old)
+    assert step.max() < 1e-6
+    moved, total = moved + (step > 2e-7).sum(), total + step.size
+    bf16 = lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16))
+    assert (bf16(old) != bf16(new)).mean() < 0.01
+  assert moved / total > 0.99
+
+
+def sum_of(group):
+  return [token for response in group.responses for token in response.token_ids]
+
+
+def test_steps_of_one_batch_share_the_old_logprobs(policy, groups):
+  """k > 1: the second step's ratios are against the policy that sampled, not the newest one."""
+  tx, model = optimizer_of(1e-2), policy()
+  halves = [
+    [update.on_device(rows) for rows in pack(part, 64)] for part in (groups[:2], groups[2:])
+  ]
+  olds = [[update.score(model, rows, loss=LOSS) for rows in half] for half in halves]
+  before, moments = jax.tree.map(jnp.copy, model), update.init_moments(tx, model)
+  model, moments, first, _ = update.train_step(tx, model, moments, halves[0], LOSS, olds[0])
+  assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["clip_fraction"] == 0
+  newest = [np.asarray(update.score(model, rows, loss=LOSS)) for rows in halves[1]]
+  model, moments, second, found = update.train_step(tx, model, moments, halves[1], LOSS, olds[1])
+  sampled = [np.asarray(update.score(before, rows, loss=LOSS)) for rows in halves[1]]
+  masks = [np.asarray(rows.shares_bs) > 0 for rows in halves[1]]
+  ratios = np.concatenate([np.exp(n - s)[m] for n, s, m in zip(newest, sampled, masks)])
+  assert second["ratio"] == pytest.approx(float(ratios.mean()), rel=1e-4)
+  assert second["clip_fraction"] > 0.05 and abs(ratios - 1).max() > 0.2
+  for logprobs, wanted, mask in zip(found, newest, masks):
+    np.testing.assert_allclose(logprobs[mask], wanted[mask], atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_raises(policy, groups):
+  model, tx = policy(), optimizer_of()
+  model.norm.set_value(model.norm[...].at[3].set(jnp.nan))
+  with pytest.raises(FloatingPointError, match="loss nan, gradient norm nan"):
+    one_step(model, groups, tx)
+
+
+def test_sft_is_plain_cross_entropy(policy, groups):
+  """Minus the mean log-prob of all response tokens, and its gradient."""
+  model, arrays = policy(), naive_arrays(groups)
+  loss = update.Loss(kind="likelihood", chunk=32)
+  totals, grads, _ = gradients(model, pack(groups, 64, aggregate="token"), loss)
+  mask = arrays[3]
+  value = -(naive_logprobs(model, arrays, 1.0) * mask).sum() / mask.sum()
+  wanted = naive_pullback(model, arrays, 1.0, -mask / np.float32(mask.sum()))
+  assert abs(float(totals["loss"]) - float(value)) <= 1e-5
+  assert_trees_close(grads, wanted)
+
+
+def test_entropy_is_of_the_whole_distribution(policy, groups):
+  """The metric sums it over the places that predict a response's token."""
+  model, batches = policy(), pack(groups, 64)
+  logits_of = jax.jit(lambda model, *row: model.logits(model.hidden(*row)))
+  wanted = 0.0
+  for rows in batches:
+    logits = logits_of(model, *update.on_device(rows)[:4])
+    entropy_bt = np.asarray(-(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(axis=-1))
+    b, s = np.nonzero(rows.shares_bs)
+    wanted += entropy_bt[b, rows.sources_bs[b, s]].sum()
+  totals, _, _ = gradients(model, batches)
+  assert float(totals["entropy"]) == pytest.approx(wanted, rel=1e-5)
+
+
+MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(policy, groups):
+  """Loss, gradients, and weights, moments and metrics after one step, without a mesh."""
+  totals, grads, _ = gradients(policy(), pack(groups, 64))
+  return float(totals["loss"]), grads, *one_step(policy(), groups, optimizer_of())[1:]
+
+
+@pytest.mark.parametrize("spec", MESHES)
+def test_eight_devices_equal_one(policy, groups, on_one_device, spec):
+  """Loss, gradients and one optimiser step; the moments lie where their weights do."""
+  value, grads, wanted, wanted_moments, metrics = on_one_device
+  mesh = make_mesh(spec)
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  with jax.set_mesh(mesh):
+    totals, found, _ = gradients(policy(), pack(groups, 64, shards))
+    assert abs(float(totals["loss"]) - value) <= 1e-5
+    assert_trees_close(found, grads)
+    _, model, moments, found_metrics = one_step(policy(), groups, optimizer_of(), shards)
+    assert found_metrics == pytest.approx(metrics, abs=1e-5)
+    # Adam divides a gradient by itself: where that is next to nothing, rounding is what moves.
+    clear = jax.tree.map(lambda g: np.abs(g) > 1e-4, grads)
+    assert np.mean([mask.mean() for mask in jax.tree.leaves(clear)]) > 0.8
+    inside = lambda tree: jax.tree.map(lambda x, mask: np.where(mask, x, 0), tree, clear)
+    assert_trees_close(inside(model), inside(wanted))
+    assert_trees_close(moments, wanted_moments)
+    for part in (moments[1][0].mu, moments[1][0].nu):
+      for weight, moment in zip(jax.tree.leaves(model), jax.tree.leaves(part)):
+        assert moment.sharding == weight.sharding and moment.dtype == jnp.float32
+    cut = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(moments))
+    assert cut == (spec != "data=8")
