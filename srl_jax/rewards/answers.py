@@ -1,58 +1,141 @@
-"""Final answers: found in a solution, and compared."""
+"""Final answers: found in a solution, and compared with the gold one.
+
+The protocol is that of Qwen2.5-Math's evaluation, which the paper follows: the last box counts,
+then what comes after "the answer is", then the last number; units and ways of writing LaTeX make no
+difference; a decimal may be off by one in 10,000. It is stricter than Qwen's in three places, each
+of which would pay for wrong answers: whole numbers must be equal, 5 is not 500 unless one of them
+is a percentage, and an open interval is not a closed one.
+
+Most answers are settled here, by text or as plain numbers (`normal_form`). The others go to
+math-verify in worker processes (`equivalence`), for sympy may take for ever: an answer such as
+9^{9^{9^9}} costs _SECONDS and a worker, and counts as wrong.
+"""
 
 import functools
 import os
 import re
 from collections.abc import Sequence
 
+from srl_jax.rewards.normal_form import choice, normal_form, options, same_form
 from srl_jax.rewards.workers import Workers
 
+_WORKERS = 8  # at most; as many as there are cores
+_SECONDS, _MEGABYTES = 1, 1024  # CPU time and memory per comparison; the mean is 0.01 s
+_LONGEST = 2000  # characters; no gold answer is a tenth as long, so a longer answer is wrong
+
+# ---------------------------------------------------------------------------------- finding
+
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_SECONDS, _MEGABYTES = 2, 1024
+# "The answer is 5", "Answer: 5", "answer": 5 (JSON); not "the answer isn't".
+_ANNOUNCED = re.compile(r"answer(?:\s+is\b|\"?\s*:)[\s:*\"]*", re.IGNORECASE)
+_MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NUMBER = re.compile(r"-?\d*\.?\d+")
+_SPACE = re.compile(r"\s*")
 
 
 def extract_answer(text: str) -> str | None:
-  """Returns the final answer of a solution as it is written there, or None if there is none."""
-  return last_boxed(text)
+  """Returns the final answer of a solution as it is written there, or None if there is none.
+
+  In this order: the content of the last box; what follows the last "answer is" or "answer:", up to
+  the end of the formula or the line; the last number.
+
+  Args:
+    text: a solution without its think blocks.
+  """
+  stated = last_boxed(text) or _announced(text)
+  if stated:
+    return stated
+  numbers = _NUMBER.findall(text.replace(",", ""))
+  return numbers[-1] if numbers else None
 
 
 def last_boxed(text: str) -> str | None:
-  """Returns the content of the last box that is closed and not empty, or None."""
-  opened, last = [], None
+  r"""Returns the content of the last \boxed{} that is not empty, or None.
+
+  A box that the text breaks off in counts, up to the end of its line, if no other box is closed.
+  """
+  last, opened = None, []  # opened: where the content of each open brace starts, and if it is a box
   for match in _BOX_OR_BRACE.finditer(text):
     token = match[0]
-    if token == "{" or token.startswith(("\\boxed", "\\fbox")):
-      opened.append((match.end(), token != "{"))
-    elif token == "}" and opened:
+    if token == "}" and opened:
       start, is_box = opened.pop()
-      if is_box and text[start : match.start()].strip():
-        last = text[start : match.start()].strip()
-  return last
+      # Nothing is copied here: thousands of nested boxes must not cost their square.
+      if is_box and _SPACE.match(text, start).end() < match.start():
+        last = start, match.start()
+    elif token == "{" or token.startswith((r"\boxed", r"\fbox")):
+      opened.append((match.end(), token != "{"))
+  if last:
+    return text[slice(*last)].strip()
+  broken_off = [start for start, is_box in opened if is_box]
+  return text[broken_off[-1] :].strip().split("\n")[0] or None if broken_off else None
 
 
-def answers_equal(predicted: str | None, gold: str) -> bool:
-  """Returns whether two final answers mean the same."""
-  return equal_pairs([(predicted, gold)])[0]
+def _announced(text: str) -> str | None:
+  """What follows the last announcement: the formula that stands there, or else the line."""
+  parts = _ANNOUNCED.split(text)
+  if len(parts) == 1:
+    return None
+  formula = _MATH.match(parts[-1])
+  found = next(filter(None, formula.groups())) if formula else parts[-1].split("\n")[0]
+  found = found.strip("*\"', \t").removesuffix(".")
+  if found.count("}") > found.count("{"):  # the end of a JSON object
+    found = found.rstrip("}\"', ")
+  return found.strip() or None
 
 
-def equal_pairs(pairs: Sequence[tuple[str | None, str]]) -> list[bool]:
-  """Returns `answers_equal` for each (predicted, gold)."""
-  equal = [p is not None and p.strip() == g.strip() for p, g in pairs]
-  open_ = [i for i, (p, _) in enumerate(pairs) if p is not None and not equal[i]]
-  for i, verdict in zip(open_, _pool().run([pairs[i] for i in open_])):
-    equal[i] = bool(verdict)
+# ---------------------------------------------------------------------------------- comparing
+
+
+def answers_equal(predicted: str | None, gold: str, *, problem: str | None = None) -> bool:
+  """Returns whether two final answers mean the same; safe for any input.
+
+  Args:
+    predicted: from `extract_answer`; None counts as wrong. Of a text that boxes or announces its
+      answer, that answer is compared.
+    gold: the reference.
+    problem: text of the problem. If it lists options and the gold answer is the letter of one, the
+      option's own text is right, too.
+  """
+  return equal_pairs([(predicted, gold)], [problem])[0]
+
+
+def equal_pairs(
+  pairs: Sequence[tuple[str | None, str]], problems: Sequence[str | None] | None = None
+) -> list[bool]:
+  """Returns `answers_equal` for each (predicted, gold) and its problem, computed together."""
+  equal, asked = [], []
+  for i, (predicted, gold) in enumerate(pairs):
+    verdict, questions = _settle(predicted, gold, problems[i] if problems else None)
+    equal.append(verdict)
+    asked += [(i, question) for question in questions]
+  different = list(dict.fromkeys(question for _, question in asked))
+  verdicts = dict(zip(different, _pool().run(different)))
+  for i, question in asked:
+    equal[i] = equal[i] or bool(verdicts[question])  # None: the comparison cost its worker
   return equal
+
+
+def _settle(
+  predicted: str | None, gold: str, problem: str | None
+) -> tuple[bool, list[tuple[str, str]]]:
+  """The verdict where it is cheap; otherwise False, and the questions of which one must be true."""
+  predicted = predicted and (last_boxed(predicted) or _announced(predicted) or predicted)
+  if not predicted or len(predicted) > _LONGEST:
+    return False, []
+  answer, golds = normal_form(predicted), [normal_form(gold)]
+  letter = choice(golds[0])
+  if letter:
+    if choice(answer) == letter:
+      return True, []
+    text = options(problem or "").get(letter)
+    golds = [normal_form(text)] if text else []
+  verdicts = [same_form(answer, g) for g in golds]
+  return any(verdicts), [(answer, g) for g, verdict in zip(golds, verdicts) if verdict is None]
 
 
 @functools.cache
 def _pool() -> Workers:
-  count = min(4, os.cpu_count() or 1)
-  return Workers(f"{__name__}:_judge", count, seconds=_SECONDS, megabytes=_MEGABYTES)
-
-
-def _judge(pair: tuple[str, str]) -> bool:
-  """In a worker."""
-  from math_verify import parse, verify
-
-  predicted, gold = (parse(f"${side}$", parsing_timeout=None) for side in pair)
-  return verify(gold, predicted, timeout_seconds=None)
+  count = min(_WORKERS, os.cpu_count() or 1)
+  return Workers(
+    "srl_jax.rewards.equivalence:equivalent", count, seconds=_SECONDS, megabytes=_MEGABYTES
+  )

@@ -88,7 +88,10 @@ def score_groups(
     )
   )
   right = iter(
-    equal_pairs([(extract_answer(a), e.answer) for e, _, a, _ in parts if e.task == "rlvr"])
+    equal_pairs(
+      [(extract_answer(a), e.answer) for e, _, a, _ in parts if e.task == "rlvr"],
+      [e.problem for e, *_ in parts if e.task == "rlvr"],
+    )
   )
   scores = []
   for example, failure, action, monologue in parts:
