@@ -3,10 +3,10 @@
   launch/run.sh configs/format_warmup.py:model=HuggingFaceTB/SmolLM2-135M-Instruct
   launch/run.sh configs/srl_math.py:model=...,tiny --config.init_from=runs/format_warmup
 
-The paper asks for a student that follows instructions (5.4): rollouts without the think block all get
-the same penalty, no group is kept, and SRL has nothing to learn from. Qwen2.5-7B-Instruct needs none
-of this; a model of 135M parameters does. The problems are sums, so the mathematics of the real data
-is not touched, only the form: a think block, then one step.
+The paper asks for a student that follows instructions (5.4): rollouts without the think block all
+get the same penalty, no group is kept, and SRL has nothing to learn from. Qwen2.5-7B-Instruct needs
+none of this; models of 135M and 0.5B parameters do. The problems are sums, so the mathematics of
+the real data is not touched, only the form: a think block, then one step.
 """
 
 from configs import common

@@ -38,7 +38,12 @@ NEXT_STEP = (
   " doubt and correct yourself as freely and for as long as you need.\n"
   "After </think> write the next step of the solution and nothing else: one step, in the style of"
   " the steps before it, and not the rest of the solution. If the title of that step is given,"
-  " write what comes after the title."
+  " write what comes after the title.\n"
+  "Your answer always has this form:\n"
+  "<think>\n"
+  "your thoughts\n"
+  "</think>\n"
+  "the next step"
 )
 # The system prompt of Qwen2.5-Math's evaluation, word for word: the paper's protocol.
 WHOLE_PLAIN = "Please reason step by step, and put your final answer within \\boxed{}."
