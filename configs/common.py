@@ -65,11 +65,19 @@ def defaults() -> ConfigDict:
   config.data.source = "hub"  # hub | jsonl | arithmetic
   config.data.path = ""  # dataset name | file or prepared folder | which problems
   config.data.split = "train"
+  config.data.domain = "math"  # math: numbered solutions | swe: an agent's trajectories
   config.data.fields = ConfigDict(dict(id="", problem="", solution="", answer=""))
   config.data.title_hint = False
   config.data.keep_last_step = False  # the paper: k = 1..N-1
   config.data.holdout = 60  # problems
   config.data.max_prompt_tokens = 4096
+  config.data.swe = ConfigDict()  # of trajectories, data.domain = "swe" (data.trajectories)
+  config.data.swe.expert = "claude-3-7-sonnet-20250219"  # whose runs; "": everybody's
+  config.data.swe.resolved = True  # only runs that resolved their issue
+  config.data.swe.runs = 5000  # at most; 0: all
+  config.data.swe.pairs = 2  # (action, observation) pairs in a prompt
+  config.data.swe.observation_chars = 6000  # of one in a prompt; 1,800 tokens, 90 % are shorter
+  config.data.swe.validation_steps = 650  # of the held-out trajectories; 0: all
 
   config.prompt = ConfigDict()
   config.prompt.system_file = ""  # replaces our system prompt
@@ -147,6 +155,7 @@ CHOICES = {
   "method": ("srl", "one_step", "rlvr", "sft"),
   "dtype": ("bfloat16", "float32"),
   "data.source": ("hub", "jsonl", "arithmetic"),
+  "data.domain": ("math", "swe"),
   "prompt.style": ("think", "plain"),
   "rollout.engine": ("builtin",),
   "algorithm.advantage_scale": ("std", "none"),
@@ -160,9 +169,11 @@ POSITIVE = (
   *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
   *("batch.tokens_per_device", "batch.logprob_chunk", "train.save_every", "train.keep"),
   *("data.max_prompt_tokens", "eval.samples", "eval.max_tokens", "eval.max_turns"),
+  "data.swe.observation_chars",
 )
 NOT_NEGATIVE = (
   *("seed", "data.holdout", "rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
+  *("data.swe.runs", "data.swe.pairs", "data.swe.validation_steps"),
   *("algorithm.std_epsilon", "algorithm.clip_low", "algorithm.clip_high", "optimizer.weight_decay"),
   *("train.epochs", "train.steps", "train.eval_every", "train.stop_at"),
 )

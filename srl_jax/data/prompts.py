@@ -28,6 +28,9 @@ _BLOCK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 PARTIAL_SOLUTION = "\n\nPartial solution:\n"
 STEP_JOINER = "\n\n"  # as between the paragraphs and headings of real solutions
 HINT = "\n\nTitle of the next step: "
+# The same place in software engineering: there the context is the agent's last calls.
+LAST_CALLS = "\n\nThe last function calls, each with what it showed:\n"
+OBSERVATION = "\n\nOBSERVATION:\n"  # between a call and what it showed, as SWE-agent writes it
 
 # The paper's system prompt (Appendix B) in our own words. It must not speak of a box: to the
 # miniature's chat template that word means that the whole solution is wanted.
@@ -53,6 +56,39 @@ WHOLE_THINK = (
   "Before each step think inside <think> and </think>, as freely and for as long as you need; then"
   " write that step, open the next think block, and go on until the problem is solved.\n"
   "Put the final answer within \\boxed{} in the last step."
+)
+# The step prompt of software engineering (paper, 5.3 and Appendix A). The functions are those of
+# the SWE-smith runs, the form of a call is the one that data.trajectories gives to every action.
+NEXT_CALL = (
+  "You are a software engineer who resolves issues of a code repository by calling functions. The"
+  " user gives you the task and, in most cases, the last function calls with what each of them"
+  " showed. Go on with the very next function call.\n"
+  "The functions:\n"
+  "bash runs a command in a terminal. Its parameter is command.\n"
+  "str_replace_editor shows, creates and changes files. Its parameters are\n"
+  "- command: view, create, str_replace, insert or undo_edit\n"
+  "- path: of the file or folder, absolute\n"
+  "- view_range (view, if wanted): first and last line, such as [11, 30]; a last line of -1 is the"
+  " end of the file\n"
+  "- file_text (create): the content of the new file\n"
+  "- old_str and new_str (str_replace): the text to replace, which must stand in the file exactly"
+  " once, white space included, and the new text\n"
+  "- insert_line and new_str (insert): the new text comes after this line\n"
+  "submit says that the work is done. It has no parameters.\n"
+  "First think inside <think> and </think>. Treat that space as scratch paper: explore, doubt and"
+  " correct yourself as freely and for as long as you need.\n"
+  "After </think> write one function call and nothing else. The values of file_text, old_str and"
+  " new_str stand on lines of their own. Your answer always has this form:\n"
+  "<think>\n"
+  "your thoughts\n"
+  "</think>\n"
+  "<function=name>\n"
+  "<parameter=first_parameter>value</parameter>\n"
+  "<parameter=old_str>\n"
+  "a text of\n"
+  "several lines\n"
+  "</parameter>\n"
+  "</function>"
 )
 
 
@@ -178,7 +214,9 @@ def _whole_turn(text: str, think_opened: bool) -> str:
 # ---------------------------------------------------------------------------------- the question
 
 
-def system_prompt(task: str, style: str, system_file: str | None = None) -> str:
+def system_prompt(
+  task: str, style: str, system_file: str | None = None, *, domain: str = "math"
+) -> str:
   """Returns the system message of a task.
 
   Args:
@@ -186,12 +224,19 @@ def system_prompt(task: str, style: str, system_file: str | None = None) -> str:
     style: of whole solutions: "plain" is Qwen2.5-Math's evaluation prompt, "think" asks for a think
       block before each step. The next step is always asked for with a think block ("think").
     system_file: text file that replaces our wording (`prompt.system_file`).
+    domain: math, or swe, where srl and sft ask for the next function call (`data.domain`).
 
   Raises:
-    ValueError: unknown task or style, or a system_file that is missing or empty.
+    ValueError: unknown task, style or domain, or a system_file that is missing or empty.
   """
   if system_file:
     return _read_system_file(pathlib.Path(system_file))
+  if domain == "swe" and task in ("srl", "sft"):
+    return NEXT_CALL
+  if domain != "math":
+    raise ValueError(
+      f"no system prompt for task={task!r} in the domain {domain!r}: swe takes srl and sft"
+    )
   if task == "srl" and style == "think":
     return NEXT_STEP
   if task in ("one_step", "rlvr", "sft") and style in ("plain", "think"):
@@ -203,20 +248,27 @@ def system_prompt(task: str, style: str, system_file: str | None = None) -> str:
 
 
 def build_messages(
-  problem: str, context: Sequence[str], hint: str | None, system: str
+  problem: str,
+  context: Sequence[str],
+  hint: str | None,
+  system: str,
+  *,
+  domain: str = "math",
 ) -> list[dict[str, str]]:
   """Returns one system and one user message.
 
   Args:
     problem: the question.
     context: the solution so far, in order: the expert's steps in training, the model's own actions
-      in turn-by-turn evaluation.
+      in turn-by-turn evaluation. In software engineering: the last calls with their observations.
     hint: title of the step to come, or None.
     system: from `system_prompt`.
+    domain: as for `system_prompt`; it decides what stands above the context.
   """
   user = problem
   if context:
-    user += PARTIAL_SOLUTION + STEP_JOINER.join(context)
+    heading = LAST_CALLS if domain == "swe" else PARTIAL_SOLUTION
+    user += heading + STEP_JOINER.join(context)
   if hint:
     user += HINT + hint
   return [{"role": "system", "content": system}, {"role": "user", "content": user}]

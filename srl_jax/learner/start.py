@@ -175,15 +175,15 @@ class Asked:
   @classmethod
   def make(cls, config, tokenizer, examples: list[StepExample]) -> "Asked":
     """Prompts for examples; raises ValueError when none of them is short enough."""
-    system = {}
+    domain, system = config.data.domain, {}
     kept, asked, opened = [], [], False
     for example in examples:
       task = example.task
       if task not in system:
         style = "think" if task == "srl" else config.prompt.style
-        system[task] = prompts.system_prompt(task, style, config.prompt.system_file)
+        system[task] = prompts.system_prompt(task, style, config.prompt.system_file, domain=domain)
       messages = prompts.build_messages(
-        example.problem, example.context, example.hint, system[task]
+        example.problem, example.context, example.hint, system[task], domain=domain
       )
       encoded = prompts.encode(tokenizer, messages)
       if len(encoded.token_ids) <= config.data.max_prompt_tokens:
