@@ -59,6 +59,10 @@ class Rollout:
   text: str
 
 
+class EngineError(Exception):
+  """An engine cannot go on. The weights are untouched: the run saves its checkpoint and ends."""
+
+
 class Engine(Protocol):
   """Samples responses from the newest weights that were loaded into it."""
 

@@ -104,12 +104,12 @@ def tensors_in(files):
   """Yields (name, tensor), one at a time."""
   for file in files:
     with safe_open(file, framework="pt") as tensors:
-      for name in tensors.keys():  # noqa: SIM118: safe_open is no dict
+      for name in tensors.keys():  # noqa: SIM118 - safe_open is no dict
         yield name, tensors.get_tensor(name)
 
 
 def expected_shapes(config) -> dict[str, tuple[int, ...]]:
-  """{Hugging Face name: shape} of all weights of a Qwen2 model; `config` is its PretrainedConfig."""
+  """{Hugging Face name: shape} of a Qwen2 model's weights; `config` is its PretrainedConfig."""
   d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
   heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
   h = getattr(config, "head_dim", None) or d // heads

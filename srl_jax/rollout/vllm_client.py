@@ -1,0 +1,246 @@
+"""The engine that samples from vLLM servers: token ids out, token ids and their log-probs back.
+
+All prompts of a batch are in flight up to what the servers take, a prompt and its n responses being
+one request, and groups are yielded as they end. What is not a whole group of the allowed versions,
+for whatever reason, is sampled again and counted.
+"""
+
+import math
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from srl_jax.policy.model import Qwen2
+from srl_jax.rollout.engine import EngineError, Prompt, Rollout, SamplingParams
+from srl_jax.rollout.vllm_fleet import Fleet, Weights
+from srl_jax.rollout.vllm_server import ServerError
+from srl_jax.rollout.vllm_weights import GENERATE, Probe, WeightsFolder
+
+TRIES = 8  # of one group, before the run ends
+BACK_OFF = 0.2  # seconds before the second try; doubles
+REQUEST_SECONDS = 120.0  # of a request, besides those for its tokens
+
+
+class VllmEngine:
+  """Samples from running vLLM servers (rollout.engine.Engine).
+
+  No seeds are sent: a server's batches differ from run to run, so seeds would not make runs equal,
+  and a generator for each request slows vLLM down.
+
+  Args:
+    servers: base URLs, see vllm_server.Server for which are allowed.
+    tokenizer: decodes the responses' text.
+    stop_ids: token ids that end a response.
+    weights_root: folder that the run and the servers share, see vllm_weights.WeightsFolder.
+    lag: how many versions old a rollout's weights may be.
+    public_servers: allow public addresses.
+    patience: seconds to wait for a server when none is left.
+    seconds_per_token: the slowest rate to put up with, of one response.
+    say: prints a line.
+  """
+
+  def __init__(
+    self,
+    servers: Sequence[str],
+    tokenizer,
+    stop_ids: Sequence[int],
+    *,
+    weights_root: str = "/dev/shm",
+    lag: int = 0,
+    public_servers: bool = False,
+    patience: float = 600.0,
+    seconds_per_token: float = 1.0,
+    say: Callable[[str], None] = print,
+  ):
+    if jax.process_count() > 1:
+      raise ValueError("rollout.engine: vllm works with one trainer process; use builtin")
+    self.tokenizer, self.stop_ids, self.lag = tokenizer, tuple(stop_ids), lag
+    self.seconds_per_token = seconds_per_token
+    self.version = None
+    self._counts = Counter()
+    self._files = WeightsFolder(weights_root)
+    try:
+      self._fleet = Fleet(servers, public=public_servers, patience=patience, say=say)
+    except BaseException:
+      self._files.close()
+      raise
+
+  def load_weights(self, model: Qwen2, version: int) -> None:
+    """See Engine. Raises EngineError when a server refuses them or then fails the check."""
+    server_dtype = self._fleet.dtype
+    exact = server_dtype == model.config.dtype == "float32"
+    probe = Probe(model, version, self._fleet.max_model_len)
+    folder = self._files.write(model, version, server_dtype)
+    try:
+      self._fleet.push(Weights(folder, version, probe, "float32" if exact else "bfloat16"))
+    finally:
+      self._files.keep_only(folder)  # a server that comes back gets these
+    self.version = version
+
+  def close(self) -> None:
+    self._fleet.close()
+    self._files.close()
+
+  def stats(self) -> dict[str, float]:
+    """Groups sampled again since the last call, by reason: see why_rejected; failed."""
+    found = {f"groups_{reason}": float(count) for reason, count in self._counts.items()}
+    self._counts.clear()
+    return found
+
+  def sample(
+    self, prompts: Sequence[Prompt], n: int, params: SamplingParams
+  ) -> Iterator[list[Rollout]]:
+    if self.version is None:
+      raise RuntimeError("VllmEngine.sample: call load_weights first")
+    self._check_modes(params.temperature)
+    waiting, ended, cancelled = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+    for prompt in prompts:
+      waiting.put(prompt)
+
+    def work():
+      try:
+        while not cancelled.is_set():
+          prompt = waiting.get_nowait()
+          ended.put((prompt, self._group(prompt, n, params, cancelled)))
+      except queue.Empty:
+        return
+      except BaseException as error:  # raised again in the caller's thread
+        ended.put((None, error))
+
+    count = min(len(prompts), self._fleet.slots(n))
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    for thread in threads:
+      thread.start()
+    try:
+      for _ in prompts:
+        prompt, found = ended.get()
+        if prompt is None:
+          raise found
+        yield [self._rollout(prompt, *one) for one in found]
+    finally:  # also when the caller stops in the middle: cut calls are aborted by the server
+      cancelled.set()
+      while any(thread.is_alive() for thread in threads):
+        for member in self._fleet.members:
+          member.server.cut(cancelled)
+        for thread in threads:
+          thread.join(0.05)
+
+  def _check_modes(self, temperature: float) -> None:
+    if temperature in (0.0, 1.0):
+      return
+    for member in self._fleet.ready():
+      if member.limits.logprobs_mode != "processed_logprobs":
+        raise ValueError(
+          f"{member.server.url} gives log-probs before the temperature ({temperature}) is applied; "
+          "start it with launch/vllm_server.sh or --logprobs-mode=processed_logprobs"
+        )
+
+  def _group(self, prompt: Prompt, n: int, params: SamplingParams, cancelled: threading.Event):
+    """[(token_ids, logprobs, finish_reason, version)] of n responses; None once cancelled."""
+    body = {
+      "model": "policy",
+      "token_ids": list(prompt.token_ids),
+      "sampling_params": dict(
+        n=n,
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        logprobs=0,
+        # Ours alone decide where a response ends, as in the built-in engine.
+        ignore_eos=True,
+        stop_token_ids=list(self.stop_ids),
+        detokenize=False,
+      ),
+    }
+    timeout = REQUEST_SECONDS + params.max_tokens * self.seconds_per_token
+    last = "nothing"
+    for attempt in range(TRIES):
+      if attempt:
+        time.sleep(BACK_OFF * 2 ** (attempt - 1))
+      member = self._fleet.lease(n, cancelled)
+      if member is None:
+        return None
+      try:
+        answer = member.server.call("POST", GENERATE, body, timeout=timeout, owner=cancelled)
+        group = read_group(answer, n, params.max_tokens, self.stop_ids)
+      except ServerError as error:
+        last, reason = str(error), "failed"
+        if cancelled.is_set():
+          return None
+        self._fleet.fault(member, error, fatal=isinstance(error.__cause__, TimeoutError))
+      except ValueError as error:
+        raise ValueError(f"prompt {prompt.id} ({len(prompt.token_ids)} tokens): {error}") from error
+      else:
+        self._fleet.good(member)
+        reason = why_rejected(group, self.version, self.lag)
+        if reason is None:
+          return group
+        last = f"{member.server.url} gave a group that was {reason}"
+        if reason == "rejected_old":  # restarted, or pushed to by somebody else
+          self._fleet.fault(member, EngineError(last), fatal=True)
+      finally:
+        self._fleet.release(member, n)
+      self._counts[reason] += 1
+    raise EngineError(f"prompt {prompt.id}: {TRIES} tries gave no usable group; the last: {last}")
+
+  def _rollout(self, prompt: Prompt, token_ids, logprobs, finish_reason, versions) -> Rollout:
+    return Rollout(
+      prompt_id=prompt.id,
+      token_ids=token_ids,
+      sampler_logprobs=logprobs,
+      finish_reason=finish_reason,
+      weight_version=int(versions[0]),
+      text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+    )
+
+
+def read_group(answer, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list[tuple]:
+  """[(token_ids, logprobs, finish_reason, versions)] of the n responses in a server's answer.
+
+  Raises ServerError for an answer that is not that.
+  """
+  try:
+    group = []
+    for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
+      token_ids = tuple(choice["token_ids"])
+      content = (choice["logprobs"] or {"content": []})["content"]
+      logprobs = tuple(float(entry["logprob"]) for entry in content)
+      reason = choice["finish_reason"]
+      versions = tuple(str(span["version"]) for span in choice["weight_versions"] or ())
+      group.append((token_ids, logprobs, reason, versions))
+      if reason == "abort":
+        continue
+      stopped = bool(token_ids) and token_ids[-1] in stop_ids
+      if (
+        not 0 < len(token_ids) <= max_tokens
+        or not all(type(token) is int and token >= 0 for token in token_ids)
+        or token_ids != tuple(entry["token_id"] for entry in content)
+        or not all(math.isfinite(value) and value <= 1e-3 for value in logprobs)
+        or reason != ("stop" if stopped else "length")
+        or not versions
+      ):
+        raise ValueError(f"choice {choice['index']} contradicts itself")
+    if len(group) != n:
+      raise ValueError(f"{len(group)} choices, not {n}")
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise ServerError(f"answer not understood: {error!r} in {str(answer)[:300]}") from error
+  return group
+
+
+def why_rejected(group: list[tuple], version: int, lag: int) -> str | None:
+  """Why a group must not be trained on: aborted, rejected_mixed or rejected_old; None if it may."""
+  allowed = {str(v) for v in range(version - lag, version + 1)}
+  if any(reason == "abort" for _, _, reason, _ in group):
+    return "aborted"
+  if any(len(set(versions)) > 1 for *_, versions in group):
+    return "rejected_mixed"
+  if any(versions[0] not in allowed for *_, versions in group):
+    return "rejected_old"
+  return None

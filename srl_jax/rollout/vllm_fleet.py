@@ -1,0 +1,278 @@
+"""The servers of a run: which of them live, which has room, and what each of them holds.
+
+A server is used only while it is live: it answers, and it passed the check after its last push.
+One that fails is lost: its requests end at once and go to the others. It is asked from time to
+time, and when it answers again, with the weights it read from disk, it gets the newest first.
+"""
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from srl_jax.rollout.engine import EngineError
+from srl_jax.rollout.vllm_server import Server, ServerError
+from srl_jax.rollout.vllm_weights import Probe, push
+
+START_SECONDS = 300.0  # a server needs 40 to 150 s to start
+HEALTH_EVERY = 2.0
+HEALTH_SECONDS = 10.0
+MISSES = 3  # answers from /health that stay out before a server is lost
+FAULTS = 3  # useless answers in a row before a server is lost
+RETRY_SECONDS = 60.0  # longest time between two attempts to win a lost server back
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """A server's settings: dtype, max_num_seqs (responses), max_model_len (tokens), logprobs_mode."""
+
+  dtype: str
+  max_num_seqs: int
+  max_model_len: int
+  logprobs_mode: str
+
+
+def read_limits(server: Server) -> Limits:
+  """A server's settings; ValueError when it was started without its control routes."""
+  try:
+    found = server.call("GET", "/server_info?config_format=json", timeout=60)["vllm_config"]
+    model, scheduler = found["model_config"], found["scheduler_config"]
+    return Limits(
+      dtype=str(model["dtype"]).removeprefix("torch."),
+      max_num_seqs=int(scheduler["max_num_seqs"]),
+      max_model_len=int(model["max_model_len"]),
+      logprobs_mode=model["logprobs_mode"],
+    )
+  except ValueError as error:
+    raise ValueError(f"{error}; start this server with launch/vllm_server.sh") from error
+  except (KeyError, TypeError) as error:
+    raise ServerError(f"{server.url}/server_info: answer not understood ({error!r})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """What servers are to hold: the files' folder, the version, and how to tell (Probe)."""
+
+  folder: str
+  version: int
+  probe: Probe
+  dtype: str
+
+
+@dataclasses.dataclass
+class Member:
+  """A server and how it stands.
+
+  Fields: limits, once it answered; live; in_flight, responses; faults, in a row; reason, why it is
+  not live.
+  """
+
+  server: Server
+  limits: Limits | None = None
+  live: bool = False
+  in_flight: int = 0
+  faults: int = 0
+  reason: str = "never answered"
+
+
+class Fleet:
+  """All servers of a run.
+
+  Args:
+    urls: base URLs.
+    public: see Server.
+    patience: seconds to wait for a server to come back when none is left.
+    say: prints a line.
+
+  Raises ValueError when no server is ready in START_SECONDS, or they differ in their type.
+  """
+
+  def __init__(self, urls: Sequence[str], *, public: bool, patience: float, say: Callable):
+    self.members = [Member(Server(url, public=public)) for url in urls]
+    self.patience, self.say = patience, say
+    self.weights: Weights | None = None
+    self._changed = threading.Condition()
+    self._closed = threading.Event()
+    self._told = False  # that no server is left
+    self._connect()
+    self._watchers = [
+      threading.Thread(target=self._watch, args=(member,), daemon=True) for member in self.members
+    ]
+    for thread in self._watchers:
+      thread.start()
+
+  def _connect(self) -> None:
+    deadline, told = time.monotonic() + START_SECONDS, False
+    while waiting := [member for member in self.members if not member.live]:
+      for member in waiting:
+        if member.server.healthy():
+          member.limits, member.live = read_limits(member.server), True
+      if all(member.live for member in self.members) or time.monotonic() > deadline:
+        break
+      if not told:
+        told = True
+        self.say(f"waiting for {', '.join(m.server.url for m in waiting)} ...")
+      time.sleep(1)
+    ready = self.ready()
+    if not ready:
+      urls = ", ".join(member.server.url for member in self.members)
+      raise ValueError(
+        f"rollout.servers: none of {urls} answers /health within {START_SECONDS:.0f} s; start one "
+        "with launch/vllm_server.sh MODEL"
+      )
+    types = {member.limits.dtype for member in ready}
+    if len(types) > 1 or not types <= {"float32", "bfloat16"}:
+      raise ValueError(
+        f"rollout.servers: the servers compute in {', '.join(sorted(types))}; start all of them "
+        "with --dtype=float32 or all with --dtype=bfloat16"
+      )
+
+  @property
+  def dtype(self) -> str:
+    """The type that the servers compute in."""
+    return next(member.limits.dtype for member in self.members if member.limits)
+
+  @property
+  def max_model_len(self) -> int:
+    """Tokens of prompt and response that every server takes."""
+    return min(member.limits.max_model_len for member in self.members if member.limits)
+
+  def ready(self) -> list[Member]:
+    """The members that live."""
+    return [member for member in self.members if member.live]
+
+  def slots(self, n: int) -> int:
+    """Requests of n responses that all servers together take at one time."""
+    return sum(max(1, m.limits.max_num_seqs // n) for m in self.members if m.limits)
+
+  def lease(self, n: int, cancelled: threading.Event) -> Member | None:
+    """The live server with the most room for n responses; waits for room. None once cancelled.
+
+    Raises EngineError when no server lives for `patience` seconds.
+    """
+    with self._changed:
+      while not cancelled.is_set():
+        open_ = [
+          member
+          for member in self.ready()
+          if member.in_flight + n <= member.limits.max_num_seqs or not member.in_flight
+        ]
+        if open_:
+          member = min(open_, key=lambda m: m.in_flight / m.limits.max_num_seqs)
+          member.in_flight += n
+          return member
+        self._await_live(cancelled)
+        self._changed.wait(0.2)
+    return None
+
+  def release(self, member: Member, n: int) -> None:
+    """Gives a lease back."""
+    with self._changed:
+      member.in_flight -= n
+      self._changed.notify_all()
+
+  def _await_live(self, cancelled: threading.Event) -> None:
+    """Returns when a server lives; self._changed is held."""
+    begun = time.monotonic()
+    while not self.ready() and not cancelled.is_set():
+      reasons = "; ".join(member.reason for member in self.members)
+      if time.monotonic() - begun > self.patience:
+        raise EngineError(f"no vLLM server is left, {self.patience:g} s long: {reasons}")
+      if not self._told:  # the first of all threads that wait
+        self._told = True
+        self.say(f"no vLLM server is left ({reasons}); waiting {self.patience:g} s for one ...")
+      self._changed.wait(0.5)
+
+  def good(self, member: Member) -> None:
+    """The server gave a useful answer."""
+    member.faults = 0
+
+  def fault(self, member: Member, error: Exception, *, fatal: bool = False) -> None:
+    """The server gave none: it is lost at once if it is down or that is fatal, else after some."""
+    if not member.live:
+      return
+    member.faults += 1
+    if fatal or member.faults >= FAULTS or not member.server.healthy(HEALTH_SECONDS):
+      self._lose(member, str(error))
+
+  def _lose(self, member: Member, reason: str) -> None:
+    with self._changed:
+      if not member.live or self._closed.is_set():
+        return
+      member.live, member.reason = False, reason
+      self._changed.notify_all()
+    member.server.cut()
+    rest = len(self.ready())
+    self.say(f"vLLM server {member.server.url} is lost ({reason}); {rest} left")
+
+  def push(self, weights: Weights) -> None:
+    """Gives all live servers new weights and checks them; returns when one at least holds them.
+
+    Raises EngineError when a server refuses the weights or fails the check.
+    """
+    with self._changed:
+      self.weights = weights
+      members = self.ready()
+    with ThreadPoolExecutor(max(1, len(members))) as pool:
+      list(pool.map(lambda member: self._push(member, weights), members))
+    with self._changed:
+      self._await_live(self._closed)
+
+  def _push(self, member: Member, weights: Weights) -> None:
+    server = member.server
+    try:
+      push(server, weights.folder, weights.version)
+      weights.probe.check(server, weights.dtype)
+    except ServerError as error:
+      if not member.live or not server.healthy(HEALTH_SECONDS):
+        self._lose(member, str(error))
+        return
+      with contextlib.suppress(ServerError):
+        server.call("POST", "/resume", timeout=HEALTH_SECONDS)
+      raise EngineError(f"the weights of step {weights.version} were refused: {error}") from error
+
+  def _watch(self, member: Member) -> None:
+    """Loses a server that stops answering, wins back one that answers again."""
+    misses, pause = 0, HEALTH_EVERY
+    while not self._closed.wait(HEALTH_EVERY if member.live else pause):
+      healthy = member.server.healthy(HEALTH_SECONDS)
+      misses = 0 if healthy else misses + 1
+      if member.live:
+        pause = HEALTH_EVERY
+        if misses >= MISSES:
+          self._lose(member, f"{member.server.url}/health does not answer")
+      elif healthy:
+        self._win_back(member)
+        pause = min(2 * pause, RETRY_SECONDS)
+
+  def _win_back(self, member: Member) -> None:
+    try:
+      limits = read_limits(member.server)
+      if limits.dtype != self.dtype:
+        raise ServerError(f"{member.server.url} came back computing in {limits.dtype}")
+      weights = self.weights
+      if weights:
+        push(member.server, weights.folder, weights.version)
+        weights.probe.check(member.server, weights.dtype)
+    except (ServerError, EngineError, ValueError) as error:
+      if str(error) != member.reason:
+        self.say(f"vLLM server {member.server.url} answers but cannot be used: {error}")
+      member.reason = str(error)
+      return
+    with self._changed:
+      if weights is not self.weights:  # newer ones came meanwhile: the next round brings them
+        return
+      member.limits, member.live, member.faults, self._told = limits, True, 0, False
+      self._changed.notify_all()
+    step = f" with the weights of step {weights.version}" if weights else ""
+    self.say(f"vLLM server {member.server.url} is back{step}")
+
+  def close(self) -> None:
+    """Ends the watching and all calls; the servers themselves go on."""
+    self._closed.set()
+    for member in self.members:
+      member.server.cut()
+    for thread in self._watchers:
+      thread.join()

@@ -1,0 +1,137 @@
+"""One vLLM server over HTTP: its address, its connections, what its answers mean."""
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import os
+import socket
+import threading
+import urllib.parse
+
+CONNECT_SECONDS = 5.0
+LARGEST_ANSWER = 1 << 28  # bytes
+
+
+class ServerError(Exception):
+  """A server gave no answer, or none that can be used; another server may.
+
+  Field: status, of HTTP, or None when there was no answer.
+  """
+
+  def __init__(self, message: str, status: int | None = None):
+    super().__init__(message)
+    self.status = status
+
+
+class Server:
+  """A vLLM server.
+
+  Each call has a connection of its own: a call lasts seconds, a connect less than a millisecond,
+  and a connection that nobody else uses can be cut, which aborts its request.
+
+  Args:
+    url: "http://host:port".
+    public: take an address outside loopback and private networks. The routes that take weights are
+      open to whoever reaches them, whatever the API key.
+
+  Raises ValueError for something that is no base URL, or a public address without `public`.
+  """
+
+  def __init__(self, url: str, *, public: bool = False):
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+      raise ValueError(
+        f"rollout.servers: {url!r} is not a base URL; write for example http://127.0.0.1:8101"
+      )
+    self.secure = parts.scheme == "https"
+    self.host, self.port = parts.hostname, parts.port or (443 if self.secure else 80)
+    self.url = f"{parts.scheme}://{self.host}:{self.port}"
+    if not public:
+      self._check_private()
+    self._key = os.environ.get("VLLM_API_KEY")
+    self._lock = threading.Lock()
+    self._open: dict[socket.socket, object] = {}
+
+  def _check_private(self) -> None:
+    try:
+      found = {entry[4][0] for entry in socket.getaddrinfo(self.host, self.port)}
+    except OSError as error:
+      raise ValueError(f"rollout.servers: {self.url}: unknown host ({error})") from error
+    for address in found:
+      if not ipaddress.ip_address(address.partition("%")[0]).is_private:
+        raise ValueError(
+          f"rollout.servers: {self.url} is the public address {address}, and a server's weight "
+          "routes are open to all who reach it. Use a private network or a tunnel, or set "
+          "rollout.public_servers=True"
+        )
+
+  def call(self, method: str, path: str, body=None, *, timeout: float, owner=None):
+    """The decoded JSON answer of one request.
+
+    Args:
+      body: sent as JSON, or None.
+      timeout: seconds without a byte of the answer. The server drops the work when it passes.
+      owner: a name under which `cut` ends the call.
+
+    Raises:
+      ServerError: no answer, status 5xx, 408 or 429, or an answer that is not JSON.
+      ValueError: any other status; the request is wrong and would be everywhere.
+    """
+    kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+    connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
+    headers = {"Content-Type": "application/json"}
+    if self._key:
+      headers["Authorization"] = f"Bearer {self._key}"
+    sock = None
+    where = f"{self.url}{path.partition('?')[0]}"
+    try:
+      connection.connect()
+      sock = connection.sock
+      sock.settimeout(timeout)
+      with self._lock:
+        self._open[sock] = owner
+      connection.request(method, path, None if body is None else json.dumps(body), headers)
+      answer = connection.getresponse()
+      data = answer.read(LARGEST_ANSWER)
+    except TimeoutError as error:
+      raise ServerError(f"{where}: no answer in {timeout:g} s") from error
+    except (OSError, http.client.HTTPException) as error:
+      raise ServerError(f"{where}: {str(error) or type(error).__name__}") from error
+    finally:
+      with self._lock:
+        self._open.pop(sock, None)
+      connection.close()
+    if answer.status != 200:
+      said = f"{where} answered {answer.status}: {_message(data)}"
+      if 400 <= answer.status < 500 and answer.status not in (408, 429):
+        raise ValueError(said)
+      raise ServerError(said, answer.status)
+    try:
+      return json.loads(data or b"null")
+    except ValueError as error:
+      raise ServerError(f"{where} answered no JSON: {_message(data)}") from error
+
+  def healthy(self, timeout: float = CONNECT_SECONDS) -> bool:
+    """Whether /health answers 200 in `timeout` seconds."""
+    try:
+      self.call("GET", "/health", timeout=timeout)
+    except (ServerError, ValueError):
+      return False
+    return True
+
+  def cut(self, owner=None) -> None:
+    """Ends the calls of `owner` in other threads, or all: they raise, and the server aborts."""
+    with self._lock:
+      chosen = [sock for sock, whose in self._open.items() if owner is None or whose is owner]
+    for sock in chosen:
+      with contextlib.suppress(OSError):  # it ended by itself meanwhile
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _message(data: bytes) -> str:
+  """What an answer says, in one short line."""
+  text = data[:2000].decode(errors="replace")
+  with contextlib.suppress(ValueError, KeyError, TypeError):
+    text = json.loads(data)["error"]["message"]
+  return " ".join(str(text).split())[:500] or "nothing"

@@ -1,0 +1,218 @@
+"""New weights for running vLLM servers: files in a shared folder, the server's update, a check.
+
+HTTP 200 proves nothing here: a server can take an update and go on with old weights, half of the
+new ones, or a cache that the old ones filled. So every push ends with `Probe.check`, and nothing is
+sampled from a server that fails it.
+"""
+
+import fcntl
+import functools
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from srl_jax.policy.model import Qwen2
+from srl_jax.policy.sharding import ACT_AXES, has_mesh, put, reshard
+from srl_jax.policy.weights import hf_tensors
+from srl_jax.rollout.engine import EngineError
+from srl_jax.rollout.vllm_server import Server, ServerError
+
+MAX_FILE_BYTES = 1 << 30  # tensors on the host at one time; a larger one has its own file
+PUSH_SECONDS = 600.0
+PROBE_SECONDS = 300.0  # a server's first request compiles
+PROBE_TOKENS = 160  # more than a block of any prefix cache, so that a stale one shows
+PROBE_TOP = 20  # log-probs that a server gives for one place, at most
+TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.1)}  # twice what was ever measured
+GENERATE = "/inference/v1/generate"
+
+
+class WeightsFolder:
+  """A run's folder in the shared root, with the files of the newest weights; gone after `close`.
+
+  Args:
+    root: shared by the run and all servers (their SRL_WEIGHTS_ROOT): /dev/shm on one machine, a
+      folder on a cluster file system otherwise. Folders that killed runs left there are removed.
+
+  Raises ValueError when the root is not a folder that can be written to.
+  """
+
+  def __init__(self, root: str):
+    self.root = pathlib.Path(root).resolve()
+    try:
+      self._sweep()
+      # Mode 0700 and a name that cannot be guessed: nobody else can put files there first.
+      self.path = pathlib.Path(tempfile.mkdtemp(prefix="srl_jax-", dir=self.root))
+    except OSError as error:
+      raise ValueError(
+        f"rollout.weights_root: {root!r} cannot be used for weights ({error.strerror}); give a "
+        "folder that this run and its servers share, with room for the weights twice"
+      ) from error
+    self._lock = _lock(self.path)
+
+  def _sweep(self) -> None:
+    for path in self.root.glob("srl_jax-*"):
+      # A young one may belong to a run that has not locked it yet.
+      if os.access(path, os.W_OK) and time.time() - path.stat().st_mtime > 60:
+        lock = _lock(path)
+        if lock:
+          shutil.rmtree(path, ignore_errors=True)
+          lock.close()
+
+  def write(self, model: Qwen2, version: int, dtype) -> str:
+    """Writes the weights in `dtype`, one tensor at a time; a folder's name relative to the root.
+
+    Raises EngineError when they do not fit; nothing of them is left then.
+    """
+    target = self.path / f"version-{version}"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    part, room, count = {}, MAX_FILE_BYTES, 0
+    try:
+      for name, array in hf_tensors(model.config, model, dtype):
+        if part and array.nbytes > room:
+          save_file(part, target / f"{count:05}.safetensors")
+          part, room, count = {}, MAX_FILE_BYTES, count + 1
+        part[name] = np.asarray(array)
+        room -= array.nbytes
+      save_file(part, target / f"{count:05}.safetensors")
+    except (OSError, SafetensorError) as error:
+      shutil.rmtree(target, ignore_errors=True)
+      free = shutil.disk_usage(self.root).free / 1e9
+      raise EngineError(
+        f"weights of step {version} could not be written to {self.root} ({free:.1f} GB free): "
+        f"{error}. Make room for the weights twice, or set rollout.weights_root to another folder"
+      ) from error
+    except BaseException:
+      shutil.rmtree(target, ignore_errors=True)
+      raise
+    return str(target.relative_to(self.root))
+
+  def keep_only(self, folder: str) -> None:
+    """Removes all weights but those of `folder`, a name that `write` gave."""
+    for path in self.path.glob("version-*"):
+      if path != self.root / folder:
+        shutil.rmtree(path, ignore_errors=True)
+
+  def close(self) -> None:
+    """Removes the folder."""
+    shutil.rmtree(self.path, ignore_errors=True)
+    self._lock.close()
+
+
+def _lock(folder: pathlib.Path):
+  """The open lock file of a run's folder, or None while another process lives that holds it."""
+  file = (folder / "lock").open("w")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    file.close()
+    return None
+  return file
+
+
+def push(server: Server, folder: str, version: int) -> None:
+  """Gives a server the weights in `folder` under the name `version`, and empties its caches.
+
+  Requests in flight are aborted; the server refuses to sample from half-changed weights.
+
+  Raises ServerError; the server may be paused then, or keep its old weights and version.
+  """
+  post = functools.partial(server.call, "POST", timeout=PUSH_SECONDS)
+  post("/pause?mode=abort&clear_cache=true")
+  post("/init_weight_transfer_engine", {"init_info": {}})
+  try:
+    post("/start_weight_update")
+  except ServerError:  # a run that was killed during its update left it open
+    post("/finish_weight_update", {})
+    post("/start_weight_update")
+  _transfer(post, folder)
+  post("/finish_weight_update", {"weight_version": str(version)})
+  post("/resume")
+
+
+def _transfer(post, folder: str) -> None:
+  """The transport: returns when the server has loaded the weights. NCCL would go here."""
+  post("/update_weights", {"update_info": {"folder": folder}})
+
+
+class Probe:
+  """Log-probs at the ends of fixed prompts under some weights, by the policy's own forward pass.
+
+  The prompts are the beginnings of one fixed row of tokens, from 2 tokens up to PROBE_TOKENS.
+
+  Args:
+    model: the policy; call it with the mesh set.
+    version: of its weights.
+    max_length: tokens that the servers take, prompt and one more.
+  """
+
+  def __init__(self, model: Qwen2, version: int, max_length: int):
+    self.version = version
+    config = model.config
+    length = min(PROBE_TOKENS, max_length - 1, config.max_position_embeddings - 1)
+    self.tokens = [(31 * i * i + 17) % config.vocab_size for i in range(length)]
+    self.ends = tuple(sorted({2, max(2, length // 4), length}))
+    mesh = jax.sharding.get_mesh()
+    rows = int(np.prod([mesh.shape[axis] for axis in ACT_AXES["b"]])) if has_mesh() else 1
+    tokens_bt = put(np.tile(np.array(self.tokens, np.int32), (rows, 1)), "bt")
+    logprobs_ev = np.asarray(_logprobs_at(model, tokens_bt, self.ends))
+    self.logprobs = dict(zip(self.ends, logprobs_ev))
+
+  def check(self, server: Server, dtype: str) -> float:
+    """The largest difference between the server's log-probs and the policy's.
+
+    Args:
+      dtype: the less precise of the types that server and policy compute in.
+
+    Raises EngineError when they differ by more than TOLERANCE, or the server names another version;
+    ServerError when it does not answer.
+    """
+    gaps = np.concatenate([self._gaps(server, end) for end in self.ends])
+    measure, limit = TOLERANCE[dtype]
+    found = float(getattr(np, measure)(gaps))
+    if not found <= limit:
+      raise EngineError(
+        f"{server.url}: after the push of step {self.version} its log-probs differ from the "
+        f"policy's by {found:.2g} ({measure} of {len(gaps)}; {dtype} allows {limit:g}). It does "
+        "not hold the policy's weights, or computes another model; nothing was sampled from it"
+      )
+    return float(gaps.max())
+
+  def _gaps(self, server: Server, end: int) -> np.ndarray:
+    """|server - policy| of the log-probs of the most likely tokens after the first `end` tokens."""
+    how = dict(max_tokens=1, temperature=1.0, top_p=1.0, top_k=0, logprobs=PROBE_TOP)
+    body = {"model": "policy", "token_ids": self.tokens[:end], "sampling_params": how}
+    answer = server.call("POST", GENERATE, body, timeout=PROBE_SECONDS)
+    try:
+      (choice,) = answer["choices"]
+      version = choice["weight_versions"][0]["version"]
+      given = choice["logprobs"]["content"][0]["top_logprobs"]
+      ids = [entry["token_id"] for entry in given]
+      logprobs = np.array([entry["logprob"] for entry in given], np.float64)
+      gaps = np.abs(logprobs - self.logprobs[end][ids])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+      raise ServerError(f"{server.url}{GENERATE}: answer not understood ({error!r})") from error
+    if version != str(self.version):
+      raise EngineError(
+        f"{server.url}: samples with weights {version!r} after the push of step {self.version}; "
+        "is another run pushing to the same server?"
+      )
+    return gaps
+
+
+@functools.partial(jax.jit, static_argnames="ends")
+def _logprobs_at(model, tokens_bt, ends):
+  """logprobs_ev after the first `ends` tokens, of the first of the equal rows tokens_bt."""
+  positions_bt = jnp.zeros_like(tokens_bt) + jnp.arange(tokens_bt.shape[1])
+  hidden_btd = model.hidden(tokens_bt, positions_bt, jnp.ones_like(tokens_bt))
+  hidden_bed = jnp.stack([hidden_btd[:, end - 1] for end in ends], axis=1)
+  logits_bev = reshard(model.logits(hidden_bed), jax.P())
+  return jax.nn.log_softmax(logits_bev[0], axis=-1)
