@@ -1,16 +1,113 @@
-"""Benchmarks with final answers: accuracy of greedy decoding, avg@k and pass@k."""
+r"""Benchmarks with final answers: the problems, and how well a model solves them.
+
+A row of a benchmark has its problem under `problem` or `question` and its gold answer under
+`answer`, or in the last \boxed{} of its `solution`.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from srl_jax.data import arithmetic
-from srl_jax.rewards.answers import equal_pairs, extract_answer
+from srl_jax.data import arithmetic, rows
+from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
 from srl_jax.rollout.episodes import Ask, Episode, Task, solve_stepwise, solve_whole
 
 MODES = ("whole", "stepwise")
+
+
+class HubSet(NamedTuple):
+  """A benchmark on the Hugging Face hub: `size` rows of a split, those with `url` in their url."""
+
+  dataset: str
+  split: str
+  size: int
+  url: str = ""
+
+
+HUB = {
+  "amc23": HubSet("AI-MO/aimo-validation-amc", "train", 40, "2023_AMC"),  # it has 2022, too
+  "aime24": HubSet("AI-MO/aimo-validation-aime", "train", 30, "2024_AIME"),  # and 2022, 2023
+  "aime25": HubSet("math-ai/aime25", "test", 30),
+  "minerva_math": HubSet("math-ai/minervamath", "test", 272),
+  "math500": HubSet("HuggingFaceH4/MATH-500", "test", 500),
+}
+
+# ---------------------------------------------------------------------------------- problems
+
+
+def benchmark_name(spec: str) -> str:
+  """The short name of what `load_benchmark` takes: a file's stem, else what is before a colon."""
+  path = pathlib.Path(spec)
+  return path.stem if path.suffix in (".jsonl", ".json") else spec.partition(":")[0]
+
+
+def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[Task]:
+  """Returns a benchmark's problems.
+
+  Args:
+    spec: a name in HUB; a file of JSON lines; "arithmetic" or "arithmetic:N", the first N (200) of
+      the built-in hard test problems.
+    folder: where NAME.jsonl of the names in HUB lie; by default the hub has them.
+
+  Raises:
+    ValueError: an unknown name, or rows that are missing, broken or without problem or answer.
+  """
+  name, _, count = spec.partition(":")
+  if name == "arithmetic" and (not count or count.isdigit()):
+    problems = arithmetic.problems("test", int(count or 200))
+    return [Task(problem.id, problem.text, problem.answer) for problem in problems]
+  if pathlib.Path(spec).suffix in (".jsonl", ".json"):
+    return _tasks(benchmark_name(spec), rows.json_lines(spec))
+  if spec not in HUB:
+    raise ValueError(
+      f"benchmark {spec!r} is unknown; use {', '.join(HUB)}, arithmetic, arithmetic:N or a file of"
+      " JSON lines (NAME.jsonl)"
+    )
+  if folder:
+    return _tasks(spec, rows.json_lines(pathlib.Path(folder) / f"{spec}.jsonl"))
+  source = HUB[spec]
+  found = rows.hub_rows(source.dataset, source.split)
+  tasks = _tasks(spec, ((p, row) for p, row in found if source.url in str(row.get("url", ""))))
+  if len(tasks) != source.size:
+    raise ValueError(
+      f"{source.dataset}[{source.split}]: {len(tasks)} problems where {spec} has {source.size}: the"
+      " dataset has changed; give the problems as a file"
+    )
+  return tasks
+
+
+def _tasks(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Task]:
+  tasks, places = [], {}
+  for number, (place, row) in enumerate(found):
+    problem = row.get("problem") or row.get("question")
+    if not isinstance(problem, str) or not problem.strip():
+      raise ValueError(f"{place}: no text under 'problem' or 'question'; it has {', '.join(row)}")
+    own = (row[key] for key in ("id", "unique_id", "idx") if row.get(key) is not None)
+    id = f"{name}-{next(own, number)}"
+    if id in places:
+      raise ValueError(f"{place}: the id {id!r} already names the problem of {places[id]}")
+    places[id] = place
+    tasks.append(Task(id, problem.strip(), _gold(place, row)))
+  return tasks
+
+
+def _gold(place: str, row: dict[str, Any]) -> str:
+  answer = row.get("answer")
+  if answer is None:
+    answer = last_boxed(str(row.get("solution") or ""))
+  if isinstance(answer, float) and answer.is_integer():
+    answer = int(answer)  # AMC's answers are floats: 27.0
+  if isinstance(answer, bool | list | dict | None) or not str(answer).strip():
+    raise ValueError(f"{place}: no gold answer: neither 'answer' nor a \\boxed{{}} in 'solution'")
+  return str(answer).strip()
+
+
+# ---------------------------------------------------------------------------------- solving
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +135,30 @@ class Solver:
     return solve_stepwise(self.engine, self.ask, tasks, n, params, **limits)
 
 
-def load_benchmark(name: str) -> list[Task]:
-  """A benchmark's problems: "arithmetic" or "arithmetic:N" are the built-in hard test problems."""
-  family, _, count = name.partition(":")
-  if family != "arithmetic" or (count and not count.isdigit()):
-    raise ValueError(f"benchmark {name!r} is unknown; use arithmetic or arithmetic:N")
-  problems = arithmetic.problems("test", int(count or 200))
-  return [Task(problem.id, problem.text, problem.answer) for problem in problems]
+class Graded(NamedTuple):
+  """An episode's final answer (None: it has none) and whether it is right."""
+
+  answer: str | None
+  right: bool
+
+
+def grade(episodes: Sequence[Episode]) -> list[Graded]:
+  """The final answers of episodes, in their order.
+
+  A stepwise episode has one only if it came to a box: the numbers of steps are no answers.
+  """
+  answers = [
+    extract_answer(e.solution) if e.ended in ("whole", "cut_off", "boxed") else None
+    for e in episodes
+  ]
+  pairs = [(answer, e.task.answer) for answer, e in zip(answers, episodes)]
+  verdicts = equal_pairs(pairs, [e.task.problem for e in episodes])
+  return list(itertools.starmap(Graded, zip(answers, verdicts)))
 
 
 def right(episodes: Sequence[Episode]) -> list[bool]:
   """Whether each episode's final answer is right."""
-  return equal_pairs([(extract_answer(e.solution), e.task.answer) for e in episodes])
+  return [graded.right for graded in grade(episodes)]
 
 
 def accuracy(solver: Solver, tasks: Sequence[Task]) -> float:

@@ -1,0 +1,93 @@
+"""An engine that writes down what another one samples, so that nothing is sampled twice.
+
+An evaluation that was cut off goes on where it stopped, also in the middle of stepwise episodes:
+asked again, it gets the written responses first, and only the others are sampled.
+"""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from srl_jax.data.rows import json_lines
+from srl_jax.rollout.engine import Engine, Prompt, Rollout, SamplingParams
+
+
+class Journal:
+  """A rollout engine (rollout.engine.Engine) that keeps the groups of another one in a file.
+
+  The file has a line for each prompt: prompt_id, prompt (a checksum of its tokens) and rollouts.
+
+  Args:
+    engine: samples what the file does not hold; its weights are loaded and it is closed by others.
+    path: the file; it is created, or continued (a line that was cut off is removed).
+    tell: called after each group with the number of responses so far.
+  """
+
+  def __init__(self, engine: Engine, path: pathlib.Path, tell: Callable[[int], None]):
+    self.engine, self.path, self.tell = engine, path, tell
+    self.responses = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._written = {row["prompt_id"]: row for row in _whole_lines(path)}
+
+  def sample(
+    self, prompts: Sequence[Prompt], n: int, params: SamplingParams
+  ) -> Iterator[list[Rollout]]:
+    """Engine.sample; ValueError where the file holds another prompt's responses under an id."""
+    checksums = {prompt.id: _checksum(prompt) for prompt in prompts}
+    for prompt in prompts:
+      if prompt.id in self._written:
+        yield self._count(self._recall(prompt.id, checksums[prompt.id], n))
+    new = [prompt for prompt in prompts if prompt.id not in self._written]
+    with self.path.open("a", encoding="utf-8") as file:
+      for group in self.engine.sample(new, n, params):
+        id = group[0].prompt_id
+        rollouts = [dataclasses.asdict(rollout) for rollout in group]
+        for rollout in rollouts:
+          rollout["sampler_logprobs"] = [round(x, 5) for x in rollout["sampler_logprobs"]]
+        line = {"prompt_id": id, "prompt": checksums[id], "rollouts": rollouts}
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        yield self._count(group)
+
+  def load_weights(self, model, version: int) -> None:
+    raise RuntimeError("Journal.load_weights: its file belongs to one set of weights")
+
+  def close(self) -> None:
+    """Nothing: the wrapped engine is its owner's."""
+
+  def _count(self, group: list[Rollout]) -> list[Rollout]:
+    self.responses += len(group)
+    self.tell(self.responses)
+    return group
+
+  def _recall(self, id: str, checksum: int, n: int) -> list[Rollout]:
+    row = self._written[id]
+    if (row["prompt"], len(row["rollouts"])) != (checksum, n):
+      raise ValueError(
+        f"{self.path}: holds other responses for {id!r}, of another prompt: the problems or the"
+        " prompts have changed since; give another --output"
+      )
+    return [
+      Rollout(**rollout | {key: tuple(rollout[key]) for key in ("token_ids", "sampler_logprobs")})
+      for rollout in row["rollouts"]
+    ]
+
+
+def _checksum(prompt: Prompt) -> int:
+  return zlib.crc32(np.array(prompt.token_ids, "<i4").tobytes())
+
+
+def _whole_lines(path: pathlib.Path) -> list[dict]:
+  """The file's rows; a last line that a killed process left unfinished is cut off."""
+  if not path.exists():
+    return []
+  data = path.read_bytes()
+  whole = data.rfind(b"\n") + 1
+  if whole < len(data):
+    with path.open("r+b") as file:
+      file.truncate(whole)
+  return [row for _, row in json_lines(path)] if whole else []

@@ -1,0 +1,77 @@
+"""One pass over a benchmark: every problem solved n times, graded, written down.
+
+A pass is called "greedy" or "sampled-k". In the benchmark's folder it leaves
+
+  NAME.rollouts.jsonl   every response with its tokens, as it was sampled (evals.journal)
+  NAME.jsonl            once all are there, a line for each problem: id, problem, gold, think_opened
+                        (the prompt ends inside a think block), and samples: responses (one for
+                        each turn), solution (what a reader sees), answer, right, ended, tokens
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+from srl_jax.data.rows import json_lines
+from srl_jax.evals.journal import Journal
+from srl_jax.evals.math_benchmarks import Solver, grade
+from srl_jax.rollout.episodes import Task
+
+GREEDY, SAMPLED, ROLLOUTS = "greedy", "sampled-", ".rollouts.jsonl"
+
+
+def solve(
+  solver: Solver,
+  folder: pathlib.Path,
+  tasks: Sequence[Task],
+  samples: int,
+  temperature: float,
+  tell: Callable[[str, int], None],
+) -> None:
+  """Runs a pass, or what is left of it.
+
+  Args:
+    solver: its engine samples.
+    folder: the benchmark's.
+    tasks: the problems.
+    samples: k responses for each problem, or 0 for one by greedy decoding.
+    temperature: of the k.
+    tell: called with the pass's name and its responses so far, replayed ones included.
+  """
+  name, n = (f"{SAMPLED}{samples}", samples) if samples else (GREEDY, 1)
+  journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: tell(name, count))
+  journaled = dataclasses.replace(solver, engine=journal)
+  episodes = journaled.solve(tasks, n, temperature if samples else 0.0)
+  marked = [
+    {
+      "responses": episode.responses,
+      "solution": episode.solution,
+      "answer": graded.answer,
+      "right": graded.right,
+      "ended": episode.ended,
+      "tokens": episode.tokens,
+    }
+    for episode, graded in zip(episodes, grade(episodes))
+  ]
+  partial = folder / f"{name}.partial"
+  with partial.open("w", encoding="utf-8") as file:
+    for i, task in enumerate(tasks):
+      line = {
+        "id": task.id,
+        "problem": task.problem,
+        "gold": task.answer,
+        "think_opened": solver.ask(task.problem, ()).think_opened,
+        "samples": marked[i * n : (i + 1) * n],
+      }
+      file.write(json.dumps(line, ensure_ascii=False) + "\n")
+  partial.replace(folder / f"{name}.jsonl")
+
+
+def read(output: pathlib.Path) -> dict[str, dict[str, list[dict]]]:
+  """{benchmark: {pass: its lines}} of the finished passes in the folder of an evaluation."""
+  found: dict[str, dict[str, list[dict]]] = {}
+  for path in sorted(pathlib.Path(output).glob("*/*.jsonl")):
+    if not path.name.endswith(ROLLOUTS):
+      found.setdefault(path.parent.name, {})[path.stem] = [row for _, row in json_lines(path)]
+  return found

@@ -1,0 +1,286 @@
+"""How well a model solves benchmarks with final answers.
+
+  python -m srl_jax.evaluate --model=Qwen/Qwen2.5-7B-Instruct --output=evals/base \\
+      --benchmarks=amc23,aime24,aime25 --samples=32
+  python -m srl_jax.evaluate --model=runs/srl_math --output=evals/srl --style=think \\
+      --benchmarks=minerva_math,math500,mine.jsonl
+
+measures greedy decoding and, with --samples=k, avg@k, pass@k and majority@k, each with its standard
+error. The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint, asked as
+the run asked. Problems come from the hub, from --data=FOLDER with NAME.jsonl files, or from a file.
+Two modes, named in every table: whole (the whole solution in one response, think blocks allowed
+anywhere; the paper's) and stepwise (turn by turn until the answer is boxed, monologues dropped).
+
+OUTPUT/table.{txt,md,json}             the figures of all that this folder holds
+OUTPUT/BENCHMARK/greedy.jsonl          a line for each problem with its responses, graded;
+               sampled-k.jsonl         k samples each
+               *.rollouts.jsonl        every response with its tokens, as it was sampled
+OUTPUT/settings.json                   what was measured, and how
+
+The same command goes on where it stopped, and further benchmarks or another --samples may be added
+to a folder; another model or other settings are refused.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import flags, logging
+
+from srl_jax import errors
+
+_MODEL = flags.DEFINE_string("model", None, "Model folder, workdir or hub name.", required=True)
+_BENCHMARKS = flags.DEFINE_list(
+  "benchmarks",
+  None,
+  "amc23, aime24, aime25, minerva_math, math500, FILE.jsonl, arithmetic[:N].",
+  required=True,
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to or to continue.", required=True)
+_MODE = flags.DEFINE_enum("mode", "whole", ["whole", "stepwise"], "How problems are solved.")
+_SAMPLES = flags.DEFINE_integer("samples", 0, "k of avg@k, pass@k, majority@k; 0: greedy only.", 0)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the k samples.")
+_DATA = flags.DEFINE_string("data", None, "Folder with NAME.jsonl (default: the hub).")
+_LIMIT = flags.DEFINE_integer("limit", None, "First problems of each benchmark only.", 1)
+_ENGINE = flags.DEFINE_enum("engine", "builtin", ["builtin", "vllm"], "Who samples.")
+_STYLE = flags.DEFINE_enum(
+  "style",
+  None,
+  ["plain", "think"],
+  "Prompt for whole solutions: plain chain of thought, or think before each step (default: the"
+  " run's own, else plain).",
+)
+_SYSTEM_FILE = flags.DEFINE_string(
+  "system_file", None, "Text file that replaces the system prompt (default: the run's own)."
+)
+_MAX_TOKENS = flags.DEFINE_integer(
+  "max_tokens", None, "Of a response (default: the run's own, else 4096).", 1
+)
+_MAX_TURNS = flags.DEFINE_integer("max_turns", None, "Of a stepwise solution (the run's or 12).", 1)
+_MAX_PROMPT_TOKENS = flags.DEFINE_integer(
+  "max_prompt_tokens", None, "At which a stepwise solution ends (the run's or 4096).", 1
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", None, ["float32", "bfloat16"], "Of computation (default: the run's or the files')."
+)
+_MESH = flags.DEFINE_string("mesh", None, "A preset or sizes (default: fsdp=all devices).")
+_WIDTH = flags.DEFINE_integer("width", 256, "Most responses that are decoded side by side.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", 0)
+
+_SYSTEM = (_SYSTEM_FILE, "prompt.system_file", "")
+_EVERY = 10.0  # seconds between lines of progress
+# The model's name and step tell a reader what the weights are; whether they are the same weights,
+# the weights' checksum decides.
+_TOLD_ONLY = ("model", "step")
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)  # orbax tells every rename
+  if _ENGINE.value == "vllm":
+    raise ValueError("--engine=vllm: not in this version; use --engine=builtin")
+  if _TEMPERATURE.value <= 0:
+    raise ValueError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
+  benchmarks = _load_benchmarks()
+  output = pathlib.Path(_OUTPUT.value)
+  import jax  # after the flags and files: a mistake in them must not wait for it
+
+  from configs import common
+  from srl_jax.evals import passes
+  from srl_jax.policy.sharding import make_mesh
+
+  run = _read_run(pathlib.Path(_MODEL.value))
+  settings = _settings(run)
+  _check_same(output, settings)
+  mesh = _MESH.value or f"fsdp={jax.device_count()}"
+  responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
+  with jax.set_mesh(make_mesh(common.MESHES.get(mesh, mesh))):
+    solver, settings["weights"] = _load(run, settings, min(_WIDTH.value, responses))
+    _claim(output, settings)
+    try:
+      for name, tasks in benchmarks.items():
+        for k in dict.fromkeys((0, _SAMPLES.value)):
+          passes.solve(solver, output / name, tasks, k, _TEMPERATURE.value, _Progress(name))
+    except KeyboardInterrupt:
+      print(f"\nstopped; the same command goes on from what {output} holds", flush=True)
+      raise SystemExit(130) from None
+  solver.engine.close()
+  print(_write_table(output, settings))
+
+
+# ---------------------------------------------------------------------------------- what is asked
+
+
+def _load_benchmarks() -> dict[str, list]:
+  """{short name: problems}, in the order of the flag."""
+  from srl_jax.evals import math_benchmarks
+
+  benchmarks = {}
+  for spec in _BENCHMARKS.value:
+    name = math_benchmarks.benchmark_name(spec)
+    if name in benchmarks:
+      raise ValueError(f"--benchmarks: two are called {name!r}; rename a file or run them apart")
+    benchmarks[name] = math_benchmarks.load_benchmark(spec, _DATA.value)[: _LIMIT.value]
+  if not benchmarks:
+    raise ValueError("--benchmarks: name at least one")
+  return benchmarks
+
+
+def _read_run(path: pathlib.Path) -> dict | None:
+  """The config of the run in a workdir, flat; None if `path` is a model."""
+  from srl_jax.learner import start
+  from srl_jax.learner.checkpoint import Checkpoints
+
+  if Checkpoints.present(path) and (path / "config.json").exists():
+    return start.flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
+  if (path / "metrics.jsonl").exists():
+    raise ValueError(f"--model={path}: a run without a checkpoint; wait until it has saved one")
+  return None
+
+
+def _choose(run: dict | None, flag, key: str, default):
+  """A setting: as the flag says, else the run's own, else the default."""
+  return flag.value if flag.value is not None else (run or {}).get(key, default)
+
+
+def _task() -> str:
+  return "srl" if _MODE.value == "stepwise" else "rlvr"
+
+
+def _settings(run: dict | None) -> dict[str, Any]:
+  """Everything that the figures depend on, but the weights' checksum."""
+  from srl_jax.data import prompts
+
+  stepwise = _MODE.value == "stepwise"
+  if stepwise and _STYLE.value == "plain":
+    raise ValueError("--style=plain is for --mode=whole; a next step is asked for in think tags")
+  style = "think" if stepwise else _choose(run, _STYLE, "prompt.style", "plain")
+  return {
+    "model": _MODEL.value,
+    "step": _best_step() if run else None,
+    "dtype": _choose(run, _DTYPE, "dtype", None) or _stored_dtype(),
+    "engine": _ENGINE.value,
+    "mode": _MODE.value,
+    "style": style,
+    "system": prompts.system_prompt(_task(), style, _choose(run, *_SYSTEM)),
+    "temperature": _TEMPERATURE.value,
+    "seed": _SEED.value,
+    "max_tokens": _choose(run, _MAX_TOKENS, "eval.max_tokens", 4096),
+    "max_turns": _choose(run, _MAX_TURNS, "eval.max_turns", 12),
+    "max_prompt_tokens": _choose(run, _MAX_PROMPT_TOKENS, "data.max_prompt_tokens", 4096),
+  }
+
+
+def _best_step() -> int:
+  from srl_jax.learner.checkpoint import Checkpoints
+
+  checkpoints = Checkpoints(_MODEL.value)
+  step = checkpoints.best_step()
+  checkpoints.close()
+  return step
+
+
+def _stored_dtype() -> str:
+  """The type to compute in that fits the weights of the folder: bfloat16, unless it has float32."""
+  from srl_jax.policy import hf_files
+
+  folder = hf_files.resolve_model(_MODEL.value)
+  stored = {tensor.dtype for tensor in hf_files.read_headers(folder).values()}
+  return "float32" if stored == {"F32"} else "bfloat16"
+
+
+def _check_same(output: pathlib.Path, settings: dict) -> None:
+  """Raises ValueError if the folder holds figures of other settings than these."""
+  path = output / "settings.json"
+  if not path.exists():
+    return
+  before = json.loads(path.read_text(encoding="utf-8"))
+  differ = [key for key in settings if key in before and before[key] != settings[key]]
+  if set(differ) - set(_TOLD_ONLY):
+    changes = (f"{key} was {before[key]!r}, is {settings[key]!r}" for key in differ)
+    raise ValueError(
+      f"{output} holds an evaluation of something else: {'; '.join(changes)}. Give another"
+      " --output, or set these back to continue that one"
+    )
+
+
+def _claim(output: pathlib.Path, settings: dict) -> None:
+  from srl_jax.learner import start
+
+  _check_same(output, settings)
+  output.mkdir(parents=True, exist_ok=True)
+  start.write_json(output / "settings.json", settings)
+
+
+def _load(run: dict | None, settings: dict, width: int):
+  """(Solver with the weights in its engine, checksum of the weights)."""
+  import ml_collections
+
+  from srl_jax.data import prompts
+  from srl_jax.evals.math_benchmarks import Solver
+  from srl_jax.learner import start
+  from srl_jax.policy import hf_files
+  from srl_jax.rollout.engine import SamplingParams
+  from srl_jax.rollout.episodes import asker
+  from srl_jax.rollout.sampler import Sampler
+
+  folder = hf_files.resolve_model(run["model"] if run else settings["model"])
+  tokenizer = prompts.load_tokenizer(folder)
+  init_from = settings["model"] if run else ""
+  chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
+  model = start.load_weights(chosen, folder)
+  engine = Sampler(tokenizer, prompts.stop_ids(tokenizer, folder), width)
+  engine.load_weights(model, settings["step"] or 0)
+  solver = Solver(
+    engine=engine,
+    ask=asker(tokenizer, _task(), settings["style"], _choose(run, *_SYSTEM)),
+    mode=settings["mode"],
+    params=SamplingParams(settings["max_tokens"], seed=settings["seed"]),
+    max_turns=settings["max_turns"],
+    max_prompt_tokens=settings["max_prompt_tokens"],
+  )
+  return solver, _checksum(model)
+
+
+def _checksum(model) -> int:
+  """Of all weights' bits: the same on every mesh, since whole numbers add in any order."""
+  import jax
+  import jax.numpy as jnp
+
+  bits = lambda weight: jax.lax.bitcast_convert_type(weight, jnp.uint32)
+  sums = jax.jit(lambda weights: [bits(weight).sum(dtype=jnp.uint32) for weight in weights])
+  total = 0
+  for one in sums(jax.tree.leaves(model)):
+    total = (31 * total + int(one)) % 2**32
+  return total
+
+
+class _Progress:
+  """A line now and then on how many responses there are."""
+
+  def __init__(self, benchmark: str):
+    self.benchmark, self.last = benchmark, time.monotonic()
+
+  def __call__(self, name: str, responses: int) -> None:
+    if time.monotonic() - self.last > _EVERY:
+      self.last = time.monotonic()
+      print(f"{self.benchmark} {name}: {responses} responses", flush=True)
+
+
+def _write_table(output: pathlib.Path, settings: dict) -> str:
+  """Writes table.{txt,md,json} of all that the folder holds, and returns it as text."""
+  from srl_jax.evals import passes, tables
+  from srl_jax.evals.figures import figures, paper_average
+  from srl_jax.learner import start
+
+  found = {benchmark: figures(its) for benchmark, its in passes.read(output).items()}
+  table = {"settings": settings, "benchmarks": found, "average": paper_average(found)}
+  start.write_json(output / "table.json", table)
+  for suffix, render in (("txt", tables.as_text), ("md", tables.as_markdown)):
+    (output / f"table.{suffix}").write_text(render(table) + "\n", encoding="utf-8")
+  return tables.as_text(table)
+
+
+if __name__ == "__main__":
+  errors.run(main)
