@@ -1,0 +1,364 @@
+"""The built-in engine: what it samples, from which distribution, and that layout changes nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from srl_jax.learner import packing, update
+from srl_jax.policy import model as M
+from srl_jax.policy.sharding import make_mesh
+from srl_jax.rollout import sampler as S
+from srl_jax.rollout.engine import Prompt, SamplingParams
+
+TINY = M.ModelConfig(
+  vocab_size=96,
+  hidden_size=64,
+  intermediate_size=128,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=32,
+)
+STOPS = (7, 23)
+PARAMS = SamplingParams(max_tokens=12, seed=3, step=5)
+N = 4
+RNG = np.random.default_rng(11)
+LENGTHS = [1, 2, 9, 30, 17, 1, 25, 4, 12, 32, 8, 3]
+PROMPTS = [
+  Prompt(f"p{i}", tuple(RNG.integers(1, 96, length).tolist())) for i, length in enumerate(LENGTHS)
+]
+
+
+class Words:
+  """A tokenizer whose every token is a word; stop tokens are special."""
+
+  def decode(self, ids, skip_special_tokens):
+    return " ".join(f"w{i}" for i in ids if not (skip_special_tokens and i in STOPS))
+
+
+def policy(seed=0):
+  """A policy far from uniform, the same on every mesh."""
+  rng = np.random.default_rng(seed)
+
+  def draw(leaf):
+    matrix = leaf.ndim > 2 or leaf.shape == (TINY.vocab_size, TINY.hidden_size)
+    return jnp.asarray(rng.normal(0.0 if matrix else 1.0, 0.2, leaf.shape), jnp.float32)
+
+  return jax.jit(M.place)(jax.tree.map(draw, M.abstract(TINY)))
+
+
+def engine(width=16, stops=STOPS, version=1):
+  made = S.Sampler(Words(), stops, width)
+  made.load_weights(policy(), version)
+  return made
+
+
+def sample(prompts=PROMPTS, n=N, params=PARAMS, **given):
+  """{prompt id: group}."""
+  groups = list(engine(**given).sample(prompts, n, params))
+  assert sorted(g[0].prompt_id for g in groups) == sorted(p.id for p in prompts)
+  assert all(len(g) == n and len({r.prompt_id for r in g}) == 1 for g in groups)
+  return {group[0].prompt_id: group for group in groups}
+
+
+def tokens(groups):
+  return {id: [rollout.token_ids for rollout in group] for id, group in groups.items()}
+
+
+def assert_same(found, wanted):
+  assert tokens(found) == tokens(wanted)
+  for id in wanted:
+    for a, b in zip(found[id], wanted[id]):
+      np.testing.assert_allclose(a.sampler_logprobs, b.sampler_logprobs, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def groups():
+  """All prompts through four slots, so that each slot is filled again and the ring goes round."""
+  return sample()
+
+
+@pytest.fixture(scope="module")
+def distribution():
+  """distribution(prompts, groups, temperature) -> [(prompt id, sample, position, logprobs_v)].
+
+  From full forward passes without a cache, one sequence a row.
+  """
+  forward = jax.jit(lambda model, *row: model.logits(model.hidden(*row)))
+  model = policy()
+
+  def of(prompts, groups, temperature=1.0):
+    rows = [(p, g, p.token_ids + groups[p.id][g].token_ids) for p in prompts for g in range(N)]
+    ids_bt, positions_bt, segments_bt = np.zeros((3, len(rows), 48), np.int32)
+    for b, (_, _, ids) in enumerate(rows):
+      ids_bt[b, : len(ids)], segments_bt[b, : len(ids)] = ids, 1
+      positions_bt[b, : len(ids)] = np.arange(len(ids))
+    logits = np.asarray(forward(model, ids_bt, positions_bt, segments_bt))
+    logprobs = np.asarray(jax.nn.log_softmax(logits / temperature))
+    return [
+      (p.id, g, i, logprobs[b, len(p.token_ids) - 1 + i])
+      for b, (p, g, ids) in enumerate(rows)
+      for i in range(len(ids) - len(p.token_ids))
+    ]
+
+  return of
+
+
+# ---- the same five names, the same token
+
+
+def test_width_does_not_change_what_is_sampled(groups):
+  """One slot, in which everything waits for everything, against four."""
+  assert_same(sample(width=4), groups)
+
+
+def test_order_and_neighbours_do_not_change_what_is_sampled(groups):
+  assert_same(sample(PROMPTS[::-1]), groups)
+  alone = sample(PROMPTS[3:4])
+  assert tokens(alone)["p3"] == tokens(groups)["p3"]
+
+
+@pytest.mark.parametrize("spec", ["data=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"])
+def test_meshes_do_not_change_what_is_sampled(groups, spec):
+  with jax.set_mesh(make_mesh(spec)):
+    assert_same(sample(width=32), groups)
+
+
+@pytest.mark.parametrize("other", [dict(seed=4), dict(step=6)])
+def test_another_seed_or_step_is_another_sample(groups, other):
+  found = tokens(sample(params=dataclasses.replace(PARAMS, **other)))
+  same = sum(a == b for id in found for a, b in zip(found[id], tokens(groups)[id]))
+  assert same <= 2  # of 48; one-token responses may agree
+
+
+def test_samples_and_prompts_have_streams_of_their_own(groups):
+  """The same tokens under another id, or as another sample of the group, are drawn anew."""
+  twins = [Prompt(f"twin {i}", PROMPTS[4].token_ids) for i in range(4)]
+  found = tokens(sample(twins))
+  drawn = [tuple(ids) for id in found for ids in found[id]]
+  assert len(set(drawn)) >= 15  # of 16
+
+
+def test_positions_have_random_numbers_of_their_own():
+  keys = lambda positions: np.asarray(
+    jax.random.key_data(S.random_keys(jnp.array([3, 5], jnp.uint32), streams, positions))
+  )
+  streams = jnp.array([S.stream_of(id) for id in ("a", "b")], jnp.uint32)
+  found = np.concatenate([keys(jnp.full((2, 3), t)).reshape(6, 2) for t in range(4)])
+  assert len({tuple(key) for key in found}) == 24
+  alone = S.random_keys(jnp.array([3, 5], jnp.uint32), streams[1:], jnp.full((1, 3), 2))
+  assert (np.asarray(jax.random.key_data(alone)).reshape(3, 2) == found[15:18]).all()
+
+
+# ---- log-probs and the distribution
+
+
+def trainer_logprobs(groups, temperature):
+  """{(prompt id, sample): log-probs} by the trainer, from rows with shared prompts."""
+  out, model = {}, policy()
+  for prompt in PROMPTS:
+    responses = [packing.Response(r.token_ids, None, 1.0) for r in groups[prompt.id]]
+    (rows,) = packing.pack(
+      [packing.PackedGroup(prompt.token_ids, responses)],
+      tokens_per_device=96,
+      shards=1,
+      aggregate="token",
+      max_tokens=12,
+    )
+    loss = update.Loss(temperature=temperature)
+    ((*logprobs,),) = np.asarray(update.score(model, update.on_device(rows), loss=loss))
+    for g, response in enumerate(responses):
+      out[prompt.id, g] = [logprobs.pop(0) for _ in response.token_ids]
+  return out
+
+
+def test_sampler_logprobs_are_the_distributions(groups, distribution):
+  for id, g, i, logprobs_v in distribution(PROMPTS, groups):
+    rollout = groups[id][g]
+    assert rollout.sampler_logprobs[i] == pytest.approx(
+      float(logprobs_v[rollout.token_ids[i]]), abs=1e-4
+    )
+
+
+def test_tokens_follow_the_distribution(groups, distribution):
+  """Over all positions the mean surprise is the mean entropy; at temperature 0.9 it is not."""
+
+  def z_score(temperature):
+    excess = variance = 0.0
+    for id, g, i, logprobs_v in distribution(many, found, temperature):
+      probs = np.exp(logprobs_v)
+      entropy = -(probs * logprobs_v).sum()
+      excess += -logprobs_v[found[id][g].token_ids[i]] - entropy
+      variance += (probs * logprobs_v**2).sum() - entropy**2
+    return excess / variance**0.5
+
+  many = [Prompt(f"{p.id}/{i}", p.token_ids) for p in PROMPTS for i in range(8)]
+  found = sample(many)
+  assert abs(z_score(1.0)) < 3
+  assert z_score(0.9) > 4
+
+
+def test_pick_draws_from_the_softmax():
+  """Chi-square over 16,384 draws of one distribution, and its power against a near one."""
+  logits_v = jnp.asarray(np.random.default_rng(0).normal(0, 1.5, 20), jnp.float32)
+  draw = jax.jit(
+    lambda temperature: S.pick(
+      jnp.broadcast_to(logits_v, (128, 128, 20)),
+      jnp.array([1, 2], jnp.uint32),
+      jnp.arange(128, dtype=jnp.uint32),
+      jnp.zeros((128, 128), jnp.int32),
+      S.Decoding(temperature, 1.0, 0, ()),
+    ),
+    static_argnums=0,
+  )
+  for temperature in (1.0, 0.7):
+    drawn, logprobs = draw(temperature)
+    counts = np.bincount(np.asarray(drawn).ravel(), minlength=20)
+    expected = np.asarray(jax.nn.softmax(logits_v / temperature), np.float64)
+    p_value = lambda p: scipy.stats.chisquare(counts, p / p.sum() * counts.sum()).pvalue  # noqa: B023
+    assert p_value(expected) > 1e-3
+    assert p_value(np.asarray(jax.nn.softmax(logits_v / temperature * 1.1), np.float64)) < 1e-6
+    np.testing.assert_allclose(logprobs, np.log(expected)[np.asarray(drawn)], atol=1e-5)
+
+
+def test_temperature_is_the_trainers_and_top_p_keeps_the_nucleus(distribution):
+  """Both divide by 0.7; no token outside the smallest set of mass >= 0.6, and log-probs whole."""
+  params = dataclasses.replace(PARAMS, temperature=0.7, top_p=0.6)
+  found = sample(params=params)
+  trained = trainer_logprobs(found, 0.7)
+  nucleus_sizes = []
+  for id, g, i, logprobs_v in distribution(PROMPTS, found, 0.7):
+    rollout = found[id][g]
+    probs = np.exp(np.sort(logprobs_v)[::-1])
+    size = int((np.cumsum(probs) < 0.6 - 1e-6).sum()) + 1
+    nucleus_sizes.append(size)
+    assert rollout.token_ids[i] in np.argsort(-logprobs_v)[:size]
+    assert rollout.sampler_logprobs[i] == pytest.approx(trained[id, g][i], abs=1e-4)
+  assert 1 < np.mean(nucleus_sizes) < 20
+
+
+def test_top_k_keeps_the_k_most_likely(distribution):
+  found = sample(params=dataclasses.replace(PARAMS, top_k=3))
+  ranks = [
+    int((logprobs_v > logprobs_v[found[id][g].token_ids[i]]).sum())
+    for id, g, i, logprobs_v in distribution(PROMPTS, found)
+  ]
+  assert set(ranks) == {0, 1, 2}
+
+
+def test_truncate_by_hand():
+  logprobs = jnp.log(jnp.array([[[0.1, 0.4, 0.2, 0.3]]]))
+  kept = lambda *how: np.isfinite(np.asarray(S.truncate(logprobs, *how)))[0, 0].tolist()
+  assert kept(1.0, 0) == [True] * 4
+  assert kept(0.39, 0) == [False, True, False, False]
+  assert kept(0.41, 0) == [False, True, False, True]
+  assert kept(0.75, 0) == [False, True, True, True]
+  assert kept(1.0, 2) == [False, True, False, True]
+  assert kept(0.41, 1) == [False, True, False, False]
+  assert kept(1.0, 4) == kept(1.0, 9) == [True] * 4
+
+
+def test_greedy_takes_the_most_likely(distribution):
+  """Of the full forward pass, at every position; log-probs are those of temperature 1."""
+  found = sample(params=dataclasses.replace(PARAMS, temperature=0.0))
+  for id, g, i, logprobs_v in distribution(PROMPTS, found):
+    rollout = found[id][g]
+    assert rollout.token_ids[i] == int(logprobs_v.argmax())
+    assert rollout.sampler_logprobs[i] == pytest.approx(float(logprobs_v.max()), abs=1e-4)
+
+
+def test_trainer_and_sampler_agree_after_refilling(groups):
+  """Slots of all ages side by side, the ring gone round: within 1e-4 at every token."""
+  for (id, g), logprobs in trainer_logprobs(groups, 1.0).items():
+    np.testing.assert_allclose(groups[id][g].sampler_logprobs, logprobs, atol=1e-4)
+
+
+# ---- how a response ends
+
+
+def test_responses_end_at_the_first_stop_token_or_at_the_limit(groups):
+  rollouts = [r for group in groups.values() for r in group]
+  for rollout in rollouts:
+    stops = [i for i, token in enumerate(rollout.token_ids) if token in STOPS]
+    if rollout.finish_reason == "stop":
+      assert stops == [len(rollout.token_ids) - 1]
+    else:
+      assert rollout.finish_reason == "length" and not stops and len(rollout.token_ids) == 12
+    assert len(rollout.sampler_logprobs) == len(rollout.token_ids)
+    said = [f"w{token}" for token in rollout.token_ids if token not in STOPS]
+    assert rollout.text == " ".join(said)
+  reasons = {(r.finish_reason, r.token_ids[-1] in STOPS and r.token_ids[-1]) for r in rollouts}
+  assert reasons == {("stop", 7), ("stop", 23), ("length", False)}  # both stop ids were met
+
+
+def test_decoding_ends_with_the_longest_response(monkeypatch):
+  """Four prompts in four slots: not a step more than the longest response needs."""
+  columns, decode = [], S._decode
+
+  def spy(*args):
+    slots = decode(*args)
+    columns.append(int(slots.column))
+    return slots
+
+  monkeypatch.setattr(S, "_decode", spy)
+  found = sample(PROMPTS[:4], stops=tuple(range(0, 96, 2)))
+  longest = max(len(r.token_ids) for group in found.values() for r in group)
+  assert 2 < longest < 12  # else no test
+  assert columns[-1] == longest - 1
+
+
+def test_one_token_responses_need_no_decoding():
+  found = sample(params=dataclasses.replace(PARAMS, max_tokens=1))
+  for group in found.values():
+    assert [len(rollout.token_ids) for rollout in group] == [1] * N
+
+
+# ---- running it
+
+
+def test_groups_come_as_they_end_and_carry_the_version(groups):
+  made = engine(version=41)
+  stream = made.sample(PROMPTS, N, PARAMS)
+  assert {r.weight_version for r in next(stream)} == {41}
+  made.load_weights(policy(seed=1), 42)
+  after = {g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}
+  assert {r.weight_version for group in after.values() for r in group} == {42}
+  assert tokens(after) != tokens(groups)
+
+
+def test_sampling_leaves_the_policy_as_it_was():
+  model = policy()
+  before = jax.tree.map(np.asarray, model)
+  made = S.Sampler(Words(), STOPS, 16)
+  made.load_weights(model, 0)
+  list(made.sample(PROMPTS[:2], N, PARAMS))
+  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(model)):
+    assert (a == np.asarray(b)).all()
+
+
+def test_a_run_compiles_a_handful_of_programs():
+  """Prompt lengths of two buckets, full and short batches: two of each program and no more."""
+  programs = (S._prefill, S._insert, S._decode)
+  made = engine()
+  sizes = [program._cache_size() for program in programs]
+  rng = np.random.default_rng(2)
+  for step in range(12):
+    lengths = rng.integers(1, 33 if step % 2 else 60, rng.integers(1, 9))
+    batch = [Prompt(f"{step}/{i}", tuple([5] * int(n))) for i, n in enumerate(lengths)]
+    list(made.sample(batch, N, dataclasses.replace(PARAMS, step=step, seed=step)))
+  # The shorter bucket's may have been compiled by a test before.
+  assert all(0 < p._cache_size() - size <= 2 for p, size in zip(programs, sizes))
+
+
+def test_a_width_below_the_group_still_samples():
+  assert tokens(sample(PROMPTS[:3], width=3)) == tokens(sample(PROMPTS[:3], width=4))
+
+
+def test_no_prompts_and_no_weights():
+  assert list(engine().sample([], N, PARAMS)) == []
+  with pytest.raises(RuntimeError, match="call load_weights first"):
+    next(S.Sampler(Words(), STOPS, 16).sample(PROMPTS, N, PARAMS))
