@@ -1,4 +1,4 @@
-"""The built-in engine: what it samples, from which distribution, and that layout changes nothing."""
+"""The built-in engine: from which distribution it samples, and that layout changes nothing."""
 
 import dataclasses
 
