@@ -124,11 +124,11 @@ def _settle(
     return False, []
   answer, golds = normal_form(predicted), [normal_form(gold)]
   letter = choice(golds[0])
-  if letter:
-    if choice(answer) == letter:
-      return True, []
+  if letter and golds[0].isupper():  # c may be a variable, C is an option
+    if choice(answer):
+      return choice(answer) == letter, []
     text = options(problem or "").get(letter)
-    golds = [normal_form(text)] if text else []
+    golds += [normal_form(text)] if text else []
   verdicts = [same_form(answer, g) for g in golds]
   return any(verdicts), [(answer, g) for g, verdict in zip(golds, verdicts) if verdict is None]
 

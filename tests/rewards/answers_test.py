@@ -6,10 +6,12 @@ import sys
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from srl_jax.rewards import answers
 from srl_jax.rewards.answers import answers_equal, equal_pairs, extract_answer, last_boxed
-from srl_jax.rewards.normal_form import choice, normal_form, number, options
+from srl_jax.rewards.normal_form import choice, normal_form, number, options, same_form
 from srl_jax.rewards.workers import Workers
 
 
@@ -79,6 +81,21 @@ def test_finding_is_linear(text):
 
 # ---------------------------------------------------------------------------------- comparing
 
+# Random pieces of answers, and any character at all, lone surrogates included.
+PIECES = [
+  r"\frac",
+  r"\sqrt{",
+  r"\boxed{",
+  r"\text{",
+  r"\\",
+  "1",
+  "2.5",
+  "1e9",
+  "A)",
+  *"{}()[],.;%$^_=-+/&x ",
+]
+LATEX = st.lists(st.one_of(st.sampled_from(PIECES), st.characters()), max_size=12).map("".join)
+
 SAME = [
   # spelling
   *[(r"\frac12", r"\dfrac{1}{2}"), (r"$\frac{1}{2}$", "1/2"), (r"\(7\)", "7"), ("5.", "5")],
@@ -136,6 +153,7 @@ SAME = [
   # multiple choice
   *[("B", r"\text{(B)}"), ("(B)", "B"), ("B) 12", "$B$"), ("B. Carl wins", "B"), ("Option C", "C")],
   *[(r"\textbf{(D)}", "D"), ('["B", "F"]', "B, F"), ("b", "B")],
+  *[("(c)", "c"), ("c = 2C", "2C")],
 ]
 
 DIFFERENT = [
@@ -166,6 +184,17 @@ def test_same(predicted, gold):
 @pytest.mark.parametrize(("predicted", "gold"), DIFFERENT)
 def test_different(predicted, gold):
   assert not answers_equal(predicted, gold)
+
+
+@settings(max_examples=300, deadline=None)
+@given(a=LATEX, b=LATEX)
+def test_what_runs_in_the_trainer_takes_any_text(a, b):
+  extract_answer(a)
+  form = normal_form(a)
+  assert same_form(form, form) is True
+  assert same_form(form, normal_form(b)) == same_form(normal_form(b), form)
+  choice(form)
+  options(a + b)
 
 
 def test_many_at_once_keep_their_order():
@@ -289,10 +318,10 @@ HOSTILE = [
 
 @pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: answer[:20])
 def test_a_hostile_answer_costs_seconds_at_most(answer):
-  # The limit is CPU time: a busy machine may take longer on the clock.
+  # One CPU second, at most ten on the clock of a busy machine, and the start of a worker.
   start = time.monotonic()
   assert not answers_equal(answer, r"\frac{\pi}{4}")
-  assert time.monotonic() - start < 10 * answers._SECONDS
+  assert time.monotonic() - start < 10 * answers._SECONDS + 20
   assert answers_equal(r"0.5\pi", r"\frac{\pi}{2}")  # the next one is none the worse
 
 
