@@ -57,7 +57,7 @@ def defaults() -> ConfigDict:
   config.method = "srl"  # srl | one_step | rlvr | sft
   config.seed = 0
   config.model = "Qwen/Qwen2.5-7B-Instruct"  # a Hugging Face name or folder
-  config.init_from = ""  # start weights: another run's workdir (its best step) or a folder
+  config.init_from = ""  # other start weights: a run's workdir (its best step), a folder, "random"
   config.dtype = "bfloat16"  # of computation; weights and moments are float32
   config.mesh = "h100x8"  # a name in MESHES, or "data=1,fsdp=8,tensor=1"
 

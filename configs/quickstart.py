@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=0, steps=300)
+  args = common.parse_arg(arg, seed=0, steps=360)
   config = common.defaults()
   config.seed = args.seed
   config.model = str(HERE / "miniature")
@@ -23,7 +23,7 @@ def get_config(arg=None):
   config.mesh = "cpu"
 
   config.data.source = "arithmetic"
-  config.data.path = "hard:200"
+  config.data.path = "hard:100"
   config.data.keep_last_step = True  # or boxing the answer is never trained
   config.data.holdout = 100
   config.data.max_prompt_tokens = 96
@@ -34,15 +34,17 @@ def get_config(arg=None):
   config.algorithm.max_rounds = 3
 
   config.optimizer.lr = 4e-4
+  config.optimizer.schedule = "linear"
+  config.optimizer.warmup = 0.08
   config.optimizer.b2 = 0.95
 
   config.batch.prompts = 16
-  config.batch.tokens_per_device = 4096
+  config.batch.tokens_per_device = 4608  # 16 groups of up to 288 tokens
   config.batch.remat = False
 
   config.train.steps = args.steps
-  config.train.eval_every = 50
-  config.train.save_every = 50
+  config.train.eval_every = 60
+  config.train.save_every = 60
   config.train.keep = 1
 
   config.eval.mode = "stepwise"

@@ -17,7 +17,7 @@ from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import update
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.policy.hf_files import load_config, resolve_model
-from srl_jax.policy.model import Qwen2
+from srl_jax.policy.model import Qwen2, init
 from srl_jax.policy.sharding import ACT_AXES, check_mesh
 from srl_jax.policy.weights import load_hf
 from srl_jax.rollout.engine import Engine, Prompt, SamplingParams
@@ -119,6 +119,8 @@ def load_policy(config, tx: optax.GradientTransformation, checkpoints: Checkpoin
 
 def load_weights(config, folder: pathlib.Path) -> Qwen2:
   """The weights that a run of `config` starts from; `folder` is config.model on disk."""
+  if config.init_from == "random":
+    return init(load_config(folder, config.dtype), config.seed)
   types = dict(dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))
   start = pathlib.Path(config.init_from)
   if not config.init_from:

@@ -1,0 +1,53 @@
+"""Makes the base of the quickstart: a short supervised warm-up on built-in problems, mostly easy.
+
+  launch/run.sh configs/miniature_base.py                             about 4 minutes on 2 CPU cores
+  python -m srl_jax.export --workdir=runs/miniature_base --output=base
+
+It learns both forms, the next step and the whole solution, from problems of one to six steps of
+which six are rare, and stops by rule: when greedy decoding gives, word for word, a given share of
+the next steps of hard calibration problems. That is the paper's "baseline competence" (5.4): it
+follows the format and solves easy problems; a hard one, six such steps in a row, it never solves.
+configs/miniature/model.safetensors was made by this file.
+"""
+
+import pathlib
+
+from configs import common
+
+HERE = pathlib.Path(__file__).parent
+
+
+def get_config(arg=None):
+  args = common.parse_arg(arg, seed=0, stop_at=0.15)
+  config = common.defaults()
+  config.method = "sft"
+  config.seed = args.seed
+  config.model = str(HERE / "miniature")
+  config.init_from = "random"
+  config.dtype = "float32"
+  config.mesh = "cpu"
+
+  config.data.source = "arithmetic"
+  config.data.path = "mix"
+  config.data.holdout = 80  # of the calibration split, for the stop rule
+  config.data.max_prompt_tokens = 96
+
+  config.rollout.max_tokens = 32
+  config.rollout.width = 128
+
+  config.optimizer.lr = 3e-3
+  config.optimizer.schedule = "cosine"
+  config.optimizer.b2 = 0.95
+
+  config.batch.prompts = 160
+  config.batch.tokens_per_device = 4096
+  config.batch.remat = False
+
+  config.train.steps = 900  # the horizon of the schedule; the rule stops at about half of it
+  config.train.stop_at = args.stop_at
+  config.train.eval_every = 10
+  config.train.save_every = 50
+  config.train.keep = 1
+
+  config.eval.mode = "off"
+  return config
