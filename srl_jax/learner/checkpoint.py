@@ -53,12 +53,13 @@ class Checkpoints:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
   def save(self, model, moments, progress: Progress, score: float | None = None) -> None:
-    """Saves under progress.step; returns when it is on disk."""
+    """Saves under progress.step, unless that step is there; returns when it is on disk."""
+    if progress.step in self.steps():
+      return  # the same weights; writing them again would lose their score, and them if killed
     self._checkpointer.save_checkpointables(
       progress.step,
       dict(model=model, moments=moments, progress=dataclasses.asdict(progress)),
       metrics=None if score is None else {"score": float(score)},
-      overwrite=True,
     )
 
   def steps(self) -> list[int]:

@@ -96,13 +96,16 @@ def train(config, workdir: pathlib.Path) -> dict:
         with phases("validate"):
           found = validation.validate(config, engine, solver, held_out)
         row |= found
-        score = found.get("validation_accuracy", found["validation_reward"])
-        progress.scores[str(progress.step)] = score
-      if score is not None or progress.step % config.train.save_every == 0 or done():
-        save(score)
+        score = found.get("validation_accuracy", found.get("validation_reward"))
+        if score is not None:
+          progress.scores[str(progress.step)] = score
       row |= metrics.speed(policy.model.config, batch, phases.take())
       row["epoch"] = queue.epochs()
+      # Before the checkpoint: a run killed between the two cuts this line off and does the step
+      # again. So the seconds of saving stand in the next line.
       log.step(progress.step, row, batch.groups)
+      if score is not None or progress.step % config.train.save_every == 0 or done():
+        save(score)
       bar.show(progress.step, terminal.parts_of(row))
       at_start = queue.state()
       stop.check()

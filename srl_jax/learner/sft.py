@@ -76,11 +76,11 @@ def train(config, workdir: pathlib.Path) -> dict:
         )
         progress.scores[str(progress.step)] = score
         progress.done = 0 < config.train.stop_at <= found.get("validation_exact", 0.0)
+      row |= phases.take()
+      log.step(progress.step, row)  # before the checkpoint, see rl.train
       last = progress.done or progress.step == steps
       if score is not None or last or progress.step % config.train.save_every == 0:
         save(score)
-      row |= phases.take()
-      log.step(progress.step, row)
       shown = {"loss": f"{row['loss']:.4f}"}
       if "validation_exact" in row:
         shown["exact"] = f"{row['validation_exact']:.1%}"
