@@ -1,0 +1,383 @@
+"""The vLLM engine against a server of our own that misbehaves on purpose."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from srl_jax.policy import model as policy_model
+from srl_jax.rollout import vllm_fleet
+from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
+from srl_jax.rollout.vllm_client import VllmEngine, read_group, why_rejected
+from srl_jax.rollout.vllm_server import Server, ServerError
+from srl_jax.rollout.vllm_weights import Probe
+
+CONFIG = policy_model.ModelConfig(
+  vocab_size=39,
+  hidden_size=16,
+  intermediate_size=32,
+  num_hidden_layers=1,
+  num_attention_heads=2,
+  num_key_value_heads=1,
+  head_dim=8,
+)
+
+
+class Tokenizer:
+  """Decodes token ids as numbers."""
+
+  def decode(self, token_ids, skip_special_tokens):
+    return " ".join(map(str, token_ids))
+
+
+class FakeServer:
+  """Answers as a vLLM server would whose model samples 7, 8, 5.
+
+  Fields:
+    faults: functions (fake, body) -> answer, status or None, each used for one sampling request.
+    health: status of /health.
+    requests: (path, body) seen; keys: their Authorization.
+    at_once, most_at_once: sampling requests in work.
+  """
+
+  def __init__(self, model, seconds=0.0):
+    self.probe = Probe(model, 0, 64)
+    self.seconds, self.faults, self.health = seconds, [], 200
+    self.requests, self.keys, self.version = [], [], "default"
+    self.dtype, self.mode, self.slots = "torch.float32", "processed_logprobs", 32
+    self.at_once = self.most_at_once = 0
+    self.lock = threading.Lock()
+    fake = self
+
+    class Handler(BaseHTTPRequestHandler):
+      protocol_version = "HTTP/1.1"
+
+      def do_GET(self):
+        self.answer(None)
+
+      def do_POST(self):
+        length = int(self.headers.get("Content-Length") or 0)
+        self.answer(json.loads(self.rfile.read(length) or b"null"))
+
+      def answer(self, body):
+        fake.keys.append(self.headers.get("Authorization"))
+        found = fake.handle(self.path.partition("?")[0], body)
+        if found is None:  # hang up
+          self.close_connection = True
+          return
+        status, data = found
+        data = data if isinstance(data, bytes) else json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+      def log_message(self, *args):
+        pass
+
+    self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    self.http.daemon_threads = True
+    self.url = f"http://127.0.0.1:{self.http.server_port}"
+    threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+  def handle(self, path, body):
+    self.requests.append((path, body))
+    if path == "/health":
+      return self.health, b""
+    if path == "/server_info":
+      model = dict(dtype=self.dtype, max_model_len=64, logprobs_mode=self.mode)
+      scheduler = dict(max_num_seqs=self.slots)
+      return 200, {"vllm_config": dict(model_config=model, scheduler_config=scheduler)}
+    if path == "/finish_weight_update" and body:
+      self.version = body["weight_version"]
+    if path != "/inference/v1/generate":
+      return 200, {}
+    params = body["sampling_params"]
+    if params["logprobs"]:
+      return 200, self.scored(len(body["token_ids"]))
+    with self.lock:
+      self.at_once += 1
+      self.most_at_once = max(self.most_at_once, self.at_once)
+      fault = self.faults.pop(0) if self.faults else None
+    try:
+      time.sleep(self.seconds)
+      if fault:
+        return fault(self, body)
+      return 200, self.sampled(params["n"])
+    finally:
+      with self.lock:
+        self.at_once -= 1
+
+  def scored(self, end):
+    logprobs = self.probe.logprobs[end]
+    best = np.argsort(logprobs)[-20:]
+    top = [dict(token_id=int(i), logprob=float(logprobs[i])) for i in best]
+    spans = [dict(version=self.version, start=0, end=1)]
+    return {
+      "choices": [dict(weight_versions=spans, logprobs=dict(content=[dict(top_logprobs=top)]))]
+    }
+
+  def sampled(self, n, versions=None, **changes):
+    spans = [dict(version=v, start=0, end=3) for v in versions or [self.version]]
+    choice = dict(
+      token_ids=[7, 8, 5],
+      logprobs=dict(content=[dict(token_id=t, logprob=-1.0) for t in (7, 8, 5)]),
+      finish_reason="stop",
+      weight_versions=spans,
+    )
+    return {"choices": [dict(index=i) | choice | changes for i in range(n)]}
+
+
+@pytest.fixture(scope="module")
+def model():
+  return policy_model.init(CONFIG, 0)
+
+
+@pytest.fixture
+def fake(model):
+  server = FakeServer(model)
+  yield server
+  server.http.shutdown()
+  server.http.server_close()
+
+
+@pytest.fixture
+def make_engine(tmp_path, monkeypatch):
+  monkeypatch.setattr(vllm_fleet, "HEALTH_EVERY", 0.05)
+  monkeypatch.setattr(vllm_fleet, "START_SECONDS", 2.0)
+  monkeypatch.setattr("srl_jax.rollout.vllm_client.BACK_OFF", 0.01)
+  engines = []
+
+  def make(*fakes, **settings):
+    settings = dict(patience=1.0) | settings
+    said = []
+    urls = [fake if isinstance(fake, str) else fake.url for fake in fakes]
+    engine = VllmEngine(
+      urls, Tokenizer(), [5], weights_root=str(tmp_path), say=said.append, **settings
+    )
+    engine.said = said
+    engines.append(engine)
+    return engine
+
+  yield make
+  for engine in engines:
+    engine.close()
+  assert not list(tmp_path.glob("srl_jax-*"))
+  assert threading.active_count() < 30
+
+
+def ask(engine, count=4, n=2, **params):
+  batch = [Prompt(f"p{i}", (1, 2, 3 + i)) for i in range(count)]
+  return list(engine.sample(batch, n, SamplingParams(8, **params)))
+
+
+def test_groups_come_back_whole(fake, make_engine, model):
+  engine = make_engine(fake)
+  engine.load_weights(model, 3)
+  groups = ask(engine)
+  assert sorted(group[0].prompt_id for group in groups) == ["p0", "p1", "p2", "p3"]
+  rollout = groups[0][1]
+  assert (rollout.token_ids, rollout.text, rollout.weight_version) == ((7, 8, 5), "7 8 5", 3)
+  assert (rollout.sampler_logprobs, rollout.finish_reason) == ((-1.0, -1.0, -1.0), "stop")
+  assert engine.stats() == {}
+  sent = [body for path, body in fake.requests if path == "/inference/v1/generate"][-1]
+  wanted = dict(n=2, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
+  assert wanted.items() <= sent["sampling_params"].items()
+  assert "seed" not in sent["sampling_params"]
+  routes = [path for path, _ in fake.requests if path in ("/pause", "/resume", "/update_weights")]
+  assert routes == ["/pause", "/update_weights", "/resume"]
+
+
+FAULTS = {
+  "no JSON": lambda fake, body: (200, b"<html>"),
+  "not ours": lambda fake, body: (200, {"choices": "none"}),
+  "a response less": lambda fake, body: (200, fake.sampled(1)),
+  "not a number": lambda fake, body: (
+    200,
+    fake.sampled(
+      2, logprobs=dict(content=[dict(token_id=t, logprob=float("nan")) for t in (7, 8, 5)])
+    ),
+  ),
+  "other tokens": lambda fake, body: (200, fake.sampled(2, token_ids=[7, 9, 5])),
+  "no end": lambda fake, body: (200, fake.sampled(2, finish_reason="length")),
+  "500": lambda fake, body: (500, {"error": {"message": "broken"}}),
+  "503": lambda fake, body: (503, {"error": {"message": "engine_paused"}}),
+  "hangs up": lambda fake, body: None,
+  "abort": lambda fake, body: (
+    200,
+    fake.sampled(2, finish_reason="abort", token_ids=[], logprobs=None),
+  ),
+  "mixed": lambda fake, body: (200, fake.sampled(2, versions=["2", "3"])),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_useless_answer_is_asked_for_again_and_counted(fake, make_engine, model, name):
+  engine = make_engine(fake)
+  engine.load_weights(model, 3)
+  fake.faults = [FAULTS[name]]
+  groups = ask(engine)
+  assert len(groups) == 4
+  assert all(r.token_ids == (7, 8, 5) and r.weight_version == 3 for g in groups for r in g)
+  reason = {"abort": "aborted", "mixed": "rejected_mixed"}.get(name, "failed")
+  assert engine.stats() == {f"groups_{reason}": 1.0}
+
+
+def test_a_server_that_answers_garbage_all_the_time_is_lost(fake, make_engine, model):
+  engine = make_engine(fake, patience=0.3)
+  engine.load_weights(model, 3)
+  fake.scored = lambda end: {"choices": []}
+  fake.faults = [FAULTS["not ours"]] * 100
+  with pytest.raises(EngineError) as caught:
+    ask(engine)
+  assert fake.url in str(caught.value)
+  assert "answer not understood" in str(caught.value)
+  assert any("cannot be used" in line for line in engine.said)
+
+
+def test_old_weights_are_rejected_and_the_server_gets_the_new_ones(fake, make_engine, model):
+  engine = make_engine(fake)
+  engine.load_weights(model, 3)
+  fake.version = "default"  # restarted: it has the weights of its disk
+  groups = ask(engine)
+  assert all(rollout.weight_version == 3 for group in groups for rollout in group)
+  assert engine.stats()["groups_rejected_old"] >= 1
+  assert any("is back with the weights of step 3" in line for line in engine.said)
+
+
+@pytest.mark.parametrize("lag, reason", [(0, "rejected_old"), (1, None)])
+def test_lag_is_the_oldest_version_allowed(lag, reason):
+  group = [((1,), (-1.0,), "length", ("6",)), ((1,), (-1.0,), "length", ("7",))]
+  assert why_rejected(group, 7, lag) == reason
+  assert why_rejected([((1,), (-1.0,), "length", ("8",))], 7, lag) == "rejected_old"
+  assert why_rejected([((1,), (-1.0,), "length", ("7", "7"))], 7, lag) is None
+
+
+def test_a_wrong_request_is_not_tried_again(fake, make_engine, model):
+  engine = make_engine(fake)
+  engine.load_weights(model, 3)
+  fake.faults = [lambda fake, body: (400, {"error": {"message": "too long"}})] * 9
+  with pytest.raises(ValueError, match=r"prompt p0 .*answered 400: too long"):
+    ask(engine, count=1)
+  assert len(fake.faults) == 8
+
+
+def test_no_more_in_flight_than_the_server_takes(fake, make_engine, model):
+  fake.slots, fake.seconds = 6, 0.05
+  engine = make_engine(fake)
+  engine.load_weights(model, 1)
+  assert len(ask(engine, count=12)) == 12
+  assert fake.most_at_once == 3  # 3 requests of 2 responses
+
+
+def test_groups_are_yielded_while_others_are_sampled(fake, make_engine, model):
+  release = threading.Event()
+
+  def slow(fake, body):
+    release.wait(10)
+    return 200, fake.sampled(2)
+
+  engine = make_engine(fake)
+  engine.load_weights(model, 1)
+  fake.faults = [slow]
+  groups = engine.sample([Prompt(f"p{i}", (1,)) for i in range(3)], 2, SamplingParams(8))
+  next(groups), next(groups)
+  release.set()
+  assert len(list(groups)) == 1
+
+
+def test_a_hanging_request_is_cut_when_the_caller_stops(fake, make_engine, model):
+  engine = make_engine(fake)
+  engine.load_weights(model, 1)
+  hang = threading.Event()
+  fake.faults = [lambda fake, body: hang.wait(20) and None]
+  groups = engine.sample([Prompt(f"p{i}", (1,)) for i in range(3)], 2, SamplingParams(8))
+  next(groups)
+  begun = time.monotonic()
+  groups.close()
+  assert time.monotonic() - begun < 2
+  hang.set()
+
+
+def test_a_hanging_server_is_lost_and_the_others_take_over(model, fake, make_engine):
+  other = FakeServer(model)
+  engine = make_engine(fake, other, seconds_per_token=0.01)
+  engine.load_weights(model, 1)
+  hang = threading.Event()
+  fake.faults = [lambda fake, body: hang.wait(20) and None] * 20
+  fake.health = 503
+  groups = ask(engine, count=6)
+  hang.set()
+  assert len(groups) == 6
+  assert any(f"{fake.url} is lost" in line and "1 left" in line for line in engine.said)
+  other.http.shutdown()
+  other.http.server_close()
+
+
+def test_weights_that_did_not_arrive_stop_the_run(fake, make_engine, model):
+  engine = make_engine(fake)
+  engine.load_weights(model, 1)
+  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+    engine.load_weights(policy_model.init(CONFIG, 1), 2)  # the fake keeps the old ones
+  engine = make_engine(fake)
+  fake.handle = lambda path, body, handle=fake.handle: handle(
+    path, None if "finish" in path else body
+  )
+  with pytest.raises(EngineError, match="samples with weights '2' after the push of step 4"):
+    engine.load_weights(model, 4)
+
+
+def test_starting_without_a_server_names_it(make_engine):
+  with pytest.raises(ValueError, match="none of http://127.0.0.1:9 answers"):
+    make_engine("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+  "url, message",
+  [
+    ("127.0.0.1:8101", "not a base URL"),
+    ("ftp://127.0.0.1", "not a base URL"),
+    ("http://127.0.0.1:8101/v1", "not a base URL"),
+    ("http://8.8.8.8:8101", "public address 8.8.8.8"),
+  ],
+)
+def test_addresses_that_are_refused(url, message):
+  with pytest.raises(ValueError, match=message):
+    Server(url)
+
+
+def test_addresses_that_are_taken():
+  assert Server("http://10.1.2.3:8000/").url == "http://10.1.2.3:8000"
+  assert Server("http://8.8.8.8", public=True).port == 80
+
+
+def test_the_key_comes_from_the_environment_and_stays_out_of_messages(fake, monkeypatch):
+  monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+  fake.handle = lambda path, body: (500, b"no")
+  with pytest.raises(ServerError) as caught:
+    Server(fake.url).call("POST", "/x", {}, timeout=1)
+  assert fake.keys == ["Bearer s3cret"]
+  assert "s3cret" not in str(caught.value)
+
+
+def test_a_temperature_needs_processed_logprobs(fake, make_engine, model):
+  fake.mode = "raw_logprobs"
+  engine = make_engine(fake)
+  engine.load_weights(model, 1)
+  assert ask(engine, temperature=0.0)
+  with pytest.raises(ValueError, match="before the temperature"):
+    ask(engine, temperature=0.7)
+
+
+def test_read_group_takes_a_response_that_was_cut_off(fake):
+  fake.version = "4"
+  answer = fake.sampled(
+    1,
+    token_ids=[7, 8],
+    finish_reason="length",
+    logprobs=dict(content=[dict(token_id=t, logprob=-0.5) for t in (7, 8)]),
+  )
+  assert read_group(answer, 1, 2, [5]) == [((7, 8), (-0.5, -0.5), "length", ("4",))]

