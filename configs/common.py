@@ -88,13 +88,17 @@ def defaults() -> ConfigDict:
   config.reward.format_penalty = -1.0
 
   config.rollout = ConfigDict()
-  config.rollout.engine = "builtin"
-  config.rollout.servers = ""
+  config.rollout.engine = "builtin"  # builtin | vllm
+  config.rollout.servers = (
+    ""  # vllm: base URLs, commas between; launch/run.sh starts one if ""
+  )
+  config.rollout.public_servers = False  # allow servers outside loopback and private networks
+  config.rollout.weights_root = "/dev/shm"  # shared with the servers (their SRL_WEIGHTS_ROOT)
   config.rollout.samples = 8
   config.rollout.temperature = 1.0
   config.rollout.top_p = 1.0
   config.rollout.max_tokens = 2048
-  config.rollout.lag = 0
+  config.rollout.lag = 0  # vllm: 1 samples the next batch while this one trains
   config.rollout.width = 256  # responses that the built-in engine decodes side by side
 
   config.algorithm = ConfigDict()
@@ -157,7 +161,8 @@ CHOICES = {
   "data.source": ("hub", "jsonl", "arithmetic"),
   "data.domain": ("math", "swe"),
   "prompt.style": ("think", "plain"),
-  "rollout.engine": ("builtin",),
+  "rollout.engine": ("builtin", "vllm"),
+  "rollout.lag": (0, 1),
   "algorithm.advantage_scale": ("std", "none"),
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
@@ -250,11 +255,16 @@ def _check_together(config) -> None:
         f"rollout.samples: a group of {rollout.samples} has no advantages; use at least 2",
       ),
       (
-        rollout.lag != 0,
+        rollout.lag != 0 and rollout.engine == "builtin",
         f"rollout.lag: the built-in engine samples on-policy; {rollout.lag} must be 0",
       ),
       (
-        rollout.samples > rollout.width,
+        rollout.engine == "vllm" and not rollout.servers,
+        "rollout.servers: give the base URLs of vLLM servers (launch/vllm_server.sh starts one), "
+        "or start the run with launch/run.sh, which then starts a server for it",
+      ),
+      (
+        rollout.samples > rollout.width and rollout.engine == "builtin",
         f"rollout.width: {rollout.width} is less than rollout.samples ({rollout.samples})",
       ),
     ]

@@ -35,10 +35,15 @@ class Ahead:
     self._error: BaseException | None = None
     self._thread: threading.Thread | None = None
 
+  @property
+  def pending(self) -> bool:
+    """Whether a batch was begun and not taken."""
+    return self._step is not None
+
   def begin(self, step: int) -> None:
     """Starts to sample the batch of `step`; returns at once."""
     self._before, self._step, self._batch = self._queue.state(), step, None
-    self._thread = threading.Thread(target=self._run, args=(step,))
+    self._thread = threading.Thread(target=self._run, args=(step,), daemon=True)
     self._thread.start()
 
   def _run(self, step: int) -> None:

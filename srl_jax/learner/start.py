@@ -23,11 +23,14 @@ from srl_jax.policy.weights import load_hf
 from srl_jax.rollout.engine import Engine, Prompt, SamplingParams
 from srl_jax.rollout.episodes import asker
 from srl_jax.rollout.sampler import Sampler
+from srl_jax.rollout.vllm_client import VllmEngine
 
 # A run may be continued with other values of these; any other key makes it another run.
 FREE_KEYS = (
   "mesh",
   "rollout.servers",
+  "rollout.public_servers",
+  "rollout.weights_root",
   "log.tensorboard",
   "log.wandb",
   "train.steps",
@@ -137,7 +140,17 @@ def load_weights(config, folder: pathlib.Path) -> Qwen2:
 
 def make_engine(config, policy: Policy) -> Engine:
   """The rollout engine of a config."""
-  return Sampler(policy.tokenizer, policy.stop_ids, config.rollout.width)
+  rollout = config.rollout
+  if rollout.engine == "builtin":
+    return Sampler(policy.tokenizer, policy.stop_ids, rollout.width)
+  return VllmEngine(
+    [url.strip() for url in rollout.servers.split(",")],
+    policy.tokenizer,
+    policy.stop_ids,
+    weights_root=rollout.weights_root,
+    lag=rollout.lag,
+    public_servers=rollout.public_servers,
+  )
 
 
 def sampling_params(config, step: int = 0) -> SamplingParams:

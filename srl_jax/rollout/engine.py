@@ -74,5 +74,8 @@ class Engine(Protocol):
   def load_weights(self, model, version: int) -> None:
     """Samples from now on with the weights of `model` (policy.model.Qwen2), named `version`."""
 
+  def stats(self) -> dict[str, float]:
+    """Metrics of what happened since the last call, besides the rollouts."""
+
   def close(self) -> None:
     """Frees what the engine holds; it cannot sample afterwards."""

@@ -250,6 +250,9 @@ class Sampler:
     self.model, self.layers = _decoding_copy(model)
     self.version = version
 
+  def stats(self) -> dict[str, float]:
+    return {}
+
   def close(self) -> None:
     self.model = self.layers = None
 

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,8 @@ class WeightsFolder:
         "folder that this run and its servers share, with room for the weights twice"
       ) from error
     self._lock = _lock(self.path)
+    # Also when the run ends without `close`.
+    self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
   def _sweep(self) -> None:
     for path in self.root.glob("srl_jax-*"):
@@ -103,7 +106,7 @@ class WeightsFolder:
 
   def close(self) -> None:
     """Removes the folder."""
-    shutil.rmtree(self.path, ignore_errors=True)
+    self._remove()
     self._lock.close()
 
 
