@@ -1,0 +1,126 @@
+"""Pictures of two distributions side by side, as SVG: text, so that no plotting library is needed.
+
+A panel is a function of its place that gives SVG; `page` puts panels next to each other.
+"""
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+COLOURS = ("#4c78a8", "#e4812f")
+WIDTH, HEIGHT = 380, 300  # of a panel, its labels included
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 40, 46  # room around the axes
+BINS = 30
+
+Panel = Callable[[float], str]  # x of the panel's left edge -> SVG
+
+
+def page(labels: Sequence[str], panels: Sequence[Panel]) -> str:
+  """The whole picture: a legend of two labels, then the panels from left to right."""
+  width, height = WIDTH * len(panels), HEIGHT + 34
+  legend, x = [], LEFT
+  for label, colour in zip(labels, COLOURS):
+    legend.append(f'<rect x="{x}" y="12" width="14" height="14" fill="{colour}"/>')
+    legend.append(_text(x + 20, 24, label, anchor="start", size=14))
+    x += 50 + 8 * len(label)
+  body = "\n".join(panel(WIDTH * i) for i, panel in enumerate(panels))
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
+    f' height="{height}" font-family="sans-serif">\n<rect width="100%" height="100%"'
+    f' fill="white"/>\n{"".join(legend)}\n<g transform="translate(0 34)">\n{body}\n</g>\n</svg>\n'
+  )
+
+
+def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
+  """Shares of responses by length: an outline for each label, a dashed line at its median.
+
+  The axis ends where 99 % of all values lie; what is longer counts in the last bin.
+  """
+  everything = np.concatenate([np.asarray(its, float) for its in values.values()])
+  step = _nice(max(1.0, np.percentile(everything, 99)) / BINS)
+  bins = max(1, math.ceil(np.percentile(everything, 99) / step + 1e-9))
+  edges = step * np.arange(bins + 1)
+  shares = [
+    np.histogram(np.clip(its, 0, edges[-1] - step / 2), edges)[0] / len(its)
+    for its in values.values()
+  ]
+  top = max(map(max, shares)) * 1.05
+
+  def draw(left: float) -> str:
+    x, y = _axes(left, edges[-1], top)
+    out = [*_frame(left, title), *_ticks_y(left, top, y)]
+    ticks = np.arange(0, edges[-1] * 1.001, _nice(edges[-1] / 5))
+    out += [_text(x(t), HEIGHT - BOTTOM + 16, f"{t:,.0f}") for t in ticks]
+    out.append(_text(left + WIDTH / 2, HEIGHT - 8, "words (dashed: median)"))
+    for its, share, colour in zip(values.values(), shares, COLOURS):
+      corners = [f"{x(0):.1f},{y(0):.1f}"]
+      for low, high, value in zip(edges, edges[1:], share):
+        corners += [f"{x(low):.1f},{y(value):.1f}", f"{x(high):.1f},{y(value):.1f}"]
+      corners.append(f"{x(edges[-1]):.1f},{y(0):.1f}")
+      out.append(
+        f'<polygon points="{" ".join(corners)}" fill="{colour}" fill-opacity="0.25"'
+        f' stroke="{colour}" stroke-width="1.5"/>'
+      )
+      middle = x(min(float(np.median(its)), edges[-1]))
+      out.append(
+        f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+        f' stroke="{colour}" stroke-width="1.5" stroke-dasharray="5 4"/>'
+      )
+    return "\n".join(out)
+
+  return draw
+
+
+def bars(title: str, shares: Mapping[str, Sequence[float]]) -> Panel:
+  """A group of bars for each name, one bar for each label; shares lie in [0, 1]."""
+
+  def draw(left: float) -> str:
+    x, y = _axes(left, len(shares), 1.1)
+    out = [*_frame(left, title), *_ticks_y(left, 1.0, y)]
+    for i, (name, values) in enumerate(shares.items()):
+      out.append(_text(x(i + 0.5), HEIGHT - BOTTOM + 16, name, size=10))
+      wide = 0.7 / len(values)
+      for j, (value, colour) in enumerate(zip(values, COLOURS)):
+        begin = x(i + 0.15 + wide * j)
+        out.append(
+          f'<rect x="{begin:.1f}" y="{y(value):.1f}" width="{x(wide) - x(0) - 1:.1f}"'
+          f' height="{y(0) - y(value):.1f}" fill="{colour}" fill-opacity="0.85"/>'
+        )
+        out.append(_text(begin + (x(wide) - x(0)) / 2, y(value) - 4, f"{100 * value:.0f}", size=9))
+    return "\n".join(out)
+
+  return draw
+
+
+def _axes(left: float, end: float, top: float):
+  """(x, y): functions from data, 0 to end and 0 to top, to places in the picture."""
+  wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+  return (lambda v: left + LEFT + wide * v / end), (lambda v: HEIGHT - BOTTOM - high * v / top)
+
+
+def _frame(left: float, title: str) -> list[str]:
+  base = HEIGHT - BOTTOM
+  axis = f'<path d="M{left + LEFT} {TOP}V{base}H{left + WIDTH - RIGHT}" fill="none" stroke="#444"/>'
+  return [_text(left + WIDTH / 2, 24, title, size=14), axis]
+
+
+def _ticks_y(left: float, top: float, y) -> list[str]:
+  step = _nice(top / 5)
+  ticks = np.arange(0, top * 1.001, step)
+  decimals = 0 if step >= 0.01 else 1
+  return [_text(left + LEFT - 6, y(t) + 4, f"{t:.{decimals}%}", anchor="end") for t in ticks]
+
+
+def _nice(step: float) -> float:
+  """The smallest of 1, 2, 5, 10, 20, ... (or 0.5, 0.2, ...) that is at least `step`."""
+  scale = 10.0 ** math.floor(math.log10(step))
+  return next(scale * m for m in (1, 2, 5, 10) if scale * m >= step * (1 - 1e-9))
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 11) -> str:
+  return (
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
+    f' fill="#222">{html.escape(text)}</text>'
+  )

@@ -1,0 +1,219 @@
+r"""How two models reason: lengths in words (paper, Figure 4) and think blocks (paper, 5.2).
+
+  python -m srl_jax.evals.reasoning --evaluations=evals/base,evals/srl --labels=base,SRL \
+      --output=evals/base_srl
+
+reads what srl_jax.evaluate wrote, compares the problems that both have, and writes reasoning.json
+and reasoning.svg, which any browser shows.
+
+A block's kind is told by where it stands, and for verification by a sign of it as well:
+  planning      nothing visible stands before it
+  verification  the last block, after visible text, that speaks of checking or follows an answer
+                that is already stated
+  between       any other block after visible text
+Example 5.2 of the paper has all three; a monolithic response has one block, before its solution.
+"""
+
+import collections
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+
+from srl_jax import errors
+from srl_jax.data.prompts import OPEN
+from srl_jax.evals import passes, plots, tables
+from srl_jax.evals.figures import mean_and_error
+
+_EVALUATIONS = flags.DEFINE_list(
+  "evaluations", None, "Two output folders of srl_jax.evaluate.", required=True
+)
+_LABELS = flags.DEFINE_list("labels", None, "Their names in the picture (default: the folders').")
+_RESPONSES = flags.DEFINE_string(
+  "responses", "greedy", "Which responses: greedy, or sampled-K as their files are called."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
+
+KINDS = ("planning", "between", "verification")
+LENGTHS = ("response", "monologue", "solution")
+_BLOCK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+_CHECKS = re.compile(
+  r"\b(?:verif\w*|(?:double-?|re-?)?check\w*|confirm\w*|make sure|sanity|plug\w* (?:it )?back)\b",
+  re.IGNORECASE,
+)
+_STATED = re.compile(r"\\boxed\b|\banswer is\b", re.IGNORECASE)
+
+
+class Reading(NamedTuple):
+  """What is counted of a response: words in all, in think blocks and outside; kinds of blocks."""
+
+  response: int
+  monologue: int
+  solution: int
+  kinds: list[str]
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  folders = [pathlib.Path(folder) for folder in _EVALUATIONS.value]
+  labels = _LABELS.value or [folder.name for folder in folders]
+  if len(folders) != 2 or len(set(labels)) != 2 or len(labels) != 2:
+    raise ValueError("--evaluations and --labels: give two folders, and two different names")
+  lines = [_lines(folder, _RESPONSES.value) for folder in folders]
+  common = [key for key in lines[0] if key in lines[1]]
+  if not common:
+    raise ValueError(f"{folders[0]} and {folders[1]} have no problem in common")
+  readings = {
+    label: [[read(line, sample) for sample in line["samples"]] for line in map(its.get, common)]
+    for label, its in zip(labels, lines)
+  }
+  settings = [json.loads((folder / "settings.json").read_text("utf-8")) for folder in folders]
+  result = {
+    "responses": _RESPONSES.value,
+    "problems": len(common),
+    "models": {
+      label: {"settings": its} | describe([one for problem in readings[label] for one in problem])
+      for label, its in zip(labels, settings)
+    },
+    "difference": difference(*readings.values()),
+  }
+  output = pathlib.Path(_OUTPUT.value)
+  output.mkdir(parents=True, exist_ok=True)
+  (output / "reasoning.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  (output / "reasoning.svg").write_text(_picture(readings, result["models"]), encoding="utf-8")
+  print(_text(result))
+  print(f"wrote {output}/reasoning.json and reasoning.svg")
+
+
+# ---------------------------------------------------------------------------------- counting
+
+
+def read(line: dict, sample: dict) -> Reading:
+  """Counts one sample of a problem's line (evals.passes); the turns of a solution are joined."""
+  opened = OPEN if line["think_opened"] else ""
+  text = "\n".join(opened + response for response in sample["responses"])
+  pieces = _BLOCK.split(text)  # visible, block, visible, block, ..., visible
+  monologue, solution = (sum(len(p.split()) for p in pieces[i::2]) for i in (1, 0))
+  return Reading(monologue + solution, monologue, solution, list(_kinds(pieces)))
+
+
+def _kinds(pieces: Sequence[str]) -> Iterator[str]:
+  for i in range(1, len(pieces), 2):
+    before = "".join(pieces[:i:2])
+    if not before.strip():
+      yield "planning"
+    elif i == len(pieces) - 2 and (_CHECKS.search(pieces[i]) or _STATED.search(before)):
+      yield "verification"
+    else:
+      yield "between"
+
+
+def describe(readings: Sequence[Reading]) -> dict:
+  """Of a model's responses: their number, quantiles of their words, and their blocks.
+
+  `kinds` has, for each kind, the blocks of it and the share of responses with one; `interleaved`
+  is the share with a block after visible text, `monolithic` that with one block, before all text.
+  """
+  share = lambda holds: float(np.mean([holds(one.kinds) for one in readings]))
+  blocks = collections.Counter(kind for one in readings for kind in one.kinds)
+  return {
+    "count": len(readings),
+    "words": {name: _quantiles([getattr(one, name) for one in readings]) for name in LENGTHS},
+    "blocks_per_response": float(np.mean([len(one.kinds) for one in readings])),
+    "responses_by_blocks": dict(
+      sorted(collections.Counter(len(o.kinds) for o in readings).items())
+    ),
+    "kinds": {
+      kind: {"blocks": blocks[kind], "share": share(lambda kinds, kind=kind: kind in kinds)}
+      for kind in KINDS
+    },
+    "interleaved": share(lambda kinds: any(kind != "planning" for kind in kinds)),
+    "monolithic": share(lambda kinds: kinds == ["planning"]),
+  }
+
+
+def difference(first, second) -> dict[str, dict]:
+  """{length: {value, se, low, high}}: words of the second model minus those of the first.
+
+  A mean over problems of the difference between the models' means on it; low and high bound 95 %
+  (1.96 standard errors). Zero between them: no difference was seen.
+
+  Args:
+    first, second: for each problem, in the same order, the readings of its samples.
+  """
+  found = {}
+  for name in LENGTHS:
+    mean = lambda problem, name=name: np.mean([getattr(one, name) for one in problem])
+    found[name] = mean_and_error([mean(b) - mean(a) for a, b in zip(first, second)])
+    value, se = found[name].values()
+    if se is not None:
+      found[name] |= {"low": value - 1.96 * se, "high": value + 1.96 * se}
+  return found
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, float]:
+  points = (10, 25, 50, 75, 90)
+  found = {f"p{p}": float(q) for p, q in zip(points, np.percentile(values, points))}
+  return {"mean": float(np.mean(values)), **found, "max": max(values)}
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
+  """{(benchmark, id): line} of a pass of all benchmarks in an evaluation's folder."""
+  found = passes.read(folder)
+  chosen = {
+    (benchmark, line["id"]): line for benchmark, its in found.items() for line in its.get(name, [])
+  }
+  if not chosen:
+    there = sorted({name for its in found.values() for name in its})
+    raise ValueError(
+      f"{folder}: no responses called {name!r}; it has {', '.join(there) or 'none'}. Give output"
+      " folders of srl_jax.evaluate, and --responses to match"
+    )
+  return chosen
+
+
+def _picture(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) -> str:
+  flat = {label: [one for p in problems for one in p] for label, problems in readings.items()}
+  words = lambda name: {label: [getattr(o, name) for o in its] for label, its in flat.items()}
+  shares = {kind: [models[label]["kinds"][kind]["share"] for label in models] for kind in KINDS} | {
+    name: [models[label][name] for label in models] for name in ("interleaved", "monolithic")
+  }
+  return plots.page(
+    list(models),
+    [
+      plots.histogram("Words of a response", words("response")),
+      plots.histogram("Words in its think blocks", words("monologue")),
+      plots.bars("Responses with think blocks", shares),
+    ],
+  )
+
+
+def _text(result: dict) -> str:
+  out = [f"{result['responses']} responses to {result['problems']} problems"]
+  for label, model in result["models"].items():
+    out.append(f"{label}: {tables.heading(model['settings'])}")
+    for name, q in model["words"].items():
+      out.append(
+        f"  words, {name:<10} mean {q['mean']:.1f}, p10/p50/p90"
+        f" {q['p10']:.0f}/{q['p50']:.0f}/{q['p90']:.0f}"
+      )
+    kinds = ", ".join(f"{kind} {its['share']:.0%}" for kind, its in model["kinds"].items())
+    out.append(
+      f"  think blocks: {model['blocks_per_response']:.2f} a response; responses with {kinds};"
+      f" interleaved {model['interleaved']:.0%}, monolithic {model['monolithic']:.0%}"
+    )
+  for name, its in result["difference"].items():
+    bounds = f" (95 %: {its['low']:+.1f} to {its['high']:+.1f})" if "low" in its else ""
+    out.append(f"difference in words, {name}: {its['value']:+.1f}{bounds}")
+  return "\n".join(out)
+
+
+if __name__ == "__main__":
+  errors.run(main)
