@@ -6,6 +6,7 @@ three methods differ in the example's prompt and in its reward, never here.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 
@@ -13,18 +14,31 @@ import numpy as np
 
 from srl_jax.data.batches import PromptQueue
 from srl_jax.data.sources import load_examples
-from srl_jax.learner import grpo, metrics, optimizer, packing, start, terminal, update, validation
+from srl_jax.learner import (
+  grpo,
+  metrics,
+  optimizer,
+  overlap,
+  packing,
+  start,
+  terminal,
+  update,
+  validation,
+)
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.learner.dynamic_sampling import Batch, Group, fill_batch
+from srl_jax.rollout.engine import EngineError
 
+FAR_APART = 1.05  # exp of the mean |log-prob of trainer - of engine| beyond which the run warns
 MAX_EMPTY_STEPS = 10  # steps in a row without one group to train on, before the run gives up
 
 
 def train(config, workdir: pathlib.Path) -> dict:
   """Runs the experiment of `config` in `workdir`, from its last checkpoint if it has one.
 
-  Call it with the mesh set. Returns the summary (the final table as data). Raises start.Stopped,
-  after saving, when a signal asks the run to stop; ValueError on bad input.
+  Call it with the mesh set. Returns the summary (the final table as data). Raises, after saving,
+  start.Stopped when a signal asks the run to stop and EngineError when the engine cannot go on;
+  ValueError on bad input.
   """
   examples = load_examples(config.data, method=config.method, seed=config.seed)
   steps = config.train.steps or -(
@@ -45,21 +59,28 @@ def train(config, workdir: pathlib.Path) -> dict:
   log = metrics.Log(
     workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
   )
-  bar = terminal.Line(steps, progress.step)
+  bar = terminal.Line(steps)
   stop = start.StopSignal()
   phases = metrics.Phases()
   begun = time.monotonic() - progress.seconds
-  empty, short = 0, False
+  empty, short, apart = 0, False, False
+  lag = config.rollout.lag
+  # What is scored while another batch trains costs the run no time of its own.
+  scoring = metrics.Phases() if lag else phases
+  sample = functools.partial(sample_batch, config, engine, queue, asked, stop, scoring)
+  ahead = overlap.Ahead(sample, queue, _sampled_before(config, policy, asked))
 
   def save(score=None):
     with phases("save"):
+      progress.ahead = ahead.settle()
       progress.queue, progress.seconds = queue.state(), time.monotonic() - begun
       checkpoints.save(policy.model, policy.moments, progress, score)
 
+  def drawn():
+    return not config.train.steps and queue.epochs() >= config.train.epochs
+
   def done():
-    return progress.step >= steps or (
-      not config.train.steps and queue.epochs() >= config.train.epochs
-    )
+    return progress.step >= steps or (drawn() and not ahead.pending)
 
   sizes = (len(asked.examples), len(held_out.examples), asked.too_long)
   bar.say(terminal.opening(config, policy, sizes, examples.counts, steps))
@@ -70,9 +91,10 @@ def train(config, workdir: pathlib.Path) -> dict:
   try:
     while not done():
       step = progress.step
-      at_start = queue.state()
       with phases("sample"):
-        batch = sample_batch(config, engine, queue, asked, step, stop, phases)
+        batch = ahead.take(step)
+      if lag and step + 1 < steps and not drawn():
+        ahead.begin(step + 1)
       phases.seconds["sample"] -= phases.seconds["reward"]
       row = metrics.batch_metrics(batch)
       empty = 0 if batch.kept else empty + 1
@@ -88,8 +110,12 @@ def train(config, workdir: pathlib.Path) -> dict:
       if batch.kept:
         with phases("update"):
           row |= train_on(config, policy, batch, reference, step)
+        if row["logprob_gap_exp"] > FAR_APART and not apart:
+          apart = True
+          bar.say(terminal.far_apart(step, row["logprob_gap_exp"]))
       progress.step += 1
       with phases("sync"):
+        ahead.wait()  # a batch is sampled by one version
         engine.load_weights(policy.model, progress.step)
       score = None
       if config.train.eval_every and progress.step % config.train.eval_every == 0:
@@ -99,6 +125,7 @@ def train(config, workdir: pathlib.Path) -> dict:
         score = found.get("validation_accuracy", found.get("validation_reward"))
         if score is not None:
           progress.scores[str(progress.step)] = score
+      row |= engine.stats()
       row |= metrics.speed(policy.model.config, batch, phases.take())
       row["epoch"] = queue.epochs()
       # Before the checkpoint: a run killed between the two cuts this line off and does the step
@@ -107,11 +134,9 @@ def train(config, workdir: pathlib.Path) -> dict:
       if score is not None or progress.step % config.train.save_every == 0 or done():
         save(score)
       bar.show(progress.step, terminal.parts_of(row))
-      at_start = queue.state()
       stop.check()
-  except start.Stopped:
-    queue.restore(at_start)  # a step that was not finished is done again
-    save()
+  except (start.Stopped, EngineError):
+    save()  # prompts of a batch that was not finished are drawn again
     raise
   finally:
     stop.restore()
@@ -119,7 +144,7 @@ def train(config, workdir: pathlib.Path) -> dict:
   return validation.finish(config, policy, engine, solver, checkpoints, bar, begun)
 
 
-def sample_batch(config, engine, queue, asked: start.Asked, step, stop, phases) -> Batch:
+def sample_batch(config, engine, queue, asked: start.Asked, stop, phases, step: int) -> Batch:
   """The batch of a step: sampled, scored and filtered."""
   params = start.sampling_params(config, step)
 
@@ -143,6 +168,19 @@ def sample_batch(config, engine, queue, asked: start.Asked, step, stop, phases) 
     std_epsilon=config.algorithm.std_epsilon if dynamic else -1.0,
     max_rounds=config.algorithm.max_rounds if dynamic else 1,
   )
+
+
+def _sampled_before(config, policy: start.Policy, asked: start.Asked):
+  """(step, batch) that the checkpoint holds and the run has not trained on, or None."""
+  stored = policy.progress.ahead
+  if stored is None:
+    return None
+  batch = overlap.restore_batch(
+    stored,
+    lambda token_ids: policy.tokenizer.decode(token_ids, skip_special_tokens=True),
+    functools.partial(validation.score, config, asked),
+  )
+  return stored["step"], batch
 
 
 def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -> dict:

@@ -39,7 +39,7 @@ def train(config, workdir: pathlib.Path) -> dict:
   log = metrics.Log(
     workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
   )
-  bar = terminal.Line(steps, progress.step)
+  bar = terminal.Line(steps)
   stop = start.StopSignal()
   phases = metrics.Phases()
   begun = time.monotonic() - progress.seconds

@@ -1,8 +1,8 @@
 """What a run shows while it goes: an opening, a live line, and a word when something is unusual."""
 
+import collections
 import sys
 import time
-from collections import Counter
 
 from srl_jax.learner.dynamic_sampling import Batch
 
@@ -10,21 +10,23 @@ from srl_jax.learner.dynamic_sampling import Batch
 class Line:
   """The live line: rewritten in place on a terminal, a plain line now and then elsewhere."""
 
-  def __init__(self, total: int, done: int = 0, every: float = 10.0):
-    self.total, self.first, self.every = total, done, every
-    self.start = time.monotonic()
-    self.last = 0.0
+  def __init__(self, total: int, every: float = 10.0):
+    self.total, self.every = total, every
+    self.ends = collections.deque(maxlen=30)  # (time, step) of the last steps: what is left is
+    self.last = 0.0  # told by their pace, which the first step's compiling does not spoil
     self.live = sys.stdout.isatty()
 
   def show(self, step: int, parts: dict[str, str]) -> None:
     """Shows step `step` of `total` and the parts, name and value."""
     now = time.monotonic()
+    self.ends.append((now, step))
     if not self.live and now - self.last < self.every and step < self.total:
       return
     self.last = now
-    pace = (now - self.start) / max(1, step - self.first)
     line = f"step {step}/{self.total}  " + "  ".join(f"{k} {v}" for k, v in parts.items())
-    line += f"  left {clock((self.total - step) * pace)}"
+    begun, first = self.ends[0]
+    if step > first:
+      line += f"  left {clock((self.total - step) * (now - begun) / (step - first))}"
     if self.live:
       print("\r\033[K" + line, end="\n" if step == self.total else "", flush=True)
     else:
@@ -75,10 +77,20 @@ def parts_of(row: dict) -> dict[str, str]:
   return out
 
 
+def far_apart(step: int, gap: float) -> str:
+  """What to say when trainer and engine disagree; `gap` is logprob_gap_exp."""
+  return (
+    f"warning: step {step + 1}: the engine's log-probs differ from the trainer's by a factor of "
+    f"{gap:.3f} a token; the importance weights (algorithm.importance_cap) correct for it up to "
+    "their cap. Serve in the type of config.dtype, or in float32; logprob_gap_* in metrics.jsonl "
+    "tell how it goes on"
+  )
+
+
 def not_full(step: int, batch: Batch, wanted: int) -> str:
   """What to say when the rounds of dynamic sampling did not fill a batch."""
   does = "training on these" if batch.kept else "no update is made"
-  reasons = Counter(group.dropped for group in batch.groups if group.dropped)
+  reasons = collections.Counter(group.dropped for group in batch.groups if group.dropped)
   dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
   return (
     f"step {step + 1}: {batch.rounds} rounds gave {len(batch.kept)} groups of {wanted} (dropped: "
