@@ -23,6 +23,7 @@ def main(argv) -> None:
   from configs import common
   from srl_jax.learner import rl, sft, start
   from srl_jax.policy.sharding import make_mesh
+  from srl_jax.rollout.engine import EngineError
 
   config = FLAGS.config
   common.check(config)
@@ -36,6 +37,8 @@ def main(argv) -> None:
     again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
     print(f"\nstopped by {stopped}; saved. Continue with the same command: {again}", flush=True)
     return
+  except EngineError as error:
+    raise ValueError(f"{error}. What was trained is saved; the same command continues") from error
   start.write_json(workdir / "summary.json", summary)
   print(table(summary, workdir), flush=True)
 

@@ -19,7 +19,8 @@ class Progress:
 
   Fields: step, optimiser batches done; queue, see data.batches.PromptQueue.state; score, validation
   scores {step: score} so far; before, the benchmark's figures of the untrained model, or None;
-  seconds, of work so far, over all restarts; done, whether a stop rule has ended the run.
+  seconds, of work so far, over all restarts; done, whether a stop rule has ended the run;
+  ahead, what was sampled and not trained on yet (learner.overlap.Ahead.settle), or None.
   """
 
   step: int = 0
@@ -28,6 +29,7 @@ class Progress:
   before: dict | None = None
   seconds: float = 0.0
   done: bool = False
+  ahead: dict | None = None
 
 
 class Checkpoints:
