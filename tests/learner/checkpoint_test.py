@@ -1,0 +1,168 @@
+"""Checkpoints: what is kept, what is never read, and that they come back bit for bit."""
+
+import os
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srl_jax.learner import optimizer, update
+from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.policy.sharding import make_mesh
+
+
+@pytest.fixture
+def opened(tmp_path):
+  """opened(keep) -> Checkpoints of one workdir; the one before is closed, as by a new process."""
+  made = []
+
+  def open_one(keep=2):
+    while made:
+      made.pop().close()
+    made.append(Checkpoints(tmp_path, keep))
+    return made[0]
+
+  yield open_one
+  while made:
+    made.pop().close()
+
+
+SMALL = ({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"m": np.ones(3, np.float32)})
+
+
+def save(checkpoints, step, score=None, offset=0.0):
+  model, moments = jax.tree.map(lambda x: jnp.asarray(x) + offset, SMALL)
+  checkpoints.save(model, moments, Progress(step=step), score)
+
+
+def weights_of(checkpoints, step):
+  model, _, progress = checkpoints.restore(step, *jax.tree.map(checkpoints.abstract, as_jax()))
+  assert progress.step == step
+  return np.asarray(model["w"])
+
+
+def as_jax():
+  return jax.tree.map(jnp.asarray, SMALL)
+
+
+@pytest.mark.parametrize("spec", ["", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2"])
+def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
+  """Saved on fsdp=8; every bit and the layout of the mesh that reads it; the numbers as JSON."""
+  chain = types.SimpleNamespace(schedule="constant", warmup=0.0, b2=0.999, weight_decay=0.0)
+  chain.lr, chain.grad_norm = 1e-3, 1.0
+  tx = optimizer.make(chain, 10)
+  progress = Progress(
+    step=7,
+    queue=dict(epoch=1, position=3, head=[[0, 4], [1, 2]]),
+    scores={"5": 0.25},
+    before=dict(greedy=0.1),
+    seconds=12.5,
+    done=True,
+  )
+  with jax.set_mesh(make_mesh("fsdp=8")):
+    model = policy()
+    grads = jax.tree.map(jnp.cos, model)
+    model, moments, _ = update.apply(tx, model, update.init_moments(tx, model), grads)
+    opened().save(model, moments, progress)
+    wanted = jax.tree.map(np.asarray, (model, moments))
+
+  def restore():
+    shape = policy(seed=1)
+    shapes = jax.tree.map(Checkpoints.abstract, (shape, update.init_moments(tx, shape)))
+    model, moments, found = opened().restore(7, *shapes)
+    assert found == progress
+    for a, b, layout in zip(*map(jax.tree.leaves, ((model, moments), wanted, shapes))):
+      assert a.dtype == b.dtype and np.asarray(a).tobytes() == b.tobytes()
+      assert a.sharding == layout.sharding
+
+  if spec:
+    with jax.set_mesh(make_mesh(spec)):
+      restore()
+  else:
+    restore()
+
+
+def test_the_model_alone(opened):
+  save(opened(), 3)
+  model, moments, progress = opened().restore(3, jax.tree.map(Checkpoints.abstract, as_jax()[0]))
+  assert moments is None and progress.step == 3
+  assert (np.asarray(model["w"]) == SMALL[0]["w"]).all()
+
+
+def test_the_last_and_the_best_are_kept(opened):
+  """keep = 2; the later of equal scores is the best, and stays when it is no longer a last one."""
+  checkpoints, seen = opened(keep=2), []
+  for step, score in [(1, 0.5), (2, 0.9), (3, None), (4, 0.9), (5, 0.1), (6, None), (7, 0.2)]:
+    save(checkpoints, step, score)
+    seen.append((checkpoints.steps(), checkpoints.best_step()))
+  assert seen == [
+    ([1], 1),
+    ([1, 2], 2),
+    ([2, 3], 2),
+    ([3, 4], 4),
+    ([4, 5], 4),
+    ([4, 5, 6], 4),
+    ([4, 6, 7], 4),
+  ]
+  checkpoints = opened(keep=2)  # scores are on the disk
+  assert (checkpoints.steps(), checkpoints.best_step()) == seen[-1]
+
+
+def test_without_scores_the_last_is_the_best(opened):
+  checkpoints = opened()
+  assert checkpoints.best_step() is None and checkpoints.steps() == []
+  for step in (1, 2):
+    save(checkpoints, step)
+  assert checkpoints.best_step() == 2
+
+
+def test_a_saved_step_is_not_saved_again(opened):
+  """A stop right after a validated step must not cost its score, nor the checkpoint if killed."""
+  checkpoints = opened()
+  save(checkpoints, 1, score=0.9)
+  save(checkpoints, 2, score=0.3)
+  save(opened(), 2, score=None, offset=1.0)
+  save(opened(), 1, score=None, offset=1.0)
+  checkpoints = opened()
+  assert checkpoints.best_step() == 1
+  assert (weights_of(checkpoints, 2) == SMALL[0]["w"]).all()
+
+
+def test_a_half_written_checkpoint_is_never_read(opened, tmp_path):
+  """Orbax's name for one that is being written; the step is then written anew in its place."""
+  save(opened(), 2)
+  folder = tmp_path / "checkpoints"
+  whole = sorted(path for path in (folder / "2").rglob("*") if path.is_file())
+  shutil.copytree(folder / "2", folder / "4.orbax-checkpoint-tmp")
+  for path in whole[::2]:
+    os.truncate(folder / "4.orbax-checkpoint-tmp" / path.relative_to(folder / "2"), 0)
+  checkpoints = opened()
+  assert checkpoints.steps() == [2] and checkpoints.best_step() == 2
+  save(checkpoints, 4, offset=1.0)
+  assert opened().steps() == [2, 4]
+  assert (weights_of(opened(), 4) == SMALL[0]["w"] + 1).all()
+
+
+def test_half_a_temporary_folder_alone_is_no_run(tmp_path):
+  """A run killed in its first save starts from the beginning."""
+  assert not Checkpoints.present(tmp_path)
+  (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+  assert not Checkpoints.present(tmp_path)
+  (tmp_path / "checkpoints" / "2").mkdir()
+  assert Checkpoints.present(tmp_path)
+
+
+def test_a_half_deleted_old_checkpoint_harms_nobody(opened, tmp_path):
+  """Old ones are removed file by file, and a kill may come between."""
+  for step, score in [(1, 0.5), (2, 0.9)]:
+    save(opened(), step, score)
+  (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").unlink()
+  shutil.rmtree(tmp_path / "checkpoints" / "1" / "model")
+  checkpoints = opened(keep=1)
+  assert checkpoints.steps()[-1] == checkpoints.best_step() == 2
+  assert (weights_of(checkpoints, 2) == SMALL[0]["w"]).all()
+  save(checkpoints, 3)
+  assert checkpoints.steps() == [2, 3]
