@@ -71,7 +71,7 @@ def defaults() -> ConfigDict:
   config.data.keep_last_step = False  # the paper: k = 1..N-1
   config.data.holdout = 60  # problems
   config.data.max_prompt_tokens = 4096
-  config.data.swe = ConfigDict()  # of trajectories, data.domain = "swe" (data.trajectories)
+  config.data.swe = ConfigDict()  # of trajectories, data.domain = "swe" (data.runs)
   config.data.swe.expert = "claude-3-7-sonnet-20250219"  # whose runs; "": everybody's
   config.data.swe.resolved = True  # only runs that resolved their issue
   config.data.swe.runs = 5000  # at most; 0: all

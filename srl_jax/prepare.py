@@ -1,12 +1,20 @@
-"""python -m srl_jax.prepare: expert solutions -> step examples, with a summary.
+"""python -m srl_jax.prepare: expert solutions or trajectories -> step examples, with a summary.
 
   python -m srl_jax.prepare --source=simplescaling/s1K-1.1 --output=data/s1k
   python -m srl_jax.prepare --source=rows.jsonl --output=data/mine \\
       --fields=problem=problem,solution=response,answer=answer --holdout=20
+  python -m srl_jax.prepare --source=rows.jsonl --output=data/hard --fields=... \\
+      --hard --model=Qwen/Qwen2.5-7B-Instruct --samples=8
+  python -m srl_jax.prepare --domain=swe --source=SWE-bench/SWE-smith-trajectories --split=xml \\
+      --fields=solution=messages,id=traj_id --output=data/swe --holdout=30 --keep_last_step
 
 writes train.jsonl, validation.jsonl (whole problems, held out) and summary.json, and prints the
 summary. A config reads the folder with data.source='jsonl' and data.path=FOLDER; preparing is a
 way to look at the examples first: a config that names the source itself makes the same ones.
+
+With --hard only the problems are kept that a model solves in at most --max_success_rate of k
+samples (paper, 4.1); hard.jsonl tells of every problem its rate and whether it was kept, and hard/
+holds the samples. It goes on where it stopped.
 """
 
 import dataclasses
@@ -14,6 +22,7 @@ import json
 import os
 import pathlib
 import tempfile
+import time
 from typing import Any
 
 import ml_collections
@@ -21,16 +30,21 @@ from absl import flags
 
 from srl_jax import errors
 from srl_jax.data import problems as problems_lib
+from srl_jax.data import runs as runs_lib
 from srl_jax.data import solutions, sources
 
 _SOURCE = flags.DEFINE_string(
   "source", None, "Name of a Hugging Face dataset, or a file of JSON lines.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
+_DOMAIN = flags.DEFINE_enum(
+  "domain", "math", ["math", "swe"], "Rows are numbered solutions, or an agent's trajectories."
+)
 _FIELDS = flags.DEFINE_list(
   "fields",
   ["problem=question", "solution=deepseek_attempt", "answer=solution"],  # s1K-1.1
-  "Columns of the source: problem=, solution=, answer= and id=; the last two may be left out.",
+  "Columns of the source: problem=, solution=, answer= and id=; the last two may be left out. For"
+  " trajectories: solution= (the messages) and id=, which may be left out.",
 )
 _SPLIT = flags.DEFINE_string("split", "train", "Split of a Hugging Face dataset.")
 _HOLDOUT = flags.DEFINE_integer("holdout", 60, "Problems to hold out for validation.")
@@ -41,20 +55,62 @@ _TITLE_HINT = flags.DEFINE_bool(
 _KEEP_LAST_STEP = flags.DEFINE_bool("keep_last_step", False, "Make the last step a target too.")
 _METHOD = flags.DEFINE_enum("method", "srl", problems_lib.METHODS, "What the examples are for.")
 
+# Of trajectories; the names and values of the config's group data.swe.
+_SWE = {
+  "expert": flags.DEFINE_string("expert", "claude-3-7-sonnet-20250219", "Whose runs; '' for all."),
+  "resolved": flags.DEFINE_bool("resolved", True, "Only runs that resolved their issue."),
+  "runs": flags.DEFINE_integer("runs", 5000, "Most runs to take; 0 for all.", 0),
+  "pairs": flags.DEFINE_integer("pairs", 2, "(action, observation) pairs in a prompt.", 0),
+  "observation_chars": flags.DEFINE_integer(
+    "observation_chars", 6000, "Characters of an observation; longer ones lose their middle.", 1
+  ),
+  "validation_steps": flags.DEFINE_integer(
+    "validation_steps", 650, "Steps to validate on; 0 for all of the held-out runs.", 0
+  ),
+}
+
+_HARD = flags.DEFINE_bool("hard", False, "Keep the problems that --model hardly ever solves.")
+_MODEL = flags.DEFINE_string("model", None, "--hard: model folder or hub name.")
+_SAMPLES = flags.DEFINE_integer("samples", 8, "--hard: solutions for each problem.", 1)
+_MAX_SUCCESS_RATE = flags.DEFINE_float(
+  "max_success_rate", 0.0, "--hard: the largest share of right solutions of a problem.", 0.0, 1.0
+)
+_STYLE = flags.DEFINE_enum("style", "plain", ["plain", "think"], "--hard: prompt of solutions.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 4096, "--hard: of a solution.", 1)
+_WIDTH = flags.DEFINE_integer("width", 256, "--hard: responses that decode side by side.", 1)
+
+_EVERY = 10.0  # seconds between lines of progress
+
 
 def main(argv: list[str]) -> None:
   del argv
   output = pathlib.Path(_OUTPUT.value)
   if output.exists() and not output.is_dir():
     raise ValueError(f"--output={output} is a file: name a folder")
-  data = _data()
-  method = _METHOD.value
-  problems, counts = problems_lib.read_problems(data, method=method)
-  examples = sources.make_examples(problems, counts, data, method=method, seed=_SEED.value)
-  summary = _summary(problems, examples, data)
-  _write(output, examples, summary)
+  if _HARD.value and (_DOMAIN.value == "swe" or not _MODEL.value):
+    raise ValueError("--hard needs a --model, and problems with final answers (--domain=math)")
+  data, trials = _data(), []
+  made = dict(data=data, method=_METHOD.value, seed=_SEED.value)
+  if _DOMAIN.value == "swe":
+    runs, counts = runs_lib.read_runs(data, seed=_SEED.value)
+    measures = _measure_runs(runs)
+    examples = runs_lib.make_examples(runs, counts, **made)
+  else:
+    problems, counts = problems_lib.read_problems(data, method=_METHOD.value)
+    if _HARD.value:
+      problems, trials = _keep_hard(problems, counts, output)
+    measures = _measure_problems(problems)
+    examples = sources.make_examples(problems, counts, **made)
+  summary = {
+    "settings": {**data.to_dict(), "method": _METHOD.value, "seed": _SEED.value},
+    "counts": examples.counts,
+    **measures,
+    "train": _size(examples.train),
+    "validation": _size(examples.validation),
+  }
+  names = _write(output, examples, summary, trials)
   print(_table(summary))
-  print(f"wrote {output}/train.jsonl, validation.jsonl and summary.json")
+  print(f"wrote {output}/{', '.join(names[:-1])} and {names[-1]}")
 
 
 def _data() -> ml_collections.ConfigDict:
@@ -67,32 +123,96 @@ def _data() -> ml_collections.ConfigDict:
     fields[field] = column
   source = _SOURCE.value
   is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
-  return ml_collections.ConfigDict(
-    {
-      "source": "jsonl" if is_file else "hub",
-      "path": source,
-      "split": _SPLIT.value,
-      "fields": fields,
-      "title_hint": _TITLE_HINT.value,
-      "keep_last_step": _KEEP_LAST_STEP.value,
-      "holdout": _HOLDOUT.value,
-    }
+  data = {
+    "source": "jsonl" if is_file else "hub",
+    "path": source,
+    "split": _SPLIT.value,
+    "domain": _DOMAIN.value,
+    "fields": fields,
+    "title_hint": _TITLE_HINT.value,
+    "keep_last_step": _KEEP_LAST_STEP.value,
+    "holdout": _HOLDOUT.value,
+  }
+  if _DOMAIN.value == "swe":
+    data["swe"] = {name: flag.value for name, flag in _SWE.items()}
+  return ml_collections.ConfigDict(data)
+
+
+# ---------------------------------------------------------------------------------- hard problems
+
+
+def _keep_hard(
+  problems: list[problems_lib.Problem], counts: dict[str, int], output: pathlib.Path
+) -> tuple[list[problems_lib.Problem], list[dict[str, Any]]]:
+  """Returns the hard problems and a line about each problem; puts the others into `counts`."""
+  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
+  from srl_jax.rollout.episodes import Task
+
+  tasks = [Task(problem.id, problem.text, problem.answer) for problem in problems if problem.answer]
+  if not tasks:
+    raise ValueError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
+  trial = hard_problems.Trial(
+    _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
+  told = time.monotonic()
+
+  def tell(name: str, responses: int) -> None:
+    nonlocal told
+    if time.monotonic() - told > _EVERY:
+      told = time.monotonic()
+      print(f"{name}: {responses} of {len(tasks) * trial.samples} responses", flush=True)
+
+  width = max(_WIDTH.value, trial.samples)
+  rates = hard_problems.success_rates(trial, tasks, output / "hard", width=width, tell=tell)
+  kept, trials = [], []
+  for problem in problems:
+    rate = rates.get(problem.id)
+    reason = "no_answer" if rate is None else "hard"
+    if rate is not None and rate > _MAX_SUCCESS_RATE.value:
+      reason = "too_easy"
+    if reason == "hard":
+      kept.append(problem)
+    else:
+      counts[reason] = counts.get(reason, 0) + 1
+    trials.append(
+      {
+        "id": problem.id,
+        "problem": problem.text,
+        "answer": problem.answer,
+        "success_rate": rate,
+        "kept": reason == "hard",
+        "reason": reason,
+      }
+    )
+  counts["kept"] = len(kept)
+  if not kept:
+    raise ValueError(
+      f"--hard: {trial.model} solves each of {len(tasks)} problems in more than"
+      f" {_MAX_SUCCESS_RATE.value:g} of its samples: raise --max_success_rate or --samples, or give"
+      " harder problems"
+    )
+  return kept, trials
 
 
-def _summary(
-  problems: list[problems_lib.Problem], examples: sources.Examples, data: ml_collections.ConfigDict
-) -> dict[str, Any]:
+# ---------------------------------------------------------------------------------- the summary
+
+
+def _measure_problems(problems: list[problems_lib.Problem]) -> dict[str, dict[str, int]]:
   by_step = problems if _METHOD.value == "srl" else []  # other methods use no steps
   splits = [solutions.split_steps(problem.solution) for problem in by_step]
-  lengths = [len(step.text) for steps in splits for step in steps]
   return {
-    "settings": {**data.to_dict(), "method": _METHOD.value, "seed": _SEED.value},
-    "counts": examples.counts,
     "steps_per_solution": _percentiles([len(steps) for steps in splits]),
-    "characters_per_step": _percentiles(lengths),
-    "train": _size(examples.train),
-    "validation": _size(examples.validation),
+    "characters_per_step": _percentiles([len(step.text) for steps in splits for step in steps]),
+  }
+
+
+def _measure_runs(runs: list[runs_lib.Run]) -> dict[str, dict[str, int]]:
+  steps = [step for run in runs for step in run.steps]
+  return {
+    "steps_per_run": _percentiles([len(run.steps) for run in runs]),
+    "characters_per_thought": _percentiles([len(step.thought) for step in steps]),
+    "characters_per_action": _percentiles([len(step.action) for step in steps]),
+    "characters_per_observation": _percentiles([len(step.observation or "") for step in steps]),
   }
 
 
@@ -114,10 +234,10 @@ def _table(summary: dict[str, Any]) -> str:
     ("rows kept", summary["counts"]["kept"]),
     *[(f"  dropped: {reason}", n) for reason, n in sorted(dropped.items())],
   ]
-  for name in ("steps_per_solution", "characters_per_step"):
-    if summary[name]:
-      values = "/".join(map(str, summary[name].values()))
-      lines.append((f"{name.replace('_', ' ')} p10/p50/p90", values))
+  for name, values in summary.items():
+    if "p50" in values:
+      text = "/".join(map(str, values.values()))
+      lines.append((f"{name.replace('_', ' ')} p10/p50/p90", text))
   for side in ("train", "validation"):
     size = summary[side]
     lines.append((side, f"{size['examples']} examples of {size['problems']} problems"))
@@ -125,19 +245,38 @@ def _table(summary: dict[str, Any]) -> str:
   return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def _write(output: pathlib.Path, examples: sources.Examples, summary: dict[str, Any]) -> None:
-  """Writes the three files, all of them or none: they move into place when complete."""
+# ---------------------------------------------------------------------------------- the files
+
+
+def _write(
+  output: pathlib.Path,
+  examples: sources.Examples,
+  summary: dict[str, Any],
+  trials: list[dict[str, Any]],
+) -> list[str]:
+  """Writes the files, all of them or none: they move into place when complete. Returns their names.
+
+  hard.jsonl is written only if there are `trials`.
+  """
+  lines = {
+    "train.jsonl": map(dataclasses.asdict, examples.train),
+    "validation.jsonl": map(dataclasses.asdict, examples.validation),
+  }
+  if trials:
+    lines["hard.jsonl"] = trials
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-    for name, side in (("train", examples.train), ("validation", examples.validation)):
-      with open(os.path.join(folder, f"{name}.jsonl"), "w", encoding="utf-8") as file:
-        for example in side:
-          file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
+    for name, objects in lines.items():
+      with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        for one in objects:
+          file.write(json.dumps(one, ensure_ascii=False) + "\n")
     with open(os.path.join(folder, "summary.json"), "w", encoding="utf-8") as file:
       file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     output.mkdir(exist_ok=True)
-    for name in ("train.jsonl", "validation.jsonl", "summary.json"):
+    names = [*lines, "summary.json"]
+    for name in names:
       os.replace(os.path.join(folder, name), output / name)
+  return names
 
 
 if __name__ == "__main__":

@@ -116,10 +116,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(rows, flags, message):
 
 def test_a_failed_write_leaves_the_old_files(tmp_path):
   good = StepExample("p/1", "p", "srl", "Q?", [], None, "t", None)
-  prepare._write(tmp_path / "out", Examples([good], [], {}), {"a": 1})
+  prepare._write(tmp_path / "out", Examples([good], [], {}), {"a": 1}, [])
   before = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
   bad = dataclasses.replace(good, answer=object())
   with pytest.raises(TypeError):
-    prepare._write(tmp_path / "out", Examples([good, good], [bad], {}), {"a": 2})
+    prepare._write(tmp_path / "out", Examples([good, good], [bad], {}), {"a": 2}, [])
   assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == before
   assert os.listdir(tmp_path) == ["out"]

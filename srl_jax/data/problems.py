@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 from srl_jax.data import rows, solutions
@@ -42,7 +41,7 @@ def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, i
   counts = collections.Counter()
   problems: dict[str, Problem] = {}
   ids: dict[str, str] = {}
-  for place, row in _rows(data):
+  for place, row in rows.read(data):
     counts["rows"] += 1
     problem = _problem(row, place, data.fields, method)
     key = normal(problem.text)
@@ -113,12 +112,3 @@ def _unusable(problem: Problem, method: str) -> str | None:
   if method == "srl":
     return {0: "no_steps", 1: "one_step"}.get(len(solutions.split_steps(problem.solution)))
   return None
-
-
-def _rows(data: Any) -> Iterable[tuple[str, dict[str, Any]]]:
-  """Yields every row of the source with its place, for messages."""
-  if data.source == "jsonl":
-    return rows.json_lines(data.path)
-  if data.source == "hub":
-    return rows.hub_rows(data.path, data.split)
-  raise ValueError(f"data.source={data.source!r}: use hub, jsonl or arithmetic")

@@ -7,6 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def read(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, row) for every row of the source that a config's group `data` names.
+
+  Raises:
+    ValueError: an unknown source, or as `json_lines` and `hub_rows`.
+  """
+  if data.source == "jsonl":
+    return json_lines(data.path)
+  if data.source == "hub":
+    return hub_rows(data.path, data.split)
+  raise ValueError(f"data.source={data.source!r}: use hub, jsonl or arithmetic")
+
+
 def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every line of a file of JSON objects; place is `file:line`.
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from srl_jax.data import rows, solutions
@@ -134,7 +135,8 @@ def load_examples(data: Any, *, method: str, seed: int) -> Examples:
     data: the config's group `data`. `source` = "hub": `path` names a Hugging Face dataset, `split`
       its split. "jsonl": `path` is a file with a row per line, a file of step examples, or a
       folder that `srl_jax.prepare` wrote (it holds out by itself, with the same settings).
-      "arithmetic": the built-in problems. `fields` names the columns.
+      "arithmetic": the built-in problems. `fields` names the columns. `domain` = "swe": the rows
+      are an agent's runs (data.runs), and `fields.solution` names their messages.
     method: srl | one_step | rlvr | sft.
     seed: with the problems' ids, it alone decides which `data.holdout` problems are held out.
 
@@ -154,7 +156,11 @@ def load_examples(data: Any, *, method: str, seed: int) -> Examples:
     if next(rows.json_lines(path))[1].keys() >= _KEYS:
       examples = _read_step_examples(path, method)
       counts = {"rows": len(examples), "kept": len(examples)}
-      return _hold_out(examples, counts, data.holdout, seed)
+      return hold_out(examples, counts, data.holdout, seed)
+  if data.get("domain") == "swe":
+    from srl_jax.data import runs  # it imports this module
+
+    return runs.load(data, method=method, seed=seed)
   problems, counts = read_problems(data, method=method)
   return make_examples(problems, counts, data, method=method, seed=seed)
 
@@ -164,20 +170,25 @@ def make_examples(
 ) -> Examples:
   """Returns the examples of `read_problems`' problems; arguments and errors: `load_examples`."""
   examples = [example for problem in problems for example in _examples(problem, method, data)]
-  return _hold_out(examples, counts, data.holdout, seed)
+  return hold_out(examples, counts, data.holdout, seed)
 
 
-def _hold_out(
-  examples: list[StepExample], counts: dict[str, int], holdout: int, seed: int
+def hold_out(
+  examples: list[StepExample],
+  counts: dict[str, int],
+  holdout: int,
+  seed: int,
+  *,
+  key: Callable[[str], str] = normal,
 ) -> Examples:
   """Returns the examples with `holdout` whole problems set apart for validation.
 
-  Which ones is a pure function of the seed and the problems' ids. Problems with the same text
-  count as one.
+  Which ones is a pure function of the seed and the problems' ids. Problems whose texts have the
+  same key count as one.
   """
-  ids: dict[str, str] = {}  # the problem's text -> the smallest of its ids
+  ids: dict[str, str] = {}  # a problem's key -> the smallest of its ids
   for example in examples:
-    text = normal(example.problem)
+    text = key(example.problem)
     ids[text] = min(example.problem_id, ids.get(text, example.problem_id))
   if not 0 <= holdout < len(ids):
     raise ValueError(
@@ -188,7 +199,7 @@ def _hold_out(
   held_out = set(draw[:holdout])
   sides: tuple[list[StepExample], list[StepExample]] = ([], [])
   for example in examples:
-    sides[ids[normal(example.problem)] in held_out].append(example)
+    sides[ids[key(example.problem)] in held_out].append(example)
   return Examples(*sides, counts=counts)
 
 
@@ -207,12 +218,16 @@ def _read_prepared(folder: pathlib.Path, data: Any, method: str) -> Examples:
     "title_hint": data.title_hint,
     "keep_last_step": data.keep_last_step,
     "holdout": data.holdout,
+    "domain": data.get("domain", "math"),
   }
+  if wanted["domain"] == "swe":
+    wanted["swe"] = data.swe.to_dict()
   for key, value in wanted.items():
-    if settings[key] != value:
+    before = settings.get(key)
+    if before != value:
       raise ValueError(
-        f"{folder} was prepared with {key}={settings[key]!r}, the config has {value!r}: run prepare"
-        " again or change the config"
+        f"{folder} was prepared with {key}={before!r}, the config has {value!r}: run prepare again"
+        " or change the config"
       )
   train = _read_step_examples(folder / "train.jsonl", method)
   if not settings["holdout"]:
@@ -233,7 +248,9 @@ def _read_step_examples(path: pathlib.Path, method: str) -> list[StepExample]:
         f"{place}: prepared for method={example.task!r}, the config has {method!r}: run"
         f" srl_jax.prepare with --method={method}"
       )
-    if texts.setdefault(example.problem_id, example.problem) != example.problem:
+    # One string for all steps of a problem: an agent's run repeats its issue some thirty times.
+    problem = texts.setdefault(example.problem_id, example.problem)
+    if problem != example.problem:
       raise ValueError(f"{place}: the problem_id {example.problem_id!r} names two problems")
-    examples.append(example)
+    examples.append(dataclasses.replace(example, problem=problem))
   return examples

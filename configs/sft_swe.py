@@ -1,0 +1,24 @@
+"""SFT on SWE-smith trajectories with Qwen2.5-Coder-7B-Instruct: what SRL on them is compared with.
+
+  launch/run.sh configs/sft_swe.py                                    8 x H100
+  launch/run.sh configs/sft_swe.py:model=DIR,data=FILE,tiny           a laptop's CPU
+
+The prompts are those of srl_swe.py; the response to learn is the expert's thought in think tags and
+then its action. Arguments: as there. Optimiser: Table 5 of the paper.
+
+The paper's figures, resolve rate in % (oracle file edit, end to end): 8.4, 4.2 for SWE-Gym-7B, the
+SFT model of others from the same base that it compares with; 5.8, 3.2 for the base itself.
+"""
+
+from configs import srl_swe
+
+
+def get_config(arg=None):
+  config = srl_swe.get_config(arg)
+  config.method = "sft"
+  config.optimizer.lr = 5e-6
+  config.optimizer.schedule = "cosine"
+  config.optimizer.warmup = 0.3
+  config.batch.prompts = min(64, config.batch.prompts)
+  config.train.epochs = 3
+  return config

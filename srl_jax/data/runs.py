@@ -1,0 +1,193 @@
+"""Sources of agents' runs, and the examples made of them (paper, 5.3 and Appendix A).
+
+The target of a step is its action. The policy is given the issue and the last (action,
+observation) pairs; it thinks in its own words, so the expert's thoughts are left out (supervised
+fine-tuning learns them).
+"""
+
+import collections
+import dataclasses
+import hashlib
+import re
+from typing import Any
+
+from srl_jax.data import prompts, rows, sources
+from srl_jax.data.problems import normal
+from srl_jax.data.trajectories import AgentStep, read_messages, shorten, split_actions, text_of
+
+_DESCRIPTION = re.compile(r"<pr_description>\n(.*?)\n</pr_description>", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A usable run: its id, the issue (the whole first user message) and its steps."""
+
+  id: str
+  issue: str
+  steps: list[AgentStep]
+
+
+def load(data: Any, *, method: str, seed: int) -> sources.Examples:
+  """Returns the examples of a source of runs; arguments and errors: `sources.load_examples`."""
+  runs, counts = read_runs(data, seed=seed)
+  return make_examples(runs, counts, data, method=method, seed=seed)
+
+
+def read_runs(data: Any, *, seed: int) -> tuple[list[Run], dict[str, int]]:
+  """Returns the usable runs of a source, and counts as in `sources.Examples`.
+
+  Rows are left out and counted as: not_resolved and other_expert (`data.swe`; a row that does not
+  say counts, too), malformed, no_steps, duplicate (the same run again), not_drawn (beyond
+  `data.swe.runs`, which a draw by seed and id decides).
+
+  Raises:
+    ValueError: rows without the column of messages, one id for two runs, or no usable run.
+  """
+  counts, runs, complaint = collections.Counter(), {}, ""
+  for place, row in rows.read(data):
+    counts["rows"] += 1
+    reason = _unwanted(row, data.swe)
+    if not reason:
+      try:
+        run = _run(row, place, data)
+      except _Malformed as error:
+        reason, complaint = "malformed", complaint or f"; {error}"
+    if not reason and not run.steps:
+      reason = "no_steps"
+    if not reason and run.id in runs:
+      reason = "duplicate"
+      if run != runs[run.id]:
+        raise ValueError(
+          f"{place}: the id {run.id!r} already names another run; name a column of unique ids in"
+          " data.fields.id, or '' to do without"
+        )
+    if reason:
+      counts[reason] += 1
+    else:
+      runs[run.id] = run
+  if not runs:
+    reasons = ", ".join(f"{k} {n}" for k, n in counts.items() if k != "rows")
+    raise ValueError(
+      f"{data.path}: none of {counts['rows']} rows can be used ({reasons}{complaint}); rows without"
+      " the columns resolved and model need data.swe.resolved=False and data.swe.expert=''"
+      " (prepare: --noresolved --expert=)"
+    )
+  drawn = set(_draw(runs, seed)[: data.swe.runs or None])
+  counts["not_drawn"] = len(runs) - len(drawn)
+  counts["kept"] = len(drawn)
+  return [run for run in runs.values() if run.id in drawn], dict(+counts)
+
+
+class _Malformed(Exception):
+  """A run that cannot be cut into steps."""
+
+
+def _unwanted(row: dict[str, Any], wanted: Any) -> str | None:
+  """Returns the reason why the config does not want a row's run, if there is one."""
+  if wanted.resolved and row.get("resolved") is not True:
+    return "not_resolved"
+  if wanted.expert and row.get("model") != wanted.expert:
+    return "other_expert"
+  return None
+
+
+def _run(row: dict[str, Any], place: str, data: Any) -> Run:
+  """Returns a row's run with its observations shortened."""
+  fields = data.fields
+  for field in ("solution", "id") if fields.id else ("solution",):
+    if fields[field] not in row:
+      raise ValueError(
+        f"{place}: no field {fields[field]!r}, which data.fields.{field} names (prepare:"
+        f" --fields={field}=...); the row has {', '.join(map(repr, row))}"
+      )
+  try:
+    messages = read_messages(row[fields.solution])
+    issue = next((text_of(m) for m in messages if m["role"] == "user"), "").strip()
+    steps = split_actions(messages)
+    texts = [issue, *(part or "" for step in steps for part in dataclasses.astuple(step))]
+    digest = _digest("\0".join(texts))  # raises for half a character (a lone surrogate)
+  except ValueError as error:
+    raise _Malformed(f"{place}: {error}") from error
+  if not issue:
+    raise _Malformed(f"{place}: no message of the user, which holds the issue")
+  limit = data.swe.observation_chars
+  steps = [
+    dataclasses.replace(step, observation=step.observation and shorten(step.observation, limit))
+    for step in steps
+  ]
+  return Run(str(row[fields.id]) if fields.id else digest.hex()[:12], issue, steps)
+
+
+def make_examples(
+  runs: list[Run], counts: dict[str, int], data: Any, *, method: str, seed: int
+) -> sources.Examples:
+  """Returns the examples of `read_runs`' runs; arguments and errors: `sources.load_examples`.
+
+  `data.holdout` whole runs are held out, one each of as many issues; other runs of these issues
+  are left out and counted as twin_of_held_out. Of the held-out steps `data.swe.validation_steps`
+  are drawn.
+  """
+  if method not in ("srl", "sft"):
+    raise ValueError(f"method={method!r}: runs have steps but no final answer; use srl or sft")
+  if data.title_hint:
+    raise ValueError("data.title_hint=True: actions have no titles; set it to False")
+  examples = [example for run in runs for example in step_examples(run, method, data)]
+  split = sources.hold_out(examples, counts, data.holdout, seed, key=_description)
+  first: dict[str, str] = {}  # of each held-out issue the run with the smallest id
+  for example in split.validation:
+    issue = _description(example.problem)
+    first[issue] = min(example.problem_id, first.get(issue, example.problem_id))
+  held_out = {e.id: e for e in split.validation if e.problem_id in first.values()}
+  twins = len({e.problem_id for e in split.validation}) - len(first)
+  if twins:
+    counts = {**counts, "twin_of_held_out": twins, "kept": counts["kept"] - twins}
+  drawn = set(_draw(held_out, seed)[: data.swe.validation_steps or None])
+  validation = [example for id, example in held_out.items() if id in drawn]
+  return sources.Examples(split.train, validation, counts)
+
+
+def _description(issue: str) -> str:
+  """Returns what tells issues apart: the description; the instructions around it have versions."""
+  described = _DESCRIPTION.search(issue)
+  return normal(described[1] if described else issue)
+
+
+def step_examples(run: Run, method: str, data: Any) -> list[sources.StepExample]:
+  """Returns a prompt for each step, with the step's action as the target.
+
+  Step k (from 1) has the id `run.id/k` and sees the last `data.swe.pairs` steps before it. Of N
+  steps the last is a target only with `data.keep_last_step`. For sft the target is the thought in
+  think tags and then the action, in the form of the answers that are asked for.
+  """
+  seen = [_pair(step) for step in run.steps]
+  examples = []
+  for k, step in enumerate(run.steps if data.keep_last_step else run.steps[:-1]):
+    answer = f"{prompts.OPEN}\n{step.thought}\n{prompts.CLOSE}\n{step.action}"
+    examples.append(
+      sources.StepExample(
+        id=f"{run.id}/{k + 1}",
+        problem_id=run.id,
+        task=method,
+        problem=run.issue,
+        context=seen[max(0, k - data.swe.pairs) : k],
+        hint=None,
+        target=answer if method == "sft" else step.action,
+        answer=None,
+      )
+    )
+  return examples
+
+
+def _pair(step: AgentStep) -> str:
+  """Returns an action and what it showed, as the policy reads them."""
+  shown = "" if step.observation is None else prompts.OBSERVATION + step.observation
+  return step.action + shown
+
+
+def _draw(ids: Any, seed: int) -> list[str]:
+  """Returns ids in an order that only they and the seed decide."""
+  return sorted(ids, key=lambda id: _digest(f"{seed}/{id}"))
+
+
+def _digest(text: str) -> bytes:
+  return hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,154 @@
+"""Runs of a software agent (SWE-smith), cut into thoughts, actions and observations (paper, 5.3).
+
+The action is "the environment-consumable command" alone. Whether a run was written as
+text or as tool calls, its actions have the same form, the one that SWE-agent's function-calling
+parser reads and that runs written as text have word for word:
+
+    <function=str_replace_editor>
+    <parameter=command>view</parameter>
+    <parameter=view_range>[1, 20]</parameter>
+    </function>
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+SUBMIT = "<function=submit>\n</function>"
+# Their values stand on lines of their own.
+_LONG_VALUES = ("file_text", "new_str", "old_str")
+_OBSERVATION = "OBSERVATION:\n"
+
+# At the start of a line, so that a thought may speak of functions.
+_CALL = re.compile(r"(?:\A|(?<=\n))<function=([\w.-]+)>\n(?P<body>.*)</function>\s*\Z", re.DOTALL)
+_PARAMETER = re.compile(
+  r"<parameter=([\w.-]+)>(.*?)</parameter>\n(?=<parameter=[\w.-]+>|</function>|\Z)", re.DOTALL
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentStep:
+  """One turn of an agent.
+
+  Attributes:
+    thought: what it said before it acted; may be empty.
+    action: the function call.
+    observation: what the environment answered, or None where the run ends.
+  """
+
+  thought: str
+  action: str
+  observation: str | None
+
+
+def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
+  """Returns the steps of a run, in order.
+
+  The environment answers the first submit with a request to check the work, so most runs submit
+  twice. Every submit after the first is left out: given that request it is no decision.
+
+  Args:
+    messages: a list of messages or its JSON. An assistant's message holds its call as text
+      (`<function=...>`) or in `tool_calls`; the message after it, of role user or tool, holds the
+      observation.
+
+  Raises:
+    ValueError: no list of messages, or an assistant's message without exactly one function call.
+  """
+  messages = read_messages(messages)
+  steps = []
+  for i, message in enumerate(messages):
+    if message["role"] != "assistant":
+      continue
+    try:
+      thought, action = _take_apart(message)
+      observation = _observation(messages[i + 1 : i + 2])
+    except ValueError as error:
+      raise ValueError(f"message {i}: {error}") from error
+    if action != SUBMIT or all(step.action != SUBMIT for step in steps):
+      steps.append(AgentStep(thought, action, observation))
+  return steps
+
+
+def _observation(after: Sequence[dict[str, Any]]) -> str | None:
+  """Returns what the message after an action shows, None if there is none of the environment."""
+  if not after or after[0]["role"] not in ("user", "tool"):
+    return None
+  return text_of(after[0]).removeprefix(_OBSERVATION).strip("\n")
+
+
+def read_messages(messages: str | Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+  """Returns the messages as a list whose every item has a role."""
+  if isinstance(messages, str):
+    try:
+      messages = json.loads(messages)
+    except ValueError as error:
+      raise ValueError(f"the messages are broken JSON: {error}") from error
+  if not isinstance(messages, Sequence) or not messages:
+    raise ValueError("expected a list of messages, or its JSON")
+  for i, message in enumerate(messages):
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+      raise ValueError(f"message {i} is no object with a role")
+  return messages
+
+
+def text_of(message: dict[str, Any]) -> str:
+  """Returns a message's content, plain or in parts, with the line ends of Unix.
+
+  Terminals end lines with CR LF, and tool-call runs keep that.
+  """
+  content = message.get("content") or ""
+  parts = content if isinstance(content, list) else [{"text": content}]
+  texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+  if not all(isinstance(text, str) for text in texts):
+    raise ValueError("its content is neither a text nor a list of texts")
+  return "".join(texts).replace("\r\n", "\n")
+
+
+def _take_apart(message: dict[str, Any]) -> tuple[str, str]:
+  """Returns the thought and the action of an assistant's message."""
+  if message.get("tool_calls"):
+    calls = message["tool_calls"]
+    if len(calls) > 1:
+      raise ValueError(f"{len(calls)} function calls, expected one")
+    return text_of(message).strip(), _tool_action(calls[0])
+  text = text_of(message)
+  call = _CALL.search(text)
+  if not call:
+    raise ValueError("it does not end with a function call")
+  body, at = call["body"], 0
+  while parameter := _PARAMETER.match(body, at):
+    at = parameter.end()
+  if at < len(body):
+    raise ValueError("expected one function call with nothing between its parameters")
+  return text[: call.start()].strip(), call[0].strip()
+
+
+def _tool_action(call: dict[str, Any]) -> str:
+  """Returns a tool call in the form of the text runs."""
+  try:
+    name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")
+    items = arguments.items()
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"its tool call has no function with arguments in JSON ({error})") from error
+  lines = [f"<function={name}>"]
+  for key, value in items:
+    value = value if isinstance(value, str) else json.dumps(value)
+    line_end = "\n" if key in _LONG_VALUES else ""
+    lines.append(f"<parameter={key}>{line_end}{value}{line_end}</parameter>")
+  return "\n".join([*lines, "</function>"])
+
+
+def shorten(text: str, limit: int) -> str:
+  """Returns the text, or `limit` characters of it, from both ends, with a mark between them.
+
+  The limit is in characters because data/ knows no tokenizer: prepared files then suit every
+  model. Qwen2.5 makes a token of 3.3 characters of observations.
+  """
+  cut = len(text) - limit
+  if cut <= 0:
+    return text
+  head = limit - limit // 2
+  return f"{text[:head]}\n[... {cut} characters left out ...]\n{text[head + cut :]}"

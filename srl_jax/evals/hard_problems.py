@@ -1,0 +1,96 @@
+"""Hard problems (paper, 4.1): those that a model solves in a small share of k samples, or never.
+
+The paper defines them by the policy's success rate over k samples, at most a small constant, and
+leaves k and the constant open. A solution counts if its final answer is right.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+
+from srl_jax.data import prompts, rows
+from srl_jax.evals import passes
+from srl_jax.evals.math_benchmarks import Solver
+from srl_jax.policy import hf_files, sharding, weights
+from srl_jax.rollout.engine import SamplingParams
+from srl_jax.rollout.episodes import Task, asker
+from srl_jax.rollout.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """How success is measured.
+
+  Attributes:
+    model: Hugging Face folder or name.
+    samples: k, the solutions for each problem.
+    style: prompt for whole solutions, plain | think.
+    max_tokens: of a solution.
+    seed: of the samples.
+  """
+
+  model: str
+  samples: int
+  style: str
+  max_tokens: int
+  seed: int
+
+
+def success_rates(
+  trial: Trial,
+  tasks: Sequence[Task],
+  folder: pathlib.Path,
+  *,
+  width: int,
+  tell: Callable[[str, int], None],
+) -> dict[str, float]:
+  """Returns {task's id: share of right solutions}, sampled at temperature 1 on all devices.
+
+  Args:
+    trial: what is measured.
+    tasks: problems with gold answers.
+    folder: takes every response as it comes (evals.passes); what it holds is not sampled again.
+    width: most responses that decode side by side.
+    tell: called with the pass's name and its responses so far.
+
+  Raises:
+    ValueError: no such model, or a folder that holds samples of another trial.
+  """
+  model_folder = hf_files.resolve_model(trial.model)
+  _claim(folder, trial)
+  stored = {tensor.dtype for tensor in hf_files.read_headers(model_folder).values()}
+  dtype = "float32" if stored == {"F32"} else "bfloat16"
+  tokenizer = prompts.load_tokenizer(model_folder)
+  engine = Sampler(tokenizer, prompts.stop_ids(tokenizer, model_folder), width)
+  solver = Solver(
+    engine=engine,
+    ask=asker(tokenizer, "rlvr", trial.style),
+    mode="whole",
+    params=SamplingParams(trial.max_tokens, seed=trial.seed),
+    max_turns=1,
+    max_prompt_tokens=0,  # a whole solution has neither
+  )
+  with jax.set_mesh(sharding.make_mesh(f"fsdp={jax.device_count()}")):
+    engine.load_weights(weights.load_hf(model_folder, dtype=dtype)[1], 0)
+    passes.solve(solver, folder, tasks, trial.samples, 1.0, tell)
+  engine.close()
+  lines = (row for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"))
+  return {row["id"]: sum(s["right"] for s in row["samples"]) / trial.samples for row in lines}
+
+
+def _claim(folder: pathlib.Path, trial: Trial) -> None:
+  """Makes the folder this trial's; ValueError if it is another one's."""
+  path, now = folder / "settings.json", dataclasses.asdict(trial)
+  if path.exists():
+    before = json.loads(path.read_text("utf-8"))
+    differ = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in now if before.get(k) != now[k]]
+    if differ:
+      raise ValueError(
+        f"{folder} holds samples of another trial: {'; '.join(differ)}. Give another --output, or"
+        " set these back to go on with that one"
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(now, indent=1) + "\n", "utf-8")
