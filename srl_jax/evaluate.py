@@ -44,6 +44,10 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the k samples.")
 _DATA = flags.DEFINE_string("data", None, "Folder with NAME.jsonl (default: the hub).")
 _LIMIT = flags.DEFINE_integer("limit", None, "First problems of each benchmark only.", 1)
 _ENGINE = flags.DEFINE_enum("engine", "builtin", ["builtin", "vllm"], "Who samples.")
+_SERVERS = flags.DEFINE_list("servers", None, "vLLM's base URLs (launch/vllm_server.sh).")
+_WEIGHTS_ROOT = flags.DEFINE_string(
+  "weights_root", "/dev/shm", "Folder through which the weights go to the servers."
+)
 _STYLE = flags.DEFINE_enum(
   "style",
   None,
@@ -78,8 +82,10 @@ _TOLD_ONLY = ("model", "step")
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)  # orbax tells every rename
-  if _ENGINE.value == "vllm":
-    raise ValueError("--engine=vllm: not in this version; use --engine=builtin")
+  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
+    raise ValueError(
+      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
+    )
   if _TEMPERATURE.value <= 0:
     raise ValueError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
   benchmarks = _load_benchmarks()
@@ -87,8 +93,9 @@ def main(argv: list[str]) -> None:
   import jax  # after the flags and files: a mistake in them must not wait for it
 
   from configs import common
-  from srl_jax.evals import passes
+  from srl_jax.evals import passes, tables
   from srl_jax.policy.sharding import make_mesh
+  from srl_jax.rollout.engine import EngineError
 
   run = _read_run(pathlib.Path(_MODEL.value))
   settings = _settings(run)
@@ -105,8 +112,11 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
       print(f"\nstopped; the same command goes on from what {output} holds", flush=True)
       raise SystemExit(130) from None
-  solver.engine.close()
-  print(_write_table(output, settings))
+    except EngineError as error:
+      raise ValueError(f"{error}. The same command goes on from what {output} holds") from error
+    finally:
+      solver.engine.close()
+  print(tables.write(output, settings))
 
 
 # ---------------------------------------------------------------------------------- what is asked
@@ -198,7 +208,8 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
   before = json.loads(path.read_text(encoding="utf-8"))
   differ = [key for key in settings if key in before and before[key] != settings[key]]
   if set(differ) - set(_TOLD_ONLY):
-    changes = (f"{key} was {before[key]!r}, is {settings[key]!r}" for key in differ)
+    short = lambda value: repr(value) if len(repr(value)) < 80 else f"{repr(value)[:76]}...'"
+    changes = (f"{key} was {short(before[key])}, is {short(settings[key])}" for key in differ)
     raise ValueError(
       f"{output} holds an evaluation of something else: {'; '.join(changes)}. Give another"
       " --output, or set these back to continue that one"
@@ -223,14 +234,13 @@ def _load(run: dict | None, settings: dict, width: int):
   from srl_jax.policy import hf_files
   from srl_jax.rollout.engine import SamplingParams
   from srl_jax.rollout.episodes import asker
-  from srl_jax.rollout.sampler import Sampler
 
   folder = hf_files.resolve_model(run["model"] if run else settings["model"])
   tokenizer = prompts.load_tokenizer(folder)
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
   model = start.load_weights(chosen, folder)
-  engine = Sampler(tokenizer, prompts.stop_ids(tokenizer, folder), width)
+  engine = _make_engine(tokenizer, prompts.stop_ids(tokenizer, folder), width)
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(
     engine=engine,
@@ -241,6 +251,15 @@ def _load(run: dict | None, settings: dict, width: int):
     max_prompt_tokens=settings["max_prompt_tokens"],
   )
   return solver, _checksum(model)
+
+
+def _make_engine(tokenizer, stop_ids: list[int], width: int):
+  from srl_jax.rollout.sampler import Sampler
+  from srl_jax.rollout.vllm_client import VllmEngine
+
+  if _ENGINE.value == "builtin":
+    return Sampler(tokenizer, stop_ids, width)
+  return VllmEngine(_SERVERS.value, tokenizer, stop_ids, weights_root=_WEIGHTS_ROOT.value)
 
 
 def _checksum(model) -> int:
@@ -266,20 +285,6 @@ class _Progress:
     if time.monotonic() - self.last > _EVERY:
       self.last = time.monotonic()
       print(f"{self.benchmark} {name}: {responses} responses", flush=True)
-
-
-def _write_table(output: pathlib.Path, settings: dict) -> str:
-  """Writes table.{txt,md,json} of all that the folder holds, and returns it as text."""
-  from srl_jax.evals import passes, tables
-  from srl_jax.evals.figures import figures, paper_average
-  from srl_jax.learner import start
-
-  found = {benchmark: figures(its) for benchmark, its in passes.read(output).items()}
-  table = {"settings": settings, "benchmarks": found, "average": paper_average(found)}
-  start.write_json(output / "table.json", table)
-  for suffix, render in (("txt", tables.as_text), ("md", tables.as_markdown)):
-    (output / f"table.{suffix}").write_text(render(table) + "\n", encoding="utf-8")
-  return tables.as_text(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""The table of an evaluation, as text and as Markdown.
+"""The table of an evaluation, as text, Markdown and JSON.
 
 Each begins with the line that says what was measured: model, mode, prompt style, sampling.
 """
 
+import json
+import pathlib
 import re
+
+from srl_jax.evals import passes
+from srl_jax.evals.figures import figures, paper_average
 
 _FIGURE = re.compile(r"(greedy|avg_at|pass_at|majority_at)_?(\d*)")
 _ORDER = ("greedy", "avg_at", "pass_at", "majority_at")
@@ -13,14 +18,34 @@ _FOOT = (
 )
 
 
+def write(output: pathlib.Path, settings: dict) -> str:
+  """Writes table.{txt,md,json} of all finished passes in the folder of an evaluation.
+
+  Returns the text. The JSON has settings, benchmarks ({benchmark: figures}) and average.
+  """
+  found = {benchmark: figures(its) for benchmark, its in passes.read(output).items()}
+  table = {"settings": settings, "benchmarks": found, "average": paper_average(found)}
+  rendered = {
+    "txt": as_text(table),
+    "md": as_markdown(table),
+    "json": json.dumps(table, indent=1, ensure_ascii=False),
+  }
+  for suffix, text in rendered.items():
+    (output / f"table.{suffix}").write_text(text + "\n", encoding="utf-8")
+  return rendered["txt"]
+
+
 def heading(settings: dict) -> str:
   """One line on what was measured, from evaluate's settings."""
   step = "" if settings["step"] is None else f", step {settings['step']}"
+  dtype = (
+    f", {settings['dtype']}" if settings["engine"] == "builtin" else ""
+  )  # a server has its own
   style = "next step" if settings["mode"] == "stepwise" else settings["style"]
   return (
     f"{settings['model']}{step}: mode {settings['mode']}, prompt style {style}, @k at temperature"
     f" {settings['temperature']:g}, at most {settings['max_tokens']} tokens a response,"
-    f" {settings['engine']} engine, {settings['dtype']}"
+    f" {settings['engine']} engine{dtype}"
   )
 
 
