@@ -4,10 +4,13 @@
 #   launch/run.sh FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
 #   launch/run.sh configs/quickstart.py
 #
+# With rollout.engine=vllm and no rollout.servers it starts a vLLM server for the run (SRL_VLLM_FLAGS,
+# SRL_VLLM_PORT) and stops it after.
+#
 # The same command again continues a run that was interrupted.
 set -euo pipefail
 if [ $# -lt 1 ] || [[ "$1" == -* ]]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 # shellcheck source=launch/environment.sh
@@ -15,4 +18,30 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt"
 config="$1"
 shift
-exec python -m srl_jax.train --config="$config" "$@"
+
+# rollout.engine=vllm without addresses: a server for this run, on this machine, that ends with it.
+mapfile -t server < <(python "$ROOT/launch/server_of_config.py" --config="$config" "$@")
+if [ "${#server[@]}" -eq 0 ]; then
+  exec python -m srl_jax.train --config="$config" "$@"
+fi
+output="$(mktemp -d)"
+set -m # groups of their own: Ctrl-C reaches this script alone, which asks the run first
+# shellcheck disable=SC2086
+"$ROOT/launch/vllm_server.sh" "${server[@]}" --port="${SRL_VLLM_PORT:-8101}" ${SRL_VLLM_FLAGS:-} \
+  > "$output/ready" &
+pid=$!
+trap 'kill "$pid" 2> /dev/null; wait "$pid" || true; rm -rf "$output"' EXIT
+until grep -q '^ready:' "$output/ready"; do
+  kill -0 "$pid" 2> /dev/null || exit 2 # it has said why
+  sleep 1
+done
+cat "$output/ready"
+python -m srl_jax.train --config="$config" "$@" \
+  --config.rollout.servers="http://127.0.0.1:${SRL_VLLM_PORT:-8101}" &
+run=$!
+trap 'kill -INT "$run" 2> /dev/null' INT
+trap 'kill -TERM "$run" 2> /dev/null' TERM
+while kill -0 "$run" 2> /dev/null; do
+  wait "$run" || true # a signal ends the wait, not the run
+done
+wait "$run"

@@ -101,14 +101,23 @@ set -m
 server=$!
 set +m
 
+# Shared memory of the server's processes, which stays behind when they are killed outright.
+shared_memory() {
+  for process in $(pgrep -g "$server"); do
+    grep -oE '/dev/shm/(psm_|sem\.mp-)[^ ]+' "/proc/$process/maps" 2>/dev/null || true
+  done | sort -u
+}
+shared=()
+
 stop() {
   trap '' INT TERM
   kill -TERM -- "-$server" 2>/dev/null || true
   for _ in {1..100}; do
-    kill -0 -- "-$server" 2>/dev/null || return 0
+    kill -0 -- "-$server" 2>/dev/null || break
     sleep 0.1
   done
   kill -KILL -- "-$server" 2>/dev/null || true
+  rm -f "${shared[@]}"
 }
 trap stop EXIT
 trap 'exit 130' INT
@@ -126,5 +135,6 @@ for ((waited = 0; ; waited++)); do
     2>/dev/null && break
   sleep 1
 done
+mapfile -t shared < <(shared_memory)
 echo "ready: $url ($model, pid $server, output in $log)"
 wait "$server" || die "the vLLM server at $url ended with code $?; its output is in $log"
