@@ -1,0 +1,121 @@
+r"""Benchmarks: problems from files and the hub; what counts as an answer."""
+
+import json
+
+import pytest
+
+from srl_jax.data import arithmetic, rows
+from srl_jax.evals import math_benchmarks as M
+from srl_jax.rewards.answers import equal_pairs
+from srl_jax.rollout.episodes import Episode, Task
+
+
+def write(path, *lines):
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return str(path)
+
+
+@pytest.mark.parametrize("name", list(M.HUB))
+def test_real_files(shared, name):
+  tasks = M.load_benchmark(name, shared / "data" / "math")
+  assert len(tasks) == M.HUB[name].size == len({task.id for task in tasks})
+  assert all(equal_pairs([(task.answer, task.answer) for task in tasks]))
+  assert not any(task.answer.endswith(".0") for task in tasks if name == "amc23")
+
+
+def test_real_answers(shared):
+  load = lambda name: M.load_benchmark(name, shared / "data" / "math")
+  assert [task.answer for task in load("amc23")[:3]] == ["27", "36", "45"]  # 27.0 in the file
+  assert load("minerva_math")[0].answer == "1.6"  # the box of its solution
+  assert load("aime24")[0].id == "aime24-60"
+
+
+def test_arithmetic():
+  tasks = M.load_benchmark("arithmetic:3")
+  assert [task.problem for task in tasks] == [p.text for p in arithmetic.problems("test", 3)]
+  assert M.load_benchmark("arithmetic")[:3] == tasks and len(M.load_benchmark("arithmetic")) == 200
+
+
+def test_own_file(tmp_path):
+  path = write(
+    tmp_path / "mine.jsonl",
+    {"question": " What is 2+2? ", "answer": 4},
+    {"problem": "And 1/2?", "answer": 0.5, "unique_id": "half"},
+    {"problem": "And 6*7?", "solution": r"\boxed{41}, no, \boxed{42}.", "id": 7, "answer": None},
+  )
+  assert M.benchmark_name(path) == "mine"
+  assert M.load_benchmark(path) == [
+    Task("mine-0", "What is 2+2?", "4"),
+    Task("mine-half", "And 1/2?", "0.5"),
+    Task("mine-7", "And 6*7?", "42"),
+  ]
+
+
+@pytest.mark.parametrize(
+  "row, complaint",
+  [
+    ({"answer": "1"}, r"mine.jsonl:2: no text under 'problem' or 'question'; it has answer"),
+    ({"problem": "p"}, r"mine.jsonl:2: no gold answer"),
+    ({"problem": "p", "solution": "no box"}, r"mine.jsonl:2: no gold answer"),
+    ({"problem": "p", "answer": True}, r"mine.jsonl:2: no gold answer"),
+    ({"problem": "p", "answer": " "}, r"mine.jsonl:2: no gold answer"),
+    ({"problem": "p", "answer": 1, "id": 5}, r"mine.jsonl:2: the id 'mine-5' already names .*:1"),
+  ],
+)
+def test_broken_rows(tmp_path, row, complaint):
+  path = write(tmp_path / "mine.jsonl", {"problem": "a", "answer": 1, "id": 5}, row)
+  with pytest.raises(ValueError, match=complaint):
+    M.load_benchmark(path)
+
+
+@pytest.mark.parametrize("spec", ["amc24", "arithmetic:x", "math500:3", ""])
+def test_unknown(spec):
+  with pytest.raises(ValueError, match="is unknown; use amc23"):
+    M.load_benchmark(spec)
+
+
+def hub(monkeypatch, found):
+  """Puts rows in the hub's place; returns what was asked of it."""
+  asked = []
+
+  def hub_rows(*names):
+    asked.append(names)
+    yield from ((f"row {i}", row) for i, row in enumerate(found))
+
+  monkeypatch.setattr(rows, "hub_rows", hub_rows)
+  return asked
+
+
+def test_hub_takes_the_year(monkeypatch):
+  url = "https://artofproblemsolving.com/wiki/index.php/{}_AIME_I_Problems/Problem_1"
+  years = [2022] * 30 + [2023] * 30 + [2024] * 30
+  found = [
+    {"id": i, "problem": f"p{i}", "answer": str(i), "url": url.format(year)}
+    for i, year in enumerate(years)
+  ]
+  asked = hub(monkeypatch, found)
+  tasks = M.load_benchmark("aime24")
+  assert asked == [("AI-MO/aimo-validation-aime", "train")]
+  assert [task.id for task in tasks] == [f"aime24-{i}" for i in range(60, 90)]
+
+
+def test_hub_that_changed(monkeypatch):
+  hub(monkeypatch, [{"question": "q", "answer": "1"}] * 271)
+  with pytest.raises(ValueError, match=r"271 problems where minerva_math has 272"):
+    M.load_benchmark("minerva_math")
+
+
+@pytest.mark.parametrize(
+  "ended, answer", [("whole", "42"), ("cut_off", "42"), ("boxed", "42"), ("max_turns", None)]
+)
+def test_only_a_finished_episode_answers(ended, answer):
+  episode = Episode(Task("a", "p", "42"), 0, actions=["6 times 7 is 42"], ended=ended)
+  assert M.grade([episode]) == [M.Graded(answer, answer is not None)]
+
+
+def test_measure(scripted, solver):
+  """Problem 0 is solved by sample 0 of 4, which greedy decoding repeats; problem 1 never."""
+  engine = scripted(lambda id, sample: r"\boxed{5}" if (id, sample) == ("t0", 0) else r"\boxed{6}")
+  tasks = [Task("t0", "p", "5"), Task("t1", "q", "5")]
+  expected = {"greedy": 0.5, "avg_at_4": 0.125, "pass_at_4": 0.5}
+  assert M.measure(solver(engine), tasks, 4) == expected
