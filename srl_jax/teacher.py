@@ -1,0 +1,236 @@
+"""python -m srl_jax.teacher: problems -> expert solutions, from any OpenAI-compatible server.
+
+  python -m srl_jax.teacher --server=http://localhost:8000 --model=NAME \\
+      --problems=problems.jsonl --output=data/teacher
+  python -m srl_jax.prepare --source=data/teacher/solutions.jsonl --output=data/mine \\
+      --fields=problem=problem,solution=solution,answer=answer,id=id
+
+asks for numbered steps with titles, up to --attempts times a problem, until a solution is kept:
+one whose final answer is right and that splits into at least two steps. OUTPUT holds
+attempts.jsonl, each answer with the reason why it was not kept, and solutions.jsonl, those kept.
+The same command goes on where it stopped. An API key is read from OPENAI_API_KEY and nowhere else.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+from absl import flags
+
+from srl_jax import errors
+from srl_jax.data import problems as problems_lib
+from srl_jax.data import prompts, rows, solutions
+from srl_jax.data.chat import ChatServer
+from srl_jax.data.problems import Problem
+from srl_jax.rewards.answers import answers_equal, extract_answer
+
+_SERVER = flags.DEFINE_string("server", None, "URL, with or without /v1 at its end.", required=True)
+_MODEL = flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
+_PROBLEMS = flags.DEFINE_string("problems", None, "File of JSON lines.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to or to go on with.", required=True)
+_FIELDS = flags.DEFINE_list(
+  "fields",
+  ["problem=problem", "answer=answer"],
+  "Columns of the problems: problem=, answer= and id=; the last may be left out.",
+)
+_ATTEMPTS = flags.DEFINE_integer("attempts", 4, "Most answers for each problem.", 1)
+_PARALLEL = flags.DEFINE_integer("parallel", 16, "Requests at a time.", 1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of sampling.", 0.0)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 8192, "Of an answer.", 1)
+_TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds to wait for an answer.", 0.0)
+
+_EVERY = 10.0  # seconds between lines of progress
+
+# Numbers and titles in the form that most teachers use by themselves; data.solutions reads it.
+SYSTEM = (
+  "You are an expert who writes model solutions for students. Solve the user's problem in numbered"
+  " steps, each of which has a short title in bold and makes one logical move that can be followed"
+  " without the steps after it. Write nothing before the first step. After the last step write the"
+  " final answer on a line of its own, within \\boxed{}. The form is:\n\n"
+  "1. **Title of the first step**: what is done and why\n\n"
+  "2. **Title of the second step**: what is done and why\n\n"
+  "Final answer: \\boxed{answer}"
+)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  problems = _read_problems()
+  server = ChatServer(_SERVER.value, _MODEL.value, timeout=_TIMEOUT.value)
+  output = pathlib.Path(_OUTPUT.value)
+  path = output / "attempts.jsonl"
+  made = _read_attempts(path, problems)
+  output.mkdir(parents=True, exist_ok=True)
+  told = time.monotonic()
+  try:
+    with path.open("a", encoding="utf-8") as file:
+      for attempt in _attempts(server, problems, made):
+        file.write(json.dumps(attempt, ensure_ascii=False) + "\n")
+        file.flush()
+        made.append(attempt)
+        if time.monotonic() - told > _EVERY:
+          told = time.monotonic()
+          kept = sum(not a["reason"] for a in made)
+          print(f"{len(made)} answers, {kept} of {len(problems)} problems solved", flush=True)
+  except KeyboardInterrupt:
+    print(
+      f"\nstopped; the same command goes on from what {output} holds (Ctrl-C again: do not wait for"
+      " the requests under way)",
+      flush=True,
+    )
+    raise SystemExit(130) from None
+  finally:
+    _write_solutions(output / "solutions.jsonl", problems, made)
+  print(_table(problems, made))
+  print(f"wrote {output}/solutions.jsonl and attempts.jsonl")
+
+
+# ---------------------------------------------------------------------------------- problems
+
+
+def _read_problems() -> dict[str, Problem]:
+  """{id: problem} of the file; ValueError for a row without a problem or a gold answer."""
+  fields = dict.fromkeys(("problem", "solution", "answer", "id"), "")
+  for item in _FIELDS.value:
+    field, _, column = item.partition("=")
+    if field not in ("problem", "answer", "id") or not column:
+      raise ValueError(f"--fields: {item!r} is none of problem=COLUMN, answer=COLUMN, id=COLUMN")
+    fields[field] = column
+  data = ml_collections.ConfigDict(dict(source="jsonl", path=_PROBLEMS.value, fields=fields))
+  problems, counts = problems_lib.read_problems(data, method="rlvr")  # which needs gold answers
+  for reason in sorted(counts.keys() - {"rows", "kept"}):
+    print(f"{_PROBLEMS.value}: {counts[reason]} of {counts['rows']} rows left out: {reason}")
+  return {problem.id: problem for problem in problems}
+
+
+# ---------------------------------------------------------------------------------- attempts
+
+
+def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dict[str, Any]]:
+  """The attempts of earlier runs; a last line that was cut off is removed from the file."""
+  if not path.exists():
+    return []
+  written = path.read_bytes()
+  whole = written[: written.rfind(b"\n") + 1]
+  if len(whole) < len(written):
+    os.truncate(path, len(whole))
+  attempts = [row for _, row in rows.json_lines(path)] if whole else []
+  for attempt in attempts:
+    if attempt["model"] != _MODEL.value:
+      raise ValueError(
+        f"{path} holds answers of {attempt['model']!r}, not of {_MODEL.value!r}: give another"
+        " --output"
+      )
+    problem = problems.get(attempt["id"])
+    if not problem or problem.text != attempt["problem"]:
+      raise ValueError(
+        f"{path} holds answers to a problem {attempt['id']!r} that {_PROBLEMS.value} does not have"
+        " like that: give another --output"
+      )
+  return attempts
+
+
+def _attempts(
+  server: ChatServer, problems: dict[str, Problem], made: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+  """Yields the attempts that are still to be made, judged, as they come.
+
+  All problems get their first one before any gets its second. `made` is read between the rounds, so
+  the caller is to add to it what it is given.
+  """
+  for number in range(1, _ATTEMPTS.value + 1):
+    solved = {attempt["id"] for attempt in made if not attempt["reason"]}
+    tried = {attempt["id"] for attempt in made if attempt["number"] >= number}
+    todo = [problem for id, problem in problems.items() if id not in solved | tried]
+    pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
+    try:
+      asked = {pool.submit(_ask, server, problem): problem for problem in todo}
+      pending = set(asked)
+      while pending:
+        done, pending = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
+        faults = [future.exception() for future in done if future.exception()]
+        for future in done:
+          if not future.exception():  # answers are paid for: those beside a fault are kept, too
+            yield _attempt(asked[future], number, *future.result())
+        if faults:
+          raise faults[0]
+    finally:  # an error or the user ends the run: nothing more is asked for
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _attempt(problem: Problem, number: int, text: str, finish_reason: str) -> dict[str, Any]:
+  return {
+    "id": problem.id,
+    "problem": problem.text,
+    "model": _MODEL.value,
+    "number": number,
+    "text": text,
+    "reason": judge(text, finish_reason, problem.answer, problem.text),
+  }
+
+
+def _ask(server: ChatServer, problem: Problem) -> tuple[str, str]:
+  messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.text}]
+  try:
+    return server.chat(messages, temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
+  except ValueError as error:
+    raise ValueError(f"problem {problem.id}: {error}") from error
+
+
+def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
+  """Returns why a teacher's answer is of no use, or None if it is.
+
+  The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, one_step.
+
+  Args:
+    text: the answer; think blocks are not looked at.
+    finish_reason: the server's; anything but "stop" means cut off.
+    gold: the right final answer.
+    problem: the question, which may list options.
+  """
+  if finish_reason != "stop":
+    return "cut_off"
+  solution = prompts.outside_think_blocks(text)
+  answer = extract_answer(solution)
+  if answer is None:
+    return "no_answer"
+  if not answers_equal(answer, gold, problem=problem):
+    return "wrong_answer"
+  return {0: "no_steps", 1: "one_step"}.get(len(solutions.split_steps(solution)))
+
+
+# ---------------------------------------------------------------------------------- results
+
+
+def _write_solutions(
+  path: pathlib.Path, problems: dict[str, Problem], made: list[dict[str, Any]]
+) -> None:
+  """Writes the kept solutions in the order of the problems; the file is never half of it."""
+  kept = {attempt["id"]: attempt for attempt in made if not attempt["reason"]}
+  partial = path.with_suffix(".partial")
+  with partial.open("w", encoding="utf-8") as file:
+    for id, problem in problems.items():
+      if id in kept:
+        solution = prompts.outside_think_blocks(kept[id]["text"])
+        line = {"id": id, "problem": problem.text, "answer": problem.answer, "solution": solution}
+        file.write(json.dumps(line | {"model": kept[id]["model"]}, ensure_ascii=False) + "\n")
+  partial.replace(path)
+
+
+def _table(problems: dict[str, Problem], made: list[dict[str, Any]]) -> str:
+  """Returns what came out as lines of aligned text."""
+  reasons = [attempt["reason"] for attempt in made]
+  lines = [("problems", len(problems)), ("solutions kept", reasons.count(None))]
+  lines += [("answers", len(made))]
+  lines += [(f"  not kept: {r}", reasons.count(r)) for r in sorted(set(reasons) - {None})]
+  width = max(len(name) for name, _ in lines)
+  return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+if __name__ == "__main__":
+  errors.run(main)

@@ -1,0 +1,245 @@
+"""The teacher command against a real HTTP server that gives canned answers and faults."""
+
+import collections
+import http.server
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from srl_jax import teacher
+from srl_jax.data import solutions, sources
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KEY = "sk-test"
+
+
+def solved(answer):
+  return f"1. **Add**: one more\n\n2. **Say**: so\n\nFinal answer: \\boxed{{{answer}}}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  """Answers as `server.script(problem, how many times it was asked before)` says."""
+
+  def do_POST(self):
+    body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    problem = body["messages"][-1]["content"]
+    with self.server.lock:
+      before = self.server.asked[problem]
+      self.server.asked[problem] += 1
+      self.server.seen.append((self.path, self.headers.get("Authorization"), body))
+    answer = self.server.script(problem, before)
+    status, said = answer if isinstance(answer, tuple) else (200, completion(answer))
+    self.send_response(status)
+    self.end_headers()
+    self.wfile.write(said.encode())
+
+  def log_message(self, *args):
+    """Keeps the test's output clean."""
+
+
+def completion(text, finish_reason="stop"):
+  message = {"role": "assistant", "content": text}
+  return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}]})
+
+
+@pytest.fixture
+def server():
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    server.lock, server.asked, server.seen = threading.Lock(), collections.Counter(), []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def command(folder, url, *flags):
+  required = [f"--server={url}", "--model=expert", "--problems=problems.jsonl", "--output=out"]
+  return dict(
+    args=[sys.executable, "-m", "srl_jax.teacher", *required, *flags],
+    cwd=folder,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(folder, url, *flags):
+  return subprocess.run(**command(folder, url, *flags), check=False)
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def problems(tmp_path):
+  """A folder with problems.jsonl: problem k is "k+1?" with the answer k + 1."""
+  rows = [{"problem": f"{k}+1?", "answer": str(k + 1), "name": f"p{k}"} for k in range(6)]
+  (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return tmp_path
+
+
+def test_solutions_are_kept_and_the_rest_is_told_by_reason(problems, server):
+  answers = {
+    "0+1?": [solved(1)],
+    "1+1?": [solved(7), solved(2)],
+    "2+1?": ["<think>1. a\n2. b</think>So \\boxed{3}.", "1. **Only**: \\boxed{3}", solved(3)],
+    "3+1?": ["I do not know.", solved(4)],
+    "4+1?": [
+      (200, completion(solved(5), "length")),
+      (503, "busy"),
+      "<think>hm</think>" + solved(5),
+    ],
+    "5+1?": [solved(0)] * 3,
+  }
+  server.script = lambda problem, before: answers[problem][before]
+  fields = "--fields=problem=problem,answer=answer,id=name"
+  result = run(problems, server.url, "--attempts=3", "--parallel=2", fields)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert result.stdout.splitlines() == [
+    "problems                  6",
+    "solutions kept            5",
+    "answers                   13",
+    "  not kept: cut_off       1",
+    "  not kept: no_answer     1",
+    "  not kept: no_steps      1",
+    "  not kept: one_step      1",
+    "  not kept: wrong_answer  4",
+    "wrote out/solutions.jsonl and attempts.jsonl",
+  ]
+  kept = lines(problems / "out" / "solutions.jsonl")
+  assert [row["id"] for row in kept] == ["p0", "p1", "p2", "p3", "p4"]
+  assert all(row["solution"] == solved(row["answer"]) for row in kept)
+  assert kept[0] == {
+    "id": "p0",
+    "problem": "0+1?",
+    "answer": "1",
+    "solution": solved(1),
+    "model": "expert",
+  }
+  path, authorization, body = server.seen[0]
+  assert (path, authorization) == ("/v1/chat/completions", f"Bearer {KEY}")
+  assert (body["model"], body["messages"][0]["content"]) == ("expert", teacher.SYSTEM)
+  assert KEY not in "".join(file.read_text() for file in (problems / "out").iterdir())
+
+  asked = server.asked.total()
+  again = run(problems, server.url, "--attempts=3", fields)
+  assert again.stdout == result.stdout and server.asked.total() == asked
+
+
+def test_a_killed_run_goes_on_where_it_stopped(problems, server):
+  held = threading.Event()
+
+  def script(problem, before):
+    if problem == "5+1?" and not held.is_set():
+      held.wait(30)
+      return (500, "too late")
+    return solved(int(problem[0]) + 1)
+
+  server.script = script
+  process = subprocess.Popen(**command(problems, server.url, "--parallel=2"))
+  attempts = problems / "out" / "attempts.jsonl"
+  deadline = time.monotonic() + 60
+  while not attempts.exists() or len(attempts.read_text().splitlines()) < 5:
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  held.set()
+  with attempts.open("a") as file:
+    file.write('{"id": "cut o')
+  before = server.asked.copy()
+  result = run(problems, server.url)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert server.asked - before == {"5+1?": 1}
+  assert len(lines(attempts)) == len(lines(problems / "out" / "solutions.jsonl")) == 6
+
+
+def test_an_error_in_the_middle_keeps_what_there_is(problems, server):
+  server.script = lambda problem, before: (
+    (400, '{"error": {"message": "too\\nlong"}}')
+    if problem == "3+1?"
+    else solved(int(problem[0]) + 1)
+  )
+  result = run(problems, server.url, "--parallel=1")
+  assert result.returncode == 2
+  assert result.stderr.startswith("error: problem ") and result.stderr.count("\n") == 1
+  assert result.stderr.endswith("/v1/chat/completions: HTTP 400: too long\n")
+  assert [row["answer"] for row in lines(problems / "out" / "solutions.jsonl")] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+  ("answer", "message"),
+  [
+    ((401, "no"), "HTTP 401: no; set OPENAI_API_KEY"),
+    ((404, ""), "HTTP 404: Not Found; check --server and --model"),
+    ((307, ""), "HTTP 307"),
+    ((200, "<html>Hello"), "no chat completion: '<html>Hello'; is it an OpenAI-compatible server?"),
+    ((200, '{"choices": []}'), "no chat completion"),
+  ],
+)
+def test_a_server_that_refuses_is_one_line(problems, server, answer, message):
+  server.script = lambda problem, before: answer
+  result = run(problems, server.url + "/v1/", "--parallel=1")
+  assert result.returncode == 2
+  assert message in result.stderr and result.stderr.count("\n") == 1
+  assert KEY not in result.stderr
+  assert max(server.asked.values()) == 1  # asked again it would say the same
+
+
+def test_nobody_at_the_address(problems, server):
+  server.server_close()
+  result = run(problems, server.url, "--parallel=1")
+  assert result.returncode == 2
+  assert "no answer in 3 tries ([Errno 111] Connection refused)" in result.stderr
+  assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--server=localhost:8000"], "error: --server='localhost:8000' is no URL"),
+    (["--problems=gone.jsonl"], "error: gone.jsonl does not exist"),
+    (["--fields=problem=problem,answer=gold"], "error: problems.jsonl:1: no field 'gold'"),
+    (["--fields=problem=problem"], "error: method='rlvr' needs the gold answers"),
+    (["--fields=solution=x"], "error: --fields: 'solution=x' is none of"),
+    (["--model=other"], "error: out/attempts.jsonl holds answers of 'expert', not of 'other'"),
+    (["--problems=other.jsonl"], "error: out/attempts.jsonl holds answers to a problem"),
+  ],
+)
+def test_bad_input_is_one_line(problems, flags, message):
+  (problems / "other.jsonl").write_text('{"problem": "9+1?", "answer": 10}\n')
+  (problems / "out").mkdir()
+  attempt = {
+    "id": "x",
+    "problem": "0+1?",
+    "model": "expert",
+    "number": 1,
+    "text": "",
+    "reason": "a",
+  }
+  (problems / "out" / "attempts.jsonl").write_text(json.dumps(attempt) + "\n")
+  result = run(problems, "http://127.0.0.1:9", *flags)
+  assert result.returncode == 2
+  assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+
+
+def test_the_form_that_is_asked_for_is_one_that_splits():
+  form = teacher.SYSTEM.rpartition("The form is:\n\n")[2]
+  split = solutions.split_solution(form)
+  assert [step.title for step in split.steps] == [
+    "Title of the first step",
+    "Title of the second step",
+  ]
+  assert split.conclusion == "Final answer: \\boxed{answer}"
+  assert teacher.judge(form, "stop", "answer", "Q?") is None
+  hints = sources.step_examples("p", "Q?", form, None, title_hint=True, keep_last_step=True)
+  assert all(example.hint for example in hints)
