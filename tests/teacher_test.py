@@ -173,7 +173,8 @@ def test_an_error_in_the_middle_keeps_what_there_is(problems, server):
   assert result.returncode == 2
   assert result.stderr.startswith("error: problem ") and result.stderr.count("\n") == 1
   assert result.stderr.endswith("/v1/chat/completions: HTTP 400: too long\n")
-  assert [row["answer"] for row in lines(problems / "out" / "solutions.jsonl")] == ["1", "2", "3"]
+  kept = [row["answer"] for row in lines(problems / "out" / "solutions.jsonl")]
+  assert kept[:3] == ["1", "2", "3"] and "4" not in kept
 
 
 @pytest.mark.parametrize(
