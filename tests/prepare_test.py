@@ -12,6 +12,7 @@ import pytest
 
 from srl_jax import prepare
 from srl_jax.data.sources import Examples, StepExample, load_examples
+from srl_jax.policy import hf_files, model, weights
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIELDS = "--fields=problem=q,solution=s,answer=a"
@@ -26,6 +27,10 @@ def run(folder, *flags):
     text=True,
     check=False,
   )
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -123,3 +128,106 @@ def test_a_failed_write_leaves_the_old_files(tmp_path):
     prepare._write(tmp_path / "out", Examples([good, good], [bad], {}), {"a": 2}, [])
   assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == before
   assert os.listdir(tmp_path) == ["out"]
+
+
+# ---------------------------------------------------------------------------------- runs
+
+
+def test_runs_of_agents(tmp_path):
+  call = "<function=bash>\n<parameter=command>{}</parameter>\n</function>"
+  rows = []
+  for k in range(4):
+    messages = [{"role": "user", "content": f"Issue {k}."}]
+    for command in ("ls", "pwd", "make"):
+      messages.append({"role": "assistant", "content": "Now.\n\n" + call.format(command)})
+      messages.append({"role": "user", "content": "OBSERVATION:\n" + "x" * 100})
+    rows.append({"messages": json.dumps(messages), "resolved": k != 3, "model": "m"})
+  (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  flags = ["--source=runs.jsonl", "--output=out", "--domain=swe", "--fields=solution=messages"]
+  flags += ["--expert=m", "--holdout=1", "--observation_chars=40", "--validation_steps=1"]
+  result = run(tmp_path, *flags)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert result.stdout.splitlines() == [
+    "rows read                               4",
+    "rows kept                               3",
+    "  dropped: not_resolved                 1",
+    "steps per run p10/p50/p90               3/3/3",
+    "characters per thought p10/p50/p90      4/4/4",
+    "characters per action p10/p50/p90       61/62/63",
+    "characters per observation p10/p50/p90  74/74/74",
+    "train                                   4 examples of 2 problems",
+    "validation                              1 examples of 1 problems",
+    "wrote out/train.jsonl, validation.jsonl and summary.json",
+  ]
+  swe = {"expert": "m", "resolved": True, "runs": 5000, "pairs": 2}
+  swe |= {"observation_chars": 40, "validation_steps": 1}
+  data = config(path=str(tmp_path / "out"), holdout=1, domain="swe", swe=swe)
+  prepared = load_examples(data, method="srl", seed=0)
+  source = data.copy_and_resolve_references().unlock()
+  source.path, source.fields = str(tmp_path / "runs.jsonl"), {"solution": "messages", "id": ""}
+  assert prepared == load_examples(source, method="srl", seed=0)
+  data.swe.pairs = 1
+  with pytest.raises(ValueError, match="was prepared with swe="):
+    load_examples(data, method="srl", seed=0)
+  with pytest.raises(ValueError, match="prepared with domain='swe', the config has 'math'"):
+    load_examples(config(path=str(tmp_path / "out"), holdout=1), method="srl", seed=0)
+
+
+# ---------------------------------------------------------------------------------- hard problems
+
+
+@pytest.fixture(scope="module")
+def guesser(tmp_path_factory):
+  """A folder with a model of random weights: in two tokens it hits upon one digit now and then."""
+  folder, miniature = tmp_path_factory.mktemp("models") / "guesser", ROOT / "configs" / "miniature"
+  shape = hf_files.load_config(miniature)
+  weights.save_hf(shape, model.init(shape, 0), folder, source=miniature)
+  return folder
+
+
+def test_hard_problems_are_those_that_the_model_hardly_solves(guesser, tmp_path):
+  solution = "1. **A**: aa\n2. **B**: bb\n3. **C**: ccc"
+  rows = [{"q": f"{k} + {k}", "s": solution, "a": str(k), "i": f"p{k}"} for k in range(10)]
+  rows += [{"q": "7 * 7", "s": solution, "a": "49000", "i": "never"}]
+  rows += [{"q": "1 - 1", "s": solution, "a": "", "i": "unknown"}]
+  (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  flags = ["--source=rows.jsonl", "--output=out", "--fields=problem=q,solution=s,answer=a,id=i"]
+  flags += ["--holdout=0", "--hard", f"--model={guesser}", "--max_tokens=2"]
+  result = run(tmp_path, *flags, "--samples=16", "--max_success_rate=0.05")
+  assert (result.returncode, result.stderr) == (0, "")
+  assert result.stdout.splitlines()[-1] == (
+    "wrote out/train.jsonl, validation.jsonl, hard.jsonl and summary.json"
+  )
+  told = {row["id"]: row for row in read(tmp_path / "out" / "hard.jsonl")}
+  sampled = read(tmp_path / "out" / "hard" / "sampled-16.jsonl")
+  rates = {row["id"]: sum(s["right"] for s in row["samples"]) / 16 for row in sampled}
+  assert {id: row["success_rate"] for id, row in told.items()} == rates | {"unknown": None}
+  reasons = {id: "hard" if rate <= 0.05 else "too_easy" for id, rate in rates.items()}
+  assert {id: row["reason"] for id, row in told.items()} == reasons | {"unknown": "no_answer"}
+  assert set(reasons.values()) == {"hard", "too_easy"} and reasons["never"] == "hard"
+  kept = {id for id, reason in reasons.items() if reason == "hard"}
+  assert {row["problem_id"] for row in read(tmp_path / "out" / "train.jsonl")} == kept
+  counts = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
+  assert counts == {"rows": 12, "kept": len(kept), "too_easy": 11 - len(kept), "no_answer": 1}
+
+  written = (tmp_path / "out" / "hard" / "sampled-16.rollouts.jsonl").read_bytes()
+  again = run(tmp_path, *flags, "--samples=16", "--max_success_rate=1")
+  assert again.stdout.splitlines()[1] == "rows kept                        11"
+  assert (tmp_path / "out" / "hard" / "sampled-16.rollouts.jsonl").read_bytes() == written
+  other = run(tmp_path, *flags, "--samples=8")
+  assert other.returncode == 2
+  assert "holds samples of another trial: samples was 16, is 8" in other.stderr
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--hard"], "error: --hard needs a --model"),
+    (["--hard", "--model=gone/model", "--domain=swe"], "error: --hard needs a --model, and probl"),
+    (["--hard", "--model=m", "--fields=problem=q,solution=s"], "error: --hard: no problem has a"),
+  ],
+)
+def test_hard_needs_a_model_and_answers(rows, flags, message):
+  result = run(rows, "--source=rows.jsonl", FIELDS, "--output=out", *flags)
+  assert result.returncode == 2
+  assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
