@@ -89,15 +89,14 @@ def defaults() -> ConfigDict:
 
   config.rollout = ConfigDict()
   config.rollout.engine = "builtin"  # builtin | vllm
-  config.rollout.servers = (
-    ""  # vllm: base URLs, commas between; launch/run.sh starts one if ""
-  )
+  config.rollout.servers = ""  # vllm: base URLs, commas between; launch/run.sh starts one if ""
   config.rollout.public_servers = False  # allow servers outside loopback and private networks
   config.rollout.weights_root = "/dev/shm"  # shared with the servers (their SRL_WEIGHTS_ROOT)
   config.rollout.samples = 8
   config.rollout.temperature = 1.0
   config.rollout.top_p = 1.0
   config.rollout.max_tokens = 2048
+  config.rollout.patience = 600.0  # vllm: seconds to wait for a server when all are lost
   config.rollout.lag = 0  # vllm: 1 samples the next batch while this one trains
   config.rollout.width = 256  # responses that the built-in engine decodes side by side
 

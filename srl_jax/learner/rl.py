@@ -54,13 +54,13 @@ def train(config, workdir: pathlib.Path) -> dict:
   queue = PromptQueue(len(asked.examples), config.seed)
   if progress.queue:
     queue.restore(progress.queue)
-  engine = start.make_engine(config, policy)
+  stop = start.StopSignal()
+  engine = start.make_engine(config, policy, stop.check)
   solver = start.make_solver(config, policy, engine)
   log = metrics.Log(
     workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
   )
   bar = terminal.Line(steps)
-  stop = start.StopSignal()
   phases = metrics.Phases()
   begun = time.monotonic() - progress.seconds
   empty, short, apart = 0, False, False

@@ -34,13 +34,13 @@ def train(config, workdir: pathlib.Path) -> dict:
   asked = start.Asked.make(config, policy.tokenizer, examples.train)
   held_out = start.Asked.make(config, policy.tokenizer, examples.validation)
   responses = _responses(policy, asked)
-  engine = start.make_engine(config, policy)
+  stop = start.StopSignal()
+  engine = start.make_engine(config, policy, stop.check)
   solver = start.make_solver(config, policy, engine)
   log = metrics.Log(
     workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
   )
   bar = terminal.Line(steps)
-  stop = start.StopSignal()
   phases = metrics.Phases()
   begun = time.monotonic() - progress.seconds
   loss = update.Loss(kind="likelihood", chunk=config.batch.logprob_chunk, remat=config.batch.remat)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ FREE_KEYS = (
   "rollout.servers",
   "rollout.public_servers",
   "rollout.weights_root",
+  "rollout.patience",
   "log.tensorboard",
   "log.wandb",
   "train.steps",
@@ -138,8 +140,8 @@ def load_weights(config, folder: pathlib.Path) -> Qwen2:
   return model
 
 
-def make_engine(config, policy: Policy) -> Engine:
-  """The rollout engine of a config."""
+def make_engine(config, policy: Policy, check: Callable[[], None]) -> Engine:
+  """The rollout engine of a config; it calls `check` while it waits, which may raise."""
   rollout = config.rollout
   if rollout.engine == "builtin":
     return Sampler(policy.tokenizer, policy.stop_ids, rollout.width)
@@ -150,6 +152,8 @@ def make_engine(config, policy: Policy) -> Engine:
     weights_root=rollout.weights_root,
     lag=rollout.lag,
     public_servers=rollout.public_servers,
+    patience=rollout.patience,
+    check=check,
   )
 
 

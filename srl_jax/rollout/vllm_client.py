@@ -39,6 +39,7 @@ class VllmEngine:
     lag: how many versions old a rollout's weights may be.
     public_servers: allow public addresses.
     patience: seconds to wait for a server when none is left.
+    check: called every second of a wait; what it raises ends the wait.
     seconds_per_token: the slowest rate to put up with, of one response.
     say: prints a line.
   """
@@ -54,17 +55,18 @@ class VllmEngine:
     public_servers: bool = False,
     patience: float = 600.0,
     seconds_per_token: float = 1.0,
+    check: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = print,
   ):
     if jax.process_count() > 1:
       raise ValueError("rollout.engine: vllm works with one trainer process; use builtin")
     self.tokenizer, self.stop_ids, self.lag = tokenizer, tuple(stop_ids), lag
-    self.seconds_per_token = seconds_per_token
+    self.seconds_per_token, self._check = seconds_per_token, check
     self.version = None
     self._counts = Counter()
     self._files = WeightsFolder(weights_root)
     try:
-      self._fleet = Fleet(servers, public=public_servers, patience=patience, say=say)
+      self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
     except BaseException:
       self._files.close()
       raise
@@ -117,7 +119,7 @@ class VllmEngine:
       thread.start()
     try:
       for _ in prompts:
-        prompt, found = ended.get()
+        prompt, found = self._next(ended)
         if prompt is None:
           raise found
         yield [self._rollout(prompt, *one) for one in found]
@@ -128,6 +130,13 @@ class VllmEngine:
           member.server.cut(cancelled)
         for thread in threads:
           thread.join(0.05)
+
+  def _next(self, ended: queue.SimpleQueue):
+    while True:
+      try:
+        return ended.get(timeout=1)
+      except queue.Empty:
+        self._check()
 
   def _check_modes(self, temperature: float) -> None:
     if temperature in (0.0, 1.0):

@@ -84,14 +84,17 @@ class Fleet:
     urls: base URLs.
     public: see Server.
     patience: seconds to wait for a server to come back when none is left.
+    check: called now and then while `push` waits; what it raises ends the wait.
     say: prints a line.
 
   Raises ValueError when no server is ready in START_SECONDS, or they differ in their type.
   """
 
-  def __init__(self, urls: Sequence[str], *, public: bool, patience: float, say: Callable):
+  def __init__(
+    self, urls: Sequence[str], *, public: bool, patience: float, check: Callable, say: Callable
+  ):
     self.members = [Member(Server(url, public=public)) for url in urls]
-    self.patience, self.say = patience, say
+    self.patience, self.check, self.say = patience, check, say
     self.weights: Weights | None = None
     self._changed = threading.Condition()
     self._closed = threading.Event()
@@ -173,8 +176,8 @@ class Fleet:
       member.in_flight -= n
       self._changed.notify_all()
 
-  def _await_live(self, cancelled: threading.Event) -> None:
-    """Returns when a server lives; self._changed is held."""
+  def _await_live(self, cancelled: threading.Event, check: Callable = lambda: None) -> None:
+    """Returns when a server lives, or once cancelled; self._changed is held."""
     begun = time.monotonic()
     while not self.ready() and not cancelled.is_set():
       reasons = "; ".join(member.reason for member in self.members)
@@ -184,6 +187,7 @@ class Fleet:
         self._told = True
         self.say(f"no vLLM server is left ({reasons}); waiting {self.patience:g} s for one ...")
       self._changed.wait(0.5)
+      check()
 
   def good(self, member: Member) -> None:
     """The server gave a useful answer."""
@@ -218,7 +222,7 @@ class Fleet:
     with ThreadPoolExecutor(max(1, len(members))) as pool:
       list(pool.map(lambda member: self._push(member, weights), members))
     with self._changed:
-      self._await_live(self._closed)
+      self._await_live(self._closed, self.check)
 
   def _push(self, member: Member, weights: Weights) -> None:
     server = member.server

@@ -381,3 +381,20 @@ def test_read_group_takes_a_response_that_was_cut_off(fake):
     logprobs=dict(content=[dict(token_id=t, logprob=-0.5) for t in (7, 8)]),
   )
   assert read_group(answer, 1, 2, [5]) == [((7, 8), (-0.5, -0.5), "length", ("4",))]
+
+
+def test_a_wait_ends_when_the_run_is_asked_to_stop(fake, make_engine, model):
+  asked = threading.Event()
+
+  def check():
+    if asked.is_set():
+      raise InterruptedError("stop")
+
+  engine = make_engine(fake, patience=60.0, check=check)
+  engine.load_weights(model, 1)
+  fake.health, fake.faults = 503, [FAULTS["hangs up"]] * 100
+  threading.Timer(0.5, asked.set).start()
+  with pytest.raises(InterruptedError):
+    ask(engine)
+  with pytest.raises(InterruptedError):
+    engine.load_weights(model, 2)
