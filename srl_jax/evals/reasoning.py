@@ -42,7 +42,8 @@ KINDS = ("planning", "between", "verification")
 LENGTHS = ("response", "monologue", "solution")
 _BLOCK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _CHECKS = re.compile(
-  r"\b(?:verif\w*|(?:double-?|re-?)?check\w*|confirm\w*|make sure|sanity|plug\w* (?:it )?back)\b",
+  r"\b(?:verif\w*|(?:double-?|re-?)?check(?:s|ed|ing)?|confirm\w*|make sure|sanity"
+  r"|plug\w* (?:it )?back)\b",
   re.IGNORECASE,
 )
 _STATED = re.compile(r"\\boxed\b|\banswer is\b", re.IGNORECASE)
