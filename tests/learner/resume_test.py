@@ -1,0 +1,156 @@
+"""Runs that are killed or stopped at any point end as runs that never were, bit for bit."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from srl_jax.learner import optimizer, update
+from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.policy.weights import load_hf
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BASE = ROOT / "configs" / "miniature"
+STEPS = 6
+FLAGS = {
+  "rl": [
+    "--config=configs/quickstart.py:steps=6",
+    *("--config.train.save_every=2", "--config.train.eval_every=3", "--config.train.keep=2"),
+    *("--config.batch.prompts=4", "--config.rollout.samples=4", "--config.algorithm.max_rounds=2"),
+    *("--config.data.holdout=8", "--config.eval.benchmark=", "--config.eval.mode=off"),
+  ],
+  "sft": [
+    "--config=configs/miniature_base.py",
+    *("--config.train.steps=6", "--config.train.save_every=2", "--config.train.eval_every=3"),
+    *("--config.train.keep=2", "--config.batch.prompts=8", "--config.data.holdout=8"),
+    *("--config.data.path=mix:64", "--config.log.tensorboard=False"),
+  ],
+}
+
+
+def begin(method, workdir):
+  """The run as a process of its own; what it says is in workdir.log."""
+  command = [sys.executable, "-m", "srl_jax.train", *FLAGS[method], f"--workdir={workdir}"]
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+  log = workdir.with_suffix(".log").open("a")
+  return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def finish(method, workdir):
+  assert begin(method, workdir).wait(300) == 0, workdir.with_suffix(".log").read_text()
+
+
+def wait_for(process, condition):
+  """Until the condition holds; False if the run ended first."""
+  while not condition():
+    if process.poll() is not None:
+      return False
+    time.sleep(0.001)
+  return True
+
+
+def lines(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.read_text().count("\n") if path.exists() else 0
+
+
+def is_saving(workdir):
+  folder = workdir / "checkpoints"
+  return folder.exists() and any("tmp" in name for name in os.listdir(folder))
+
+
+def final(method, workdir):
+  """(arrays of the last checkpoint as bytes, its queue, all scores, best step)."""
+  checkpoints = Checkpoints(workdir, 2)
+  assert checkpoints.steps()[-1] == STEPS
+  model = load_hf(BASE)[1]
+  moments = update.init_moments(optimizer.make(quickstart.get_config().optimizer, STEPS), model)
+  shapes = jax.tree.map(checkpoints.abstract, (model, moments))
+  model, moments, progress = checkpoints.restore(STEPS, *shapes)
+  arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((model, moments))]
+  found = arrays, progress.queue, progress.scores, checkpoints.best_step(), checkpoints.steps()
+  checkpoints.close()
+  return found
+
+
+def told(workdir):
+  """(metrics lines without the clock's, rollout files)."""
+  metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  clock = ("seconds_", "tokens_per_second", "mfu")
+  metrics = [{k: v for k, v in row.items() if not k.startswith(clock)} for row in metrics]
+  assert [row["step"] for row in metrics] == list(range(1, STEPS + 1))
+  return metrics, {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()}
+
+
+@pytest.fixture(scope="module", params=["rl", "sft"])
+def whole(request, tmp_path_factory):
+  """(method, final state, what it told) of a run that nobody disturbed."""
+  workdir = tmp_path_factory.mktemp(request.param) / "whole"
+  finish(request.param, workdir)
+  return request.param, final(request.param, workdir), told(workdir)
+
+
+def assert_like(whole, workdir):
+  method, state, written = whole
+  names = ("weights and moments", "queue", "scores", "best step", "steps")
+  for name, found, wanted in zip(names, final(method, workdir), state):
+    assert found == wanted, name
+  assert told(workdir) == written
+
+
+def test_the_run_trains(whole):
+  """Else equal weights would say nothing."""
+  method, _, (metrics, _) = whole
+  moved = [row for row in metrics if row.get("grad_norm", 0) > 0]
+  assert len(moved) >= STEPS - 2
+
+
+def test_killed_at_any_point(whole, tmp_path):
+  """kill -9 in the middle of a save, right behind a line, and at random moments of a step."""
+  workdir, rng, killed = tmp_path / "killed", random.Random(1), 0
+  saving = lambda: is_saving(workdir)
+  for condition, delay in [
+    (saving, 0.0),
+    ("line", 0.0),
+    ("line", rng.uniform(0, 0.2)),
+    ("line", rng.uniform(0, 1.0)),
+    (saving, 0.02),
+  ]:
+    if condition == "line":
+      before = lines(workdir)
+      wanted = lambda before=before: lines(workdir) not in (before, 0)
+    else:
+      wanted = condition
+    process = begin(whole[0], workdir)
+    if wait_for(process, wanted):
+      time.sleep(delay)
+      process.kill()
+    killed += process.wait() == -signal.SIGKILL
+  assert killed >= 3
+  finish(whole[0], workdir)
+  assert_like(whole, workdir)
+
+
+def test_stopped_and_continued(whole, tmp_path):
+  """SIGTERM behind step 3, which is saved with its score already."""
+  workdir = tmp_path / "stopped"
+  process = begin(whole[0], workdir)
+  assert wait_for(process, lambda: lines(workdir) >= 3)
+  process.terminate()
+  said = workdir.with_suffix(".log")
+  assert process.wait(120) == 0, said.read_text()
+  assert "stopped by SIGTERM; saved. Continue with the same command: " in said.read_text()
+  assert f"python -m srl_jax.train {FLAGS[whole[0]][0]}" in said.read_text()
+  finish(whole[0], workdir)
+  assert_like(whole, workdir)
