@@ -17,8 +17,9 @@ OUTPUT/BENCHMARK/greedy.jsonl          a line for each problem with its response
                *.rollouts.jsonl        every response with its tokens, as it was sampled
 OUTPUT/settings.json                   what was measured, and how
 
-The same command goes on where it stopped, and further benchmarks or another --samples may be added
-to a folder; another model or other settings are refused.
+With --engine=vllm the responses come from servers (launch/vllm_server.sh), which get the weights
+from here. The same command goes on where it stopped, and further benchmarks or another --samples
+may be added to a folder; another model or other settings are refused.
 """
 
 import json
@@ -66,7 +67,10 @@ _MAX_PROMPT_TOKENS = flags.DEFINE_integer(
   "max_prompt_tokens", None, "At which a stepwise solution ends (the run's or 4096).", 1
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "Of computation (default: the run's or the files')."
+  "dtype",
+  None,
+  ["float32", "bfloat16"],
+  "Of computation (default: the run's, or that of the model's files; CPUs are faster in float32).",
 )
 _MESH = flags.DEFINE_string("mesh", None, "A preset or sizes (default: fsdp=all devices).")
 _WIDTH = flags.DEFINE_integer("width", 256, "Most responses that are decoded side by side.", 1)

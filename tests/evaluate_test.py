@@ -143,7 +143,8 @@ def test_real_model(real_models, shared, tmp_path):
   """Two real problems, a few tokens: the files and the engine agree on what was sampled."""
   model = real_models("smollm2-135m")
   flags = [f"--data={shared}/data/math", "--benchmarks=amc23,minerva_math", "--limit=2"]
-  evaluate(f"--model={model}", f"--output={tmp_path}/out", *flags, "--max_tokens=16")
+  flags += ["--dtype=float32", "--max_tokens=16"]
+  evaluate(f"--model={model}", f"--output={tmp_path}/out", *flags)
   lines = read_lines(tmp_path / "out" / "amc23" / "greedy.jsonl")
   rollouts = read_lines(tmp_path / "out" / "amc23" / "greedy.rollouts.jsonl")
   sampled = {row["prompt_id"]: row["rollouts"][0]["text"] for row in rollouts}
