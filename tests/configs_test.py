@@ -1,0 +1,151 @@
+"""Every config builds and passes its own checks; contradictions are refused with a remedy."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+from configs import common
+from srl_jax.learner import start
+from srl_jax.policy.hf_files import load_config
+from srl_jax.policy.sharding import check_mesh
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+
+
+def build(path, arg=None):
+  spec = importlib.util.spec_from_file_location(f"{path.stem}_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_is_sound(path):
+  """It builds, passes the checks, has every key and no other, and its mesh cuts its model."""
+  config = build(path)
+  common.check(config)
+  assert start.flatten(config).keys() == start.flatten(common.defaults()).keys()
+  with pytest.raises(AttributeError):
+    config.algorithm.clip = 0.2
+  with pytest.raises(TypeError):
+    config.batch.prompts = "many"
+  if pathlib.Path(config.model).is_dir():
+    check_mesh(common.mesh_spec(config), load_config(config.model).sizes())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_refuses_unknown_arguments(path):
+  with pytest.raises(ValueError, match="config argument 'sede' is unknown; this config takes "):
+    build(path, "sede=3")
+
+
+def test_the_same_file_runs_small():
+  config = build(ROOT / "configs" / "srl_math.py", "model=/models/tiny,data=steps.jsonl,tiny")
+  common.check(config)
+  assert (config.model, config.data.source) == ("/models/tiny", "jsonl")
+  assert config.batch.prompts < 16 and config.mesh == "cpu"
+
+
+def test_the_defaults_are_the_papers():
+  """Table 7 and section 4 of the paper, which has no value for what is not here."""
+  config = common.defaults()
+  assert (config.batch.prompts, config.optimizer.lr, config.optimizer.grad_norm) == (512, 5e-7, 1.0)
+  assert (config.rollout.samples, config.rollout.temperature) == (8, 1.0)
+  assert (config.algorithm.kl, config.optimizer.schedule) == (0.0, "constant")
+  assert (config.algorithm.aggregate, config.algorithm.steps_per_batch) == ("sequence", 1)
+  assert (config.dtype, config.train.epochs, config.data.holdout) == ("bfloat16", 30, 60)
+  assert (config.reward.format_penalty, config.reward.autojunk) == (-1.0, False)
+
+
+def test_every_key_is_read_somewhere():
+  """An option that nothing reads is worse than none."""
+  sources = "\n".join(path.read_text() for path in (ROOT / "srl_jax").rglob("*.py"))
+  sources += (ROOT / "configs" / "common.py").read_text().split("CHOICES = {")[1]
+  for key in start.flatten(common.defaults()):
+    if not key.startswith("data.fields."):  # read by their position, fields[name]
+      assert re.search(rf"\.{key.split('.')[-1]}\b", sources), key
+  assert set(start.FREE_KEYS) <= start.flatten(common.defaults()).keys()
+
+
+# ---- arguments of a config file
+
+
+def test_arguments_take_the_type_of_their_default():
+  parse = lambda arg: common.parse_arg(arg, seed=0, lr=1.0, model="a", tiny=False).to_dict()
+  assert parse(None) == parse("") == dict(seed=0, lr=1.0, model="a", tiny=False)
+  found = parse("model=x/y=z,tiny,seed=3,lr=1e-6")
+  assert found == dict(seed=3, lr=1e-6, model="x/y=z", tiny=True)
+  assert parse("tiny=false")["tiny"] is False and parse("lr=2")["lr"] == 2.0
+
+
+@pytest.mark.parametrize(
+  "arg, message",
+  [
+    ("sead=3", "config argument 'sead' is unknown; this config takes seed, lr, tiny"),
+    ("seed=1.5", "config argument seed='1.5' is not a int"),
+    ("lr=fast", "config argument lr='fast' is not a float"),
+    ("tiny=yes", "config argument tiny='yes' is not true or false"),
+    ("seed", "config argument seed='true' is not a int"),
+  ],
+)
+def test_wrong_arguments(arg, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    common.parse_arg(arg, seed=0, lr=1.0, tiny=False)
+  with pytest.raises(ValueError, match="this config takes none"):
+    common.parse_arg("seed=1")
+
+
+# ---- values
+
+
+def changed(**values):
+  """A sound config with these values; a.b is written a__b."""
+  config = build(ROOT / "configs" / "quickstart.py")
+  config.update_from_flattened_dict({key.replace("__", "."): v for key, v in values.items()})
+  return config
+
+
+@pytest.mark.parametrize(
+  "values, message",
+  [
+    (dict(method="ppo"), "method: 'ppo' is unknown; use srl | one_step | rlvr | sft"),
+    (dict(algorithm__aggregate="mean"), "aggregate: 'mean' is unknown; use sequence | token"),
+    (dict(algorithm__advantage_ddof=2), "advantage_ddof: 2 is unknown; use 0 | 1"),
+    (dict(batch__prompts=0), "batch.prompts: 0 must be greater than 0"),
+    (dict(optimizer__lr=-1e-6), "optimizer.lr: -1e-06 must be greater than 0"),
+    (dict(optimizer__lr=float("nan")), "optimizer.lr: nan must be greater than 0"),
+    (dict(algorithm__std_epsilon=-0.1), "algorithm.std_epsilon: -0.1 must not be negative"),
+    (dict(mesh="h100x7"), "mesh: 'h100x7' is not one of cpu, .* nor sizes such as data=1,fsdp=1"),
+    (dict(mesh="data=1,pipe=2"), "mesh: 'pipe=2' in .* is not AXIS=SIZE"),
+    (dict(model=""), "model: give a Hugging Face name or a folder"),
+    (dict(data__source="hub", data__path=""), "data.path: give the dataset's name"),
+    (dict(train__steps=0, train__epochs=0), "are both 0: set one of them"),
+    (dict(optimizer__warmup=1.0), r"optimizer.warmup: 1.0 is a share of all steps, in \[0, 1\)"),
+    (dict(eval__mode="off"), "eval.benchmark needs eval.mode whole or stepwise"),
+    (dict(batch__tokens_per_device=100), "tokens_per_device: 100 cannot hold .* raise the first"),
+    (dict(rollout__temperature=0.0), "temperature: 0 samples eight equal .* needs a value > 0"),
+    (dict(rollout__top_p=0.9), "top_p: 0.9 samples from another .* training needs 1.0"),
+    (dict(rollout__samples=1), "samples: a group of 1 has no advantages; use at least 2"),
+    (dict(rollout__width=4), r"rollout.width: 4 is less than rollout.samples \(8\)"),
+    (dict(rollout__lag=1), "the built-in engine samples on-policy; 1 must be 0"),
+    (dict(rollout__engine="vllm"), "rollout.servers: give the base URLs of vLLM servers"),
+  ],
+)
+def test_contradictions_are_refused_with_the_remedy(values, message):
+  common.check(changed())
+  with pytest.raises(ValueError, match=message):
+    common.check(changed(**values))
+
+
+def test_sft_needs_no_groups():
+  common.check(
+    changed(method="sft", data__path="mix", rollout__samples=1, rollout__temperature=0.0)
+  )
+
+
+def test_meshes_by_name_or_size():
+  assert common.mesh_spec(changed(mesh="h100x8")) == "data=1,fsdp=8,tensor=1"
+  assert common.mesh_spec(changed(mesh="fsdp=2")) == "fsdp=2"
