@@ -66,7 +66,7 @@ def test_every_key_is_read_somewhere():
   sources += (ROOT / "configs" / "common.py").read_text().split("CHOICES = {")[1]
   for key in start.flatten(common.defaults()):
     if not key.startswith("data.fields."):  # read by their position, fields[name]
-      assert re.search(rf"\.{key.split('.')[-1]}\b", sources), key
+      assert re.search(rf"\b{'.'.join(['config', *key.split('.')][-2:])}\b", sources), key
   assert set(start.FREE_KEYS) <= start.flatten(common.defaults()).keys()
 
 
