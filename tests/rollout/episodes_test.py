@@ -1,0 +1,163 @@
+"""Solving whole problems: what each turn sees, how an episode ends, who gets which response."""
+
+import types
+
+import pytest
+
+from srl_jax.data import arithmetic_tokenizer, prompts
+from srl_jax.rollout.engine import Rollout, SamplingParams
+from srl_jax.rollout.episodes import Task, asker, solve_stepwise, solve_whole
+
+PARAMS = SamplingParams(max_tokens=9)
+TASKS = [Task("a", "Problem a.", "1"), Task("b", "Problem b.", "2")]
+
+
+class Script:
+  """An engine that says what `say(prompt id, sample)` gives, the last prompt first."""
+
+  def __init__(self, say):
+    self.say, self.asked = say, []
+
+  def sample(self, batch, n, params):
+    self.asked.append({prompt.id: prompt for prompt in batch})
+    for prompt in reversed(batch):
+      group = []
+      for sample in range(n):
+        text = self.say(prompt.id, sample)
+        reason = "length" if text.endswith("...") else "stop"
+        ids = tuple(range(len(text.split())))
+        group.append(Rollout(prompt.id, ids, (0.0,) * len(ids), reason, 0, text))
+      yield group
+
+
+def ask(problem, context):
+  """A prompt of one token for the problem and one for each action so far."""
+  return prompts.EncodedPrompt([0, *range(1, 1 + len(context))], False)
+
+
+def stepwise(say, tasks=TASKS, n=1, **limits):
+  engine = Script(say)
+  limits = dict(max_turns=4, max_prompt_tokens=10) | limits
+  return solve_stepwise(engine, ask, tasks, n, PARAMS, **limits), engine
+
+
+def test_turn_by_turn_to_the_box():
+  """Each episode goes on from its own actions, without its monologues, until it boxes."""
+
+  def say(id, sample):
+    episode, turn = id.split("/")
+    if turn == "2":
+      return f"<think>done</think> So \\boxed{{{episode}}}."
+    return f"<think>secret</think> Step {turn} of {episode}."
+
+  contexts = []
+  spy = lambda problem, context: contexts.append((problem, tuple(context))) or ask(problem, context)
+  engine = Script(say)
+  limits = dict(max_turns=4, max_prompt_tokens=10)
+  episodes = solve_stepwise(engine, spy, TASKS, 2, PARAMS, **limits)
+  assert [(e.task.id, e.sample, e.ended) for e in episodes] == [
+    (task, sample, "boxed") for task in "ab" for sample in (0, 1)
+  ]
+  for episode in episodes:
+    name = f"{episode.task.id}#{episode.sample}"
+    actions = [f"Step 0 of {name}.", f"Step 1 of {name}.", f"So \\boxed{{{name}}}."]
+    assert episode.actions == actions and episode.solution == "\n".join(actions)
+    assert len(episode.responses) == 3 and episode.responses[0].startswith("<think>secret")
+    assert episode.tokens == sum(len(text.split()) for text in episode.responses)
+  assert contexts[0] == ("Problem a.", ())
+  assert ("Problem b.", ("Step 0 of b#1.", "Step 1 of b#1.")) in contexts
+  assert not any(engine.asked[3:])
+  # A stream of random numbers for every episode and turn.
+  ids = [id for asked in engine.asked for id in asked]
+  assert len(ids) == len(set(ids)) == 12
+
+
+@pytest.mark.parametrize(
+  "text, ended",
+  [
+    ("no monologue", "no_open"),
+    ("<think>never closed", "no_close"),
+    ("<think>x</think>", "empty_action"),
+    ("<think>x</think> cut off at a limit ...", "cut_off"),
+  ],
+)
+def test_a_broken_format_ends_the_episode_without_an_action(text, ended):
+  def say(id, sample):
+    return text if id.endswith("/1") else "<think>x</think> first"
+
+  episodes, engine = stepwise(say)
+  assert [e.ended for e in episodes] == [ended] * 2
+  assert [e.solution for e in episodes] == ["first"] * 2
+  assert all(not asked for asked in engine.asked[2:])
+
+
+def test_limits():
+  """Four turns; or prompts that grow beyond three tokens: problem and two actions."""
+  endless = lambda id, sample: "<think>x</think> more"
+  episodes, _ = stepwise(endless)
+  assert [(e.ended, len(e.actions)) for e in episodes] == [("max_turns", 4)] * 2
+  episodes, _ = stepwise(endless, max_prompt_tokens=3)
+  assert [(e.ended, len(e.actions)) for e in episodes] == [("prompt_too_long", 3)] * 2
+
+
+def test_one_ends_while_another_goes_on():
+  def say(id, sample):
+    return "<think>x</think> \\boxed{1}" if id.startswith("a") else "<think>x</think> on"
+
+  episodes, engine = stepwise(say)
+  assert [e.ended for e in episodes] == ["boxed", "max_turns"]
+  assert [sorted(asked) for asked in engine.asked] == [
+    ["a#0/0", "b#0/0"],
+    ["b#0/1"],
+    ["b#0/2"],
+    ["b#0/3"],
+  ]
+
+
+def test_whole_solutions():
+  """Think blocks may stand anywhere; what is outside is the solution, whoever ends first."""
+
+  def say(id, sample):
+    return f"<think>a</think> one {id}{sample} <think>b</think> two" + (" ..." if sample else "")
+
+  episodes = solve_whole(Script(say), ask, TASKS, 2, PARAMS)
+  assert [(e.task.id, e.sample, e.ended) for e in episodes] == [
+    ("a", 0, "whole"),
+    ("a", 1, "cut_off"),
+    ("b", 0, "whole"),
+    ("b", 1, "cut_off"),
+  ]
+  assert episodes[2].solution.split() == ["one", "b0", "two"]
+  assert episodes[2].responses == [say("b", 0)] and episodes[2].tokens == 5
+
+
+def test_prompts_are_those_of_training(tmp_path):
+  """The asker's tokens are those of build_messages with the task's system prompt."""
+  arithmetic_tokenizer.save(tmp_path)
+  tokenizer = prompts.load_tokenizer(tmp_path)
+  context = ["1. **Add 3**: 4+3=7"]
+  for task, style in [("srl", "think"), ("rlvr", "think"), ("rlvr", "plain")]:
+    found = asker(tokenizer, task, style)("Start with 4. Add 3.", context)
+    system = prompts.system_prompt(task, style)
+    messages = prompts.build_messages("Start with 4. Add 3.", context, None, system)
+    assert found == prompts.encode(tokenizer, messages)
+  step, whole = (asker(tokenizer, task, "think")("x", ()).token_ids for task in ("srl", "rlvr"))
+  assert step != whole
+
+
+def test_a_template_that_opens_the_think_block():
+  """Then a response begins inside it."""
+  opened = lambda problem, context: prompts.EncodedPrompt([0], True)
+  engine = Script(lambda id, sample: "inside</think> \\boxed{3}")
+  limits = dict(max_turns=2, max_prompt_tokens=5)
+  (episode,) = solve_stepwise(engine, opened, TASKS[:1], 1, PARAMS, **limits)
+  assert (episode.ended, episode.solution) == ("boxed", "\\boxed{3}")
+  (episode,) = solve_whole(engine, opened, TASKS[:1], 1, PARAMS)
+  assert episode.solution.strip() == "\\boxed{3}"
+
+
+def test_no_problems():
+  nothing = types.SimpleNamespace(sample=lambda batch, n, params: iter(()))
+  assert solve_whole(nothing, ask, [], 2, PARAMS) == []
+  limits = dict(max_turns=2, max_prompt_tokens=5)
+  assert solve_stepwise(nothing, ask, [], 2, PARAMS, **limits) == []
