@@ -137,4 +137,4 @@ for ((waited = 0; ; waited++)); do
 done
 mapfile -t shared < <(shared_memory)
 echo "ready: $url ($model, pid $server, output in $log)"
-wait "$server" || die "the vLLM server at $url ended with code $?; its output is in $log"
+{ wait "$server"; } 2>/dev/null || die "the vLLM server at $url ended with code $?; see $log"
