@@ -1,0 +1,125 @@
+"""Whole runs with a real vLLM server: rewards as built in, one step ahead, a server that dies."""
+
+import collections
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from vllm_processes import ROOT, Running, eventually, require_server
+
+pytestmark = pytest.mark.slow
+
+MINIATURE = ROOT / "configs" / "miniature"
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+  require_server()
+  folder = tmp_path_factory.mktemp("vllm")
+  running = Running(MINIATURE, folder, "/dev/shm", "--max-model-len=160")
+  try:
+    yield running.wait()
+  finally:
+    running.stop()
+    assert not running.group()
+
+
+def start(workdir, *flags):
+  """A run of the quickstart, STEPS long; what it prints goes to workdir.log."""
+  command = [sys.executable, "-m", "srl_jax.train", "--config=configs/quickstart.py"]
+  command += [
+    f"--config.model={MINIATURE}",
+    f"--workdir={workdir}",
+    f"--config.train.steps={STEPS}",
+    "--config.eval.benchmark=",
+  ]
+  command += ["--config.eval.mode=off", "--config.train.save_every=3", *flags]
+  with workdir.with_suffix(".log").open("a") as log:
+    return subprocess.Popen(
+      command,
+      cwd=ROOT,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def metrics(workdir):
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def groups(workdir):
+  """[(step, line)] of all groups in rollouts/."""
+  return [
+    (int(path.stem.removeprefix("step_")), json.loads(line))
+    for path in sorted((workdir / "rollouts").glob("step_*.jsonl"))
+    for line in path.read_text().splitlines()
+  ]
+
+
+def said(workdir):
+  return workdir.with_suffix(".log").read_text()
+
+
+def ours() -> set:
+  return set(pathlib.Path("/dev/shm").glob("srl_jax-*"))
+
+
+def test_rewards_are_those_of_the_built_in_engine(server, tmp_path):
+  served = ["--config.rollout.engine=vllm", f"--config.rollout.servers={server.url}"]
+  last = {}
+  for name, flags in {"vllm": served, "builtin": []}.items():
+    workdir = tmp_path / name
+    assert start(workdir, *flags).wait(400) == 0, said(workdir)
+    last[name] = np.mean([row["reward_mean"] for row in metrics(workdir)[STEPS // 2 :]])
+    assert (
+      max(row["logprob_gap_mean"] for row in metrics(workdir)) < 1e-3
+    )  # the new weights arrived
+  assert abs(last["vllm"] - last["builtin"]) < 0.05
+
+
+def test_ahead_by_one_step_a_killed_run_uses_nothing_twice(server, tmp_path):
+  workdir = tmp_path / "ahead"
+  flags = ["--config.rollout.engine=vllm", f"--config.rollout.servers={server.url}"]
+  flags += ["--config.rollout.lag=1"]
+  for number in (signal.SIGKILL, signal.SIGTERM):
+    begun = len(metrics(workdir))
+    run = start(workdir, *flags)
+    assert eventually(lambda: len(metrics(workdir)) >= begun + 5, 200), said(workdir)  # noqa: B023
+    run.send_signal(number)
+    assert run.wait(60) == (0 if number == signal.SIGTERM else -signal.SIGKILL), said(workdir)
+  assert start(workdir, *flags).wait(400) == 0, said(workdir)
+  assert [row["step"] for row in metrics(workdir)] == list(range(1, STEPS + 1))
+  used = collections.Counter()
+  for step, group in groups(workdir):
+    # Step s is trained on with weights s - 1; they may be one step older, never two.
+    assert set(group["weight_versions"]) <= {max(0, step - 2), step - 1}
+    used[group["prompt_id"]] += group["dropped"] != "surplus"
+  assert max(used.values()) == 1
+  versions = [group["weight_versions"][0] == step - 2 for step, group in groups(workdir)]
+  assert np.mean(versions) > 0.7  # it really was ahead
+
+
+def test_a_run_whose_server_dies_saves_and_ends(server, tmp_path):
+  before, workdir = ours(), tmp_path / "dies"
+  flags = ["--config.rollout.engine=vllm", f"--config.rollout.servers={server.url}"]
+  run = start(workdir, *flags, "--config.rollout.patience=3")
+  assert eventually(lambda: len(metrics(workdir)) >= 4, 200), said(workdir)
+  server.signal(signal.SIGKILL)
+  begun = time.monotonic()
+  assert run.wait(60) == 2, said(workdir)
+  assert 3 < time.monotonic() - begun < 30
+  assert f"vLLM server {server.url} is lost" in said(workdir)
+  assert "error: no vLLM server is left" in said(workdir).splitlines()[-1]
+  steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+  assert max(steps) >= len(metrics(workdir))
+  assert ours() <= before
