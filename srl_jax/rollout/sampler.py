@@ -8,7 +8,6 @@ what is sampled.
 """
 
 import functools
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from srl_jax.policy import attention
 from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
 from srl_jax.policy.sharding import ACT_AXES, act_spec, gather, has_mesh, put, reshard
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
+from srl_jax.rollout.picking import Decoding, pick_tokens, stream_of
 
 
 class Slots(NamedTuple):
@@ -39,79 +39,6 @@ class Slots(NamedTuple):
   tokens_bgr: jax.Array
   logprobs_bgr: jax.Array
   column: jax.Array  # where the token read last stands
-
-
-class Decoding(NamedTuple):
-  """The part of SamplingParams that a compiled program depends on."""
-
-  temperature: float
-  top_p: float
-  top_k: int
-  stop_ids: tuple[int, ...]
-
-
-def stream_of(prompt_id: str) -> int:
-  """The 32-bit name of a prompt's random stream."""
-  return zlib.crc32(prompt_id.encode())
-
-
-def truncate(logprobs_bgv, top_p: float, top_k: int):
-  """-inf for tokens outside the top_k most likely, or outside the smallest set of mass >= top_p."""
-  if top_p >= 1 and not 0 < top_k < logprobs_bgv.shape[-1]:
-    return logprobs_bgv
-  ranked = jnp.sort(logprobs_bgv, axis=-1, descending=True)
-  keep = jnp.cumsum(jnp.exp(ranked), axis=-1) - jnp.exp(ranked) < top_p  # mass before the token
-  if top_k > 0:
-    keep &= jnp.arange(ranked.shape[-1]) < top_k
-  least = jnp.min(jnp.where(keep, ranked, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(logprobs_bgv >= least, logprobs_bgv, -jnp.inf)
-
-
-def random_keys(seed_step, streams_b, positions_bg):
-  """keys_bg: the key of each token, named by (seed, step, prompt, sample, position)."""
-  key = jax.random.fold_in(jax.random.key(seed_step[0]), seed_step[1])
-  fold = jax.vmap(jax.random.fold_in)
-  samples_g = jnp.arange(positions_bg.shape[1])
-  of_prompt = lambda stream, positions_g: fold(
-    jax.vmap(lambda g: jax.random.fold_in(jax.random.fold_in(key, stream), g))(samples_g),
-    positions_g,
-  )
-  return jax.vmap(of_prompt)(streams_b, positions_bg)
-
-
-def pick(logits_bgv, seed_step, streams_b, positions_bg, how: Decoding):
-  """Samples one token for each response.
-
-  Args:
-    logits_bgv: float32; v must be whole.
-    seed_step: uint32 pair.
-    streams_b: uint32, see stream_of.
-    positions_bg: int32, index of the token in its response.
-    how: temperature, top-p and top-k.
-
-  Returns:
-    (tokens_bg int32, logprobs_bg float32): log-probs as Rollout.sampler_logprobs states them.
-  """
-  logprobs = jax.nn.log_softmax(logits_bgv / (how.temperature or 1.0), axis=-1)
-  if how.temperature == 0:
-    tokens_bg = jnp.argmax(logprobs, axis=-1)
-  else:
-    gumbel = lambda key: jax.random.gumbel(key, logprobs.shape[-1:])
-    noise = jax.vmap(jax.vmap(gumbel))(random_keys(seed_step, streams_b, positions_bg))
-    tokens_bg = jnp.argmax(truncate(logprobs, how.top_p, how.top_k) + noise, axis=-1)
-  logprobs_bg = jnp.take_along_axis(logprobs, tokens_bg[:, :, None], axis=-1)[:, :, 0]
-  return tokens_bg.astype(jnp.int32), logprobs_bg
-
-
-def _pick(logits_bgv, seed_step, streams_b, positions_bg, how):
-  """`pick`, each device for its own slots."""
-  run = functools.partial(pick, how=how)
-  if has_mesh():
-    whole, bg = jax.P(ACT_AXES["b"], None, None), act_spec("bg")
-    logits_bgv = reshard(logits_bgv, whole)
-    specs = (whole, jax.P(), act_spec("b"), bg)
-    run = jax.shard_map(run, in_specs=specs, out_specs=(bg, bg))
-  return run(logits_bgv, seed_step, streams_b, positions_bg)
 
 
 def _is_stop(tokens_bg, stop_ids):
@@ -156,7 +83,7 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   logits_b1v = model.logits(model.final_norm(last_b1d))
   logits_bgv = jnp.broadcast_to(logits_b1v, (b, n, logits_b1v.shape[-1]))
   positions_bg = reshard(jnp.zeros((b, n), jnp.int32), act_spec("bg"))
-  tokens_bg, logprobs_bg = _pick(logits_bgv, seed_step, streams_b, positions_bg, how)
+  tokens_bg, logprobs_bg = pick_tokens(logits_bgv, seed_step, streams_b, positions_bg, how)
   return tokens_bg, logprobs_bg, memory
 
 
@@ -222,7 +149,7 @@ def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
       x_bgd, own = layer(x_bgd, rotary, state)
       caches.append((prompt_k, prompt_v, *own))
     logits_bgv = model.logits(model.final_norm(x_bgd))
-    tokens_bg, logprobs_bg = _pick(logits_bgv, seed_step, slots.streams_b, slots.ages_bg, how)
+    tokens_bg, logprobs_bg = pick_tokens(logits_bgv, seed_step, slots.streams_b, slots.ages_bg, how)
     goes_on_bg = ~slots.done_bg
     ages_bg = slots.ages_bg + goes_on_bg
     slots = slots._replace(caches=caches, column=column, ages_bg=ages_bg)
