@@ -122,10 +122,14 @@ class Log:
     if log.tensorboard:
       from tensorboardX import SummaryWriter  # slow to import: only who logs there pays
 
-      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
     if log.wandb:
-      import wandb  # not among the requirements: who asks for it installs it
-
+      try:
+        import wandb  # not among the requirements: who asks for it installs it
+      except ImportError as error:
+        raise ValueError(
+          f"log.wandb: {log.wandb!r} needs the package wandb; pip install wandb, or leave it empty"
+        ) from error
       self._wandb = wandb.init(project=log.wandb, name=name, config=config, resume="allow", id=name)
 
   def step(self, step: int, metrics: dict, groups: list[Group] = ()) -> None:

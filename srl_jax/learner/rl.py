@@ -205,11 +205,11 @@ def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -
         f"step {step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr or look "
         "at this step's rollouts"
       ) from error
-    for rows, logprobs_bs in zip(part, logprobs):
-      trained = np.asarray(rows.shares_bs) > 0
-      found |= metrics.logprob_gap(
-        logprobs_bs[trained], np.asarray(rows.sampler_logprobs_bs)[trained]
-      )
+    trained = [np.asarray(rows.shares_bs) > 0 for rows in part]
+    join = lambda arrays: np.concatenate([np.asarray(x)[m] for x, m in zip(arrays, trained)])  # noqa: B023
+    found |= metrics.logprob_gap(
+      join(old or logprobs), join([rows.sampler_logprobs_bs for rows in part])
+    )
     rows_of.append(found)
   return {name: float(np.mean([row[name] for row in rows_of])) for name in rows_of[0]} | {
     "packed_share": metrics.packed_share([rows for part in parts for rows in part])
