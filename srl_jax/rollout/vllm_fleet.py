@@ -74,7 +74,7 @@ class Member:
   live: bool = False
   in_flight: int = 0
   faults: int = 0
-  reason: str = "never answered"
+  reason: str = "/health never answered 200"
 
 
 class Fleet:
@@ -84,7 +84,7 @@ class Fleet:
     urls: base URLs.
     public: see Server.
     patience: seconds to wait for a server to come back when none is left.
-    check: called now and then while `push` waits; what it raises ends the wait.
+    check: called now and then while the start or `push` waits; what it raises ends the wait.
     say: prints a line.
 
   Raises ValueError when no server is ready in START_SECONDS, or they differ in their type.
@@ -111,19 +111,23 @@ class Fleet:
     while waiting := [member for member in self.members if not member.live]:
       for member in waiting:
         if member.server.healthy():
-          member.limits, member.live = read_limits(member.server), True
+          try:
+            member.limits, member.live = read_limits(member.server), True
+          except ServerError as error:
+            member.reason = str(error)
       if all(member.live for member in self.members) or time.monotonic() > deadline:
         break
       if not told:
         told = True
         self.say(f"waiting for {', '.join(m.server.url for m in waiting)} ...")
+      self.check()
       time.sleep(1)
     ready = self.ready()
     if not ready:
-      urls = ", ".join(member.server.url for member in self.members)
+      tried = ", ".join(f"{member.server.url} ({member.reason})" for member in self.members)
       raise ValueError(
-        f"rollout.servers: none of {urls} answers /health within {START_SECONDS:.0f} s; start one "
-        "with launch/vllm_server.sh MODEL"
+        f"rollout.servers: none is ready within {START_SECONDS:.0f} s: {tried}; start one with "
+        "launch/vllm_server.sh MODEL"
       )
     types = {member.limits.dtype for member in ready}
     if len(types) > 1 or not types <= {"float32", "bfloat16"}:

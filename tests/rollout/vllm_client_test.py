@@ -331,8 +331,14 @@ def test_weights_that_did_not_arrive_stop_the_run(fake, make_engine, model):
 
 
 def test_starting_without_a_server_names_it(make_engine):
-  with pytest.raises(ValueError, match="none of http://127.0.0.1:9 answers"):
+  with pytest.raises(ValueError, match=r"127.0.0.1:9 \(/health never answered 200\)"):
     make_engine("http://127.0.0.1:9")
+
+
+def test_starting_with_a_server_of_another_kind_says_what_it_answered(fake, make_engine):
+  fake.handle = lambda path, body: (200, b"" if path == "/health" else b"hello")
+  with pytest.raises(ValueError, match=r"/server_info answered no JSON: hello"):
+    make_engine(fake)
 
 
 @pytest.mark.parametrize(
