@@ -1,0 +1,174 @@
+"""Before the first step: whose workdir it is, which weights, which prompts; and how to stop."""
+
+import json
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from srl_jax.data import prompts
+from srl_jax.data.sources import StepExample
+from srl_jax.learner import start
+from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.policy import model as M
+from srl_jax.policy.hf_files import load_config
+from srl_jax.policy.weights import save_hf
+
+MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
+
+
+def config(**values):
+  made = quickstart.get_config()
+  made.model = str(MODEL)
+  made.update_from_flattened_dict({key.replace("__", "."): v for key, v in values.items()})
+  return made
+
+
+# ---- workdirs
+
+
+@pytest.fixture
+def claimed(tmp_path):
+  """A workdir with a checkpoint of `config()`."""
+  start.claim_workdir(tmp_path / "run", config())
+  (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
+  return tmp_path / "run"
+
+
+def test_the_same_config_may_continue(claimed):
+  start.claim_workdir(claimed, config())
+
+
+def test_free_keys_may_change(claimed):
+  free = dict(mesh="fsdp=2", train__steps=7, train__epochs=2, train__keep=9, train__save_every=1)
+  free |= dict(log__tensorboard=False, log__wandb="mine", rollout__servers="http://a:1")
+  assert {key.replace("__", ".") for key in free} <= set(start.FREE_KEYS)
+  start.claim_workdir(claimed, config(**free))
+  assert json.loads((claimed / "config.json").read_text())["train"]["steps"] == 7
+
+
+@pytest.mark.parametrize(
+  "values, told",
+  [
+    (dict(seed=3), "seed was 0, is 3"),
+    (dict(optimizer__lr=1e-3), "optimizer.lr was 0.0004, is 0.001"),
+    (dict(data__fields__problem="q"), "data.fields.problem was '', is 'q'"),
+    (
+      dict(algorithm__kl=0.1, train__eval_every=3),
+      "algorithm.kl was 0.0, is 0.1; train.eval_every",
+    ),
+  ],
+)
+def test_another_config_is_refused_with_the_keys_that_differ(claimed, values, told):
+  before = (claimed / "config.json").read_text()
+  with pytest.raises(ValueError, match="holds a run of another config") as error:
+    start.claim_workdir(claimed, config(**values))
+  assert told in str(error.value) and "Give another --workdir" in str(error.value)
+  assert (claimed / "config.json").read_text() == before
+
+
+def test_a_workdir_without_checkpoints_is_free(tmp_path):
+  """A run that ended before its first checkpoint, even in the middle of it, binds nobody."""
+  start.claim_workdir(tmp_path, config())
+  (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+  start.claim_workdir(tmp_path, config(seed=3))
+  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 3
+
+
+# ---- weights
+
+
+@pytest.fixture(scope="module")
+def architecture():
+  return load_config(MODEL)
+
+
+def same(model, wanted):
+  pairs = zip(jax.tree.leaves(model), jax.tree.leaves(wanted))
+  return all((np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
+
+
+def test_where_weights_come_from(architecture, tmp_path):
+  """A run's best step, a Hugging Face folder, or random ones of the config's seed."""
+  first, second = (M.init(architecture, seed) for seed in (1, 2))
+  save_hf(architecture, first, tmp_path / "hf", source=MODEL)
+  checkpoints = Checkpoints(tmp_path / "run", keep=3)
+  for step, model, score in [(1, first, 0.1), (2, second, 0.9), (3, first, 0.5)]:
+    checkpoints.save(model, {"m": np.zeros(1)}, Progress(step=step), score)
+  checkpoints.close()
+  load = lambda **values: start.load_weights(config(**values), tmp_path / "hf")
+  assert same(load(), first)
+  assert same(load(init_from=str(tmp_path / "run")), second)
+  assert same(load(init_from=str(tmp_path / "hf")), first)
+  assert same(load(init_from="random", seed=2), second)
+  half = load(dtype="bfloat16")
+  assert half.config.dtype == "bfloat16" and half.norm[...].dtype == np.float32
+
+
+# ---- prompts
+
+
+def example(number, problem="Start with 4. Add 3.", task="srl", hint=None, context=()):
+  return StepExample(f"p/{number}", "p", task, problem, list(context), hint, "x", "7")
+
+
+def test_prompts_of_examples():
+  """Each with its task's system prompt, its steps so far and its hint; long ones are counted."""
+  tokenizer = prompts.load_tokenizer(MODEL)
+  examples = [
+    example(1),
+    example(2, context=["1. **Add 3**: 4+3=7"]),
+    example(3, problem="Start with 4. " + "Add 3. " * 40),
+    example(4, hint="Add 3"),
+    example(5, task="rlvr"),
+  ]
+  asked = start.Asked.make(config(data__max_prompt_tokens=40), tokenizer, examples)
+  assert asked.too_long == 1 and not asked.think_opened
+  assert (
+    [e.id for e in asked.examples] == [p.id for p in asked.prompts] == ["p/1", "p/2", "p/4", "p/5"]
+  )
+  found = {p.id: list(p.token_ids) for p in asked.prompts}
+  for e in asked.examples:
+    system = prompts.system_prompt(e.task, "think")
+    messages = prompts.build_messages(e.problem, e.context, e.hint, system)
+    assert found[e.id] == list(prompts.encode(tokenizer, messages).token_ids)
+  assert len({tuple(ids) for ids in found.values()}) == 4
+
+
+def test_no_prompt_short_enough():
+  tokenizer = prompts.load_tokenizer(MODEL)
+  with pytest.raises(ValueError, match="all 2 prompts are longer than 3 tokens; raise it"):
+    start.Asked.make(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
+  assert start.Asked.make(config(), tokenizer, []).prompts == []
+
+
+# ---- stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_asked_about(number):
+  before = signal.getsignal(number)
+  stop = start.StopSignal()
+  try:
+    stop.check()
+    os.kill(os.getpid(), number)
+    with pytest.raises(start.Stopped, match=number.name):
+      stop.check()
+  finally:
+    stop.restore()
+  assert signal.getsignal(number) == before
+
+
+def test_a_second_interrupt_ends_at_once():
+  stop = start.StopSignal()
+  try:
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+      signal.sigtimedwait([], 0)
+  finally:
+    stop.restore()
