@@ -1,0 +1,161 @@
+"""The loop around a scripted engine: what a run asks for, trains on, writes down and ends with."""
+
+import json
+import pathlib
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common, quickstart
+from srl_jax.data import prompts
+from srl_jax.learner import rl, start
+from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.policy.sharding import make_mesh
+from srl_jax.rollout.engine import Rollout
+
+MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
+
+
+class Scripted:
+  """Answers prompts with texts of a list; log-probs are those of a uniform distribution."""
+
+  def __init__(self, texts):
+    self.tokenizer, self.texts = prompts.load_tokenizer(MODEL), texts
+    self.versions, self.params, self.asked = [], [], []
+
+  def load_weights(self, model, version):
+    self.versions.append(version)
+
+  def sample(self, batch, n, params):
+    self.params.append(params)
+    self.asked += [prompt.id for prompt in batch] if params.temperature else []
+    for prompt in batch:
+      rng = random.Random(f"{prompt.id}/{params.step}")
+      group = []
+      for text in (rng.choice(self.texts) for _ in range(n)):
+        ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], 5)
+        logprobs = (-np.log(56.0),) * len(ids)
+        group.append(Rollout(prompt.id, ids, logprobs, "stop", self.versions[-1], text))
+      yield group
+
+  def stats(self):
+    return {"engine_wait": 0.5}
+
+  def close(self):
+    pass
+
+
+GOOD = ["<think>4+3</think>1. **Add 3**: 7", "<think>4</think>2. **Add 1**: 20", "1. **Add 3**: 7"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """run(texts, **config values) -> (summary, metrics rows, engine) of a run of three steps."""
+
+  def go(texts, **values):
+    config = quickstart.get_config("steps=3")
+    config.model, config.init_from = str(MODEL), "random"
+    values = (
+      dict(batch__prompts=4, rollout__samples=4, eval__benchmark="", eval__mode="off") | values
+    )
+    values = dict(data__holdout=2, train__eval_every=2, log__tensorboard=False) | values
+    values |= dict(data__path="hard:6")
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+    common.check(config)
+    engine = Scripted(texts)
+    monkeypatch.setattr(start, "make_engine", lambda *args: engine)
+    with jax.set_mesh(make_mesh("data=1")):
+      summary = rl.train(config, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    return summary, [json.loads(line) for line in lines], engine
+
+  return go
+
+
+def test_a_run_tells_what_it_did(run, tmp_path):
+  summary, rows, engine = run(GOOD)
+  assert [row["step"] for row in rows] == [1, 2, 3] and summary["steps"] == 3
+  assert engine.versions == [0, 1, 2, 3]  # weights go to the engine before anything is sampled
+  trained = {"loss", "grad_norm", "entropy", "ratio", "clip_fraction", "importance_weight"}
+  trained |= {"logprob_gap_mean", "packed_share", "reward_mean", "reward_formed_mean", "rounds"}
+  trained |= {"groups_kept", "response_tokens_mean", "monologue_words_mean", "truncated_share"}
+  trained |= {"seconds_sample", "seconds_reward", "seconds_update", "seconds_sync", "epoch"}
+  trained |= {"tokens_per_second", "engine_wait"}
+  for row in rows:
+    assert trained <= row.keys()
+    assert row["ratio"] == pytest.approx(1) and row["clip_fraction"] == 0
+    assert 0 < row["packed_share"] <= 1 and row["grad_norm"] > 0
+    groups = (tmp_path / "rollouts" / f"step_{row['step']:06d}.jsonl").read_text().splitlines()
+    assert len(groups) == row["groups_sampled"] >= 4
+    assert sum(json.loads(group)["kept"] for group in groups) == row["groups_kept"]
+  assert {"validation_reward", "validation_failures", "seconds_validate"} <= rows[1].keys()
+  assert summary["validation"] == {"2": rows[1]["validation_reward"]} and summary["best_step"] == 2
+  assert not summary.keys() & {"before", "after"}
+
+
+def test_prompts_are_asked_for_in_their_order(run):
+  """By (seed, epoch), under a name that is new in every epoch; the step is part of the seed."""
+  _, rows, engine = run(GOOD, algorithm__dynamic_sampling=False)
+  assert len(engine.asked) == len(set(engine.asked)) == 12
+  assert [params.step for params in engine.params if params.temperature] == [0, 1, 2]
+  assert rows[-1]["epoch"] == pytest.approx(12 / 36)
+  assert all(row["groups_kept"] == 4 for row in rows)
+
+
+def test_several_steps_on_one_batch(run):
+  """The second and third are off policy: clipped now and then, and the ratio is no longer 1."""
+  _, rows, _ = run(GOOD, algorithm__steps_per_batch=3, optimizer__lr=3e-3, batch__prompts=6)
+  assert any(row["clip_fraction"] > 0 for row in rows)
+  assert all(abs(row["ratio"] - 1) > 1e-4 for row in rows)
+
+
+def test_a_reference_policy(run):
+  """KL to the start weights: 0 in the first step, greater in the later ones."""
+  _, rows, _ = run(GOOD, algorithm__kl=0.1)
+  assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+  assert rows[2]["kl"] > rows[1]["kl"] > 1e-6
+
+
+def test_nothing_held_out(run):
+  summary, rows, _ = run(GOOD, data__holdout=0)
+  assert summary["validation"] == {} and summary["best_step"] == 3
+  assert "validation_reward" not in rows[1]
+
+
+def test_nothing_to_learn_from_ends_the_run(run, tmp_path):
+  """Nobody follows the format: ten steps without a group to train on, and the reason."""
+  with pytest.raises(ValueError, match="step 10: 10 steps in a row without a group to train on"):
+    run(["no monologue"], train__steps=50)
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert len(rows) == 9 and all(row["groups_kept"] == 0 and "loss" not in row for row in rows)
+  assert rows[0]["dropped_all_failed"] == rows[0]["groups_sampled"] == 12  # three rounds of four
+  assert rows[0]["failure_no_open"] == 48
+
+
+def test_a_loss_that_is_not_finite_names_the_step(run, tmp_path, monkeypatch):
+  """And leaves the last checkpoint as it was."""
+  train_on, calls = rl.train_on, []
+
+  def poisoned(config, policy, *args):
+    calls.append(1)
+    if len(calls) == 3:
+      policy.model.norm.set_value(policy.model.norm[...] * np.nan)
+    return train_on(config, policy, *args)
+
+  monkeypatch.setattr(rl, "train_on", poisoned)
+  with pytest.raises(ValueError, match="step 3: loss nan, gradient norm nan; the last checkpoint"):
+    run(GOOD, train__save_every=1)
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.steps()[-1] == 2
+  checkpoints.close()
+
+
+def test_epochs_end_the_run(run):
+  """36 prompts, four a step, one epoch without dynamic sampling: nine steps."""
+  summary, rows, engine = run(
+    GOOD, train__steps=0, train__epochs=1, algorithm__dynamic_sampling=False, train__eval_every=0
+  )
+  assert summary["steps"] == len(rows) == 9 and rows[-1]["epoch"] == 1
+  assert {id.split("@")[1] for id in engine.asked} == {"0"} and len(set(engine.asked)) == 36
