@@ -1,6 +1,7 @@
 """The loop around a scripted engine: what a run asks for, trains on, writes down and ends with."""
 
 import json
+import math
 import pathlib
 import random
 
@@ -36,7 +37,7 @@ class Scripted:
       group = []
       for text in (rng.choice(self.texts) for _ in range(n)):
         ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], 5)
-        logprobs = (-np.log(56.0),) * len(ids)
+        logprobs = (-math.log(len(self.tokenizer)),) * len(ids)
         group.append(Rollout(prompt.id, ids, logprobs, "stop", self.versions[-1], text))
       yield group
 
