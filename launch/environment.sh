@@ -14,7 +14,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_CO
 jax_extra() {
   if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
     echo cuda12
-  elif compgen -G '/dev/accel*' > /dev/null || compgen -G '/dev/vfio/[0-9]*' > /dev/null && [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; then
+  elif compgen -G '/dev/accel*' > /dev/null || [ -n "${TPU_NAME:-}" ]; then
     echo tpu
   fi
 }
@@ -28,14 +28,14 @@ prepare_environment() {
   fi
   extra="$(jax_extra)"
   stamp="$(cat "$@" | cksum | tr ' ' '-')-${extra:-cpu}"
-  if [ "$(cat "$ROOT/.venv/installed" 2> /dev/null)" != "$stamp" ]; then
+  if ! grep -qxF "$stamp" "$ROOT/.venv/installed" 2> /dev/null; then
     echo "setting up $ROOT/.venv (JAX for ${extra:-cpu}) ..."
     [ -x "$ROOT/.venv/bin/python" ] || "$python" -m venv "$ROOT/.venv"
     local files=()
     for file in "$@"; do files+=(-r "$file"); done
     "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       "${files[@]}" ${extra:+"jax[$extra]"}
-    echo "$stamp" > "$ROOT/.venv/installed"
+    echo "$stamp" >> "$ROOT/.venv/installed"
   fi
   # shellcheck disable=SC1091
   source "$ROOT/.venv/bin/activate"
