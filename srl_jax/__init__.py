@@ -5,13 +5,18 @@ policy thinks in a monologue of its own and then writes the next step; the rewar
 that step is to the expert's (difflib's ratio), and the policy learns by GRPO. The paper:
 "Supervised Reinforcement Learning: From Expert Trajectories to Step-wise Reasoning".
 
-  train.py evaluate.py prepare.py export.py   the commands, python -m srl_jax.<name>
-  data/      text in, examples out            solutions, sources, prompts, the built-in problems
-  rewards/   text in, numbers out             similarity, final answers
-  policy/    the network and its arrays       Qwen2 in Flax nnx, attention, sharding, weights
-  rollout/   who samples                      the engine protocol, the built-in sampler
-  evals/     benchmarks
-  learner/   the update and its loop          GRPO, dynamic sampling, packing, checkpoints
+  the commands, python -m srl_jax.<name>:
+    train      runs the experiment that a config selects
+    prepare    expert solutions or agents' runs -> step examples
+    evaluate   benchmarks -> a table
+    teacher    problems -> expert solutions, from an OpenAI-compatible server
+    export     checkpoint -> Hugging Face folder
+  data/      text in, examples out     solutions, trajectories, sources, prompts, built-in problems
+  rewards/   text in, numbers out      similarity, final answers, scoring by task
+  policy/    the network               Qwen2 in Flax nnx, attention, sharding, weights
+  rollout/   who samples               the engine protocol, the built-in sampler, vLLM, episodes
+  evals/     benchmarks                figures and tables, the analysis of reasoning, hard problems
+  learner/   the update and its loop   GRPO, dynamic sampling, packing, checkpoints
 
 Imports point one way: commands -> learner -> evals -> rollout, rewards -> policy, data.
 
