@@ -10,7 +10,6 @@ import pytest
 from srl_jax.learner import packing, update
 from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
-from srl_jax.rollout import picking
 from srl_jax.rollout import sampler as S
 from srl_jax.rollout.engine import Prompt, SamplingParams
 
@@ -173,22 +172,42 @@ def test_sampler_logprobs_are_the_distributions(groups, distribution):
     )
 
 
-def test_tokens_follow_the_distribution(groups, distribution):
+@pytest.fixture(scope="module")
+def many():
+  """(prompts, groups): each prompt eight times, 384 responses in all."""
+  prompts = [Prompt(f"{p.id}/{i}", p.token_ids) for p in PROMPTS for i in range(8)]
+  return prompts, sample(prompts)
+
+
+def test_tokens_follow_the_distribution(many, distribution):
   """Over all positions the mean surprise is the mean entropy; at temperature 0.9 it is not."""
+  prompts, found = many
 
   def z_score(temperature):
     excess = variance = 0.0
-    for id, g, i, logprobs_v in distribution(many, found, temperature):
+    for id, g, i, logprobs_v in distribution(prompts, found, temperature):
       probs = np.exp(logprobs_v)
       entropy = -(probs * logprobs_v).sum()
       excess += -logprobs_v[found[id][g].token_ids[i]] - entropy
       variance += (probs * logprobs_v**2).sum() - entropy**2
     return excess / variance**0.5
 
-  many = [Prompt(f"{p.id}/{i}", p.token_ids) for p in PROMPTS for i in range(8)]
-  found = sample(many)
   assert abs(z_score(1.0)) < 3
   assert z_score(0.9) > 4
+
+
+@pytest.mark.parametrize("positions", [[1], range(2, 12)], ids=["behind the prefill", "later"])
+def test_neighbours_do_not_share_their_random_number(many, distribution, positions):
+  """Else a token would come twice in a row more often than its probability says."""
+  prompts, found = many
+  excess = variance = 0.0
+  for id, g, i, logprobs_v in distribution(prompts, found):
+    if i in positions:
+      ids = found[id][g].token_ids
+      again = np.exp(logprobs_v[ids[i - 1]])
+      excess += (ids[i] == ids[i - 1]) - again
+      variance += again * (1 - again)
+  assert abs(excess) / variance**0.5 < 3
 
 
 def test_temperature_is_the_trainers_and_top_p_keeps_the_nucleus(distribution):
