@@ -11,7 +11,7 @@ import pathlib
 
 from configs import common
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):

@@ -32,6 +32,9 @@ SPLIT_PERCENT = {"train": 70, "calibration": 10, "selection": 10, "test": 10}
 # The warm-up's mix of problems: the share with one-digit numbers, the chance that a problem has yet
 # another step (so long ones are a thin tail), and the share of responses with the whole solution.
 EASY_SHARE, LONGER, WHOLE_SHARE = 0.4, 0.35, 0.25
+# One-digit problems are short. Where most six-step problems had one digit, a base learned that a
+# sixth step's box holds one digit, said so in all eight rollouts, and SRL never saw another.
+EASY_STEPS = 3
 DEFAULT_COUNT = {"hard": 100, "mix": 100_000}  # hard: problems; mix: responses
 
 
@@ -283,8 +286,9 @@ def _warm_up(split: str, count: int, seed: int) -> list[StepExample]:
   responses = []
   for i in range(count):
     digits = 1 if rng.random() < EASY_SHARE else 2
+    most = EASY_STEPS if digits == 1 else HARD_STEPS
     steps = 1
-    while steps < HARD_STEPS and rng.random() < LONGER:
+    while steps < most and rng.random() < LONGER:
       steps += 1
     problem = dataclasses.replace(_draw(rng, split, steps, digits), id=f"mix-{i}")
     if rng.random() < WHOLE_SHARE:

@@ -93,6 +93,8 @@ def solve_stepwise(
         episode.ended = "prompt_too_long"
       else:
         asked[f"{episode.task.id}#{episode.sample}/{turn}"] = (episode, prompt)
+    if not asked:
+      break
     batch = [Prompt(id, tuple(prompt.token_ids)) for id, (_, prompt) in asked.items()]
     for (rollout,) in engine.sample(batch, 1, params):
       episode, prompt = asked[rollout.prompt_id]
