@@ -18,7 +18,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=0, stop_at=0.15)
+  args = common.parse_arg(arg, seed=0, stop_at=0.3)
   config = common.defaults()
   config.method = "sft"
   config.seed = args.seed

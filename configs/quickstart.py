@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=0, steps=360)
+  args = common.parse_arg(arg, seed=0, steps=900)
   config = common.defaults()
   config.seed = args.seed
   config.model = str(HERE / "miniature")
@@ -43,8 +43,8 @@ def get_config(arg=None):
   config.batch.remat = False
 
   config.train.steps = args.steps
-  config.train.eval_every = 60
-  config.train.save_every = 60
+  config.train.eval_every = 150
+  config.train.save_every = 150
   config.train.keep = 1
 
   config.eval.mode = "stepwise"
