@@ -5,9 +5,11 @@ one is never read.
 """
 
 import dataclasses
+import json
 import pathlib
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 keeping = ocp.training.preservation_policies
@@ -60,7 +62,7 @@ class Checkpoints:
       return  # the same weights; writing them again would lose their score, and them if killed
     self._checkpointer.save_checkpointables(
       progress.step,
-      dict(model=model, moments=moments, progress=dataclasses.asdict(progress)),
+      dict(model=model, moments=moments, progress=_as_bytes(progress)),
       metrics=None if score is None else {"score": float(score)},
     )
 
@@ -88,7 +90,17 @@ class Checkpoints:
     if moments is not None:
       wanted["moments"] = moments
     found = self._checkpointer.load_checkpointables(step, wanted)
-    return found["model"], found.get("moments"), Progress(**found["progress"])
+    return found["model"], found.get("moments"), _from_bytes(found["progress"])
 
   def close(self) -> None:
     self._checkpointer.close()
+
+
+def _as_bytes(progress: Progress) -> dict[str, np.ndarray]:
+  """One array of JSON text: as a tree, every token of a batch in flight would be a leaf."""
+  text = json.dumps(dataclasses.asdict(progress))
+  return {"json": np.frombuffer(text.encode(), np.uint8)}
+
+
+def _from_bytes(stored: dict) -> Progress:
+  return Progress(**json.loads(np.asarray(stored["json"]).tobytes()))

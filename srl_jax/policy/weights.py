@@ -142,6 +142,7 @@ def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=Non
       # `tensors` comes in the order of the plan: the host holds one file's tensors at a time.
       part = {name: np.asarray(array) for name, (_, array) in zip(names, tensors)}
       save_file(part, target / file, metadata={"format": "pt"})
+      (target / file).chmod(0o644)  # the library writes for the owner alone; servers read it too
     if len(files) > 1:
       weight_map = {name: file for file, names in files.items() for name in names}
       size = sum(math.prod(shape) for _, _, shape in _expected(config).values()) * dtype.itemsize
