@@ -7,9 +7,11 @@ a bug: it keeps its traceback.
 
 import difflib
 import dis
+import functools
 import os
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator
 
 import ml_collections
@@ -19,15 +21,40 @@ from ml_collections.config_flags import config_flags
 _OURS = ("srl_jax", "configs", "config_config", "__main__")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def own_flags() -> types.SimpleNamespace:
+  """absl's DEFINE functions for the flags of one command, and `values`, which `run` takes.
+
+  absl's own ones define every flag for the whole process, so no two commands that both have an
+  --output could be imported together.
+  """
+  values = flags.FlagValues()
+  kinds = ("DEFINE_bool", "DEFINE_enum", "DEFINE_float", "DEFINE_integer", "DEFINE_list")
+  define = {
+    kind: functools.partial(getattr(flags, kind), flag_values=values)
+    for kind in (*kinds, "DEFINE_string")
+  }
+  return types.SimpleNamespace(values=values, **define)
+
+
+def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) -> None:
   """Parses the command line into absl's flags, calls `main(argv)` and exits the process.
 
   Exit codes: 0; 2 with one line `error: ...` on stderr for bad input; 1 with a traceback for bugs.
+
+  Args:
+    main: the command.
+    own: its flags, from `own_flags().values`, besides absl's.
   """
+  if own is not None:
+    flags.FLAGS.append_flag_values(own)
+    for name in own:
+      flags.FLAGS.register_flag_by_module(sys.argv[0], own[name])  # for --help
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       _fail(f"unexpected argument {argv[1]!r}; every setting is a flag, --name=value")
+    if own is not None:
+      own.mark_as_parsed()
     try:
       main(argv)
     except ValueError as error:

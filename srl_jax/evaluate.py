@@ -27,10 +27,11 @@ import pathlib
 import time
 from typing import Any
 
-from absl import flags, logging
+from absl import logging
 
 from srl_jax import errors
 
+flags = errors.own_flags()
 _MODEL = flags.DEFINE_string("model", None, "Model folder, workdir or hub name.", required=True)
 _BENCHMARKS = flags.DEFINE_list(
   "benchmarks",
@@ -292,4 +293,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  errors.run(main, flags.values)

@@ -11,10 +11,11 @@ the CPU, beside a run that has the accelerator.
 import json
 import pathlib
 
-from absl import flags, logging
+from absl import logging
 
 from srl_jax import errors
 
+flags = errors.own_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Folder to write: new, or empty (default: WORKDIR/export)."
@@ -77,4 +78,4 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  errors.run(main, flags.values)

@@ -26,13 +26,13 @@ import time
 from typing import Any
 
 import ml_collections
-from absl import flags
 
 from srl_jax import errors
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import runs as runs_lib
 from srl_jax.data import solutions, sources
 
+flags = errors.own_flags()
 _SOURCE = flags.DEFINE_string(
   "source", None, "Name of a Hugging Face dataset, or a file of JSON lines.", required=True
 )
@@ -280,4 +280,4 @@ def _write(
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  errors.run(main, flags.values)

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
-from absl import flags
 
 from srl_jax import errors
 from srl_jax.data import problems as problems_lib
@@ -29,6 +28,7 @@ from srl_jax.data.chat import ChatServer
 from srl_jax.data.problems import Problem
 from srl_jax.rewards.answers import answers_equal, extract_answer
 
+flags = errors.own_flags()
 _SERVER = flags.DEFINE_string("server", None, "URL, with or without /v1 at its end.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
 _PROBLEMS = flags.DEFINE_string("problems", None, "File of JSON lines.", required=True)
@@ -233,4 +233,4 @@ def _table(problems: dict[str, Problem], made: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  errors.run(main, flags.values)

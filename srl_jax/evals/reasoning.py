@@ -22,13 +22,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import flags
 
 from srl_jax import errors
 from srl_jax.data.prompts import OPEN
 from srl_jax.evals import passes, plots, tables
 from srl_jax.evals.figures import mean_and_error
 
+flags = errors.own_flags()
 _EVALUATIONS = flags.DEFINE_list(
   "evaluations", None, "Two output folders of srl_jax.evaluate.", required=True
 )
@@ -217,4 +217,4 @@ def _text(result: dict) -> str:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  errors.run(main, flags.values)
