@@ -1,10 +1,10 @@
 """The paper in miniature: SRL on hard chains of additions, from a small warmed-up base.
 
-  launch/run.sh configs/quickstart.py              about 5 minutes on 2 CPU cores
+  launch/run.sh configs/quickstart.py              about 8 minutes on 2 CPU cores
   launch/run.sh configs/quickstart.py:seed=1       another seed
 
 The base (configs/miniature/, made by configs/miniature_base.py) follows the format and solves easy
-problems; hard ones it solves turn by turn never by greedy decoding.
+problems; of the hard ones it solves, turn by turn and by greedy decoding, next to none.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=0, steps=900)
+  args = common.parse_arg(arg, seed=0, steps=1000)
   config = common.defaults()
   config.seed = args.seed
   config.model = str(HERE / "miniature")
@@ -23,11 +23,13 @@ def get_config(arg=None):
   config.mesh = "cpu"
 
   config.data.source = "arithmetic"
-  config.data.path = "hard:100"
+  config.data.path = "hard:400"
   config.data.keep_last_step = True  # or boxing the answer is never trained
   config.data.holdout = 100
   config.data.max_prompt_tokens = 96
 
+  # Above the paper's 1.0: where eight rollouts make the same mistake nothing is learned from it.
+  config.rollout.temperature = 1.2
   config.rollout.max_tokens = 32
   config.rollout.width = 128
 
@@ -43,8 +45,8 @@ def get_config(arg=None):
   config.batch.remat = False
 
   config.train.steps = args.steps
-  config.train.eval_every = 150
-  config.train.save_every = 150
+  config.train.eval_every = 250
+  config.train.save_every = 125
   config.train.keep = 1
 
   config.eval.mode = "stepwise"
