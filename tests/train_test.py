@@ -80,7 +80,6 @@ def folder(tmp_path_factory):
   for path in (ROOT / "configs" / "miniature").glob("*.json"):
     shutil.copy(path, folder / "model")
   config = quickstart.get_config("steps=5")
-  config.model = "configs/miniature"
   start.claim_workdir(folder / "other", config)
   (folder / "other" / "checkpoints" / "5").mkdir(parents=True)
   return folder
