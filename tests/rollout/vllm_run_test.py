@@ -39,6 +39,8 @@ def start(workdir, *flags):
     f"--workdir={workdir}",
     f"--config.train.steps={STEPS}",
     "--config.eval.benchmark=",
+    "--config.rollout.temperature=1.0",
+    "--config.data.path=hard:100",
   ]
   command += ["--config.eval.mode=off", "--config.train.save_every=3", *flags]
   with workdir.with_suffix(".log").open("a") as log:
