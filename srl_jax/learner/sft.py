@@ -13,7 +13,6 @@ import numpy as np
 
 from srl_jax.data.batches import epoch_order
 from srl_jax.data.sources import load_examples
-from srl_jax.evals import math_benchmarks
 from srl_jax.learner import metrics, optimizer, packing, start, terminal, update, validation
 from srl_jax.learner.checkpoint import Checkpoints
 
@@ -147,7 +146,4 @@ def validate(config, policy, engine, solver, held_out: start.Asked, loss) -> dic
         ]
       )
     )
-  tasks = validation.held_out_tasks(held_out.examples) if config.eval.mode != "off" else []
-  if tasks:
-    found["validation_accuracy"] = math_benchmarks.accuracy(solver, tasks)
-  return found
+  return found | validation.final_answers(config, solver, held_out)

@@ -40,11 +40,15 @@ def validate(config, engine, solver, held_out: start.Asked) -> dict:
     scores = [group.scores[0] for group in groups]
     found["validation_reward"] = float(np.mean([score.reward for score in scores]))
     found["validation_failures"] = float(np.mean([score.failure is not None for score in scores]))
-  if config.eval.mode != "off":
-    tasks = held_out_tasks(held_out.examples)
-    if tasks:
-      found["validation_accuracy"] = math_benchmarks.accuracy(solver, tasks)
-  return found
+  return found | final_answers(config, solver, held_out)
+
+
+def final_answers(config, solver, held_out: start.Asked) -> dict:
+  """Accuracy of greedy decoding on the held-out problems with a gold answer; {} if eval.mode is off
+  or there are none.
+  """
+  tasks = held_out_tasks(held_out.examples) if config.eval.mode != "off" else []
+  return {"validation_accuracy": math_benchmarks.accuracy(solver, tasks)} if tasks else {}
 
 
 def held_out_tasks(examples: list[StepExample]) -> list[Task]:
