@@ -111,6 +111,7 @@ def defaults() -> ConfigDict:
   config.algorithm.aggregate = "sequence"  # eq. (1)
   config.algorithm.kl = 0.0
   config.algorithm.importance_cap = 2.0  # 0 = no importance weights
+  config.algorithm.importance_level = "token"  # sequence: those above the cap are left out
   config.algorithm.steps_per_batch = 1
 
   config.optimizer = ConfigDict()
@@ -163,6 +164,7 @@ CHOICES = {
   "rollout.engine": ("builtin", "vllm"),
   "rollout.lag": (0, 1),
   "algorithm.advantage_scale": ("std", "none"),
+  "algorithm.importance_level": ("token", "sequence"),
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
   "optimizer.schedule": ("constant", "cosine", "linear"),

@@ -133,6 +133,20 @@ def importance_weights(old_logprobs, sampler_logprobs, cap: float):
   return jnp.minimum(jnp.exp(old_logprobs - sampler_logprobs), cap)
 
 
+def masked_importance_weights(sequence_gaps, cap: float):
+  """Importance weights of whole sequences, 0 for those above the cap: they are left out.
+
+  The other choice to `importance_weights`: unbiased below the cap, where weights of single tokens
+  are not, but noisier the longer the sequence (TRL's sequence_mask; "sequence-level MIS" of Liu
+  et al., When Speed Kills Stability, 2025).
+
+  Args:
+    sequence_gaps: sum of old_logprobs - sampler_logprobs over each sequence.
+  """
+  ratio = jnp.exp(sequence_gaps)
+  return jnp.where(ratio <= cap, ratio, 0.0)
+
+
 def kl_estimate(logprobs, reference_logprobs):
   """Schulman's k3 estimate of KL(policy || reference) at each sampled token; >= 0."""
   difference = reference_logprobs - logprobs

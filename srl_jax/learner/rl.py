@@ -223,6 +223,7 @@ def policy_loss_of(config) -> update.Loss:
     clip_low=config.algorithm.clip_low,
     clip_high=config.algorithm.clip_high,
     importance_cap=config.algorithm.importance_cap,
+    importance_level=config.algorithm.importance_level,
     kl=config.algorithm.kl,
     temperature=config.rollout.temperature,
     chunk=config.batch.logprob_chunk,

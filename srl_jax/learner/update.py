@@ -26,7 +26,9 @@ class Loss(NamedTuple):
 
   Fields:
     kind: "policy" (equation 1) or "likelihood" (SFT: minus the log-prob of the response).
-    clip_low, clip_high, importance_cap (0 = no importance weights): see grpo.
+    clip_low, clip_high: see grpo.
+    importance_cap: of the importance weights; 0 = none.
+    importance_level: "token" (grpo.importance_weights) or "sequence" (masked_importance_weights).
     kl: coefficient of grpo.kl_estimate.
     temperature: the sampling temperature, by which logits are divided here too.
     chunk: trained tokens whose logits exist at one time, per row.
@@ -37,6 +39,7 @@ class Loss(NamedTuple):
   clip_low: float = 0.2
   clip_high: float = 0.2
   importance_cap: float = 2.0
+  importance_level: str = "token"
   kl: float = 0.0
   temperature: float = 1.0
   chunk: int = 512
@@ -94,6 +97,21 @@ def _take(hidden_btd, places_bs):
   return take(hidden_btd, places_bs)
 
 
+def _sequence_sums(values_bs, rows: Rows):
+  """sums_bs: at each trained token the sum of the values over its whole response."""
+
+  def of_row(values_s, sources_s, branches_t):
+    # A response's first token is predicted from its prompt, whose branch is 0.
+    response_s = jnp.cumsum(branches_t[sources_s] == 0)
+    return jax.ops.segment_sum(values_s, response_s, values_s.shape[0] + 1)[response_s]
+
+  of_rows = jax.vmap(of_row)
+  if has_mesh():
+    specs = (act_spec("bs"), act_spec("bs"), act_spec("bt"))
+    of_rows = jax.shard_map(of_rows, in_specs=specs, out_specs=act_spec("bs"))
+  return of_rows(values_bs, rows.sources_bs, rows.branches_bt)
+
+
 def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss):
   """This micro-batch's part of the loss.
 
@@ -115,7 +133,10 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
   else:
     old = jax.lax.stop_gradient(logprobs) if old_logprobs_bs is None else inside(old_logprobs_bs)
     weights = None
-    if loss.importance_cap:
+    if loss.importance_cap and loss.importance_level == "sequence":
+      gaps_bs = _sequence_sums(inside(old - rows.sampler_logprobs_bs), rows)
+      weights = grpo.masked_importance_weights(gaps_bs, loss.importance_cap)
+    elif loss.importance_cap:
       weights = grpo.importance_weights(old, rows.sampler_logprobs_bs, loss.importance_cap)
     objective, ratio, clipped = grpo.clipped_objective(
       logprobs,

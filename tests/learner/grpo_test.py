@@ -86,6 +86,16 @@ def test_importance_weights_are_capped_constants():
   assert weighted.tolist() == [0, -1, 2]
 
 
+def test_sequences_above_the_cap_are_left_out():
+  # Ratios of the tokens 2 and 1/2, 3 and 1/2, 3 and 1: of the sequences 1, 3/2 and 3.
+  gaps = jnp.log(jnp.array([[2.0, 0.5], [3.0, 0.5], [3.0, 1.0]])).sum(axis=1)
+  np.testing.assert_allclose(grpo.masked_importance_weights(gaps, 2.0), [1, 1.5, 0], rtol=1e-6)
+  # A sequence that the trainer finds impossible, and one that overflows.
+  np.testing.assert_array_equal(
+    grpo.masked_importance_weights(jnp.array([-1e4, 1e4]), 2.0), [0.0, 0.0]
+  )
+
+
 def test_kl_is_k3():
   logprobs, reference = jnp.log(jnp.array([0.5, 0.25, 0.3])), jnp.log(jnp.array([0.25, 0.5, 0.3]))
   # p / q - log(p / q) - 1 of reference over policy: 1/2, 2 and 1

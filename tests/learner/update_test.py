@@ -89,6 +89,9 @@ def naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt):
   new_bt = naive_logprobs(model, arrays, loss.temperature)
   old = new_bt if old_bt is None else old_bt
   weights = jnp.minimum(jnp.exp(old - sampler), loss.importance_cap)
+  if loss.importance_level == "sequence":
+    ratio_b = jnp.exp(((old - sampler) * mask).sum(axis=1))
+    weights = jnp.where(ratio_b > loss.importance_cap, 0.0, ratio_b)[:, None] + 0 * old
 
   def of_logprobs(new_bt):
     value, _ = grpo.policy_loss(
@@ -117,6 +120,11 @@ CASES = {
     LOSS._replace(clip_low=0.1, clip_high=0.3, importance_cap=1.5),
     "token",
     True,
+  ),
+  "sequences above the cap left out": (
+    LOSS._replace(importance_level="sequence", importance_cap=0.2),
+    "sequence",
+    False,
   ),
   "no importance weights, temperature, kl": (
     LOSS._replace(importance_cap=0.0, temperature=0.7, kl=0.05),
