@@ -66,7 +66,7 @@ def defaults() -> ConfigDict:
   config.data.path = ""  # dataset name | file or prepared folder | which problems
   config.data.split = "train"
   config.data.domain = "math"  # math: numbered solutions | swe: an agent's trajectories
-  config.data.fields = ConfigDict(dict(id="", problem="", solution="", answer=""))
+  config.data.fields = ConfigDict(dict(id="", problem="", solution="", answer="", reasoning=""))
   config.data.title_hint = False
   config.data.keep_last_step = False  # the paper: k = 1..N-1
   config.data.holdout = 60  # problems
@@ -149,10 +149,23 @@ def defaults() -> ConfigDict:
   return config.lock()
 
 
-def source_of(data: str) -> str:
-  """The kind of source that `data` names: a file or folder that exists, or a dataset on the hub."""
+def learn_from(config, model: str, data: str, **fields: str) -> None:
+  """Sets the model, the data (a file or folder that exists, else a hub dataset) and its columns."""
   local = pathlib.Path(data).exists() or data.endswith((".jsonl", ".json"))
-  return "jsonl" if local else "hub"
+  config.model = model
+  config.data.source = "jsonl" if local else "hub"
+  config.data.path = data
+  config.data.fields.update(fields)
+
+
+def supervised(config) -> None:
+  """Makes it supervised fine-tuning, as in Table 5 of the paper."""
+  config.method = "sft"
+  config.optimizer.lr = 5e-6
+  config.optimizer.schedule = "cosine"
+  config.optimizer.warmup = 0.3
+  config.batch.prompts = min(64, config.batch.prompts)
+  config.train.epochs = 3
 
 
 CHOICES = {

@@ -10,15 +10,12 @@ The paper's figures, resolve rate in % (oracle file edit, end to end): 8.4, 4.2 
 SFT model of others from the same base that it compares with; 5.8, 3.2 for the base itself.
 """
 
-from configs import srl_swe
+from configs import common, srl_swe
 
 
 def get_config(arg=None):
   config = srl_swe.get_config(arg)
-  config.method = "sft"
-  config.optimizer.lr = 5e-6
-  config.optimizer.schedule = "cosine"
-  config.optimizer.warmup = 0.3
-  config.batch.prompts = min(64, config.batch.prompts)
-  config.train.epochs = 3
+  common.supervised(config)
+  if not config.train.steps:
+    config.train.eval_every = 100  # an epoch has 2,100 steps
   return config

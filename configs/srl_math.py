@@ -28,12 +28,8 @@ def get_config(arg=None):
     tiny=False,
   )
   config = common.defaults()
-  config.model = args.model
-  config.data.source = common.source_of(args.data)
-  config.data.path = args.data
-  config.data.fields.problem = args.problem
-  config.data.fields.solution = args.solution
-  config.data.fields.answer = args.answer
+  columns = dict(problem=args.problem, solution=args.solution, answer=args.answer)
+  common.learn_from(config, args.model, args.data, **columns)
   if args.tiny:
     tiny(config)
   return config
@@ -55,3 +51,4 @@ def tiny(config):
   config.train.steps = 3
   config.train.eval_every = 0
   config.eval.mode = "off"
+  config.eval.max_tokens = 96

@@ -33,13 +33,9 @@ def get_config(arg=None):
     tiny=False,
   )
   config = common.defaults()
-  config.model = args.model
+  common.learn_from(config, args.model, args.data, solution=args.messages, id=args.id)
   config.data.domain = "swe"
-  config.data.source = common.source_of(args.data)
-  config.data.path = args.data
   config.data.split = args.split
-  config.data.fields.solution = args.messages
-  config.data.fields.id = args.id
   config.data.swe.expert = args.expert
   config.data.swe.resolved = args.resolved
   config.data.keep_last_step = True  # most runs end with submit, which is to be learnt as well

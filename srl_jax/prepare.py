@@ -43,8 +43,9 @@ _DOMAIN = flags.DEFINE_enum(
 _FIELDS = flags.DEFINE_list(
   "fields",
   ["problem=question", "solution=deepseek_attempt", "answer=solution"],  # s1K-1.1
-  "Columns of the source: problem=, solution=, answer= and id=; the last two may be left out. For"
-  " trajectories: solution= (the messages) and id=, which may be left out.",
+  "Columns of the source: problem=, solution=, answer=, id= and, for --method=sft, reasoning=; the"
+  " last three may be left out. For trajectories: solution= (the messages) and id=, which may be"
+  " left out.",
 )
 _SPLIT = flags.DEFINE_string("split", "train", "Split of a Hugging Face dataset.")
 _HOLDOUT = flags.DEFINE_integer("holdout", 60, "Problems to hold out for validation.")
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> None:
 
 def _data() -> ml_collections.ConfigDict:
   """Returns the flags as a config's group `data`."""
-  fields = dict.fromkeys(("problem", "solution", "answer", "id"), "")
+  fields = dict.fromkeys(("problem", "solution", "answer", "id", "reasoning"), "")
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in fields or not column:

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
 
 def _read_problems() -> dict[str, Problem]:
   """{id: problem} of the file; ValueError for a row without a problem or a gold answer."""
-  fields = dict.fromkeys(("problem", "solution", "answer", "id"), "")
+  fields = dict.fromkeys(("problem", "solution", "answer", "id", "reasoning"), "")
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in ("problem", "answer", "id") or not column:

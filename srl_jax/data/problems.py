@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from srl_jax.data import rows, solutions
+from srl_jax.data.prompts import CLOSE, OPEN
 
 METHODS = ("srl", "one_step", "rlvr", "sft")
 
@@ -17,7 +18,8 @@ class Problem:
   Attributes:
     id: of the row's id column, else a hash of the problem's text, so that no order matters.
     text: the question.
-    solution: the expert's whole solution ("" for rlvr).
+    solution: the expert's whole solution ("" for rlvr); for sft, where the config names a column of
+      the expert's reasoning, that in think tags and then the solution.
     answer: gold final answer, or None.
   """
 
@@ -64,10 +66,14 @@ def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, i
 
 def _problem(row: dict[str, Any], place: str, fields: Any, method: str) -> Problem:
   text = _text(row, place, fields, "problem")
+  solution = "" if method == "rlvr" else _text(row, place, fields, "solution")
+  if method == "sft" and solution:
+    reasoning = _text(row, place, fields, "reasoning")
+    solution = f"{OPEN}\n{reasoning}\n{CLOSE}\n{solution}" if reasoning else solution
   return Problem(
     id=_text(row, place, fields, "id") or hashlib.sha256(normal(text).encode()).hexdigest()[:12],
     text=text,
-    solution="" if method == "rlvr" else _text(row, place, fields, "solution"),
+    solution=solution,
     answer=_text(row, place, fields, "answer") or None,
   )
 
@@ -75,7 +81,7 @@ def _problem(row: dict[str, Any], place: str, fields: Any, method: str) -> Probl
 def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
   """Returns a field of a row as stripped text, "" if it is null or the config names no column."""
   column = getattr(fields, field)
-  if not column and field in ("answer", "id"):
+  if not column and field in ("answer", "id", "reasoning"):
     return ""
   if column not in row:
     raise ValueError(
@@ -86,7 +92,7 @@ def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
   if value is None:
     return ""
   if isinstance(value, bool | list | dict) or (
-    field in ("problem", "solution") and not isinstance(value, str)
+    field in ("problem", "solution", "reasoning") and not isinstance(value, str)
   ):
     kind = type(value).__name__
     raise ValueError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")

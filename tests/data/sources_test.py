@@ -19,7 +19,7 @@ def config(path, **changes):
     "source": "jsonl",
     "path": str(path),
     "split": "train",
-    "fields": {"problem": "question", "solution": "attempt", "answer": "gold", "id": ""},
+    "fields": dict(problem="question", solution="attempt", answer="gold", id="", reasoning=""),
     "title_hint": False,
     "keep_last_step": False,
     "holdout": 0,
@@ -43,6 +43,18 @@ def test_a_solution_of_three_steps_gives_two_prompts():
     StepExample(id="p/1", context=["We start."], target="1. **A**: a", **shared),
     StepExample(id="p/2", context=["We start.", "1. **A**: a"], target="2. **B**: b", **shared),
   ]
+
+
+def test_supervised_reasoning_stands_in_think_tags_before_the_solution(tmp_path):
+  path = write(tmp_path / "a.jsonl", [row(1, trace="Hm."), row(2, trace=None)])
+  data = config(path)
+  data.fields.reasoning = "trace"
+  targets = lambda method: [e.target for e in load_examples(data, method=method, seed=0).train]
+  assert targets("sft") == [f"<think>\nHm.\n</think>\n{SOLUTION}", SOLUTION]
+  assert targets("one_step") == [SOLUTION] * 2
+  data.fields.reasoning = "thoughts"
+  with pytest.raises(ValueError, match="no field 'thoughts', which data.fields.reasoning names"):
+    targets("sft")
 
 
 def test_title_hint_and_last_step():
@@ -199,7 +211,7 @@ def test_built_in_problems():
 
 def test_real_solutions(shared):
   data = config(shared / "data" / "steps" / "mathodyssey_deepseek_v3.jsonl", holdout=60)
-  data.fields = {"problem": "problem", "solution": "response", "answer": "answer", "id": "id"}
+  data.fields = dict(problem="problem", solution="response", answer="answer", id="id", reasoning="")
   examples = load_examples(data, method="srl", seed=0)
   assert examples.counts == {"rows": 260, "no_steps": 10, "kept": 250}
   assert len({e.problem_id for e in examples.validation}) == 60

@@ -1,0 +1,14 @@
+"""SRL without importance weights: what engine and trainer disagree on is not corrected.
+
+  launch/run.sh configs/ablations/importance_cap.py                   8 x H100
+
+Arguments: those of srl_math.py; there is no figure of the paper.
+"""
+
+from configs import srl_math
+
+
+def get_config(arg=None):
+  config = srl_math.get_config(arg)
+  config.algorithm.importance_cap = 0.0
+  return config

@@ -1,0 +1,24 @@
+"""RLVR on s1K-1.1 from Qwen2.5-7B-Instruct (Table 1, RL(VR); Table 3, final-answer reward).
+
+  launch/run.sh configs/rlvr_math.py                                  8 x H100
+  launch/run.sh configs/rlvr_math.py:model=DIR,data=FILE,tiny         a laptop's CPU
+
+GRPO on whole solutions, reward 1 for the right final answer and 0 for any other; groups that are
+all right or all wrong are dropped (DAPO's dynamic sampling). The prompt is Qwen2.5-Math's, which
+the paper evaluates with. Arguments: those of srl_math.py. Hyperparameters: Table 6.
+
+The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 47.5, 10.0, 10.0,
+33.8; 50.0, 13.3, 6.7, 34.9 before.
+"""
+
+from configs import srl_math
+
+
+def get_config(arg=None):
+  config = srl_math.get_config(arg)
+  config.method = "rlvr"
+  config.prompt.style = "plain"
+  config.rollout.max_tokens = config.eval.max_tokens  # whole solutions
+  config.algorithm.std_epsilon = 0.0  # eight rewards of 0 or 1: any that differ
+  config.batch.prompts = min(128, config.batch.prompts)
+  return config
