@@ -24,6 +24,7 @@ import hashlib
 import random
 import re
 
+from srl_jax.data.prompts import CLOSE, OPEN
 from srl_jax.data.sources import Examples, StepExample
 
 DATA_SEED = 0  # of the sets of hard problems: the same problems for every run and every arm
@@ -35,7 +36,7 @@ EASY_SHARE, LONGER, WHOLE_SHARE = 0.4, 0.35, 0.25
 # One-digit problems are short. Where most six-step problems had one digit, a base learned that a
 # sixth step's box holds one digit, said so in all eight rollouts, and SRL never saw another.
 EASY_STEPS = 3
-DEFAULT_COUNT = {"hard": 100, "mix": 100_000}  # hard: problems; mix: responses
+DEFAULT_COUNT = {"hard": 100, "reasoned": 100, "mix": 100_000}  # problems; mix: responses
 
 
 # ---------------------------------------------------------------------------------- problems
@@ -180,6 +181,8 @@ def load(data, method: str, seed: int) -> Examples:
     hard, hard:500   hard problems (100 unless a number is given), the same for every seed;
                      validation on the selection split. srl gives one example per step, one_step
                      and rlvr one per problem; sft learns the expert's whole solution.
+    reasoned         sft only: the same problems; the response to learn is one think block with the
+                     scratch work of all steps and then the whole solution, as DeepSeek-R1 answers.
     mix, mix:20000   sft only: responses with monologues (100,000 unless a number is given), drawn
                      with `seed`, most of them on easy problems (`_warm_up`); validation on the next
                      steps of hard problems of the calibration split, for the stop rule.
@@ -192,24 +195,24 @@ def load(data, method: str, seed: int) -> Examples:
   Raises:
     ValueError: a path, split or method that this family does not have.
   """
-  match = re.fullmatch(r"(hard|mix)(?::([1-9]\d*))?", data.path)
+  match = re.fullmatch(r"(hard|reasoned|mix)(?::([1-9]\d*))?", data.path)
   if not match:
     raise ValueError(
-      f"data.path={data.path!r} of the built-in problems: use 'hard' or 'mix', with a number such"
-      " as 'hard:500' if wanted"
+      f"data.path={data.path!r} of the built-in problems: use 'hard', 'reasoned' or 'mix', with a"
+      " number such as 'hard:500' if wanted"
     )
   kind, count = match[1], int(match[2] or DEFAULT_COUNT[match[1]])
+  if kind != "hard" and method != "sft":
+    raise ValueError(f"data.path={kind!r} holds responses to learn: method='sft', not {method!r}")
   if kind == "mix":
-    if method != "sft":
-      raise ValueError(f"data.path='mix' holds responses to learn: method='sft', not {method!r}")
     held_out = problems("calibration", data.holdout)
     train = _warm_up(data.split, count, seed)
     validation = [e for problem in held_out for e in _step_responses(problem)]
   else:
     chosen, held_out = problems(data.split, count), problems("selection", data.holdout)
+    make = _examples if kind == "hard" else _reasoned_responses
     train, validation = (
-      [e for problem in part for e in _examples(problem, method, data)]
-      for part in (chosen, held_out)
+      [e for problem in part for e in make(problem, method, data)] for part in (chosen, held_out)
     )
   counts = {"rows": count + data.holdout, "kept": count + data.holdout}
   return Examples(train, validation, counts)
@@ -278,6 +281,14 @@ def _whole_response(problem: Problem) -> StepExample:
     target="\n".join(problem.turns),
     answer=problem.answer,
   )
+
+
+def _reasoned_responses(problem: Problem, method: str, data) -> list[StepExample]:
+  """The one response that has all the scratch work in one think block, then the solution."""
+  before = [problem.start, *problem.values]
+  thoughts = "\n".join(map(_scratch_work, before, problem.moves))
+  target = "\n".join([f"{OPEN}{thoughts}{CLOSE}", *problem.steps])
+  return [dataclasses.replace(_whole_response(problem), target=target)]
 
 
 def _warm_up(split: str, count: int, seed: int) -> list[StepExample]:

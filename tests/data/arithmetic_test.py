@@ -16,6 +16,17 @@ def data_config(**changed):
   return ml_collections.ConfigDict(data | changed)
 
 
+def test_reasoned_responses_think_first():
+  (example,) = arithmetic.load(data_config(path="reasoned:1"), "sft", seed=0).train
+  problem = arithmetic.problems("train", 1)[0]
+  monologue, solution = example.target.removeprefix("<think>").split("</think>\n")
+  assert solution.split("\n") == problem.steps and example.task == "sft"
+  turns = [turn.removeprefix("<think>").split("</think>")[0] for turn in problem.turns]
+  assert monologue.split("\n") == turns
+  with pytest.raises(ValueError, match="data.path='reasoned' holds responses to learn"):
+    arithmetic.load(data_config(path="reasoned"), "rlvr", seed=0)
+
+
 def test_first_test_problem_never_changes():
   problem = arithmetic.problems("test", 1)[0]
   assert (
