@@ -19,6 +19,13 @@ jax_extra() {
   fi
 }
 
+# environment_stamp FILE...: the line in .venv/installed that says these are installed.
+environment_stamp() {
+  local extra
+  extra="$(jax_extra)"
+  echo "$(cat "$@" | cksum | tr ' ' '-')-${extra:-cpu}"
+}
+
 # prepare_environment FILE...: .venv with what the requirement files name.
 prepare_environment() {
   local python="${PYTHON:-python3}" extra stamp
@@ -27,7 +34,7 @@ prepare_environment() {
     exit 2
   fi
   extra="$(jax_extra)"
-  stamp="$(cat "$@" | cksum | tr ' ' '-')-${extra:-cpu}"
+  stamp="$(environment_stamp "$@")"
   if ! grep -qxF "$stamp" "$ROOT/.venv/installed" 2> /dev/null; then
     echo "setting up $ROOT/.venv (JAX for ${extra:-cpu}) ..."
     [ -x "$ROOT/.venv/bin/python" ] || "$python" -m venv "$ROOT/.venv"
