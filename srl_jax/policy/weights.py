@@ -104,7 +104,7 @@ def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[
   params = _params(model)
   for hf_name, (name, layer, _) in _expected(config).items():
     weight = params[name][...]
-    yield hf_name, _to_hf(weight, layer or 0, name, jnp.dtype(dtype or weight.dtype))
+    yield hf_name, to_hf(weight, layer or 0, name, jnp.dtype(dtype or weight.dtype))
 
 
 def check_new(folder) -> pathlib.Path:
@@ -267,7 +267,7 @@ def _put_shards(read, shape, sharding):
 
 
 @functools.partial(jax.jit, static_argnames=("name", "dtype"))
-def _to_hf(weight, layer, name, dtype):
+def to_hf(weight, layer, name, dtype):
   """One Hugging Face tensor of our weight `name`, gathered in `dtype`; layer is int32."""
   letters, dims = _letters(name), HF_WEIGHTS[name][1].split(",")
   if letters[0] == "l":
