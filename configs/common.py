@@ -126,7 +126,7 @@ def defaults() -> ConfigDict:
   config.batch.prompts = 512
   config.batch.tokens_per_device = 16384  # of a micro-batch
   config.batch.logprob_chunk = 512  # trained tokens of a row whose logits exist at one time
-  config.batch.remat = True  # recompute layers in the backward pass
+  config.batch.remat = "full"  # least memory; matmuls: keep their results; none: fastest
 
   config.train = ConfigDict()
   config.train.epochs = 30
@@ -180,6 +180,7 @@ CHOICES = {
   "algorithm.importance_level": ("token", "sequence"),
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
+  "batch.remat": ("none", "matmuls", "full"),
   "optimizer.schedule": ("constant", "cosine", "linear"),
   "eval.mode": ("whole", "stepwise", "off"),
 }

@@ -36,7 +36,7 @@ def get_config(arg=None):
   config.batch.prompts = 8
   config.batch.tokens_per_device = 1280
   config.batch.logprob_chunk = 128
-  config.batch.remat = False
+  config.batch.remat = "none"
 
   config.train.steps = args.steps
   config.train.eval_every = 0

@@ -41,7 +41,7 @@ def get_config(arg=None):
 
   config.batch.prompts = 160
   config.batch.tokens_per_device = 4096
-  config.batch.remat = False
+  config.batch.remat = "none"
 
   config.train.steps = 900  # the horizon of the schedule; the rule stops at about half of it
   config.train.stop_at = args.stop_at

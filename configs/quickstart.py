@@ -42,7 +42,7 @@ def get_config(arg=None):
 
   config.batch.prompts = 16
   config.batch.tokens_per_device = 4608  # 16 groups of up to 288 tokens
-  config.batch.remat = False
+  config.batch.remat = "none"
 
   config.train.steps = args.steps
   config.train.eval_every = 250

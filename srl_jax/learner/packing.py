@@ -3,7 +3,8 @@
 A row is a line of t tokens that holds several groups; segments tell the groups apart, branches the
 responses of a group (policy.attention.Packed). Which tokens are trained stands beside it: the
 log-prob of token targets_bs is read from the hidden state at place sources_bs, so all responses of
-a group read their first token from the one last token of their prompt.
+a group read their first token from the one last token of their prompt. For attention kernels, which
+know whole sequences only, a row is laid out in lines besides, each a prompt and one response.
 """
 
 import dataclasses
@@ -40,11 +41,15 @@ class PackedGroup:
     """Tokens of the group, the prompt counted once."""
     return len(self.prompt_ids) + sum(len(r.token_ids) for r in self.responses)
 
+  def line(self) -> int:
+    """Tokens of the prompt and its longest response."""
+    return len(self.prompt_ids) + max(len(r.token_ids) for r in self.responses)
+
 
 class Rows(NamedTuple):
   """b rows of t tokens, and what is trained of each, in the first places of s (= t).
 
-  int32 and float32; padding is 0.
+  int32 and float32; padding is 0. lines_bml and copies_btg: see policy.attention.Packed.
   """
 
   tokens_bt: np.ndarray
@@ -56,6 +61,8 @@ class Rows(NamedTuple):
   advantages_bs: np.ndarray
   shares_bs: np.ndarray  # share of the loss; 0 marks padding
   sampler_logprobs_bs: np.ndarray
+  lines_bml: np.ndarray | None = None
+  copies_btg: np.ndarray | None = None
 
 
 def pack(
@@ -65,14 +72,16 @@ def pack(
   shards: int,
   aggregate: str,
   max_tokens: int,
+  lines: bool = False,
 ) -> list[Rows]:
-  """Packs groups into micro-batches of one shape.
+  """Packs groups into micro-batches of one shape; with lines, of a handful of shapes.
 
   Args:
     groups: what one optimiser step trains on.
     tokens_per_device: most tokens of a device's part of a micro-batch.
     shards: devices that the rows are cut over (data x fsdp).
     aggregate, max_tokens: see grpo.token_shares; taken over all the groups.
+    lines: lay rows out for attention kernels (ModelConfig.attention other than xla).
 
   Returns:
     Micro-batches; their sums over shares_bs are 1 in all.
@@ -84,12 +93,73 @@ def pack(
   units = []
   for group in groups:
     units += _split(group, [next(shares) for _ in group.responses], tokens_per_device)
+  if lines:
+    return _pack_lines(units, tokens_per_device, shards)
   t = min(tokens_per_device, bucket(max(group.size() for group, _ in units)))
-  rows = [_row(units, t) for units in _first_fit(units, t)]
-  size = _rows_at_a_time(len(rows), max(1, tokens_per_device // t), shards)
-  empty = Rows(*(np.zeros_like(x) for x in rows[0]))
-  rows += [empty] * (-len(rows) % size)
-  return [Rows(*map(np.stack, zip(*rows[i : i + size]))) for i in range(0, len(rows), size)]
+  rows = [_row(bin_, t) for bin_ in _first_fit(units, t)]
+  return _cut(rows, _rows_at_a_time(len(rows), max(1, tokens_per_device // t), shards))
+
+
+def _cut(rows: list[Rows], size: int) -> list[Rows]:
+  """Micro-batches of `size` rows each; what is missing of the last is padding."""
+  rows = rows + [Rows(*map(np.zeros_like, rows[0][:9]))] * (-len(rows) % size)
+  parts = (zip(*rows[i : i + size]) for i in range(0, len(rows), size))
+  return [Rows(*(np.stack(x) for x in part if x[0] is not None)) for part in parts]
+
+
+def _pack_lines(units, t, shards) -> list[Rows]:
+  """Micro-batches of one row of t tokens a device, groups of like length together.
+
+  A kernel's lines are as long as the longest of the micro-batch. Groups that would not fill a
+  micro-batch of their own length go to the next longer ones.
+  """
+  units = sorted(units, key=lambda unit: unit[0].line())
+  g = max(len(group.responses) for group, _ in units)
+  of_length, batches = {}, []
+  for unit in units:
+    of_length.setdefault(line_bucket(unit[0].line()), []).append(unit)
+  left = []
+  for l, same in sorted(of_length.items()):
+    bins = _first_fit(left + same, t)
+    full = len(bins) // shards * shards if l < max(of_length) else len(bins)
+    left = [unit for bin_ in bins[full:] for unit in bin_]
+    for part in _cut([_row(bin_, t) for bin_ in bins[:full]], shards) if full else []:
+      batches.append(_lay_out(part, l, g))
+  return batches
+
+
+def line_bucket(length: int) -> int:
+  """The compiled length of a line: 128, 256, 384, 512, 768, 1024, 1536, 2048, ..."""
+  l = 128
+  while l < length:
+    l += max(128, (1 << (l.bit_length() - 1)) // 2)
+  return l
+
+
+def _lay_out(rows: Rows, l: int, g: int) -> Rows:
+  """Rows with their lines of l places and the copies of each token, g at most."""
+  # A line begins where the branch changes to a response's.
+  begins_bt = (rows.branches_bt > 0) & (np.diff(rows.branches_bt, axis=1, prepend=0) != 0)
+  most = int(begins_bt.sum(axis=1).max())
+  m = max(8, 1 << (most - 1).bit_length())  # so that few shapes are compiled
+  b, t = rows.tokens_bt.shape
+  lines_bml = np.full((b, m, l), -1, np.int32)
+  copies_btg = np.full((b, t, g), -1, np.int32)
+  for row in range(b):
+    segments, branches = rows.segments_bt[row], rows.branches_bt[row]
+    line = 0
+    for segment in range(1, segments.max() + 1):
+      places = np.flatnonzero(segments == segment)
+      prompt = places[branches[places] == 0]
+      for branch in range(1, branches[places].max() + 1):
+        response = places[branches[places] == branch]
+        both = np.concatenate([prompt, response])
+        lines_bml[row, line, : len(both)] = both
+        at = line * l + np.arange(len(both))
+        copies_btg[row, prompt, branch - 1] = at[: len(prompt)]
+        copies_btg[row, response, 0] = at[len(prompt) :]
+        line += 1
+  return rows._replace(lines_bml=lines_bml, copies_btg=copies_btg)
 
 
 def _rows_at_a_time(rows: int, most: int, shards: int) -> int:

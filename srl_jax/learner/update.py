@@ -18,7 +18,7 @@ import optax
 from srl_jax.learner import grpo
 from srl_jax.learner.packing import Rows
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import act_spec, has_mesh, put
+from srl_jax.policy.sharding import act_spec, has_mesh, on_host, put
 
 
 class Loss(NamedTuple):
@@ -32,7 +32,7 @@ class Loss(NamedTuple):
     kl: coefficient of grpo.kl_estimate.
     temperature: the sampling temperature, by which logits are divided here too.
     chunk: trained tokens whose logits exist at one time, per row.
-    remat: recompute layers in the backward pass.
+    remat: what the backward pass computes again, of policy.model.REMAT.
   """
 
   kind: str = "policy"
@@ -43,7 +43,7 @@ class Loss(NamedTuple):
   kl: float = 0.0
   temperature: float = 1.0
   chunk: int = 512
-  remat: bool = False
+  remat: str = "none"
 
 
 def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
@@ -54,9 +54,8 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   Returns:
     (logprobs_bs, entropy_bs): float32; anything where shares_bs is 0.
   """
-  hidden_btd = model.hidden(
-    rows.tokens_bt, rows.positions_bt, rows.segments_bt, rows.branches_bt, remat=loss.remat
-  )
+  lines = None if rows.lines_bml is None else (rows.lines_bml, rows.copies_btg)
+  hidden_btd = model.hidden(*rows[:4], lines, remat=loss.remat)
   s = rows.targets_bs.shape[1]
   chunk = next(size for size in range(min(loss.chunk, s), 0, -1) if s % size == 0)
 
@@ -195,7 +194,7 @@ def _zeros(model):
 
 def on_device(rows: Rows) -> Rows:
   """Host rows -> the mesh that is set."""
-  return Rows(*(put(x, "bt") for x in rows))
+  return Rows(*(None if x is None else put(x, "b") for x in rows))
 
 
 def train_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None, reference=None):
@@ -231,4 +230,4 @@ def train_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None
     raise FloatingPointError(f"loss {value}, gradient norm {float(norm)}")
   metrics = {"loss": value, "grad_norm": float(norm)}
   metrics |= {name: total / tokens for name, total in totals.items()}
-  return model, moments, metrics, [np.asarray(part) for part in logprobs]
+  return model, moments, metrics, list(map(on_host, logprobs))

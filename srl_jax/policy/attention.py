@@ -1,10 +1,11 @@
 """The one seam between a decoder layer and attention: `attend(q, k, v, state)`.
 
-`state` says what the new tokens may see. `Packed`: rows of several sequences, in training and when
-prompts are read; with `branches`, responses share the prompt of their group. `Cached`: one new
-token a response against the keys of its prompt (held once for its group) and its own earlier ones.
-Everything here is local to a device: batch and key/value heads are cut, nothing else, so `attend`
-runs under shard_map and a kernel for one device is a kernel for the mesh.
+`state` says what the new tokens may see. `Packed`: rows of several sequences, in training; with
+`branches`, responses share the prompt of their group. `Padded`: one sequence a row, when prompts
+are read. `Cached`: one new token a response against the keys of its prompt (held once for its
+group) and its own earlier ones. Everything here is local to a device: batch and key/value heads are
+cut, nothing else, so `attend` runs under shard_map and a kernel for one device is a kernel for the
+mesh.
 """
 
 import math
@@ -13,9 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from srl_jax.policy.kernels import NEGATIVE, causal, masked
 from srl_jax.policy.sharding import act_spec, has_mesh
-
-NEGATIVE = -1e30  # finite, so that a row of nothing but padding gives finite numbers
 
 
 class Packed(NamedTuple):
@@ -24,13 +24,26 @@ class Packed(NamedTuple):
   A token sees those of its own segment at its own position or before; with branches only those of
   branch 0 (the shared prompt) and of its own branch.
 
+  Kernels know whole sequences only: for them the row also says how to lay itself out in lines, each
+  a prompt and one response. Linear layers still see every token once.
+
   Fields (int32): positions_bt; segments_bt, 0 for padding, 1.. for sequences or groups;
-  branches_bt, 0 for a prompt, 1.. for its responses, or None.
+  branches_bt, 0 for a prompt, 1.. for its responses, or None; lines_bml, the place in the row of
+  each token of m lines, -1 after a line's end, or None for plain XLA; copies_btg, where a token
+  stands among the m * l places of lines_bml, once or (a prompt's) up to g times, -1 for none.
   """
 
   positions_bt: jax.Array
   segments_bt: jax.Array
   branches_bt: jax.Array | None = None
+  lines_bml: jax.Array | None = None
+  copies_btg: jax.Array | None = None
+
+
+class Padded(NamedTuple):
+  """One sequence a row, from its first place on; lengths_b: int32, its tokens."""
+
+  lengths_b: jax.Array
 
 
 class Cached(NamedTuple):
@@ -52,39 +65,44 @@ class Cached(NamedTuple):
   ages_bg: jax.Array
 
 
-PACKED_LETTERS = Packed("bt", "bt", "bt")
-CACHED_LETTERS = Cached("bpkh", "bpkh", "b", "bgrkh", "bgrkh", "", "bg")
+LETTERS = {
+  Packed: Packed("bt", "bt", "bt", "bml", "btg"),
+  Padded: Padded("b"),
+  Cached: Cached("bpkh", "bpkh", "b", "bgrkh", "bgrkh", "", "bg"),
+}
 
 
-def attend(q_btnh, k_btkh, v_btkh, state):
+def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
   """Attention of the new tokens.
 
   Args:
     q_btnh, k_btkh, v_btkh: queries, keys and values of the new tokens, rotary embedding applied.
       With `Cached`, t is the letter g: one new token of each of g responses.
-    state: Packed or Cached.
+    state: Packed, Padded or Cached.
+    kernel: of kernels.KERNELS, for Packed with lines and for Padded.
 
   Returns:
-    (out_btnh, memory): with Packed, memory is (k_btkh, v_btkh), what a cache would keep; with
-    Cached it is (k_bgrkh, v_bgrkh) with the new tokens written.
+    (out_btnh, memory): memory is (k_btkh, v_btkh), what a cache would keep; with Cached it is
+    (k_bgrkh, v_bgrkh) with the new tokens written.
   """
-  if isinstance(state, Packed):
-    run, letters = _packed, PACKED_LETTERS
-    memory = (act_spec("btkh"), act_spec("btkh"))
-  else:
-    run, letters = _cached, CACHED_LETTERS
-    memory = (act_spec("bgrkh"), act_spec("bgrkh"))
+  run = {Packed: _packed, Padded: _padded, Cached: _cached}[type(state)]
   if not has_mesh():
-    return run(q_btnh, k_btkh, v_btkh, state)
+    return run(q_btnh, k_btkh, v_btkh, state, kernel)
+  letters = LETTERS[type(state)]
   specs = type(state)(*(None if x is None else act_spec(s) for x, s in zip(state, letters)))
   tokens = tuple(map(act_spec, ("btnh", "btkh", "btkh")))
-  run = jax.shard_map(run, in_specs=(*tokens, specs), out_specs=(tokens[0], memory))
-  return run(q_btnh, k_btkh, v_btkh, state)
+  memory = (act_spec("bgrkh" if run is _cached else "btkh"),) * 2
+  return jax.shard_map(
+    lambda *args: run(*args, kernel),
+    in_specs=(*tokens, specs),
+    out_specs=(tokens[0], memory),
+    check_vma=kernel == "xla",  # the kernels' own calls do not say how their results vary
+  )(q_btnh, k_btkh, v_btkh, state)
 
 
 def visible(state: Packed):
   """mask_bts: whether token t of a row sees token s (see Packed)."""
-  positions, segments, branches = state
+  positions, segments, branches, *_ = state
   mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
   mask &= positions[:, None, :] <= positions[:, :, None]
   if branches is not None:
@@ -92,18 +110,68 @@ def visible(state: Packed):
   return mask
 
 
-def _packed(q_btnh, k_btkh, v_btkh, state):
-  b, t, n, h = q_btnh.shape
-  k = k_btkh.shape[2]
-  q = q_btnh.reshape(b, t, k, n // k, h)
-  scores = jnp.einsum("btkqh,bskh->bkqts", q, k_btkh, preferred_element_type=jnp.float32)
-  mask = visible(state)[:, None, None]
-  probs = jax.nn.softmax(jnp.where(mask, scores / math.sqrt(h), NEGATIVE), axis=-1)
-  out = jnp.einsum("bkqts,bskh->btkqh", probs.astype(v_btkh.dtype), v_btkh)
-  return out.reshape(b, t, n, h), (k_btkh, v_btkh)
+def _packed(q_btnh, k_btkh, v_btkh, state, kernel):
+  memory = (k_btkh, v_btkh)
+  if state.lines_bml is None:
+    return masked(q_btnh, k_btkh, v_btkh, visible(state)), memory
+  b, m, l = state.lines_bml.shape
+  lines, copies = state.lines_bml.reshape(b, m * l), state.copies_btg
+  # Only the first copy of a token is read from below, so only it brings queries a gradient.
+  rows = [_to_lines(q_btnh, lines, copies[:, :, :1])]
+  rows += [_to_lines(x, lines, copies) for x in memory]
+  q, k, v = (x.reshape(b * m, l, *x.shape[2:]) for x in rows)
+  lengths = (state.lines_bml >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * m)
+  out = causal(q, k, v, lengths, kernel)
+  return _from_lines(out.reshape(b, m * l, *out.shape[2:]), lines, copies[:, :, 0]), memory
 
 
-def _cached(q_bgnh, k_bgkh, v_bgkh, state):
+def _padded(q_btnh, k_btkh, v_btkh, state, kernel):
+  return causal(q_btnh, k_btkh, v_btkh, state.lengths_b, kernel), (k_btkh, v_btkh)
+
+
+def _take(x_btnh, places_bs):
+  """x at the places of each row, 0 where a place is -1."""
+  taken = jax.vmap(lambda x, places: x[jnp.maximum(places, 0)])(x_btnh, places_bs)
+  return jnp.where(places_bs[:, :, None, None] >= 0, taken, 0)
+
+
+# Both moves know their way back, so their gradients are gathers too: XLA would scatter, which on
+# GPUs means atomic additions, in bfloat16.
+
+
+@jax.custom_vjp
+def _to_lines(x_btnh, lines_bs, copies_btg):
+  """x at the places lines_bs; the gradient of a token is summed over its copies."""
+  return _take(x_btnh, lines_bs)
+
+
+def _to_lines_back(copies_btg, grad_bsnh):
+  grads = (_take(grad_bsnh, copies_btg[:, :, g]) for g in range(copies_btg.shape[2]))
+  total_btnh = sum(grad.astype(jnp.float32) for grad in grads)
+  return total_btnh.astype(grad_bsnh.dtype), None, None
+
+
+_to_lines.defvjp(lambda x, lines, copies: (_take(x, lines), copies), _to_lines_back)
+
+
+@jax.custom_vjp
+def _from_lines(x_bsnh, lines_bs, homes_bt):
+  """x at the places homes_bt; lines_bs says where each place of x came from."""
+  return _take(x_bsnh, homes_bt)
+
+
+def _from_lines_back(places, grad_btnh):
+  lines_bs, homes_bt = places
+  home_bs = jnp.take_along_axis(homes_bt, jnp.maximum(lines_bs, 0), axis=1)
+  at_home_bs = (lines_bs >= 0) & (home_bs == jnp.arange(lines_bs.shape[1]))
+  return _take(grad_btnh, jnp.where(at_home_bs, lines_bs, -1)), None, None
+
+
+_from_lines.defvjp(lambda x, lines, homes: (_take(x, homes), (lines, homes)), _from_lines_back)
+
+
+def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
+  del kernel  # one token a row: there is nothing for them to do
   b, g, n, h = q_bgnh.shape
   k, r = k_bgkh.shape[2], state.k_bgrkh.shape[2]
   q = q_bgnh.reshape(b, g, k, n // k, h)

@@ -12,9 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from srl_jax.policy import kernels
 from srl_jax.policy.attention import Packed, attend
-from srl_jax.policy.sharding import act_spec, einsum, gather, has_mesh, param_spec, reshard
+from srl_jax.policy.sharding import (
+  act_spec,
+  einsum,
+  gather,
+  has_mesh,
+  param_spec,
+  platform,
+  reshard,
+)
 
 # Letters of every weight; `layers` hold one more dimension in front, l.
 LAYOUT = {
@@ -38,6 +48,15 @@ LAYOUT = {
 }
 
 
+# What a layer keeps for the backward pass: all; what its matrix products gave (computing only the
+# attention and the cheap rest again); or its input alone.
+REMAT = {
+  "none": None,
+  "matmuls": jax.checkpoint_policies.save_only_these_names("matmul"),
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Architecture of a Qwen2 model, in Hugging Face's names, and the type it computes in."""
@@ -54,6 +73,12 @@ class ModelConfig:
   rms_norm_eps: float = 1e-6
   tie_word_embeddings: bool = False
   dtype: str = "float32"
+  attention: str = "xla"  # of kernels.KERNELS; see on_platform
+
+  def on_platform(self, platform: str) -> "ModelConfig":
+    """The same architecture with the attention kernel of a platform ("cpu", "gpu", "tpu")."""
+    kernel = kernels.choose(platform, self.dtype, self.head_dim)
+    return dataclasses.replace(self, attention=kernel)
 
   def sizes(self) -> dict[str, int]:
     """Length of each shape letter of LAYOUT."""
@@ -93,17 +118,18 @@ class Layer(nnx.Module):
   def __call__(self, x_btd, rotary, state):
     """(x_btd, memory) after this layer; rotary = (cos_bth, sin_bth), state as attention.attend."""
     w = lambda name: self.weight(name, x_btd.dtype)
+    kept = lambda x: checkpoint_name(x, "matmul")
     y = rms_norm(x_btd, w("input_layernorm"), self.config.rms_norm_eps)
     q = einsum("btd,dnh->btnh", y, w("q_proj")) + w("q_bias")
     k = einsum("btd,dkh->btkh", y, w("k_proj")) + w("k_bias")
-    v = einsum("btd,dkh->btkh", y, w("v_proj")) + w("v_bias")
-    out, memory = attend(rotate(q, rotary), rotate(k, rotary), v, state)
-    x_btd = x_btd + einsum("btnh,nhd->btd", out, w("o_proj"))
+    v = kept(einsum("btd,dkh->btkh", y, w("v_proj")) + w("v_bias"))
+    q, k = kept(rotate(q, rotary)), kept(rotate(k, rotary))
+    out, memory = attend(q, k, v, state, self.config.attention)
+    x_btd = kept(x_btd + einsum("btnh,nhd->btd", out, w("o_proj")))
     y = rms_norm(x_btd, w("post_attention_layernorm"), self.config.rms_norm_eps)
-    y = jax.nn.silu(einsum("btd,df->btf", y, w("gate_proj"))) * einsum(
-      "btd,df->btf", y, w("up_proj")
-    )
-    return x_btd + einsum("btf,fd->btd", y, w("down_proj")), memory
+    gate = kept(einsum("btd,df->btf", y, w("gate_proj")))
+    up = kept(einsum("btd,df->btf", y, w("up_proj")))
+    return x_btd + einsum("btf,fd->btd", jax.nn.silu(gate) * up, w("down_proj")), memory
 
 
 class Qwen2(nnx.Module):
@@ -126,7 +152,9 @@ class Qwen2(nnx.Module):
     out = act_spec("btd") if has_mesh() else None
     return table_vd.at[tokens_bt].get(out_sharding=out)
 
-  def hidden(self, tokens_bt, positions_bt, segments_bt, branches_bt=None, *, remat=False):
+  def hidden(
+    self, tokens_bt, positions_bt, segments_bt, branches_bt=None, lines=None, *, remat="none"
+  ):
     """Final hidden states of packed rows.
 
     Args:
@@ -134,18 +162,20 @@ class Qwen2(nnx.Module):
         sequences, which do not see each other): int32.
       branches_bt: int32 or None; 0 for the tokens of a prompt, 1.. for the responses that share it
         (positions of a response go on from the prompt's length).
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      lines: None or (lines_bml, copies_btg) of attention.Packed, for the platform's kernel.
+      remat: what the backward pass computes again instead of keeping it, of REMAT.
 
     Returns:
       hidden_btd in the compute type, after the final norm; garbage at padding.
     """
-    state = Packed(positions_bt, segments_bt, branches_bt)
+    state = Packed(positions_bt, segments_bt, branches_bt, *(lines or ()))
     rotary = rotary_angles(positions_bt, self.config)
 
     def body(x_btd, layer):
       return layer(x_btd, rotary, state)[0], None
 
-    body = jax.checkpoint(body) if remat else body
+    if remat != "none":
+      body = jax.checkpoint(body, policy=REMAT[remat])
     x_btd, _ = jax.lax.scan(body, self.embed(tokens_bt), self.layers)
     return self.final_norm(x_btd)
 
@@ -215,6 +245,7 @@ def place(model: Qwen2) -> Qwen2:
 
 def init(config: ModelConfig, seed: int) -> Qwen2:
   """A model with random float32 weights, the same on every mesh but for rounding."""
+  config = config.on_platform(platform())
   return jax.jit(lambda key: place(Qwen2(config, nnx.Rngs(key))))(jax.random.key(seed))
 
 

@@ -101,6 +101,12 @@ def has_mesh() -> bool:
   return not jax.sharding.get_abstract_mesh().empty
 
 
+def platform(mesh=None) -> str:
+  """The platform of the mesh's devices ("cpu", "gpu", "tpu"), or of the default device."""
+  mesh = jax.sharding.get_mesh() if mesh is None else mesh
+  return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+
+
 def reshard(x, spec: P):
   """`x` in the layout `spec`; `x` itself where no mesh is set."""
   return jax.reshard(x, spec) if has_mesh() else x
@@ -128,4 +134,12 @@ def put(x, letters: str, mesh=None):
   mesh = mesh if mesh is not None else jax.sharding.get_mesh()
   if mesh is None or mesh.empty:
     return jnp.asarray(x)
-  return jax.device_put(x, NamedSharding(mesh, act_spec(letters)))
+  # Every process gives its own devices their parts.
+  return jax.make_array_from_callback(
+    x.shape, NamedSharding(mesh, act_spec(letters)), x.__getitem__
+  )
+
+
+def on_host(x) -> np.ndarray:
+  """The whole array on the host; with several processes all must ask for it."""
+  return np.asarray(x if x.is_fully_addressable else jax.reshard(x, P()))

@@ -32,7 +32,7 @@ from srl_jax.policy.hf_files import (
   read_headers,
 )
 from srl_jax.policy.model import LAYOUT, ModelConfig, Qwen2, abstract
-from srl_jax.policy.sharding import param_spec
+from srl_jax.policy.sharding import param_spec, platform
 
 # Our weight -> its Hugging Face name and dimensions in our letters; "nh,d" is a matrix [n * h, d].
 # Hugging Face keeps [out, in] matrices, one for each layer; ours are stacked along l.
@@ -79,9 +79,9 @@ def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=N
       been allocated by then.
   """
   dtype = jnp.dtype(dtype)
-  config = load_config(folder, jnp.dtype(compute_dtype or dtype).name)
-  stored = _check_tensors(folder, config, read_headers(folder))
   mesh = jax.sharding.get_mesh() if mesh is None else mesh
+  config = load_config(folder, jnp.dtype(compute_dtype or dtype).name).on_platform(platform(mesh))
+  stored = _check_tensors(folder, config, read_headers(folder))
   model = abstract(config)
   params = _params(model)
   # The largest first, so that its host copy does not come on top of everything else.

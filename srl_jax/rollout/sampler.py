@@ -8,7 +8,7 @@ what is sampled.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention
 from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
-from srl_jax.policy.sharding import ACT_AXES, act_spec, gather, has_mesh, put, reshard
+from srl_jax.policy.sharding import ACT_AXES, act_spec, gather, has_mesh, on_host, put, reshard
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.picking import Decoding, pick_tokens, stream_of
 
@@ -72,7 +72,7 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   """
   b, p = tokens_bp.shape
   positions_bp = reshard(jnp.broadcast_to(jnp.arange(p), (b, p)), act_spec("bp"))
-  state = attention.Packed(positions_bp, (positions_bp < lengths_b[:, None]).astype(jnp.int32))
+  state = attention.Padded(lengths_b)
   rotary = rotary_angles(positions_bp, model.config)
   x_bpd, memory = model.embed(tokens_bp), []
   for layer in layers:
@@ -165,12 +165,20 @@ class Sampler:
     tokenizer: decodes the responses' text.
     stop_ids: token ids that end a response.
     width: responses that decode side by side; a group of n takes n of them.
+    check: called now and then, by all processes at the same place; what it raises ends `sample`.
   """
 
-  def __init__(self, tokenizer, stop_ids: Sequence[int], width: int):
+  def __init__(
+    self,
+    tokenizer,
+    stop_ids: Sequence[int],
+    width: int,
+    check: Callable[[], None] = lambda: None,
+  ):
     self.tokenizer = tokenizer
     self.stop_ids = tuple(stop_ids)
     self.width = width
+    self._check = check
     self.version = None
 
   def load_weights(self, model: Qwen2, version: int) -> None:
@@ -196,6 +204,8 @@ class Sampler:
     count = max(1, self.width // n // shards) * shards  # slots
     batch = max(1, count // 4 // shards) * shards  # prompts read at once
     p = bucket(max(len(prompt.token_ids) for prompt in prompts))
+    if self.model.config.attention != "xla":
+      p = -(-p // 128) * 128  # as kernels want it
     how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
     seed_step = jnp.array([params.seed, params.step], jnp.uint32)
     slots = self._empty(count, n, p, params.max_tokens)
@@ -203,6 +213,7 @@ class Sampler:
     begins = np.zeros(count, int)  # ring place of each slot's first token
     waiting = list(prompts)[::-1]
     while waiting or any(seats):
+      self._check()
       free = [i for i, prompt in enumerate(seats) if prompt is None]
       while waiting and free:
         taken = [waiting.pop() for _ in range(min(batch, len(waiting), len(free)))]
@@ -213,12 +224,14 @@ class Sampler:
         slots = self._seat(slots, taken, chosen, batch, seed_step, n, p, how)
       target = min(count, len(free) + batch) if waiting else count
       slots = _decode(self.model, self.layers, slots, seed_step, target, how)
-      ended = [i for i in np.flatnonzero(np.asarray(slots.done_bg).all(axis=1)) if seats[i]]
+      ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
       ages, tokens, logprobs = map(
-        np.asarray, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr)
+        on_host, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr)
       )
       for i in ended:
         prompt, seats[i] = seats[i], None
+        if i % jax.process_count() != jax.process_index():
+          continue
         order = (begins[i] + np.arange(params.max_tokens)) % params.max_tokens
         yield [
           self._rollout(

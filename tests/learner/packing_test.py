@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srl_jax.learner.packing import PackedGroup, Response, Rows, pack
+from srl_jax.learner.packing import PackedGroup, Response, Rows, line_bucket, pack
 
 SETTINGS = dict(shards=1, aggregate="sequence", max_tokens=16)
 
@@ -16,8 +16,8 @@ def unpack(batches):
   """[(prompt, response, advantage, shares, sampler log-probs)] read back from rows, by branch."""
   found = []
   for rows in batches:
-    for row in (Rows(*parts) for parts in zip(*rows)):
-      tokens, positions, segments, branches, sources, targets, *floats = row
+    for row in (Rows(*parts) for parts in zip(*rows[:9])):
+      tokens, positions, segments, branches, sources, targets, *floats = row[:9]
       trained = floats[1] > 0
       assert not trained[trained.sum() :].any()  # they come first
       read = iter(np.flatnonzero(trained))
@@ -133,3 +133,47 @@ def test_any_lengths(shapes, tokens_per_device, shards):
   batches = pack(groups, tokens_per_device=tokens_per_device, **SETTINGS | {"shards": shards})
   count = sum(len(responses) for _, responses in shapes)
   assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (count * n)))
+
+
+@pytest.mark.parametrize("tokens_per_device, shards", [(64, 1), (1024, 1), (256, 2)])
+def test_lines_lay_out_every_response_with_its_prompt(groups, tokens_per_device, shards):
+  batches = pack(
+    groups, tokens_per_device=tokens_per_device, lines=True, **SETTINGS | {"shards": shards}
+  )
+  assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
+  for rows in batches:
+    assert rows.lines_bml.shape[2] % 128 == 0
+    for tokens_t, segments_t, branches_t, lines_ml, copies_tg in zip(
+      rows.tokens_bt, rows.segments_bt, rows.branches_bt, rows.lines_bml, rows.copies_btg
+    ):
+      found = [tuple(tokens_t[line[line >= 0]]) for line in lines_ml if (line >= 0).any()]
+      wanted = []
+      for segment in range(1, segments_t.max() + 1):
+        inside = segments_t == segment
+        for branch in range(1, branches_t[inside].max() + 1):
+          wanted.append(tuple(tokens_t[inside & np.isin(branches_t, (0, branch))]))
+      assert Counter(found) == Counter(wanted)
+      flat = lines_ml.reshape(-1)
+      for place, copies in enumerate(copies_tg):
+        stands = set(np.flatnonzero(flat == place).tolist())
+        assert set(copies[copies >= 0].tolist()) == stands
+        assert (copies[0] >= 0) == (segments_t[place] > 0)
+
+
+def test_lines_of_like_length_stand_together():
+  """Short groups fill micro-batches of short lines; what is left of them goes to the next."""
+  rng = np.random.default_rng(0)
+  group = lambda p, r: PackedGroup([1] * p, [Response([2] * r, [0.0] * r, 1.0) for _ in range(2)])
+  groups = [group(int(rng.integers(40, 90)), 30) for _ in range(9)] + [group(400, 60)]
+  batches = pack(groups, tokens_per_device=640, lines=True, **SETTINGS)
+  assert [rows.lines_bml.shape[2] for rows in batches] == [128, 512] or [
+    rows.lines_bml.shape[2] for rows in batches
+  ] == [128, 128, 512]
+  assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
+
+
+@pytest.mark.parametrize(
+  "length, line", [(1, 128), (128, 128), (129, 256), (385, 512), (513, 768), (1025, 1536)]
+)
+def test_line_buckets(length, line):
+  assert line_bucket(length) == line

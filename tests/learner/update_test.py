@@ -1,5 +1,6 @@
 """The update: packed, cut and sharded in any way, it is the update of one sequence a row."""
 
+import contextlib
 import types
 
 import jax
@@ -14,8 +15,8 @@ LOSS = update.Loss(chunk=32)
 WIDTH = 32  # of the naive rows, and the constant of aggregate "constant"
 
 
-def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence"):
-  how = dict(tokens_per_device=tokens_per_device, shards=shards, aggregate=aggregate)
+def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", lines=False):
+  how = dict(tokens_per_device=tokens_per_device, shards=shards, aggregate=aggregate, lines=lines)
   return packing.pack(groups, max_tokens=WIDTH, **how)
 
 
@@ -169,10 +170,25 @@ def test_the_cut_changes_nothing(policy, groups, tokens_per_device, shards):
   assert_trees_close(grads, wanted, 1e-6)
 
 
+@pytest.mark.parametrize("mesh", [None, "data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
+def test_lines_change_nothing(policy, groups, mesh):
+  """The form for attention kernels, here on XLA, gives what the block mask gives."""
+  wanted_totals, wanted, _ = gradients(policy(), pack(groups, 64))
+  shards = {None: 1, "data=2,fsdp=2,tensor=2": 4}.get(mesh, 8)
+  batches = pack(groups, 128, shards, lines=True)  # more than one group a row
+  assert all(rows.lines_bml is not None for rows in batches)
+  with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+    totals, grads, _ = gradients(policy(), batches, LOSS._replace(remat="matmuls"))
+    grads = jax.tree.map(np.asarray, grads)
+  for name in totals:
+    np.testing.assert_allclose(totals[name], wanted_totals[name], rtol=1e-5, atol=1e-5)
+  assert_trees_close(grads, wanted)
+
+
 def test_chunks_and_recomputation_change_nothing(policy, groups):
   """5 does not divide 64: the next size below that does, 4, is taken."""
   model, batches = policy(), pack(groups, 64)
-  totals, grads, logprobs = gradients(model, batches, LOSS._replace(chunk=5, remat=True))
+  totals, grads, logprobs = gradients(model, batches, LOSS._replace(chunk=5, remat="full"))
   wanted_totals, wanted, wanted_logprobs = gradients(model, batches)
   np.testing.assert_allclose(totals["loss"], wanted_totals["loss"], atol=1e-6)
   assert_trees_close(grads, wanted, 1e-6)

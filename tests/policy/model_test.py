@@ -62,7 +62,7 @@ def test_shared_prompt_equals_each_response_alone(hf_case, rows):
   model = hf_case("gqa2-untied").model
   weight = RNG.normal(size=(2, 24, 96))  # of each logit in the loss, by response and position
 
-  def shared_loss(model, remat=False):
+  def shared_loss(model, remat="none"):
     logits = full_logits(model, *shared_row(), remat=remat)[0]
     first, last = 4 + len(PROMPT), 4 + len(PROMPT) + len(RESPONSES[0])
     loss = 0.0
@@ -82,7 +82,7 @@ def test_shared_prompt_equals_each_response_alone(hf_case, rows):
     )
 
   expected, expected_grads = jax.jit(jax.value_and_grad(separate_loss))(model)
-  for remat in (False, True):
+  for remat in ("none", "matmuls", "full"):
     loss, grads = jax.jit(jax.value_and_grad(lambda model: shared_loss(model, remat)))(model)  # noqa: B023
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads)):

@@ -1,0 +1,105 @@
+"""Causal self-attention of whole sequences, one a row: the kernel of each platform.
+
+A device's own part only: attention.attend cuts the batch and the heads before. NVIDIA has cuDNN's
+flash attention (bfloat16 and float16, head size <= 128; it knows the rows' lengths, no segments),
+TPUs have splash attention (padding is a segment of its own), everything else XLA's plain form.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+KERNELS = ("xla", "cudnn", "splash")
+NEGATIVE = -1e30  # finite, so that a row of nothing but padding gives finite numbers
+
+
+def choose(platform: str, dtype: str, head_dim: int) -> str:
+  """The kernel for a platform ("gpu", "cuda", "tpu", "cpu", ...) and compute type."""
+  if platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128:
+    return "cudnn"
+  if platform == "tpu" and head_dim % 64 == 0:
+    return "splash"
+  return "xla"
+
+
+def causal(q_btnh, k_btkh, v_btkh, lengths_b, kernel: str):
+  """out_btnh: every token attends to itself and to those before it.
+
+  Args:
+    lengths_b: int32, real tokens of each row; they come first. The output beyond them is 0.
+    kernel: of KERNELS; cudnn and splash want t in multiples of 128.
+  """
+  run = {"xla": _xla, "cudnn": _cudnn, "splash": _splash}[kernel]
+  out_btnh = run(q_btnh, k_btkh, v_btkh, lengths_b)
+  real_bt = jnp.arange(q_btnh.shape[1]) < lengths_b[:, None]
+  return jnp.where(real_bt[:, :, None, None], out_btnh, 0)
+
+
+def masked(q_btnh, k_btkh, v_btkh, mask_bts):
+  """Attention under a mask in plain XLA; all scores exist at once, in float32."""
+  b, t, n, h = q_btnh.shape
+  k = k_btkh.shape[2]
+  q = q_btnh.reshape(b, t, k, n // k, h)
+  scores = jnp.einsum("btkqh,bskh->bkqts", q, k_btkh, preferred_element_type=jnp.float32)
+  scores = jnp.where(mask_bts[:, None, None], scores / math.sqrt(h), NEGATIVE)
+  probs = jax.nn.softmax(scores, axis=-1)
+  out = jnp.einsum("bkqts,bskh->btkqh", probs.astype(v_btkh.dtype), v_btkh)
+  return out.reshape(b, t, n, h)
+
+
+def _xla(q_btnh, k_btkh, v_btkh, lengths_b):
+  t = q_btnh.shape[1]
+  mask = jnp.arange(t)[:, None] >= jnp.arange(t)
+  return masked(q_btnh, k_btkh, v_btkh, mask & (jnp.arange(t) < lengths_b[:, None, None]))
+
+
+def _cudnn(q_btnh, k_btkh, v_btkh, lengths_b):
+  lengths_b = jnp.maximum(lengths_b, 1)  # a row without a token has no softmax
+  return jax.nn.dot_product_attention(
+    q_btnh,
+    k_btkh,
+    v_btkh,
+    is_causal=True,
+    query_seq_lengths=lengths_b,
+    key_value_seq_lengths=lengths_b,
+    implementation="cudnn",
+  )
+
+
+def _splash(q_btnh, k_btkh, v_btkh, lengths_b, interpret=False):
+  b, t, n, h = q_btnh.shape
+  k = k_btkh.shape[2]
+  run = _splash_kernel(t, n // k, interpret)
+  segments_bt = (jnp.arange(t) < lengths_b[:, None]).astype(jnp.int32)
+  q_bkqth = (q_btnh / math.sqrt(h)).astype(q_btnh.dtype).reshape(b, t, k, n // k, h)
+  q_bkqth = q_bkqth.transpose(0, 2, 3, 1, 4)
+  k_bkth, v_bkth = k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3)
+  of_head = jax.vmap(run, in_axes=(0, 0, 0, None))  # over k
+  out_bkqth = jax.vmap(of_head)(q_bkqth, k_bkth, v_bkth, _segment_ids(segments_bt))
+  return out_bkqth.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+def _segment_ids(segments_bt):
+  from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+  return SegmentIds(q=segments_bt, kv=segments_bt)
+
+
+@functools.cache
+def _splash_kernel(t: int, heads: int, interpret: bool):
+  """The kernel of `heads` query heads on one key/value head, for rows of t tokens."""
+  # Here, because the import takes a second that no other platform needs.
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  size = next(size for size in (512, 384, 256, 128, t) if t % size == 0)
+  # Not the fused backward kernel: it keeps the queries' gradient once for each block of keys.
+  sizes = dict.fromkeys(
+    ["block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"], size
+  )
+  mask = splash.MultiHeadMask([splash.CausalMask((t, t))] * heads)
+  with jax.ensure_compile_time_eval():  # the kernel keeps its mask's tables from call to call
+    return splash.make_splash_mqa_single_device(
+      mask, block_sizes=splash.BlockSizes(**sizes), interpret=interpret
+    )
