@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: makes .venv beside the code and activates it. Not run by itself.
 #
 # PYTHON      the interpreter to make it with (default python3; 3.11 or newer)
@@ -14,7 +15,8 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_CO
 jax_extra() {
   if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
     echo cuda12
-  elif compgen -G '/dev/accel*' > /dev/null || [ -n "${TPU_NAME:-}" ]; then
+  elif compgen -G '/dev/accel[0-9]*' > /dev/null || compgen -G '/dev/vfio/[0-9]*' > /dev/null ||
+    [ -n "${TPU_NAME:-}" ]; then
     echo tpu
   fi
 }

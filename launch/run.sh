@@ -30,7 +30,7 @@ set -m # groups of their own: Ctrl-C reaches this script alone, which asks the r
 "$ROOT/launch/vllm_server.sh" "${server[@]}" --port="${SRL_VLLM_PORT:-8101}" ${SRL_VLLM_FLAGS:-} \
   > "$output/ready" &
 pid=$!
-trap 'kill "$pid" 2> /dev/null; wait "$pid" || true; rm -rf "$output"' EXIT
+trap 'kill "$pid" 2> /dev/null || true; wait "$pid" || true; rm -rf "$output"' EXIT
 until grep -q '^ready:' "$output/ready"; do
   kill -0 "$pid" 2> /dev/null || exit 2 # it has said why
   sleep 1

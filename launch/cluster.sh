@@ -1,0 +1,83 @@
+# shellcheck shell=bash disable=SC2034  # what is unused here is used by those who source it
+# Sourced by the launch scripts that start more than one process. Not run by itself.
+#
+# SRL_CARDS_PER_NODE    default 8; 0: no accelerator, one server on each server node's CPU
+# SRL_CARDS_PER_SERVER  default 1; more: a server's model is cut over as many (tensor parallel)
+# SRL_VLLM_PORT         default 8101, of a node's first server; the others have the ports after it
+
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cards_per_node="${SRL_CARDS_PER_NODE:-8}"
+cards_per_server="${SRL_CARDS_PER_SERVER:-1}"
+first_port="${SRL_VLLM_PORT:-8101}"
+shopt -s inherit_errexit # an error inside $(...) ends the script
+
+# What a process answers that was asked to stop and saved: start the same again and it continues.
+SAVED=75
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# usage SCRIPT: prints the comment at its head and ends.
+usage() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" >&2
+  exit 2
+}
+
+# quoted WORD...: a command line that bash reads back as these words.
+quoted() {
+  local word line=""
+  for word in "$@"; do
+    [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="${word@Q}"
+    line+="${line:+ }$word"
+  done
+  echo "$line"
+}
+
+# flag_of NAME DEFAULT FLAG...: the last --NAME=VALUE's value.
+flag_of() {
+  local name="$1" value="$2" flag
+  shift 2
+  for flag in "$@"; do
+    [[ "$flag" != "--$name" ]] || die "write --$name=VALUE in one word"
+    [[ "$flag" != "--$name="* ]] || value="${flag#*=}"
+  done
+  echo "$value"
+}
+
+# workdir_of CONFIG FLAG...: the folder that srl_jax.train will use, absolute.
+workdir_of() {
+  local config="${1%%:*}" folder
+  shift
+  folder="$(flag_of workdir "runs/$(basename "$config" .py)" "$@")"
+  [[ "$folder" == /* ]] || folder="$PWD/$folder"
+  echo "$folder"
+}
+
+# card_list N: 0,1,...,N-1; "none" for 0.
+card_list() {
+  if (($1)); then seq -s, 0 $(($1 - 1)); else echo none; fi
+}
+
+# servers_on CARDS: how many servers these cards carry.
+servers_on() {
+  local list
+  if [[ "$1" == none ]]; then echo 1 && return; fi
+  IFS=, read -ra list <<< "$1"
+  ((${#list[@]} % cards_per_server == 0)) ||
+    die "${#list[@]} cards ($1) do not make whole servers of SRL_CARDS_PER_SERVER=$cards_per_server"
+  echo $((${#list[@]} / cards_per_server))
+}
+
+# server_urls CARDS HOST...: base URLs of the servers on CARDS of every host, commas between.
+server_urls() {
+  local count host i urls=""
+  count="$(servers_on "$1")"
+  shift
+  for host in "$@"; do
+    for ((i = 0; i < count; i++)); do urls+="${urls:+,}http://$host:$((first_port + i))"; done
+  done
+  echo "$urls"
+}

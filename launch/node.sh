@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# A run on one node of eight cards: the trainer on some, vLLM servers on the others.
+#
+#   launch/node.sh [--dry-run] FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
+#   launch/node.sh configs/srl_math.py
+#
+# --dry-run prints what would be started, and starts nothing.
+#
+# Environment: SRL_TRAINER_CARDS (default 0,1,2,3), SRL_SERVER_CARDS (default 4,5,6,7; "none": one
+# server on the CPU), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS (launch/servers.sh). The
+# trainer's mesh is fsdp over its cards unless --config.mesh says otherwise.
+#
+# Ends with the trainer's exit code (launch/trainer.sh): 0 finished, 75 stopped and saved.
+set -euo pipefail
+# shellcheck source=launch/cluster.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
+dry=()
+if [ "${1:-}" = --dry-run ]; then
+  dry=(--dry-run)
+  shift
+fi
+if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
+config="$1"
+shift
+trainer_cards="${SRL_TRAINER_CARDS:-0,1,2,3}"
+server_cards="${SRL_SERVER_CARDS:-4,5,6,7}"
+export SRL_SERVER_HOST=127.0.0.1
+weights="$(flag_of config.rollout.weights_root "${SRL_WEIGHTS_ROOT:-/dev/shm}" "$@")"
+export SRL_WEIGHTS_ROOT="$weights"
+
+# The user's flags come after ours, and the last one counts; but where the servers are, we know.
+IFS=, read -ra cards <<< "$trainer_cards"
+flags=("--config.mesh=data=1,fsdp=${#cards[@]},tensor=1" --config.rollout.engine=vllm
+  "--config.rollout.weights_root=$weights" "$@")
+urls="$(server_urls "$server_cards" "$SRL_SERVER_HOST")"
+servers=("$ROOT/launch/servers.sh" "${dry[@]}" "$server_cards" "$config" "${flags[@]}")
+trainer=(env "CUDA_VISIBLE_DEVICES=$trainer_cards" "$ROOT/launch/trainer.sh" "$config"
+  "${flags[@]}" "--config.rollout.servers=$urls")
+if ((${#dry[@]})); then
+  echo "export SRL_WEIGHTS_ROOT=$(quoted "$weights")"
+  "${servers[@]}"
+  quoted "${trainer[@]}"
+  exit
+fi
+
+prepare_environment "$ROOT/requirements.txt"
+output="$(mktemp -d)"
+set -m # groups of their own: Ctrl-C reaches this script alone, which asks the run first
+"${servers[@]}" > "$output/servers" &
+fleet=$!
+trap 'kill "$fleet" 2> /dev/null || true; wait "$fleet" || true; rm -r "$output"' EXIT
+until grep -q '^all servers are ready' "$output/servers"; do
+  kill -0 "$fleet" 2> /dev/null || exit 2 # it has said why
+  sleep 1
+done
+cat "$output/servers"
+"${trainer[@]}" &
+run=$!
+trap 'kill -TERM "$run" 2> /dev/null' INT TERM
+while kill -0 "$run" 2> /dev/null; do
+  wait "$run" || true # a signal ends the wait, not the run
+done
+wait "$run"

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# A run on a TPU pod slice: copies this folder to all workers and starts one process on each.
+#
+#   SRL_TPU_NAME=NAME launch/tpu_pod.sh [--dry-run] FILE[:args] --workdir=/SHARED/DIR [flags]
+#   SRL_TPU_NAME=NAME launch/tpu_pod.sh --follow     shows the first worker's output till it ends
+#   SRL_TPU_NAME=NAME launch/tpu_pod.sh --stop       all save and end
+#
+#   SRL_TPU_NAME=pod launch/tpu_pod.sh configs/srl_math.py --config.mesh=v5p-128 --workdir=/mnt/r/srl
+#
+# The run goes on when this command is ended. The same command again continues a run that was
+# stopped, or whose pod was preempted and made anew. --dry-run prints the commands. The workdir, and
+# the folder of the model if it is one, have to be on a file system that all workers mount. The
+# project and the zone are gcloud's own: CLOUDSDK_CORE_PROJECT, CLOUDSDK_COMPUTE_ZONE. vLLM servers
+# run elsewhere: --config.rollout.engine=vllm --config.rollout.servers=URL,URL.
+#
+# --follow ends with the exit code of the first worker's launch/trainer.sh: 0 finished, 75 saved.
+set -euo pipefail
+# shellcheck source=launch/cluster.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
+dry=""
+if [ "${1:-}" = --dry-run ]; then
+  dry=1
+  shift
+fi
+if [ $# -lt 1 ]; then usage "${BASH_SOURCE[0]}"; fi
+pod="${SRL_TPU_NAME:-}"
+[ -n "$pod" ] || die "SRL_TPU_NAME: name the TPU"
+
+# do_it COMMAND...: runs it, or prints it in a dry run.
+do_it() {
+  if [ -n "$dry" ]; then quoted "$@"; else "$@"; fi
+}
+# on_worker WHICH LINE: a line of shell on worker WHICH, or on all of them.
+on_worker() {
+  do_it gcloud compute tpus tpu-vm ssh "$pod" "--worker=$1" "--command=$2"
+}
+
+case "$1" in
+  --follow) on_worker 0 'srl_jax/launch/detached.sh --follow' && exit ;;
+  --stop) on_worker all 'srl_jax/launch/detached.sh --stop' && exit ;;
+  -*) usage "${BASH_SOURCE[0]}" ;;
+esac
+[[ "$(flag_of workdir "" "$@")" == /* ]] ||
+  die "--workdir=DIR: give a folder that all workers mount, from the root"
+config="$1"
+shift
+if [[ "$config" == "$ROOT"/* ]]; then config="${config#"$ROOT"/}"; fi
+
+# With what is not committed yet, and without what git ignores.
+archive="$ROOT/.cache/srl_jax.tar.gz"
+if [ -z "$dry" ]; then
+  mkdir -p "$ROOT/.cache"
+  git -C "$ROOT" ls-files -z --cached --others --exclude-standard |
+    tar -C "$ROOT" --null --ignore-failed-read -czf "$archive" -T -
+fi
+do_it gcloud compute tpus tpu-vm scp "$archive" "$pod:srl_jax.tar.gz" --worker=all
+on_worker all "mkdir -p srl_jax && tar -xzf srl_jax.tar.gz -C srl_jax && \
+srl_jax/launch/detached.sh launch/trainer.sh $(quoted "$config" "$@")"
+on_worker 0 'srl_jax/launch/detached.sh --follow'

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# One process of a run's trainer, as schedulers want it: its exit code tells whether to start again.
+#
+#   launch/trainer.sh FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
+#
+# Exit code 0: the run is finished. 75: it was asked to stop (SIGTERM), saved and is not finished;
+# the same command continues it. 2: bad input. Others: it crashed.
+#
+# Of several processes (SLURM_PROCID, JAX_PROCESS_ID) the first alone tells 75: it writes the
+# summary that a finished run ends with.
+set -euo pipefail
+# shellcheck source=launch/cluster.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
+if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
+summary="$(workdir_of "$@")/summary.json"
+prepare_environment "$ROOT/requirements.txt"
+config="$1"
+shift
+
+# The trainer replaces the file as a whole, so a new one has another number and time.
+mark() { stat -c '%i %Y' "$summary" 2> /dev/null || echo none; }
+before="$(mark)"
+
+asked=""
+python -m srl_jax.train --config="$config" "$@" &
+run=$!
+trap 'asked=1; kill -TERM "$run" 2> /dev/null' TERM INT
+trap '' HUP # a lost terminal does not end a run
+while kill -0 "$run" 2> /dev/null; do
+  wait "$run" || true # a signal ends the wait, not the run
+done
+code=0
+wait "$run" || code=$?
+
+if ((code == 128 + 15)) && [ -n "$asked" ]; then exit "$SAVED"; fi # asked before it had begun
+((code == 0)) || exit "$code"
+if [ "${SLURM_PROCID:-${JAX_PROCESS_ID:-0}}" = 0 ] && [ "$(mark)" = "$before" ]; then
+  exit "$SAVED"
+fi

