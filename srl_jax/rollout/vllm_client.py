@@ -5,7 +5,6 @@ one request, and groups are yielded as they end. What is not a whole group of th
 for whatever reason, is sampled again and counted.
 """
 
-import math
 import queue
 import threading
 import time
@@ -13,16 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from srl_jax.policy.model import Qwen2
 from srl_jax.rollout.engine import EngineError, Prompt, Rollout, SamplingParams
 from srl_jax.rollout.vllm_fleet import Fleet, Weights
-from srl_jax.rollout.vllm_server import ServerError
-from srl_jax.rollout.vllm_weights import GENERATE, Probe, WeightsFolder
+from srl_jax.rollout.vllm_server import ServerError, read_group
+from srl_jax.rollout.vllm_weights import GENERATE, Probe, WeightsFolder, take_part
 
 TRIES = 8  # of one group, before the run ends
 BACK_OFF = 0.2  # seconds before the second try; doubles
 REQUEST_SECONDS = 120.0  # of a request, besides those for its tokens
+TYPES = ("float32", "bfloat16")
 
 
 class VllmEngine:
@@ -30,6 +32,9 @@ class VllmEngine:
 
   No seeds are sent: a server's batches differ from run to run, so seeds would not make runs equal,
   and a generator for each request slows vLLM down.
+
+  With several trainer processes each makes its engine and all call `load_weights` together; each
+  samples from servers of its own, or one from all servers and the others, with none, not at all.
 
   Args:
     servers: base URLs, see vllm_server.Server for which are allowed.
@@ -58,34 +63,46 @@ class VllmEngine:
     check: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = print,
   ):
-    if jax.process_count() > 1:
-      raise ValueError("rollout.engine: vllm works with one trainer process; use builtin")
     self.tokenizer, self.stop_ids, self.lag = tokenizer, tuple(stop_ids), lag
     self.seconds_per_token, self._check = seconds_per_token, check
     self.version = None
     self._counts = Counter()
-    self._files = WeightsFolder(weights_root)
+    self._fleet = self._files = None
     try:
-      self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
+      if servers:
+        self._files = WeightsFolder(weights_root)
+        self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
+      self._dtype, self._max_length = _agreed(self._fleet)
     except BaseException:
-      self._files.close()
+      self.close()
       raise
 
   def load_weights(self, model: Qwen2, version: int) -> None:
     """See Engine. Raises EngineError when a server refuses them or then fails the check."""
-    server_dtype = self._fleet.dtype
-    exact = server_dtype == model.config.dtype == "float32"
-    probe = Probe(model, version, self._fleet.max_model_len)
-    folder = self._files.write(model, version, server_dtype)
+    probe = Probe(model, version, self._max_length)
+    error = None
+    if self._fleet:
+      try:
+        self._push(model, version, probe)
+      except Exception as raised:  # raised again when the other processes know
+        error = raised
+    else:
+      take_part(model, self._dtype)
+    _all_well(error)
+    self.version = version
+
+  def _push(self, model: Qwen2, version: int, probe: Probe) -> None:
+    exact = self._dtype == model.config.dtype == "float32"
+    folder = self._files.write(model, version, self._dtype)
     try:
       self._fleet.push(Weights(folder, version, probe, "float32" if exact else "bfloat16"))
     finally:
       self._files.keep_only(folder)  # a server that comes back gets these
-    self.version = version
 
   def close(self) -> None:
-    self._fleet.close()
-    self._files.close()
+    for part in (self._fleet, self._files):
+      if part:
+        part.close()
 
   def stats(self) -> dict[str, float]:
     """Groups sampled again since the last call, by reason: see why_rejected; failed."""
@@ -98,6 +115,10 @@ class VllmEngine:
   ) -> Iterator[list[Rollout]]:
     if self.version is None:
       raise RuntimeError("VllmEngine.sample: call load_weights first")
+    if not prompts:
+      return
+    if not self._fleet:
+      raise RuntimeError("VllmEngine.sample: this process has no servers to sample from")
     self._check_modes(params.temperature)
     waiting, ended, cancelled = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
     for prompt in prompts:
@@ -210,37 +231,38 @@ class VllmEngine:
     )
 
 
-def read_group(answer, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list[tuple]:
-  """[(token_ids, logprobs, finish_reason, versions)] of the n responses in a server's answer.
+def _agreed(fleet: Fleet | None) -> tuple[str, int]:
+  """The servers' type and their least max_model_len, of all processes: they compute together.
 
-  Raises ServerError for an answer that is not that.
+  Raises ValueError, in each process, when the types differ or nobody has a server.
   """
-  try:
-    group = []
-    for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
-      token_ids = tuple(choice["token_ids"])
-      content = (choice["logprobs"] or {"content": []})["content"]
-      logprobs = tuple(float(entry["logprob"]) for entry in content)
-      reason = choice["finish_reason"]
-      versions = tuple(str(span["version"]) for span in choice["weight_versions"] or ())
-      group.append((token_ids, logprobs, reason, versions))
-      if reason == "abort":
-        continue
-      stopped = bool(token_ids) and token_ids[-1] in stop_ids
-      if (
-        not 0 < len(token_ids) <= max_tokens
-        or not all(type(token) is int and token >= 0 for token in token_ids)
-        or token_ids != tuple(entry["token_id"] for entry in content)
-        or not all(math.isfinite(value) and value <= 1e-3 for value in logprobs)
-        or reason != ("stop" if stopped else "length")
-        or not versions
-      ):
-        raise ValueError(f"choice {choice['index']} contradicts itself")
-    if len(group) != n:
-      raise ValueError(f"{len(group)} choices, not {n}")
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise ServerError(f"answer not understood: {error!r} in {str(answer)[:300]}") from error
-  return group
+  mine = (TYPES.index(fleet.dtype), fleet.max_model_len) if fleet else (-1, 0)
+  found = [mine]
+  if jax.process_count() > 1:
+    found = multihost_utils.process_allgather(np.array(mine)).tolist()
+  found = [one for one in found if one[1]]
+  if not found:
+    raise ValueError("rollout.servers: no process has the address of a server")
+  types = {TYPES[kind] for kind, _ in found}
+  if len(types) > 1:
+    raise ValueError(
+      "rollout.servers: the processes' servers compute in float32 and bfloat16; start all of them "
+      "with one --dtype"
+    )
+  return types.pop(), min(length for _, length in found)
+
+
+def _all_well(error: Exception | None) -> None:
+  """Raises `error`, and EngineError in the processes that have none while another has one."""
+  failed = [error is not None]
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(np.array(error is not None)).tolist()
+  if error:
+    raise error
+  if any(failed):
+    raise EngineError(
+      f"process {failed.index(True)} could not push its weights; its output tells why"
+    )
 
 
 def why_rejected(group: list[tuple], version: int, lag: int) -> str | None:

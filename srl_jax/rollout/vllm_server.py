@@ -4,10 +4,12 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import math
 import os
 import socket
 import threading
 import urllib.parse
+from collections.abc import Sequence
 
 CONNECT_SECONDS = 5.0
 LARGEST_ANSWER = 1 << 28  # bytes
@@ -127,6 +129,39 @@ class Server:
     for sock in chosen:
       with contextlib.suppress(OSError):  # it ended by itself meanwhile
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def read_group(answer, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list[tuple]:
+  """[(token_ids, logprobs, finish_reason, versions)] of the n responses in a server's answer.
+
+  Raises ServerError for an answer that is not that.
+  """
+  try:
+    group = []
+    for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
+      token_ids = tuple(choice["token_ids"])
+      content = (choice["logprobs"] or {"content": []})["content"]
+      logprobs = tuple(float(entry["logprob"]) for entry in content)
+      reason = choice["finish_reason"]
+      versions = tuple(str(span["version"]) for span in choice["weight_versions"] or ())
+      group.append((token_ids, logprobs, reason, versions))
+      if reason == "abort":
+        continue
+      stopped = bool(token_ids) and token_ids[-1] in stop_ids
+      if (
+        not 0 < len(token_ids) <= max_tokens
+        or not all(type(token) is int and token >= 0 for token in token_ids)
+        or token_ids != tuple(entry["token_id"] for entry in content)
+        or not all(math.isfinite(value) and value <= 1e-3 for value in logprobs)
+        or reason != ("stop" if stopped else "length")
+        or not versions
+      ):
+        raise ValueError(f"choice {choice['index']} contradicts itself")
+    if len(group) != n:
+      raise ValueError(f"{len(group)} choices, not {n}")
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise ServerError(f"answer not understood: {error!r} in {str(answer)[:300]}") from error
+  return group
 
 
 def _message(data: bytes) -> str:

@@ -72,14 +72,16 @@ class WeightsFolder:
   def write(self, model: Qwen2, version: int, dtype) -> str:
     """Writes the weights in `dtype`, one tensor at a time; a folder's name relative to the root.
 
-    Raises EngineError when they do not fit; nothing of them is left then.
+    With several processes all must call it, and each writes its own; one without servers calls
+    `take_part`. Raises EngineError when they do not fit; nothing of them is left then.
     """
     target = self.path / f"version-{version}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     part, room, count = {}, MAX_FILE_BYTES, 0
+    tensors = hf_tensors(model.config, model, dtype)
     try:
-      for name, array in hf_tensors(model.config, model, dtype):
+      for name, array in tensors:
         if part and array.nbytes > room:
           save_file(part, target / f"{count:05}.safetensors")
           part, room, count = {}, MAX_FILE_BYTES, count + 1
@@ -88,6 +90,8 @@ class WeightsFolder:
       save_file(part, target / f"{count:05}.safetensors")
     except (OSError, SafetensorError) as error:
       shutil.rmtree(target, ignore_errors=True)
+      if jax.process_count() > 1:
+        list(map(jax.block_until_ready, tensors))  # the others wait for this process's part
       free = shutil.disk_usage(self.root).free / 1e9
       raise EngineError(
         f"weights of step {version} could not be written to {self.root} ({free:.1f} GB free): "
@@ -108,6 +112,12 @@ class WeightsFolder:
     """Removes the folder."""
     self._remove()
     self._lock.close()
+
+
+def take_part(model: Qwen2, dtype) -> None:
+  """This process's part in the gathers when another one writes the weights."""
+  for _ in hf_tensors(model.config, model, dtype):
+    pass
 
 
 def _lock(folder: pathlib.Path):

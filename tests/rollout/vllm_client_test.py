@@ -11,8 +11,8 @@ import pytest
 from srl_jax.policy import model as policy_model
 from srl_jax.rollout import vllm_fleet
 from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
-from srl_jax.rollout.vllm_client import VllmEngine, read_group, why_rejected
-from srl_jax.rollout.vllm_server import Server, ServerError
+from srl_jax.rollout.vllm_client import VllmEngine, why_rejected
+from srl_jax.rollout.vllm_server import Server, ServerError, read_group
 from srl_jax.rollout.vllm_weights import Probe
 
 CONFIG = policy_model.ModelConfig(

@@ -13,6 +13,21 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "vllm_server.sh"
+MINIATURE = ROOT / "configs" / "miniature"
+
+# Several servers, and what they serve, share the machine.
+FLAGS = ["--max-num-seqs=32", "--enforce-eager"]
+SETTINGS = {
+  "VLLM_CPU_KVCACHE_SPACE": "1",
+  "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+  "OMP_NUM_THREADS": "1",
+}
+
+
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
 
 
 class Running:
@@ -25,18 +40,14 @@ class Running:
   """
 
   def __init__(self, model, folder, weights_root, *flags):
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      port = free.getsockname()[1]
+    port = free_port()
+    self.pid = None
     self.url = f"http://127.0.0.1:{port}"
     self.log = pathlib.Path(folder) / f"server_{port}.log"
     settings = {"SRL_WEIGHTS_ROOT": str(weights_root), "SRL_VLLM_LOG": str(self.log)}
-    settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    settings |= {"OMP_NUM_THREADS": "1"}
     self.process = subprocess.Popen(
-      [SCRIPT, model, f"--port={port}", "--dtype=float32", "--max-num-seqs=32"]
-      + ["--enforce-eager", *flags],
-      env=os.environ | settings,
+      [SCRIPT, model, f"--port={port}", "--dtype=float32", *FLAGS, *flags],
+      env=os.environ | SETTINGS | settings,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -44,6 +55,8 @@ class Running:
 
   def wait(self) -> "Running":
     """Returns when it has printed that it is ready; fails with its output when it ends instead."""
+    if self.pid:
+      return self
     line = self.process.stdout.readline()
     while line and not line.startswith("ready:"):
       line = self.process.stdout.readline()
@@ -54,14 +67,8 @@ class Running:
     return self
 
   def group(self) -> list[int]:
-    """Living processes of the server's group; zombies do not count."""
-    found = []
-    for entry in pathlib.Path("/proc").glob("[0-9]*"):
-      with contextlib.suppress(OSError):
-        state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-        if int(group) == self.pid and state not in "ZX":
-          found.append(int(entry.name))
-    return found
+    """Living processes of the server's group."""
+    return processes(group=self.pid)
 
   def signal(self, number) -> None:
     """Sends a signal to all processes of the server, not to the script that watches it."""
@@ -74,6 +81,17 @@ class Running:
       self.process.send_signal(signal.SIGTERM)
     self.process.wait(60)
     self.process.stdout.close()
+
+
+def processes(*, group=None, session=None) -> list[int]:
+  """Ids of the living processes of a group or session, in order; zombies do not count."""
+  found = []
+  for entry in pathlib.Path("/proc").glob("[0-9]*"):
+    with contextlib.suppress(OSError):
+      stat = (entry / "stat").read_text().rpartition(")")[2].split()
+      if stat[0] not in "ZX" and (group or session) == int(stat[2 if group else 3]):
+        found.append(int(entry.name))
+  return sorted(found)
 
 
 def require_server() -> None:

@@ -1,10 +1,9 @@
-"""The vLLM engine against real servers: log-probs, pushes, faults. Three servers in all.
+"""The vLLM engine against real servers: log-probs, pushes, faults.
 
-A start takes a minute, so tests share servers and stand in an order: those that kill come last.
+A start takes a minute, so tests share servers (conftest.py) and stand in an order: those that need
+a fresh one come first, those that kill one last. Server "a" lives on for vllm_run_test.py.
 """
 
-import os
-import pathlib
 import re
 import resource
 import shutil
@@ -17,21 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from vllm_processes import ROOT, Running, eventually, require_server
+from vllm_processes import MINIATURE, eventually
 
 from srl_jax.data import prompts
 from srl_jax.policy import model as policy_model
-from srl_jax.policy.weights import hf_tensors, load_hf, save_hf
+from srl_jax.policy.weights import hf_tensors, load_hf
 from srl_jax.rollout import vllm_weights
 from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
 from srl_jax.rollout.sampler import Sampler
-from srl_jax.rollout.vllm_client import VllmEngine
-from srl_jax.rollout.vllm_server import Server
+from srl_jax.rollout.vllm_server import Server, read_group
 
 pytestmark = pytest.mark.slow
 
-MINIATURE = ROOT / "configs" / "miniature"
-TINY = policy_model.ModelConfig(
+TINY = policy_model.ModelConfig(  # of servers "a" and "b"
   vocab_size=39,
   hidden_size=64,
   intermediate_size=128,
@@ -42,7 +39,6 @@ TINY = policy_model.ModelConfig(
   max_position_embeddings=512,
   rope_theta=1e4,
 )
-STOP = (5,)
 
 
 def random_model(seed, like=None):
@@ -81,60 +77,6 @@ def _next_token_logprobs(model, tokens_bt, segments_bt):
   return jnp.take_along_axis(jax.nn.log_softmax(logits_btv), next_bt1, axis=2)[:, :, 0]
 
 
-@pytest.fixture(scope="module")
-def weights_root(tmp_path_factory):
-  """A root of the tests' own, so that a file that is left behind shows."""
-  root = pathlib.Path("/dev/shm") / f"srl_tests_{os.getpid()}"
-  root.mkdir()
-  yield root
-  shutil.rmtree(root)
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory, weights_root, real_models):
-  """{"real": SmolLM2-135M, tied; "a", "b": TINY, untied}, started side by side."""
-  require_server()
-  folder = tmp_path_factory.mktemp("vllm")
-  save_hf(TINY, policy_model.init(TINY, 1), folder / "tiny", source=MINIATURE)
-  real = real_models("smollm2-135m")
-  found = {"real": Running(real, folder, weights_root, "--max-model-len=1024")}
-  for name in "ab":
-    found[name] = Running(folder / "tiny", folder, weights_root, "--max-model-len=512")
-  try:
-    yield {name: server.wait() for name, server in found.items()}
-  finally:
-    for server in found.values():
-      server.stop()
-    left = {name: server.group() for name, server in found.items()}
-    assert not any(left.values()), f"processes left behind: {left}"
-    assert not list(weights_root.iterdir()), "files left behind in the shared folder"
-
-
-@pytest.fixture
-def make_engine(servers, weights_root):
-  """make_engine("a", "b", ...) -> engine with what it said in `engine.said`; closed at the end."""
-  engines = []
-
-  def make(*names, tokenizer=None, stop_ids=STOP, **settings):
-    said = []
-    engine = VllmEngine(
-      [servers[name].url for name in names],
-      tokenizer or prompts.load_tokenizer(MINIATURE),
-      stop_ids,
-      weights_root=str(weights_root),
-      say=said.append,
-      **settings,
-    )
-    engine.said = said
-    engines.append(engine)
-    return engine
-
-  yield make
-  for engine in engines:
-    engine.close()
-  assert not list(weights_root.iterdir()), "files left behind in the shared folder"
-
-
 def asked(count, length=160, seed=0):
   """Prompts that begin alike, for longer than a block of the prefix cache."""
   rng = np.random.default_rng(seed)
@@ -159,6 +101,24 @@ def check_logprobs(engine, model, previous, version):
     assert gap(model) <= 1e-3
     if previous is not None:
       assert gap(previous) > 0.1, "weights of the version before fit too: nothing was shown"
+
+
+@pytest.mark.parametrize("name", ["real", "a"])
+def test_a_new_server_has_the_weights_of_its_disk(servers, name):
+  server = servers[name].wait()
+  _, model = load_hf(servers.models[name]())
+  batch = asked(3)
+  how = dict(n=2, max_tokens=16, temperature=1.0, logprobs=0, ignore_eos=True)
+  cases, served = [], []
+  for prompt in batch:
+    body = {"model": "policy", "token_ids": prompt.token_ids, "sampling_params": how}
+    answer = Server(server.url).call("POST", vllm_weights.GENERATE, body, timeout=300)
+    for token_ids, logprobs, _, versions in read_group(answer, 2, 16, stop_ids=()):
+      assert versions == ("default",)
+      cases.append((prompt.token_ids, token_ids))
+      served.append(logprobs)
+  wanted = reference_logprobs(model, cases)
+  assert np.abs(np.concatenate(wanted) - np.concatenate(served)).max() <= 1e-3
 
 
 def test_greedy_tokens_are_those_of_the_built_in_engine(servers, make_engine, real_models):
@@ -284,6 +244,43 @@ def test_weights_that_cannot_be_written_end_the_run_and_leave_nothing(make_engin
   check_logprobs(engine, model, None, 6)
 
 
+def test_both_engines_sample_the_distribution_that_the_loss_assumes(make_engine):
+  """At another temperature than 1: softmax(logits / temperature), and its log-probs."""
+  model, temperature = random_model(7), 1.2
+  prompt = asked(1, length=20)[0]
+  logits_v = np.asarray(_next_token_logits(model, np.array([prompt.token_ids])))
+  law = lambda t: np.asarray(jax.nn.softmax(logits_v / t)).astype(np.float64)
+  params = SamplingParams(1, temperature=temperature)
+  groups = 96  # of 16
+  batch = [Prompt(f"p{i}", prompt.token_ids) for i in range(groups)]
+  tokenizer = prompts.load_tokenizer(MINIATURE)
+  for engine in (make_engine("a"), Sampler(tokenizer, (5,), width=256)):
+    engine.load_weights(model, 7)
+    rollouts = [r for group in engine.sample(batch, 16, params) for r in group]
+    tokens = np.array([rollout.token_ids[0] for rollout in rollouts])
+    logprobs = np.array([rollout.sampler_logprobs[0] for rollout in rollouts])
+    np.testing.assert_allclose(logprobs, np.log(law(temperature))[tokens], atol=1e-3)
+    counts = np.bincount(tokens, minlength=len(logits_v))
+    assert _misfit(counts, law(temperature)) < 5  # deviations
+    assert _misfit(counts, law(1.0)) > 5, "temperature 1 fits too: nothing was shown"
+
+
+def _misfit(counts, law) -> float:
+  """How many deviations Pearson's chi-square lies above its mean; rare outcomes are one."""
+  wanted = law * counts.sum()
+  rare = wanted < 8
+  wanted = np.append(wanted[~rare], wanted[rare].sum())
+  counts = np.append(counts[~rare], counts[rare].sum())
+  freedom = len(wanted) - 1
+  return (((counts - wanted) ** 2 / wanted).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+@jax.jit
+def _next_token_logits(model, tokens_bt):
+  positions_bt = jnp.zeros_like(tokens_bt) + jnp.arange(tokens_bt.shape[1])
+  return model.logits(model.hidden(tokens_bt, positions_bt, jnp.ones_like(tokens_bt)))[0, -1]
+
+
 def test_a_prompt_that_is_too_long_is_the_users_error(make_engine):
   engine = make_engine("a")
   engine.load_weights(random_model(8), 8)
@@ -341,30 +338,22 @@ def test_two_servers_share_the_work_and_one_is_enough(servers, make_engine):
   assert eventually(lambda: servers["b"].process.poll() is not None and not servers["b"].group())
 
 
-def test_a_server_that_dies_between_and_in_a_push_ends_the_run(servers, make_engine, monkeypatch):
-  engine = make_engine("a", patience=3.0)
-  model = random_model(12)
+def test_a_server_that_dies_between_and_in_a_push_ends_the_run(
+  servers, make_engine, monkeypatch, real_models
+):
+  engine = make_engine("real", patience=3.0)
+  _, model = load_hf(real_models("smollm2-135m"))
   engine.load_weights(model, 12)
   transfer = vllm_weights._transfer
 
   def killed(post, folder):
-    servers["a"].signal(signal.SIGKILL)
+    servers["real"].signal(signal.SIGKILL)
     transfer(post, folder)
 
   monkeypatch.setattr(vllm_weights, "_transfer", killed)
   with pytest.raises(EngineError, match="no vLLM server is left"):
-    engine.load_weights(random_model(13), 13)
+    engine.load_weights(model, 13)
   with pytest.raises(EngineError, match="no vLLM server is left"):  # between
     list(engine.sample(asked(2), 2, SamplingParams(4)))
-  assert eventually(lambda: servers["a"].process.poll() is not None and not servers["a"].group())
-
-
-def test_a_worker_that_dies_while_it_samples_ends_the_run(servers, make_engine, real_models):
-  engine = make_engine("real", patience=3.0)
-  _, model = load_hf(real_models("smollm2-135m"))
-  engine.load_weights(model, 1)
-  kill = threading.Timer(1.0, os.kill, (servers["real"].group()[-1], signal.SIGKILL))
-  kill.start()
-  with pytest.raises(EngineError, match="no vLLM server is left"):
-    list(engine.sample(asked(8), 4, SamplingParams(400)))
-  assert eventually(lambda: not servers["real"].group(), 60)
+  real = servers["real"]
+  assert eventually(lambda: real.process.poll() is not None and not real.group())

@@ -1,0 +1,94 @@
+"""The vLLM servers that tests share: three at most, each started when a test first asks for it."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import pytest
+from safetensors.numpy import load_file, save_file
+from vllm_processes import MINIATURE, Running, require_server
+
+from srl_jax.data import prompts
+from srl_jax.policy.weights import load_hf, save_hf
+from srl_jax.rollout.vllm_client import VllmEngine
+
+
+@pytest.fixture(scope="session")
+def weights_root():
+  """A root of the tests' own, so that a file that is left behind shows."""
+  root = pathlib.Path("/dev/shm") / f"srl_tests_{os.getpid()}"
+  root.mkdir()
+  yield root
+  shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory):
+  """Folder of the miniature with a head of its own, and room for 512 tokens."""
+  folder = tmp_path_factory.mktemp("untied") / "model"
+  save_hf(*load_hf(MINIATURE), folder, source=MINIATURE)
+  tensors = load_file(folder / "model.safetensors")
+  tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  config = json.loads((folder / "config.json").read_text())
+  config |= dict(tie_word_embeddings=False, max_position_embeddings=512)
+  (folder / "config.json").write_text(json.dumps(config))
+  return folder
+
+
+class Servers(dict):
+  """{name: Running}: "real" has SmolLM2-135M, tied; "a" and "b" have `untied`. It starts them."""
+
+  def __init__(self, models: dict, folder, weights_root):
+    self.models, self.folder, self.weights_root = models, folder, weights_root
+
+  def __missing__(self, name) -> Running:
+    length = "1024" if name == "real" else "512"
+    model = self.models[name]()
+    self[name] = Running(model, self.folder, self.weights_root, f"--max-model-len={length}")
+    return self[name]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory, weights_root, untied, request):
+  """See Servers; a test that needs one calls its `wait` or `make_engine`."""
+  require_server()
+  # Where the real model cannot be built, its tests alone are skipped.
+  real = lambda: request.getfixturevalue("real_models")("smollm2-135m")
+  models = {"real": real, "a": lambda: untied, "b": lambda: untied}
+  found = Servers(models, tmp_path_factory.mktemp("vllm"), weights_root)
+  try:
+    yield found
+  finally:
+    for server in found.values():
+      server.stop()
+    left = {name: server.group() for name, server in found.items()}
+    assert not any(left.values()), f"processes left behind: {left}"
+    assert not list(weights_root.iterdir()), "files left behind in the shared folder"
+
+
+@pytest.fixture
+def make_engine(servers, weights_root):
+  """make_engine("a", "b", ...) -> engine with what it said in `engine.said`; closed at the end."""
+  engines = []
+
+  def make(*names, tokenizer=None, stop_ids=(5,), **settings):
+    said = []
+    chosen = [servers[name] for name in names]  # all start before the first is waited for
+    engine = VllmEngine(
+      [server.wait().url for server in chosen],
+      tokenizer or prompts.load_tokenizer(MINIATURE),
+      stop_ids,
+      weights_root=str(weights_root),
+      say=said.append,
+      **settings,
+    )
+    engine.said = said
+    engines.append(engine)
+    return engine
+
+  yield make
+  for engine in engines:
+    engine.close()
+  assert not list(weights_root.iterdir()), "files left behind in the shared folder"

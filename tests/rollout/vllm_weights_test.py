@@ -1,0 +1,219 @@
+"""Weights on their way to servers: the files, their folder, several trainer processes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from vllm_client_test import CONFIG
+from vllm_processes import ROOT, free_port
+
+from srl_jax.policy import model as policy_model
+from srl_jax.policy.sharding import make_mesh
+from srl_jax.policy.weights import hf_tensors, save_hf
+from srl_jax.rollout import vllm_weights
+from srl_jax.rollout.vllm_weights import WeightsFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+  found = WeightsFolder(str(tmp_path))
+  yield found
+  found.close()
+  assert not list(tmp_path.glob("srl_jax-*"))
+
+
+def read(path):
+  """{name: tensor} of all the files, which must not share a name."""
+  parts = [load_file(file) for file in sorted(path.glob("*.safetensors"))]
+  tensors = {name: tensor for part in parts for name, tensor in part.items()}
+  assert len(tensors) == sum(map(len, parts))
+  return tensors
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,tensor=2"])
+def test_sharded_weights_are_written_one_tensor_at_a_time(folder, monkeypatch, tied, mesh):
+  config = policy_model.ModelConfig(
+    vocab_size=40,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    tie_word_embeddings=tied,
+  )
+  plain = policy_model.init(config, 3)
+  wanted = {name: np.array(array) for name, array in hf_tensors(config, plain, "float32")}
+  monkeypatch.setattr(vllm_weights, "MAX_FILE_BYTES", 40_000)
+  with jax.set_mesh(make_mesh(mesh)):
+    model = jax.jit(policy_model.place)(plain)
+    del plain
+    held = []
+
+    def watched(*args):
+      here = lambda x: np.prod(x.sharding.shard_shape(x.shape), dtype=int) * x.dtype.itemsize
+      for pair in hf_tensors(*args):
+        held.append(sum(map(here, jax.live_arrays())))
+        yield pair
+
+    monkeypatch.setattr(vllm_weights, "hf_tensors", watched)
+    path = folder.root / folder.write(model, 5, "float32")
+  found = read(path)
+  assert found.keys() == wanted.keys()
+  assert ("lm_head.weight" in found) == (not tied)
+  for name, tensor in wanted.items():
+    np.testing.assert_array_equal(found[name], tensor)
+  files = [file.stat().st_size for file in path.glob("*.safetensors")]
+  assert len(files) > 10 and max(files) < 45_000
+  # Bytes on a device, beside the model: on a CPU a file's tensors are the arrays themselves.
+  largest = max(tensor.nbytes for tensor in wanted.values())
+  assert max(held) - min(held) <= 40_000 + 2 * largest < sum(x.nbytes for x in wanted.values()) / 4
+
+
+def test_a_tensor_larger_than_a_file_has_one_of_its_own(folder, monkeypatch):
+  monkeypatch.setattr(vllm_weights, "MAX_FILE_BYTES", 100)
+  model = policy_model.init(CONFIG, 0)
+  path = folder.root / folder.write(model, 1, "float32")
+  assert read(path).keys() == {name for name, _ in hf_tensors(CONFIG, model)}
+
+
+def test_only_the_newest_weights_stay(folder):
+  model = policy_model.init(CONFIG, 0)
+  names = [folder.write(model, version, "bfloat16") for version in (1, 2)]
+  folder.keep_only(names[1])
+  assert [path.name for path in folder.path.glob("version-*")] == ["version-2"]
+  assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_killed_runs_left_is_removed(tmp_path):
+  alive = WeightsFolder(str(tmp_path))
+  killed, young = tmp_path / "srl_jax-killed", tmp_path / "srl_jax-young"
+  other = tmp_path / "srl_jaxes"
+  for path in (killed, young, other):
+    path.mkdir()
+    (path / "weights").write_text("old")
+  for path in (killed, alive.path, other):
+    os.utime(path, (time.time() - 61,) * 2)
+  second = WeightsFolder(str(tmp_path))
+  assert not killed.exists()
+  assert all(path.exists() for path in (alive.path, young, other, second.path))
+  alive.close(), second.close()
+
+
+def test_a_root_that_is_not_there_is_the_users_error(tmp_path):
+  with pytest.raises(ValueError, match="rollout.weights_root: .*none' cannot be used for weights"):
+    WeightsFolder(str(tmp_path / "none"))
+
+
+# ---- several trainer processes; each runs what follows "if __name__"
+
+
+@pytest.mark.slow
+def test_two_processes_push_together(tmp_path):
+  model = policy_model.init(CONFIG, 3)
+  save_hf(CONFIG, model, tmp_path / "model")
+  port = free_port()
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
+  runs = [
+    subprocess.Popen(
+      [sys.executable, __file__, str(port), str(index), str(tmp_path)],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in (0, 1)
+  ]
+  try:
+    said = [run.communicate(timeout=240)[0] for run in runs]
+  finally:
+    for run in runs:
+      run.kill()
+  assert [run.returncode for run in runs] == [0, 0], said
+  first, second = (json.loads(text.splitlines()[-1]) for text in said)
+  # Each has its own server, and all the weights arrive at both.
+  assert first["own"] == second["own"] == "p0 p1"
+  # Process 0 has them all, process 1 none.
+  assert (first["one set"], second["one set"]) == ("p0 p1", "no servers to sample from")
+  # What fails in one process ends both.
+  assert "differ from the policy's" in first["not taken"]
+  assert second["not taken"] == "process 0 could not push its weights; its output tells why"
+  assert "could not be written" in second["full disk"]
+  assert first["full disk"] == "process 1 could not push its weights; its output tells why"
+  assert "servers compute in float32 and bfloat16" in first["types"] == second["types"]
+  assert not list(tmp_path.glob("root-*/*"))
+
+
+def _process(port: str, index: int, folder: pathlib.Path) -> dict[str, str]:
+  """What came of each case in this process."""
+  import resource
+
+  from vllm_client_test import FakeServer, Tokenizer, ask
+
+  from srl_jax.policy.weights import load_hf
+  from srl_jax.rollout.engine import EngineError
+  from srl_jax.rollout.vllm_client import VllmEngine
+
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+  root = folder / f"root-{index}"
+  root.mkdir()
+  wanted = load_file(folder / "model" / "model.safetensors")
+  found = {}
+
+  def taken(fake, path, body):
+    if path == "/update_weights":
+      tensors = read(root / body["update_info"]["folder"])
+      assert tensors.keys() == wanted.keys()
+      assert all((tensors[name] == wanted[name]).all() for name in wanted)
+    return FakeServer.handle(fake, path, body)
+
+  def engine_of(*fakes):
+    urls = [fake.url for fake in fakes]
+    return VllmEngine(urls, Tokenizer(), [5], weights_root=str(root), say=lambda line: None)
+
+  def attempt(name, engine):
+    try:
+      engine.load_weights(model, 1)
+      groups = ask(engine, count=2)
+      found[name] = " ".join(sorted(group[0].prompt_id for group in groups))
+    except (EngineError, RuntimeError, ValueError) as error:
+      found[name] = str(error).removeprefix("VllmEngine.sample: this process has ")
+    engine.close()
+
+  with jax.set_mesh(make_mesh("data=2,fsdp=2")):
+    model = load_hf(folder / "model")[1]
+    fake = FakeServer(model)
+    fake.handle = lambda path, body: taken(fake, path, body)
+    attempt("own", engine_of(fake))
+    attempt("one set", engine_of(*[fake] * (index == 0)))
+    probe = fake.probe
+    if index == 0:
+      fake.probe = type(probe).__new__(type(probe))
+      fake.probe.logprobs = {end: logprobs - 1.0 for end, logprobs in probe.logprobs.items()}
+    attempt("not taken", engine_of(fake))
+    fake.probe = probe
+    engine = engine_of(fake)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if index == 1:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    attempt("full disk", engine)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    fake.dtype = ("torch.float32", "torch.bfloat16")[index]
+    try:
+      engine_of(fake)
+    except ValueError as error:
+      found["types"] = str(error)
+  return found
+
+
+if __name__ == "__main__":
+  print(json.dumps(_process(sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3]))), flush=True)
