@@ -1,0 +1,124 @@
+"""Does this config fit that hardware, and how fast would it be? Compiled with no device at hand.
+
+  python -m srl_jax.plan --config=configs/srl_math.py --topology=h100x8
+  python -m srl_jax.plan --config=configs/srl_math.py --topology=v5e-16 --json \\
+      --config.batch.tokens_per_device=8192
+
+compiles the programs of a run (micro-batch, optimiser step, log-prob pass, export of the weights)
+with the compiler of the topology, and prints what a device needs, the collectives, a forecast of
+the step, and a verdict. Memory and collectives are the compiler's; seconds are a forecast from the
+rates that are printed with them. Exit code 1: it does not fit.
+
+The mesh is the config's where it has as many devices as the topology, else the topology's preset.
+The compiler is installed into .venv-plan beside the code on first use: libtpu (0.7 GB) for TPUs,
+JAX's CUDA plugin (about 5 GB) for H100s. A 7B model takes minutes of CPU time.
+"""
+
+import json
+import math
+import os
+import sys
+
+import jax
+from absl import logging
+from ml_collections import config_flags
+
+from srl_jax import errors
+from srl_jax.planning import report, topologies
+
+flags = errors.own_flags()
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, with arguments after a colon.", flag_values=flags.values
+)
+_TOPOLOGY = flags.DEFINE_enum(
+  "topology", None, list(topologies.TOPOLOGIES), "Hardware to plan for.", required=True
+)
+_PROMPT = flags.DEFINE_integer(
+  "prompt_tokens", 1500, "Mean tokens of a prompt, for the forecast of a step.", 1
+)
+_RESPONSE = flags.DEFINE_integer(
+  "response_tokens", 1000, "Mean tokens of a response, for the forecast of a step.", 1
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON.")
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if _CONFIG.value is None:
+    raise ValueError("--config: name a config file, for example configs/srl_math.py")
+  platform = topologies.TOPOLOGIES[_TOPOLOGY.value].platform
+  if not topologies.installed(platform):
+    python = topologies.install(platform)
+    path = os.pathsep.join(filter(None, [str(topologies.ROOT), os.environ.get("PYTHONPATH")]))
+    command = [str(python), "-m", "srl_jax.plan", *sys.argv[1:]]
+    os.execve(python, command, os.environ | {"PYTHONPATH": path})
+  topologies.prepare(platform)
+  logging.set_verbosity(logging.ERROR)
+  found = plan(_CONFIG.value, _TOPOLOGY.value, _PROMPT.value, _RESPONSE.value)
+  print(json.dumps(found, indent=1) if _JSON.value else report.text(found))
+  sys.exit(0 if found["memory"]["fits"] else 1)
+
+
+def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
+  """Compiles the programs of a run of `config` for a topology and says what they need.
+
+  Args:
+    config: as srl_jax.train.
+    name: of topologies.TOPOLOGIES.
+    prompt_tokens, response_tokens: means, for the forecast of a step.
+
+  Returns what --json prints. Raises ValueError for a config that is wrong in itself.
+  topologies.prepare must have run.
+  """
+  from configs import common
+  from srl_jax.planning import estimate, models, programs
+  from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh
+
+  common.check(config)
+  topology = topologies.TOPOLOGIES[name]
+  spec = mesh_spec(common, config, name)
+  devices = topologies.devices(topology)
+  model_config = models.architecture(config.model, config.dtype).on_platform(devices[0].platform)
+  check_mesh(spec, model_config.sizes())
+  work = estimate.work_of(config, prompt_tokens, response_tokens)
+  mesh = make_mesh(spec, devices)
+  with jax.set_mesh(mesh):
+    state = programs.state_of(config, model_config, mesh)
+    compiled = {}
+    for call in programs.calls(config, state):
+      print(f"compiling {call.name} for {name} ...", file=sys.stderr, flush=True)
+      compiled[call.name] = programs.compile_call(call, topology.chip.per_node)
+    found = estimate.memory(state, compiled, topology)
+    peak = estimate.peak_flops(devices[0].device_kind)
+    rows = programs.shards(mesh)
+    forecast = None
+    if found["fits"]:
+      forecast = estimate.step(config, model_config, topology, work, rows, compiled, peak)
+      forecast["push"] = estimate.push(state, topology, compiled["export"])
+  return {
+    "model": config.model,
+    "topology": name,
+    "devices": topology.devices,
+    "chip": devices[0].device_kind,
+    "mesh": spec,
+    "rows_shape": list(state.rows.tokens_bt.shape),
+    "memory": found,
+    "collectives": estimate.collectives(compiled),
+    "work": {"prompt_tokens": work.prompt_tokens, "response_tokens": work.response_tokens},
+    "rates": estimate.rates(topology, peak),
+    "step": forecast,
+    "change": estimate.advice(config, found, parse_mesh(spec)),
+  }
+
+
+def mesh_spec(common, config, name: str) -> str:
+  """The config's mesh where it has the topology's number of devices, else the preset."""
+  from srl_jax.policy.sharding import parse_mesh
+
+  spec = common.mesh_spec(config)
+  count = math.prod(parse_mesh(spec).values())
+  return spec if count == topologies.TOPOLOGIES[name].devices else common.MESHES[name]
+
+
+if __name__ == "__main__":
+  errors.run(main, flags.values)

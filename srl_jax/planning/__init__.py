@@ -1,0 +1,1 @@
+"""What srl_jax.plan is made of: hardware in figures, programs compiled for it, estimates."""

@@ -1,0 +1,196 @@
+"""From compiled programs to a forecast: does it fit, how fast is a step, what to change.
+
+Seconds are forecasts from assumed rates, not measurements; every report says which (`rates`).
+"""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import jax
+
+from srl_jax.learner import metrics
+from srl_jax.planning.collectives import Collective, by_kind
+from srl_jax.planning.programs import Program, State, device_bytes
+from srl_jax.planning.topologies import GIB, Topology
+from srl_jax.policy.model import ModelConfig
+
+COMPUTE = 0.55  # of the dense bf16 peak, recomputation counted; MaxText's Llama2-7B: 46-49 % MFU
+LINK = 0.8  # of the nominal rates of links and networks
+MEMORY = 0.8  # of the nominal rate of a chip's memory
+PACKED = 0.85  # real tokens among the packed ones
+FILES = 2e9  # bytes/s of writing weights to the shared folder, and of a server's reading them
+RECOMPUTED = {"full": 4 / 3, "matmuls": 1.0, "none": 1.0}  # FLOPs done for each FLOP of the formula
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a step trains on: prompts, samples of each, mean tokens of a prompt and of a response."""
+
+  prompts: int
+  samples: int
+  prompt_tokens: int
+  response_tokens: int
+
+  def tokens(self) -> int:
+    """Tokens of a step, each prompt counted once."""
+    return self.prompts * (self.prompt_tokens + self.samples * self.response_tokens)
+
+  def flops(self, config: ModelConfig) -> float:
+    """FLOPs of the update by the formula of metrics.update_flops."""
+    rollout = SimpleNamespace(token_ids=range(self.response_tokens))
+    prompt = SimpleNamespace(token_ids=range(self.prompt_tokens))
+    group = SimpleNamespace(prompt=prompt, rollouts=[rollout] * self.samples)
+    return self.prompts * metrics.update_flops(config, [group])
+
+
+def work_of(config, prompt_tokens: int, response_tokens: int) -> Work:
+  """The work of a step of `config`, no length above the config's limits."""
+  return Work(
+    prompts=config.batch.prompts,
+    samples=1 if config.method == "sft" else config.rollout.samples,
+    prompt_tokens=min(prompt_tokens, config.data.max_prompt_tokens),
+    response_tokens=min(response_tokens, config.rollout.max_tokens),
+  )
+
+
+def peak_flops(kind: str) -> float:
+  """Dense bfloat16 FLOP/s of a device of a kind, by metrics.PEAKS."""
+  return next(peak for name, peak in metrics.PEAKS.items() if name in kind)
+
+
+def rates(topology: Topology, peak: float) -> dict[str, float]:
+  """What forecasts assume: FLOP/s, bytes/s, and the share of real tokens among packed ones."""
+  chip = topology.chip
+  return {
+    "compute": COMPUTE * peak,
+    "peak": peak,
+    "memory": MEMORY * chip.hbm,
+    "link": LINK * chip.link,
+    "network": LINK * chip.network,
+    "host": chip.host,
+    "files": FILES,
+    "packed": PACKED,
+  }
+
+
+def link_seconds(found: list[Collective], topology: Topology) -> float:
+  """Seconds that the collectives of one call take, one after the other."""
+  chip = topology.chip
+  return sum(c.sent() / (LINK * (chip.network if c.across else chip.link)) for c in found)
+
+
+def step(
+  config,
+  model_config: ModelConfig,
+  topology: Topology,
+  work: Work,
+  rows: int,
+  programs,
+  peak: float,
+) -> dict[str, float]:
+  """Forecast of the update of one optimiser step.
+
+  Args:
+    rows: devices that rows are cut over.
+    programs: {name: Program}.
+    peak: FLOP/s of a chip.
+
+  Returns {micro_batches, flops, compute_s, link_s (of all micro-batches), apply_s, score_s,
+  step_s, mfu, tokens, tokens_in_flight}; of compute and links the longer one counts, as they
+  overlap.
+  """
+  slots = rows * config.batch.tokens_per_device
+  batches = math.ceil(work.tokens() / (PACKED * slots))
+  flops = work.flops(model_config)
+  done = flops / PACKED * RECOMPUTED[config.batch.remat]
+  compute = done / (topology.devices * peak * COMPUTE)
+  links = batches * link_seconds(programs["accumulate"].collectives, topology)
+  apply = programs["apply"]
+  apply_s = 2 * apply.arguments / (MEMORY * topology.chip.hbm)
+  apply_s += link_seconds(apply.collectives, topology)
+  passes = int(config.algorithm.steps_per_batch > 1) + int(config.algorithm.kl > 0)
+  forward = flops / 3 / PACKED / (topology.devices * peak * COMPUTE)
+  score = passes * max(forward, batches * link_seconds(programs["score"].collectives, topology))
+  seconds = max(compute, links) + apply_s * config.algorithm.steps_per_batch + score
+  return {
+    "micro_batches": batches,
+    "tokens": work.tokens(),
+    "tokens_in_flight": slots,
+    "flops": flops,
+    "compute_s": compute,
+    "link_s": links,
+    "apply_s": apply_s,
+    "score_s": score,
+    "step_s": seconds,
+    "mfu": flops / (seconds * topology.devices * peak),
+  }
+
+
+def push(state: State, topology: Topology, export: Program) -> dict[str, float]:
+  """{bytes, seconds} of bringing new bfloat16 weights to a server through the shared folder."""
+  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model))
+  table = math.prod(state.model.embed_tokens.shape)
+  gather = link_seconds(export.collectives, topology) * count / table
+  size = 2 * count
+  return {"bytes": size, "seconds": gather + size / topology.chip.host + 2 * size / FILES}
+
+
+def memory(state: State, programs: dict[str, Program], topology: Topology) -> dict:
+  """Bytes a device: {parameters, moments, gradients, programs: {name: ...}, peak, limit, fits}."""
+  rows = {
+    name: {
+      "arguments": p.arguments,
+      "temporaries": p.temporaries,
+      "resident": p.resident,
+      "total": p.total(),
+    }
+    for name, p in programs.items()
+  }
+  peak = max(p.total() for p in programs.values())
+  return {
+    "parameters": device_bytes(state.model),
+    "gradients": device_bytes(state.model),
+    "moments": device_bytes(state.moments),
+    "programs": rows,
+    "peak": peak,
+    "limit": topology.chip.memory,
+    "fits": peak <= topology.chip.memory,
+  }
+
+
+def advice(config, found: dict, mesh: dict[str, int]) -> list[str]:
+  """Lines of the config to change when `found` (of memory) does not fit, the likeliest first."""
+  over = found["peak"] - found["limit"]
+  if over <= 0:
+    return []
+  lines = []
+  kept = found["parameters"] + found["moments"] + 2 * found["gradients"]
+  limit = config.data.max_prompt_tokens + config.rollout.max_tokens
+  room = config.batch.tokens_per_device
+  if kept < 0.8 * found["limit"]:
+    if config.batch.remat != "full":
+      lines.append(f"batch.remat = 'full' (now {config.batch.remat!r})")
+    if room > limit:
+      lines.append(f"batch.tokens_per_device = {max(limit, room // 2)} (now {room})")
+    else:
+      lines.append(
+        f"data.max_prompt_tokens and rollout.max_tokens lower (now {limit} together), and "
+        f"batch.tokens_per_device with them (now {room})"
+      )
+    if config.batch.logprob_chunk > 128:
+      lines.append(f"batch.logprob_chunk = 128 (now {config.batch.logprob_chunk})")
+  parts = mesh["fsdp"]
+  while kept * mesh["fsdp"] / parts > 0.6 * found["limit"] or parts == mesh["fsdp"]:
+    parts *= 2
+  sizes = ",".join(f"{axis}={parts if axis == 'fsdp' else n}" for axis, n in mesh.items())
+  lines.append(
+    f"mesh = {sizes!r}, more devices: weights, moments and gradients take {kept / GIB:.1f} GiB of "
+    f"{found['limit'] / GIB:.1f} on each now, {kept * mesh['fsdp'] / parts / GIB:.1f} then"
+  )
+  return lines
+
+
+def collectives(programs: dict[str, Program]) -> dict:
+  """{program: {kind: {calls, bytes, sent}}} of one call each."""
+  return {name: by_kind(p.collectives) for name, p in programs.items()}

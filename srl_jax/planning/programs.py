@@ -1,0 +1,202 @@
+"""The programs of a run, compiled for devices that are not there, and what they need."""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from srl_jax.learner import optimizer, packing, rl, update
+from srl_jax.planning.collectives import Collective, collectives
+from srl_jax.policy import weights
+from srl_jax.policy.model import ModelConfig, Qwen2, place
+from srl_jax.policy.sharding import ACT_AXES, act_spec
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class State(NamedTuple):
+  """What a run keeps on its devices, as shapes with layouts.
+
+  Fields: model (float32 masters), tx and its moments; rows, a micro-batch at its largest; loss.
+  """
+
+  model: Qwen2
+  tx: object
+  moments: object
+  rows: packing.Rows
+  loss: update.Loss
+
+
+class Program(NamedTuple):
+  """A compiled program, in bytes of one device.
+
+  Fields: name; arguments; temporaries; peak, the most that is in use while it runs, arguments and
+  results included; resident, what else the run keeps meanwhile; collectives.
+  """
+
+  name: str
+  arguments: int
+  temporaries: int
+  peak: int
+  resident: int
+  collectives: list[Collective]
+
+  def total(self) -> int:
+    return self.peak + self.resident
+
+
+def state_of(config, model_config: ModelConfig, mesh) -> State:
+  """The state of a run of `config`; call it with the mesh set."""
+  model = _on(mesh, jax.eval_shape(lambda: place(Qwen2(model_config, nnx.Rngs(0)))))
+  tx = optimizer.make(config.optimizer, 1000)
+  moments = _on(mesh, jax.eval_shape(tx.init, model))
+  rows = largest_rows(config, mesh, lines=model_config.attention != "xla")
+  return State(model, tx, moments, rows, loss_of(config))
+
+
+def loss_of(config) -> update.Loss:
+  """What a run of `config` minimises."""
+  if config.method == "sft":
+    return update.Loss(
+      kind="likelihood", chunk=config.batch.logprob_chunk, remat=config.batch.remat
+    )
+  return rl.policy_loss_of(config)
+
+
+def shards(mesh) -> int:
+  """Devices that rows are cut over."""
+  sizes = [mesh.shape[axis] for axis in ACT_AXES["b"]]
+  return sizes[0] * sizes[1]
+
+
+def largest_rows(config, mesh, lines: bool) -> packing.Rows:
+  """A micro-batch whose rows are full to the last token: the longest prompts and responses.
+
+  The real packing makes it, so that the programs get what they get in a run.
+  """
+  room = config.batch.tokens_per_device
+  prompt = min(config.data.max_prompt_tokens, room // 2)
+  count = 1 if config.method == "sft" else config.rollout.samples
+  length = min(config.rollout.max_tokens, (room - prompt) // count)
+  lengths = [length] * (count - 1) + [room - prompt - length * (count - 1)]
+  responses = [packing.Response([0] * n, [0.0] * n, 1.0) for n in lengths]
+  batches = packing.pack(
+    [packing.PackedGroup([0] * prompt, responses)] * shards(mesh),
+    tokens_per_device=room,
+    shards=shards(mesh),
+    aggregate=config.algorithm.aggregate,
+    max_tokens=config.rollout.max_tokens,
+    lines=lines,
+  )
+  sharding = NamedSharding(mesh, act_spec("b"))
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(shape, batches[0])
+
+
+class Call(NamedTuple):
+  """A program to compile: its name, the jitted function, its arguments, array shapes and static
+  ones, and the bytes of one device that a run keeps besides.
+  """
+
+  name: str
+  function: Callable
+  arrays: dict
+  static: dict
+  resident: int
+
+
+def calls(config, state: State) -> list[Call]:
+  """The programs of a run."""
+  model, tx, moments, rows, loss = state
+  old, reference = _scores(config, rows)
+  sums = jax.eval_shape(
+    functools.partial(update.batch_loss, loss=loss), model, rows, old, reference
+  )
+  totals = _on(rows.tokens_bt.sharding.mesh, sums[1][0])
+  batch = dict(grads=model, totals=totals, model=model, rows=rows)
+  batch |= dict(old_logprobs_bs=old, reference_logprobs_bs=reference)
+  weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest tensor
+  table = dict(name="embed_tokens", dtype=jnp.dtype(jnp.bfloat16))
+  layer = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(weight.sharding.mesh, jax.P()))
+  frozen = device_bytes(model) if config.algorithm.kl else 0  # the reference policy
+  beside = frozen + device_bytes(moments)
+  return [
+    Call(
+      "apply", update.apply, dict(model=model, moments=moments, grads=model), {"tx": tx}, frozen
+    ),
+    Call("accumulate", update.accumulate, batch, {"loss": loss}, beside),
+    Call("score", update.score, dict(model=model, rows=rows), {"loss": loss}, beside),
+    Call(
+      "export",
+      weights.to_hf,
+      dict(weight=weight, layer=layer),
+      table,
+      beside + device_bytes(model) - device_bytes(weight),
+    ),
+  ]
+
+
+def _scores(config, rows):
+  """(old, reference) log-probs of rows, where the config has them."""
+  scores = jax.ShapeDtypeStruct(
+    rows.targets_bs.shape, jnp.float32, sharding=rows.tokens_bt.sharding
+  )
+  several = config.method != "sft" and config.algorithm.steps_per_batch > 1
+  return (scores if several else None), (scores if config.algorithm.kl else None)
+
+
+def compile_call(call: Call, per_node: int) -> Program:
+  """Compiles a program; one that the compiler finds too large has no temporaries and collectives.
+
+  per_node: devices of a node, see collectives.
+  """
+  lowered = call.function.lower(**call.arrays, **call.static)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = refused_bytes(error)
+    return Program(call.name, device_bytes(call.arrays), 0, needed, call.resident, [])
+  memory = compiled.memory_analysis()
+  arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  # The compilers' own peak leaves out what lies unused between live arrays.
+  peak = max(memory.peak_memory_in_bytes, arguments + results + temporaries)
+  peak += memory.generated_code_size_in_bytes
+  found = collectives(compiled.as_text(), per_node)
+  return Program(call.name, arguments, temporaries, peak, call.resident, found)
+
+
+def refused_bytes(error: Exception) -> int:
+  """The bytes that a program needs for which the compiler said that there is too little memory.
+
+  Raises `error` where it says something else.
+  """
+  used = re.search(r"Used ([\d.]+)([KMGT])i?B? of", str(error))
+  if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+    raise error
+  return int(float(used[1]) * _UNITS[used[2]])
+
+
+def device_bytes(tree) -> int:
+  """Bytes of one device's part of all arrays of a tree of shapes with layouts."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    part = leaf.sharding.shard_shape(leaf.shape)
+    total += leaf.dtype.itemsize * math.prod(part)
+  return total
+
+
+def _on(mesh, tree):
+  """The shapes of a tree with their layouts on the mesh."""
+
+  def shape(x):
+    spec = x.sharding.spec if x.sharding is not None else jax.P()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+  return jax.tree.map(shape, tree)

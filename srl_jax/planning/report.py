@@ -1,0 +1,110 @@
+"""What a plan found, as text: the page that the command prints and a row of the table."""
+
+from srl_jax.planning.topologies import GIB
+
+HEADER = """\
+| topology | devices | mesh | weights + moments | gradients | largest program | temporaries | peak \
+of limit | sent per micro-batch | step | MFU | push | verdict |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def text(report: dict) -> str:
+  """The page of a plan."""
+  memory, rates = report["memory"], report["rates"]
+  shape = " x ".join(map(str, report["rows_shape"]))
+  lines = [
+    f"{report['model']} on {report['topology']}: {report['devices']} x {report['chip']}, "
+    f"mesh {report['mesh']}",
+    "",
+    "memory of a device, GiB",
+    f"  {_gib(memory['parameters'])}  float32 weights",
+    f"  {_gib(memory['moments'])}  moments",
+    f"  {_gib(memory['gradients'])}  gradients, and as much again while a micro-batch is added",
+    f"  programs, micro-batches of {shape} tokens:",
+    "                arguments  temporaries  resident besides     peak",
+  ]
+  for name, part in memory["programs"].items():
+    cells = (part["arguments"], part["temporaries"], part["resident"], part["total"])
+    widths = zip(cells, (9, 13, 18, 9))
+    lines.append(f"    {name:<12}" + "".join(_gib(value, width) for value, width in widths))
+  lines.append(f"  {_gib(memory['peak'])}  the most, of {memory['limit'] / GIB:.2f}")
+  lines += ["", "collectives of one call, in whole arrays and as sent by each device"]
+  for name, kinds in report["collectives"].items():
+    for kind, part in kinds.items():
+      lines.append(
+        f"  {name:<12}{kind:<20}{part['calls']:>6} x {part['bytes'] / 1e9:>9.3f} GB"
+        f"{part['sent'] / 1e9:>10.3f} GB sent"
+      )
+  if report["step"]:
+    lines += ["", *_forecast(report)]
+  lines += ["", "forecasts assume, per device: " + _rates(rates)]
+  lines += ["", "verdict: " + verdict(report)]
+  return "\n".join(lines)
+
+
+def verdict(report: dict) -> str:
+  """Whether it fits, or what to change."""
+  memory = report["memory"]
+  figures = f"{memory['peak'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB a device"
+  if memory["fits"]:
+    return f"fits, {figures}"
+  change = "\n".join(f"  {line}" for line in report["change"])
+  return f"does not fit: {figures}. Change, one after the other:\n{change}"
+
+
+def row(report: dict) -> str:
+  """A line of the Markdown table under HEADER."""
+  memory, step = report["memory"], report["step"]
+  largest = max(memory["programs"], key=lambda name: memory["programs"][name]["total"])
+  sent = sum(kind["sent"] for kind in report["collectives"]["accumulate"].values())
+  cells = [
+    report["topology"],
+    str(report["devices"]),
+    report["mesh"],
+    f"{(memory['parameters'] + memory['moments']) / GIB:.1f}",
+    f"{memory['gradients'] / GIB:.1f}",
+    largest,
+    f"{memory['programs'][largest]['temporaries'] / GIB:.1f}",
+    f"{memory['peak'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB",
+    f"{sent / 1e9:.0f} GB" if sent else "",
+    f"{step['step_s']:.0f} s" if step else "",
+    f"{step['mfu']:.0%}" if step else "",
+    f"{step['push']['seconds']:.0f} s" if step else "",
+    "fits" if memory["fits"] else "refused",
+  ]
+  return f"| {' | '.join(cells)} |"
+
+
+def _forecast(report) -> list[str]:
+  step, work = report["step"], report["work"]
+  push = step["push"]
+  return [
+    f"forecast of an update: {step['tokens']:,} tokens (prompts of {work['prompt_tokens']}, each "
+    f"once; responses of {work['response_tokens']})",
+    f"  {step['micro_batches']} micro-batches with {step['tokens_in_flight']:,} tokens in flight",
+    f"  {step['flops']:.3g} FLOPs by formula",
+    f"  {step['compute_s']:.1f} s of compute, beside {step['link_s']:.1f} s of collectives",
+    f"  {step['apply_s']:.2f} s for the optimiser, {step['score_s']:.1f} s for further log-probs",
+    f"  {step['step_s']:.1f} s in all: MFU {step['mfu']:.1%}",
+    f"  weights to a server: {push['bytes'] / 1e9:.1f} GB in bfloat16, {push['seconds']:.0f} s",
+  ]
+
+
+def _rates(rates) -> str:
+  parts = [
+    f"{rates['compute'] / 1e12:.0f} of {rates['peak'] / 1e12:.0f} TFLOP/s",
+    f"{rates['memory'] / 1e9:.0f} GB/s of memory",
+    f"{rates['link'] / 1e9:.0f} GB/s over links",
+  ]
+  if rates["network"]:
+    parts.append(f"{rates['network'] / 1e9:.0f} GB/s between nodes")
+  parts += [
+    f"{rates['host'] / 1e9:.0f} GB/s to the host",
+    f"{rates['files'] / 1e9:.0f} GB/s for the files of a push, written and read",
+    f"{rates['packed']:.0%} real tokens among the packed ones",
+  ]
+  return ", ".join(parts)
+
+
+def _gib(value: float, width: int = 8) -> str:
+  return f"{value / GIB:>{width}.2f}"

@@ -1,0 +1,149 @@
+"""Hardware that programs are compiled for, in figures, without a device being there.
+
+What compiles for it is installed on first use, in an environment of its own.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import site
+import subprocess
+import sys
+import venv
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+from packaging.requirements import Requirement
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ENVIRONMENT = ROOT / ".venv-plan"
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+  """Figures of a device.
+
+  Fields: memory, bytes that programs may use; hbm, bytes/s of its memory; link, bytes/s that a
+  device sends in a collective inside its node or slice; network, the same between nodes (0: there
+  are none); per_node, devices of a node (0: all are one slice); host, bytes/s to its host.
+  """
+
+  memory: float
+  hbm: float
+  link: float
+  network: float
+  per_node: int
+  host: float
+
+
+# memory: TPUs, what the compiler allows; H100, the 75 % of 79.1 GiB that JAX takes by default
+# (XLA_PYTHON_CLIENT_MEM_FRACTION). Rates are nominal, from NVIDIA's H100 data sheet (NVLink: 450
+# GB/s each way; one 400 Gbit/s port for each GPU), Google's Cloud TPU pages and Austin et al., "How
+# to Scale Your Model", part 2: one axis of the torus, both ways, however many axes a mesh axis is
+# laid over. host: PCIe, half of its nominal rate.
+H100 = Chip(0.75 * 84942979072, 3.35e12, 450e9, 50e9, 8, 25e9)
+V5E = Chip(15.75 * GIB, 0.81e12, 90e9, 0.0, 0, 12e9)
+V5P = Chip(95.74 * GIB, 2.77e12, 180e9, 0.0, 0, 12e9)
+V6E = Chip(31.25 * GIB, 1.64e12, 180e9, 0.0, 0, 12e9)
+
+
+class Topology(NamedTuple):
+  """A set of devices: platform (cuda | tpu), the name that JAX knows it by, devices, chip.
+
+  For cuda the name is partitions x hosts x devices of a host.
+  """
+
+  platform: str
+  name: str
+  devices: int
+  chip: Chip
+
+
+TOPOLOGIES = {
+  "h100x1": Topology("cuda", "1x1x1", 1, H100),
+  "h100x8": Topology("cuda", "1x1x8", 8, H100),
+  "h100x32": Topology("cuda", "1x4x8", 32, H100),
+  "v5e-8": Topology("tpu", "v5e:2x4", 8, V5E),
+  "v5e-16": Topology("tpu", "v5e:4x4", 16, V5E),
+  "v5p-128": Topology("tpu", "v5p:4x4x4", 64, V5P),  # Google counts cores: 64 chips
+  "v6e-256": Topology("tpu", "v6e:16x16", 256, V6E),
+}
+
+
+class Compiler(NamedTuple):
+  """What compiles for a platform: its package, the extra of JAX that brings it, its size."""
+
+  package: str
+  extra: str
+  size: str
+
+
+COMPILERS = {
+  "tpu": Compiler("libtpu", "tpu", "0.7 GB"),
+  "cuda": Compiler("jax-cuda12-plugin", "cuda12", "about 5 GB"),
+}
+
+
+def installed(platform: str) -> bool:
+  """Whether this Python has the compiler of a platform, in a version that its JAX works with."""
+  package = COMPILERS[platform].package
+  try:
+    found = importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  wanted = map(Requirement, importlib.metadata.requires("jax"))
+  return any(r.name == package and r.specifier.contains(found) for r in wanted)
+
+
+def install(platform: str) -> pathlib.Path:
+  """Puts the compiler into .venv-plan, which sees this Python's packages too.
+
+  Returns the interpreter there. Raises ValueError when the compiler cannot be installed.
+  """
+  python = ENVIRONMENT / "bin" / "python"
+  if not python.exists():
+    venv.create(ENVIRONMENT, with_pip=False)
+  library = next(ENVIRONMENT.glob("lib/python*/site-packages"))
+  (library / "caller.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+  check = f"from {__name__} import installed; raise SystemExit(not installed({platform!r}))"
+  if subprocess.run([python, "-c", check], cwd=ROOT).returncode:
+    compiler = COMPILERS[platform]
+    wanted = f"jax[{compiler.extra}]=={importlib.metadata.version('jax')}"
+    print(f"installing {wanted}, {compiler.size}, into {ENVIRONMENT}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", wanted]
+    if subprocess.run(command).returncode:
+      raise ValueError(
+        f"{wanted} could not be installed into {ENVIRONMENT} (pip's message is above); programs "
+        f"for {platform} cannot be compiled without it"
+      )
+  return python
+
+
+def prepare(platform: str) -> None:
+  """Settings under which JAX compiles for a platform that is not here.
+
+  To be called before JAX has started a backend, by its first array or device.
+  """
+  jax.config.update("jax_platforms", "cpu")
+  if platform == "tpu":
+    os.environ |= dict(
+      TPU_SKIP_MDS_QUERY="1",
+      TPU_ACCELERATOR_TYPE="v5litepod-16",
+      TPU_WORKER_HOSTNAMES="localhost",
+      ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )
+  else:
+    # There is no device to time kernels on.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
+
+
+def devices(topology: Topology) -> list:
+  """The devices of a topology, to make a mesh of; no program can run on them."""
+  if topology.platform == "tpu":
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+  target = pathlib.Path(__file__).with_name("h100_sxm.txtpb").read_text()
+  return topologies.get_topology_desc(
+    platform="cuda", target_config=target, topology=topology.name
+  ).devices
