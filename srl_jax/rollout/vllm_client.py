@@ -33,11 +33,12 @@ class VllmEngine:
   No seeds are sent: a server's batches differ from run to run, so seeds would not make runs equal,
   and a generator for each request slows vLLM down.
 
-  With several trainer processes each makes its engine and all call `load_weights` together; each
-  samples from servers of its own, or one from all servers and the others, with none, not at all.
+  With several trainer processes each makes its engine, and all call `load_weights` together. Those
+  that were given servers, one process or each with its own, share the prompts.
 
   Args:
-    servers: base URLs, see vllm_server.Server for which are allowed.
+    servers: base URLs of this process, see vllm_server.Server for which are allowed; none where
+      another process has all.
     tokenizer: decodes the responses' text.
     stop_ids: token ids that end a response.
     weights_root: folder that the run and the servers share, see vllm_weights.WeightsFolder.
@@ -72,7 +73,7 @@ class VllmEngine:
       if servers:
         self._files = WeightsFolder(weights_root)
         self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
-      self._dtype, self._max_length = _agreed(self._fleet)
+      self._dtype, self._max_length, self._part = _agreed(self._fleet)
     except BaseException:
       self.close()
       raise
@@ -115,10 +116,9 @@ class VllmEngine:
   ) -> Iterator[list[Rollout]]:
     if self.version is None:
       raise RuntimeError("VllmEngine.sample: call load_weights first")
+    prompts = prompts[self._part]
     if not prompts:
       return
-    if not self._fleet:
-      raise RuntimeError("VllmEngine.sample: this process has no servers to sample from")
     self._check_modes(params.temperature)
     waiting, ended, cancelled = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
     for prompt in prompts:
@@ -231,8 +231,8 @@ class VllmEngine:
     )
 
 
-def _agreed(fleet: Fleet | None) -> tuple[str, int]:
-  """The servers' type and their least max_model_len, of all processes: they compute together.
+def _agreed(fleet: Fleet | None) -> tuple[str, int, slice]:
+  """What all processes go by: the servers' type, their least max_model_len; this one's prompts.
 
   Raises ValueError, in each process, when the types differ or nobody has a server.
   """
@@ -240,16 +240,18 @@ def _agreed(fleet: Fleet | None) -> tuple[str, int]:
   found = [mine]
   if jax.process_count() > 1:
     found = multihost_utils.process_allgather(np.array(mine)).tolist()
-  found = [one for one in found if one[1]]
-  if not found:
+  having = [index for index, (_, length) in enumerate(found) if length]
+  if not having:
     raise ValueError("rollout.servers: no process has the address of a server")
-  types = {TYPES[kind] for kind, _ in found}
+  types = {TYPES[found[index][0]] for index in having}
   if len(types) > 1:
     raise ValueError(
       "rollout.servers: the processes' servers compute in float32 and bfloat16; start all of them "
       "with one --dtype"
     )
-  return types.pop(), min(length for _, length in found)
+  me = jax.process_index()
+  part = slice(having.index(me), None, len(having)) if me in having else slice(0)
+  return types.pop(), min(found[index][1] for index in having), part
 
 
 def _all_well(error: Exception | None) -> None:

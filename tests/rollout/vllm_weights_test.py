@@ -139,10 +139,10 @@ def test_two_processes_push_together(tmp_path):
       run.kill()
   assert [run.returncode for run in runs] == [0, 0], said
   first, second = (json.loads(text.splitlines()[-1]) for text in said)
-  # Each has its own server, and all the weights arrive at both.
-  assert first["own"] == second["own"] == "p0 p1"
+  # Each has its own server and a part of the prompts, and all the weights arrive at both.
+  assert (first["own"], second["own"]) == ("p0 p2", "p1 p3")
   # Process 0 has them all, process 1 none.
-  assert (first["one set"], second["one set"]) == ("p0 p1", "no servers to sample from")
+  assert (first["one set"], second["one set"]) == ("p0 p1 p2 p3", "")
   # What fails in one process ends both.
   assert "differ from the policy's" in first["not taken"]
   assert second["not taken"] == "process 0 could not push its weights; its output tells why"
@@ -183,10 +183,10 @@ def _process(port: str, index: int, folder: pathlib.Path) -> dict[str, str]:
   def attempt(name, engine):
     try:
       engine.load_weights(model, 1)
-      groups = ask(engine, count=2)
+      groups = ask(engine, count=4)
       found[name] = " ".join(sorted(group[0].prompt_id for group in groups))
-    except (EngineError, RuntimeError, ValueError) as error:
-      found[name] = str(error).removeprefix("VllmEngine.sample: this process has ")
+    except EngineError as error:
+      found[name] = str(error)
     engine.close()
 
   with jax.set_mesh(make_mesh("data=2,fsdp=2")):
