@@ -67,7 +67,9 @@ def fill_batch(
   """Fills a batch of `size` groups.
 
   Each round draws as many prompts as the share kept so far says are needed, at most `size`. Kept
-  groups beyond `size` are surplus: their prompts go back to the head of the queue.
+  groups beyond `size` are surplus: their prompts go back to the head of the queue. Their rollouts
+  are not used again: in the next batch they would be older by one version than rollout.lag allows,
+  whatever the lag is, because every batch is sampled with the newest weights that it may have.
 
   Args:
     queue: where prompts are drawn from.
