@@ -54,8 +54,11 @@ words() {
   for word in "$@"; do all+="${all:+, }$(text "$word")"; done
   echo "[$all]"
 }
-limits="{}"
-((cards_per_node == 0)) || limits="{nvidia.com/gpu: $cards_per_node}"
+limits="{}" devices=""
+if ((cards_per_node)); then
+  limits="{nvidia.com/gpu: $cards_per_node}"
+  devices="              - {name: JAX_LOCAL_DEVICE_IDS, value: '$cards'}"
+fi
 # Either side may be the first to look for the folder.
 # shellcheck disable=SC2016
 with_weights=(bash -c 'mkdir -p "$SRL_WEIGHTS_ROOT" && exec "$@"' bash)
@@ -132,6 +135,7 @@ $(common_volumes)
               env:
               - {name: JAX_COORDINATOR_ADDRESS, value: '$name-trainer-0-0.$name:8476'}
               - {name: JAX_NUM_PROCESSES, value: '$trainer_count'}
+$devices
               - name: JAX_PROCESS_ID
                 valueFrom:
                   fieldRef:

@@ -33,8 +33,11 @@ config="$1"
 shift
 weights="$(flag_of config.rollout.weights_root "${SRL_WEIGHTS_ROOT:-$workdir/weights}" "$@")"
 cards="$(card_list "$cards_per_node")"
-gpus=()
-((cards_per_node == 0)) || gpus=("--gpus-per-node=$cards_per_node")
+gpus=() devices=()
+if ((cards_per_node)); then
+  gpus=("--gpus-per-node=$cards_per_node")
+  devices=(env "JAX_LOCAL_DEVICE_IDS=$cards") # one process a node; JAX takes a card each under Slurm
+fi
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   export SRL_ROOT="$ROOT"
@@ -59,16 +62,17 @@ flags=(--config.rollout.engine=vllm "--config.rollout.weights_root=$weights" "$@
 serving=("${nodes[@]:trainer_count}")
 urls="$(server_urls "$cards" "${serving[@]}")"
 # One step for each server node, so that one that fails leaves the others running.
-servers=("${gpus[@]}" "$ROOT/launch/servers.sh" "$cards" "$config" "${flags[@]}")
-trainer=(srun "--nodes=$trainer_count" "--ntasks=$trainer_count"
+servers=(srun --job-name=servers --nodes=1 --ntasks=1 "${gpus[@]}")
+serve=("$ROOT/launch/servers.sh" "$cards" "$config" "${flags[@]}")
+trainer=(srun --job-name=trainer "--nodes=$trainer_count" "--ntasks=$trainer_count"
   "--nodelist=$(IFS=, && echo "${nodes[*]:0:trainer_count}")" "${gpus[@]}"
   --kill-on-bad-exit=0 --wait=120 # seconds for the other processes to end after the first
-  "$ROOT/launch/trainer.sh" "$config" "${flags[@]}" "--config.rollout.servers=$urls")
+  "${devices[@]}" "$ROOT/launch/trainer.sh" "$config" "${flags[@]}" "--config.rollout.servers=$urls")
 export SRL_WEIGHTS_ROOT="$weights"
 if [ -n "$dry" ]; then
   echo "export SRL_WEIGHTS_ROOT=$(quoted "$weights")"
   for node in "${serving[@]}"; do
-    quoted srun --nodes=1 --ntasks=1 "--nodelist=$node" "${servers[@]}"
+    quoted "${servers[@]}" "--nodelist=$node" "${serve[@]}"
   done
   quoted "${trainer[@]}"
   exit
@@ -79,22 +83,28 @@ prepare_environment "$ROOT/requirements.txt"
 "$ROOT/launch/vllm_server.sh" --install-only
 mkdir -p "$weights"
 
+# ask STEPS: SIGTERM for the job's steps of that name. (srun, when it gets one, kills its step.)
+# scancel's answer tells nothing: Slurm 22.05 signals a step and still says "Invalid job id".
+# shellcheck disable=SC2329  # traps call it
+ask() {
+  local id name
+  while read -r id name; do
+    [ "$name" != "$1" ] || scancel --signal=TERM "$id" || true
+  done < <(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j')
+}
 output="$(mktemp -d)"
-asked=""
-run=""
-# The time limit is near: asked. Preemption and scancel: Slurm has told the trainer as well.
-trap 'asked=1; [ -z "$run" ] || kill -TERM "$run"' USR1
-trap '[ -z "$run" ] || kill -TERM "$run"' TERM
-fleet=()
-trap 'kill "${fleet[@]}" 2> /dev/null || true; wait "${fleet[@]}" || true; rm -r "$output"' EXIT
+limit="" fleet=()
+trap 'limit=1; ask trainer' USR1 # the time limit is near
+trap 'ask trainer' TERM          # preempted or cancelled
+trap 'ask servers; wait "${fleet[@]}" || true; rm -r "$output"' EXIT
 for node in "${serving[@]}"; do
-  srun --nodes=1 --ntasks=1 "--nodelist=$node" "${servers[@]}" > "$output/$node" &
+  "${servers[@]}" "--nodelist=$node" "${serve[@]}" > "$output/$node" &
   fleet+=($!)
 done
 for i in "${!serving[@]}"; do
   until grep -q '^all servers are ready' "$output/${serving[i]}"; do
     kill -0 "${fleet[i]}" 2> /dev/null || die "the servers of ${serving[i]} did not start"
-    [ -z "$asked" ] || die "the time limit came before the servers were ready"
+    [ -z "$limit" ] || die "the time limit came before the servers were ready"
     sleep 1
   done
   cat "$output/${serving[i]}"
@@ -106,7 +116,7 @@ while kill -0 "$run" 2> /dev/null; do
 done
 code=0
 wait "$run" || code=$?
-if ((code == SAVED)) && [ -n "$asked" ]; then
+if ((code == SAVED)) && [ -n "$limit" ]; then
   echo "saved; back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
 fi

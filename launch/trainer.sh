@@ -6,7 +6,7 @@
 # Exit code 0: the run is finished. 75: it was asked to stop (SIGTERM), saved and is not finished;
 # the same command continues it. 2: bad input. Others: it crashed.
 #
-# Of several processes (SLURM_PROCID, JAX_PROCESS_ID) the first alone tells 75: it writes the
+# Of several processes (JAX_PROCESS_ID, SLURM_PROCID) the first alone tells 75: it writes the
 # summary that a finished run ends with.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
@@ -34,6 +34,6 @@ wait "$run" || code=$?
 
 if ((code == 128 + 15)) && [ -n "$asked" ]; then exit "$SAVED"; fi # asked before it had begun
 ((code == 0)) || exit "$code"
-if [ "${SLURM_PROCID:-${JAX_PROCESS_ID:-0}}" = 0 ] && [ "$(mark)" = "$before" ]; then
+if [ "${JAX_PROCESS_ID:-${SLURM_PROCID:-0}}" = 0 ] && [ "$(mark)" = "$before" ]; then
   exit "$SAVED"
 fi

@@ -1,4 +1,4 @@
-"""A checkout whose trainer and servers are stand-ins, so that the launch scripts alone are tested."""
+"""A checkout whose trainer and servers are stand-ins: the launch scripts alone are tested."""
 
 import os
 import pathlib

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -105,7 +106,7 @@ def test_dry_run_of_a_node_says_exactly_what_would_start(call, checkout):
     for card, port in [(4, 8101), (5, 8102), (6, 8103), (7, 8104)]
   ]
   urls = ",".join(f"http://127.0.0.1:{port}" for port in range(8101, 8105))
-  assert [line for line in done.stdout.splitlines()] == [
+  assert done.stdout.splitlines() == [
     "export SRL_WEIGHTS_ROOT=/dev/shm",
     *servers,
     f"env CUDA_VISIBLE_DEVICES=0,1,2,3 {checkout}/launch/trainer.sh {flags} "
@@ -176,7 +177,7 @@ def running(checkout):
   found = []
   for process in os.listdir("/proc"):
     try:
-      line = (open(f"/proc/{process}/cmdline").read()).replace("\0", " ")
+      line = pathlib.Path("/proc", process, "cmdline").read_text()
     except OSError:
       continue
     if process.isdigit() and str(checkout) in line:

@@ -12,15 +12,17 @@ from tests.launch.node_test import long_run, running, starts, wait_for
 
 SAVED = 75
 
-# As srun does: one process on each node of the list, SIGTERM passed on, the worst exit code.
+# As srun does: one process on each node of the list, the worst exit code; SIGTERM kills them all.
 SRUN = r"""
 echo "$*" >> "$TOOLS/srun.log"
 pids=() nodes=()
 while [[ "$1" == --* ]]; do
+  [[ "$1" == --job-name=* ]] && echo $$ > "$TOOLS/${1#*=}.step"
   [[ "$1" == --nodelist=* ]] && IFS=, read -ra nodes <<< "${1#*=}"
   shift
 done
-trap 'kill -TERM "${pids[@]}"' TERM
+trap 'kill -KILL "${pids[@]}"' TERM
+trap 'kill -TERM "${pids[@]}"' USR2 # from our scancel
 for i in "${!nodes[@]}"; do
   SLURM_PROCID=$i SLURM_NTASKS=${#nodes[@]} SLURMD_NODENAME=${nodes[i]} "$@" &
   pids+=($!)
@@ -40,6 +42,12 @@ def cluster(tmp_path):
   tools = tmp_path / "tools"
   tool(tools, "srun", SRUN)
   tool(tools, "sbatch", 'printf "%s\\n" "$SRL_ROOT" "$@" > "$TOOLS/sbatch.log"')
+  tool(tools, "squeue", 'printf "%s\\n" "17.0 servers" "17.1 trainer" "17.batch batch"')
+  tool(
+    tools,
+    "scancel",
+    '[ "$2" = 17.0 ] && name=servers || name=trainer; kill -USR2 "$(cat "$TOOLS/$name.step")"',
+  )
   tool(
     tools, "scontrol", 'if [ "$1" = requeue ]; then echo "$2" > "$TOOLS/requeued";'
     ' else printf "a%s\\n" 1 2 3; fi'
@@ -65,16 +73,17 @@ def test_the_job_is_submitted_with_a_warning_before_its_limit(call, cluster, che
 def test_dry_run_says_what_is_submitted_and_what_the_job_starts(call, cluster, checkout, tmp_path):
   done = call("slurm.sh", "--dry-run", "configs/a.py", "--workdir=/w", **cluster)
   assert done.returncode == 0, done.stderr
-  servers = (
-    f"{checkout}/launch/servers.sh 0,1 configs/a.py --config.rollout.engine=vllm "
-    "--config.rollout.weights_root=/w/weights --workdir=/w"
+  flags = (
+    "configs/a.py --config.rollout.engine=vllm --config.rollout.weights_root=/w/weights "
+    "--workdir=/w"
   )
   assert done.stdout.splitlines()[-3:] == [
     "export SRL_WEIGHTS_ROOT=/w/weights",
-    f"srun --nodes=1 --ntasks=1 --nodelist=node3 --gpus-per-node=2 {servers}",
-    "srun --nodes=2 --ntasks=2 --nodelist=node1,node2 --gpus-per-node=2 --kill-on-bad-exit=0 "
-    f"--wait=120 {servers.replace('servers.sh 0,1', 'trainer.sh')} "
-    "--config.rollout.servers=http://node3:8101,http://node3:8102",
+    "srun --job-name=servers --nodes=1 --ntasks=1 --gpus-per-node=2 --nodelist=node3 "
+    f"{checkout}/launch/servers.sh 0,1 {flags}",
+    "srun --job-name=trainer --nodes=2 --ntasks=2 --nodelist=node1,node2 --gpus-per-node=2 "
+    f"--kill-on-bad-exit=0 --wait=120 env JAX_LOCAL_DEVICE_IDS=0,1 {checkout}/launch/trainer.sh "
+    f"{flags} --config.rollout.servers=http://node3:8101,http://node3:8102",
   ]
   assert not (tmp_path / "tools" / "srun.log").exists()
 

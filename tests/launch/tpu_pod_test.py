@@ -1,0 +1,97 @@
+"""launch/tpu_pod.sh and detached.sh, with a gcloud that has each worker in a folder of its own."""
+
+import subprocess
+import time
+
+import pytest
+
+from tests.launch.conftest import tool
+from tests.launch.node_test import SAVED, long_run, starts, wait_for
+
+GCLOUD = r"""
+shift 3 # compute tpus tpu-vm
+echo "$*" >> "$WORKERS/gcloud.log"
+verb="$1"
+for word in "$@"; do
+  case "$word" in
+    --worker=all) which="0 1" ;;
+    --worker=*) which="${word#*=}" ;;
+    --command=*) line="${word#*=}" ;;
+  esac
+done
+for i in $which; do
+  mkdir -p "$WORKERS/$i"
+  if [ "$verb" = scp ]; then
+    cp "$2" "$WORKERS/$i/${3#*:}"
+    tar -xzf "$WORKERS/$i/srl_jax.tar.gz" -C "$WORKERS/$i" ./.venv 2> /dev/null || true
+  else
+    (cd "$WORKERS/$i" && JAX_PROCESS_ID=$i bash -c "$line") || exit
+  fi
+done
+"""
+
+
+@pytest.fixture
+def pod(checkout, tmp_path):
+  """The environment with a pod of two workers."""
+  tool(tmp_path / "tools", "gcloud", GCLOUD)
+  subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+  workers = tmp_path / "workers"
+  workers.mkdir()
+  return dict(SRL_TPU_NAME="pod", WORKERS=str(workers))
+
+
+def test_dry_run_prints_the_three_commands(call, checkout):
+  done = call(
+    *("tpu_pod.sh", "--dry-run", "configs/a.py", "--config.mesh=v5p-128", "--workdir=/w"),
+    SRL_TPU_NAME="pod",
+  )
+  gcloud = "gcloud compute tpus tpu-vm"
+  archive = f"{checkout}/.cache/srl_jax.tar.gz"
+  assert done.stdout.splitlines() == [
+    f"{gcloud} scp {archive} pod:srl_jax.tar.gz --worker=all",
+    f"{gcloud} ssh pod --worker=all '--command=mkdir -p srl_jax && tar -xzf srl_jax.tar.gz -C "
+    "srl_jax && srl_jax/launch/detached.sh launch/trainer.sh configs/a.py --config.mesh=v5p-128 "
+    "--workdir=/w'",
+    f"{gcloud} ssh pod --worker=0 '--command=srl_jax/launch/detached.sh --follow'",
+  ]
+  assert not (checkout / ".cache").exists()
+
+
+def test_all_workers_run_and_the_first_ones_output_and_exit_code_come_back(call, pod, tmp_path):
+  workdir = tmp_path / "w"
+  done = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", "--config.c=it's a", **pod)
+  assert done.returncode == 0, done.stderr
+  assert "training from 0" in done.stdout
+  assert sorted(start[0] for start in starts(workdir)) == ["0", "1"]
+  assert all("--config.c=it's a" in start for start in starts(workdir))
+
+
+def test_stop_saves_on_all_workers(call, pod, tmp_path):
+  workdir = long_run(tmp_path)
+  run = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **pod)
+  wait_for(workdir / "started", '["1"')
+  time.sleep(0.5)
+  again = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", **pod)
+  assert again.returncode == 2 and "a run goes on here" in again.stderr
+  assert call("tpu_pod.sh", "--stop", **pod).returncode == 0
+  assert run.wait(30) == SAVED  # what --follow tells
+  assert int((workdir / "saved").read_text()) > 0
+  assert "nothing runs" in call("tpu_pod.sh", "--stop", **pod).stdout
+
+
+def test_a_run_outlives_the_command_that_follows_it(call, pod, tmp_path):
+  workdir = long_run(tmp_path)
+  run = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **pod)
+  wait_for(workdir / "started", '["1"')
+  run.kill()
+  run.wait()
+  time.sleep(0.5)
+  assert "nothing runs" not in call("tpu_pod.sh", "--stop", **pod).stdout
+  assert int((workdir / "saved").read_text()) > 10
+
+
+@pytest.mark.parametrize("flags", [(), ("--workdir=runs/a",)])
+def test_a_workdir_of_one_worker_alone_is_refused(call, flags):
+  done = call("tpu_pod.sh", "--dry-run", "configs/a.py", *flags, SRL_TPU_NAME="pod")
+  assert done.returncode == 2 and "all workers mount" in done.stderr
