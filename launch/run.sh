@@ -26,8 +26,10 @@ if [ "${#server[@]}" -eq 0 ]; then
 fi
 output="$(mktemp -d)"
 set -m # groups of their own: Ctrl-C reaches this script alone, which asks the run first
+guard=() # if this script is killed outright, the kernel asks the server to stop
+if command -v setpriv > /dev/null; then guard=(setpriv --pdeathsig TERM); fi
 # shellcheck disable=SC2086
-"$ROOT/launch/vllm_server.sh" "${server[@]}" --port="${SRL_VLLM_PORT:-8101}" ${SRL_VLLM_FLAGS:-} \
+"${guard[@]}" "$ROOT/launch/vllm_server.sh" "${server[@]}" --port="${SRL_VLLM_PORT:-8101}" ${SRL_VLLM_FLAGS:-} \
   > "$output/ready" &
 pid=$!
 trap 'kill "$pid" 2> /dev/null || true; wait "$pid" || true; rm -rf "$output"' EXIT
@@ -39,8 +41,8 @@ cat "$output/ready"
 python -m srl_jax.train --config="$config" "$@" \
   --config.rollout.servers="http://127.0.0.1:${SRL_VLLM_PORT:-8101}" &
 run=$!
-trap 'kill -INT "$run" 2> /dev/null' INT
-trap 'kill -TERM "$run" 2> /dev/null' TERM
+trap 'kill -INT "$run" 2> /dev/null || true' INT
+trap 'kill -TERM "$run" 2> /dev/null || true' TERM HUP
 while kill -0 "$run" 2> /dev/null; do
   wait "$run" || true # a signal ends the wait, not the run
 done

@@ -89,6 +89,10 @@ export SRL_WEIGHTS_ROOT="${SRL_WEIGHTS_ROOT:-/dev/shm}"
 export PYTHONPYCACHEPREFIX="$env/pycache" # without byte code a start takes twice as long
 unset PYTHONDONTWRITEBYTECODE PYTHONPATH
 
+answers() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
+# Or that other server would be taken for this one.
+! answers || die "something listens at $host:$port already; give another --port (SRL_VLLM_PORT)"
+
 # A process group of its own, so that its children can be ended with it however it ends; and if this
 # script is killed outright, the kernel asks the server to stop.
 guard=()
@@ -124,7 +128,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 url="http://$host:$port"
-answers() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
 for ((waited = 0; ; waited++)); do
   if ! kill -0 "$server" 2>/dev/null; then
     grep -E 'Error|error:' "$log" | tail -n 3 >&2 || true

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pty
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from vllm_processes import (
   FLAGS,
   MINIATURE,
   ROOT,
+  SCRIPT,
   SETTINGS,
   eventually,
   free_port,
@@ -100,6 +102,23 @@ def commands(terminal):
   return found
 
 
+def test_a_port_that_is_taken_is_refused(tmp_path):
+  require_server()
+  with socket.socket() as other:
+    other.bind(("127.0.0.1", 0))
+    other.listen()
+    port = other.getsockname()[1]
+    ended = subprocess.run(
+      [SCRIPT, MINIATURE, f"--port={port}"],
+      env=os.environ | {"TMPDIR": str(tmp_path)},
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+  assert ended.returncode == 2
+  assert f"error: something listens at 127.0.0.1:{port} already" in ended.stderr
+
+
 def test_ctrl_c_while_the_server_starts(launch, weights_root, tmp_path):
   terminal = launch(tmp_path / "run")
   starting = lambda: any("vllm.entrypoints" in command for command in commands(terminal))
@@ -110,6 +129,14 @@ def test_ctrl_c_while_the_server_starts(launch, weights_root, tmp_path):
   assert "Traceback" not in terminal.said
   assert not (tmp_path / "run").exists()
   assert not list(weights_root.iterdir())
+
+
+def test_a_killed_launch_leaves_no_server(launch, tmp_path):
+  terminal = launch(tmp_path / "run")
+  starting = lambda: any("vllm.entrypoints" in command for command in commands(terminal))
+  assert eventually(starting, 60), terminal.said
+  terminal.process.kill()
+  assert eventually(lambda: not terminal.processes(), 30), commands(terminal)
 
 
 def test_ctrl_c_saves_the_run_and_stops_its_server(launch, weights_root, tmp_path):
