@@ -65,6 +65,9 @@ class Rows(NamedTuple):
   copies_btg: np.ndarray | None = None
 
 
+WELL_FILLED = 0.9  # share of a row's places; see _pack_lines
+
+
 def pack(
   groups: Sequence[PackedGroup],
   *,
@@ -110,8 +113,8 @@ def _cut(rows: list[Rows], size: int) -> list[Rows]:
 def _pack_lines(units, t, shards) -> list[Rows]:
   """Micro-batches of one row of t tokens a device, groups of like length together.
 
-  A kernel's lines are as long as the longest of the micro-batch. Groups that would not fill a
-  micro-batch of their own length go to the next longer ones.
+  A kernel's lines are as long as the longest of the micro-batch. Groups that would not fill the
+  rows of a micro-batch of their own length go to the next longer ones.
   """
   units = sorted(units, key=lambda unit: unit[0].line())
   g = max(len(group.responses) for group, _ in units)
@@ -121,11 +124,18 @@ def _pack_lines(units, t, shards) -> list[Rows]:
   left = []
   for l, same in sorted(of_length.items()):
     bins = _first_fit(left + same, t)
-    full = len(bins) // shards * shards if l < max(of_length) else len(bins)
+    bins.sort(key=_tokens, reverse=True)
+    full = len(bins)
+    if l < max(of_length):
+      full = sum(_tokens(bin_) >= WELL_FILLED * t for bin_ in bins) // shards * shards
     left = [unit for bin_ in bins[full:] for unit in bin_]
     for part in _cut([_row(bin_, t) for bin_ in bins[:full]], shards) if full else []:
       batches.append(_lay_out(part, l, g))
   return batches
+
+
+def _tokens(units) -> int:
+  return sum(group.size() for group, _ in units)
 
 
 def line_bucket(length: int) -> int:
