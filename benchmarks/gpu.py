@@ -282,7 +282,6 @@ def check() -> dict:
 
 def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
   """The built-in engine: tokens per second, prompts read within the time."""
-  import jax
   import numpy as np
 
   from srl_jax.policy.model import init
