@@ -5,7 +5,6 @@ flash attention (bfloat16 and float16, head size <= 128; it knows the rows' leng
 TPUs have splash attention (padding is a segment of its own), everything else XLA's plain form.
 """
 
-import functools
 import math
 
 import jax
@@ -87,7 +86,6 @@ def _segment_ids(segments_bt):
   return SegmentIds(q=segments_bt, kv=segments_bt)
 
 
-@functools.cache
 def _splash_kernel(t: int, heads: int, interpret: bool):
   """The kernel of `heads` query heads on one key/value head, for rows of t tokens."""
   # Here, because the import takes a second that no other platform needs.
@@ -99,7 +97,7 @@ def _splash_kernel(t: int, heads: int, interpret: bool):
     ["block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"], size
   )
   mask = splash.MultiHeadMask([splash.CausalMask((t, t))] * heads)
-  with jax.ensure_compile_time_eval():  # the kernel keeps its mask's tables from call to call
-    return splash.make_splash_mqa_single_device(
-      mask, block_sizes=splash.BlockSizes(**sizes), interpret=interpret
-    )
+  # Not kept from call to call: its mask's tables belong to the program that is being traced.
+  return splash.make_splash_mqa_single_device(
+    mask, block_sizes=splash.BlockSizes(**sizes), interpret=interpret
+  )
