@@ -85,7 +85,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
-    _fail(_without_traceback(str(error)))
+    _fail(without_traceback(str(error)))
   except SyntaxError as error:
     _fail(f"{error.filename}:{error.lineno}: {error.msg}")
   except (AttributeError, KeyError, OSError):
@@ -104,8 +104,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def _without_traceback(message: str) -> str:
-  """Returns a flag error without the traceback that a ValueError in a config file brings along."""
+def without_traceback(message: str) -> str:
+  """A flag error's message without the traceback that a ValueError in a config brings along."""
   head, traced, tail = message.partition("Error whilst parsing config file:")
   last = tail.strip().splitlines()[-1].strip() if traced else ""
   if not last.startswith("ValueError: "):

@@ -1,0 +1,152 @@
+"""The paper's Tables 1 to 3 in miniature: all rows on the built-in problems, with several seeds.
+
+launch/table_miniature.sh calls it. A seed is a base (configs/miniature_base.py; seed 0 has the
+shipped one) and the draw of everything after it; training and test problems are the same for all.
+Every model is measured on the 200 test problems in both modes, whole and stepwise.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from launch import stages
+from srl_jax import errors
+from srl_jax.evals import miniature_table
+
+
+class Arm(NamedTuple):
+  """A row. Fields: its title; row, of configs/miniature_row.py ("": the base as it is); after, the
+  arm whose best checkpoint it starts from; close, whether it belongs to the pairs that take more
+  seeds to tell apart.
+  """
+
+  title: str
+  row: str
+  after: str = ""
+  close: bool = False
+
+
+ARMS = {
+  "base": Arm("base model", "", close=True),
+  "sft_reasoning": Arm("SFT (reasoning)", "sft_reasoning"),
+  "sft_outline": Arm("SFT (outline)", "sft_outline"),
+  "rlvr": Arm("RLVR", "rlvr"),
+  "sft_rlvr": Arm("SFT (outline), then RLVR", "rlvr_after", after="sft_outline"),
+  "one_step": Arm("one-step similarity", "one_step"),
+  "srl": Arm("SRL", "srl", close=True),
+  "srl_rlvr": Arm("SRL, then RLVR", "rlvr_after", after="srl", close=True),
+  "srl_no_filter": Arm("SRL without dynamic sampling", "srl_no_filter", close=True),
+  "srl_long": Arm("SRL for as long as SRL, then RLVR", "srl_long", close=True),
+}
+QUICK_STEPS = 400  # of SRL; all other rows follow
+
+flags = errors.own_flags()
+_WORKDIR = flags.DEFINE_string("workdir", "runs/miniature", "Folder of all runs.")
+_QUICK = flags.DEFINE_bool("quick", False, f"Seed 0 alone, and {QUICK_STEPS} steps of SRL.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of every row.", 1)
+_CLOSE_SEEDS = flags.DEFINE_integer(
+  "close_seeds", 5, "Seeds of SRL, without filter, with RLVR after it, and longer.", 1
+)
+_STEPS = flags.DEFINE_integer("steps", 0, "Of SRL, where the quickstart's are too many.", 0)
+_PROBLEMS = flags.DEFINE_integer("problems", 200, "Test problems.", 1)
+_JOBS = flags.DEFINE_integer("jobs", min(2, os.cpu_count() or 1), "Stages at a time.", 1)
+_ARMS = flags.DEFINE_list("arms", list(ARMS), "Which rows.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be started.")
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  unknown = set(_ARMS.value) - set(ARMS)
+  if unknown:
+    raise ValueError(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
+  if _QUICK.value and _STEPS.value:
+    raise ValueError("--quick has its own number of steps: give one of --quick and --steps")
+  root = pathlib.Path(_WORKDIR.value)
+  steps = QUICK_STEPS if _QUICK.value else _STEPS.value
+  arms = {name: arm for name, arm in ARMS.items() if name in _ARMS.value}
+  seeds = {name: range(_seeds(arm)) for name, arm in arms.items()}
+  # Seed by seed, so that a table that is interrupted has some whole ones.
+  order = [(name, s) for s in range(max(map(len, seeds.values()))) for name in arms]
+  todo = {}
+  for name, seed in order:
+    if seed in seeds[name]:
+      trained = trainings(name, seed, root, steps)
+      for stage in [*trained, *evaluations(name, seed, root, trained)]:
+        todo[stage.name] = stage
+  if _DRY_RUN.value:
+    stages.show(list(todo.values()))
+    return
+  stages.run(list(todo.values()), root / "logs", _JOBS.value)
+  measured = [
+    miniature_table.Arm(
+      name, arm.title, {s: _folders(name, s, root) for s in seeds[name]}, _chains(name, seeds, root)
+    )
+    for name, arm in arms.items()
+  ]
+  text, data = miniature_table.table(measured)
+  (root / "table.txt").write_text(text + "\n", encoding="utf-8")
+  (root / "table.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+  print(f"\n{text}\n\nalso in {root}/table.txt and table.json")
+
+
+def _seeds(arm: Arm) -> int:
+  if _QUICK.value:
+    return 1
+  return max(_SEEDS.value, _CLOSE_SEEDS.value if arm.close else 0)
+
+
+def trainings(name: str, seed: int, root: pathlib.Path, steps: int) -> list[stages.Stage]:
+  """The trainings that lead to an arm of a seed, its base's first; none for the shipped base."""
+  arm = ARMS[name]
+  if arm.after:
+    before = trainings(arm.after, seed, root, steps)
+  elif seed:
+    file = f"{stages.CONFIGS / 'miniature_base'}.py:seed={seed}"
+    before = [stages.training(f"made_base-{seed}", file, [], root)]
+  else:
+    before = []
+  if not arm.row:
+    return before
+  file = f"{stages.CONFIGS / 'miniature_row'}.py:row={arm.row},seed={seed}"
+  file += f",steps={steps}" if steps else ""
+  after = before[-1].name if before else ""
+  return [*before, stages.training(f"{name}-{seed}", file, [], root, after)]
+
+
+def evaluations(
+  name: str, seed: int, root: pathlib.Path, trained: Sequence[stages.Stage]
+) -> list[stages.Stage]:
+  """One in each mode, with the limits of the trainings in that form."""
+  model = str(root / trained[-1].name) if trained else str(stages.CONFIGS / "miniature")
+  made = []
+  for mode, output in _folders(name, seed, root).items():
+    row = "srl" if mode == "stepwise" else "rlvr"
+    config = stages.config_of(f"{stages.CONFIGS / 'miniature_row'}.py:row={row}")
+    more = [f"--mode={mode}", "--style=think", f"--samples={config.eval.samples}"]
+    more += [f"--max_tokens={config.eval.max_tokens}", f"--max_turns={config.eval.max_turns}"]
+    more += [f"--max_prompt_tokens={config.data.max_prompt_tokens}", "--dtype=float32"]
+    more += [f"--mesh={config.mesh}", f"--width={config.rollout.width}", f"--seed={seed}"]
+    needs = tuple(stage.name for stage in trained[-1:])
+    benchmarks = [f"arithmetic:{_PROBLEMS.value}"]
+    made.append(stages.evaluation(f"{name}-{seed}.{mode}", model, output, benchmarks, more, needs))
+  return made
+
+
+def _folders(name: str, seed: int, root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """{mode: output folder of its evaluation}."""
+  return {mode: root / "evals" / f"{name}-{seed}" / mode for mode in ("whole", "stepwise")}
+
+
+def _chains(name: str, seeds, root: pathlib.Path) -> list[list[pathlib.Path]]:
+  """For each seed the workdirs that an arm's training took, without the base's."""
+  names = []
+  while name and ARMS[name].row:
+    names.append(name)
+    name = ARMS[name].after
+  return [[root / f"{arm}-{seed}" for arm in names] for seed in (seeds[names[0]] if names else ())]
+
+
+if __name__ == "__main__":
+  errors.run(main, flags.values)

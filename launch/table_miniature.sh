@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Tables 1 to 3 of the paper in miniature, on the built-in problems: all rows, several seeds.
+#
+#   launch/table_miniature.sh                about two hours on 2 CPU cores
+#   launch/table_miniature.sh --quick        one seed, shorter: under 25 minutes
+#   launch/table_miniature.sh --dry_run      prints the commands that it would start
+#   launch/table_miniature.sh --arms=srl,srl_no_filter --close_seeds=5 --steps=500 --jobs=4
+#
+# Prints mean and spread over seeds of greedy, avg@8 and pass@8 on 200 held-out hard problems, paired
+# differences with intervals, and what each row's training took. The same command again goes on
+# where it was interrupted; everything is in --workdir (runs/miniature).
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment "$ROOT/requirements.txt"
+exec python -m launch.miniature "$@"

@@ -1,0 +1,96 @@
+"""The paper's Tables 1 to 3, and ours beside them."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from srl_jax.evals.figures import paper_average
+
+# The columns: benchmark and figure.
+COLUMNS = (
+  *(("amc23", "avg_at_32"), ("amc23", "greedy"), ("aime24", "avg_at_32"), ("aime24", "greedy")),
+  *(("aime25", "avg_at_32"), ("aime25", "greedy"), ("minerva_math", "greedy")),
+)
+# Accuracies in percent, in the order of COLUMNS; the tables' last column is their mean.
+PAPER = {
+  "base": (49.3, 50.0, 10.5, 13.3, 7.5, 6.7, 34.9),
+  "s1k_7b": (24.1, 25.0, 2.2, 3.3, 3.7, 3.3, 20.2),
+  "sft_reasoning": (26.8, 40.0, 3.9, 10.0, 5.4, 10.0, 20.2),
+  "sft_outline": (36.2, 27.5, 5.1, 3.3, 3.8, 6.7, 31.6),
+  "rlvr_math": (52.0, 47.5, 11.1, 10.0, 7.4, 10.0, 33.8),
+  "sft_rlvr_math": (37.6, 35.0, 4.9, 3.3, 4.5, 6.7, 30.1),
+  "srl_math": (51.5, 50.0, 13.2, 16.7, 7.1, 13.3, 36.4),
+  "srl_rlvr_math": (52.1, 57.5, 13.3, 20.0, 8.6, 10.0, 36.4),
+  "srl_math_no_filter": (48.5, 52.5, 11.1, 13.3, 6.8, 6.7, 33.8),
+  "one_step_math": (51.8, 52.5, 11.7, 13.3, 6.9, 10.0, 34.9),
+}
+
+
+def side_by_side(rows: Sequence[tuple[str, str, Sequence[pathlib.Path]]]) -> str:
+  """Our figures and the paper's as text, two lines a row, in percent.
+
+  Args:
+    rows: (name in PAPER, title, output folders of its evaluations).
+
+  The average is the mean of all greedy and avg@k figures; ours may have another k, or benchmarks
+  that the paper does not have, and is then not the paper's mean: the head names what ours are.
+  """
+  tables = {name: _read(folders) for name, _, folders in rows}
+  columns = _columns(tables.values())
+  lines = [["", "", *(f"{benchmark} {figure}" for benchmark, figure in columns), "average"]]
+  for name, title, _ in rows:
+    paper = dict(zip(COLUMNS, PAPER[name]))
+    mean = sum(paper.values()) / len(paper)
+    lines.append([title, "ours", *_ours(tables[name], columns)])
+    lines.append(["", "paper", *(_cell(paper.get(_paper_column(c))) for c in columns), _cell(mean)])
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
+  return "\n".join(
+    [
+      *(line[0].ljust(widths[0]) + text[widths[0] :] for line, text in zip(lines, aligned)),
+      "in percent; ours by evaluate, mode whole; average: of the greedy and avg@k figures",
+    ]
+  )
+
+
+def _read(folders: Sequence[pathlib.Path]) -> dict:
+  """{benchmark: figures} of all tables in the folders."""
+  found = {}
+  for folder in folders:
+    if (folder / "table.json").exists():
+      found |= json.loads((folder / "table.json").read_text("utf-8"))["benchmarks"]
+  return found
+
+
+def _columns(tables) -> list[tuple[str, str]]:
+  """Benchmark and figure of each column: the paper's first, k as it was measured."""
+  found = [
+    (benchmark, figure)
+    for table in tables
+    for benchmark, figures in table.items()
+    for figure in figures
+    if figure.startswith(("greedy", "avg_at_"))
+  ]
+  if not found:
+    return list(COLUMNS)
+  order = {column: i for i, column in enumerate(COLUMNS)}
+  place = lambda column: (order.get(_paper_column(column), len(order)), column)
+  return sorted(set(found), key=place)
+
+
+def _paper_column(column: tuple[str, str]) -> tuple[str, str]:
+  """The paper's column beside which ours stands: whatever our k is, it has 32."""
+  benchmark, figure = column
+  return benchmark, "avg_at_32" if figure.startswith("avg_at_") else figure
+
+
+def _ours(table: dict, columns) -> list[str]:
+  if not table:
+    return ["-"] * (len(columns) + 1)
+  values = [table.get(benchmark, {}).get(figure, {}).get("value") for benchmark, figure in columns]
+  cells = [_cell(None if value is None else 100 * value) for value in values]
+  return [*cells, _cell(100 * paper_average(table))]
+
+
+def _cell(percent: float | None) -> str:
+  return "-" if percent is None else f"{percent:.1f}"
