@@ -18,7 +18,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-_OURS = ("srl_jax", "configs", "config_config", "__main__")
+_OURS = ("srl_jax", "configs", "config_config", "launch", "__main__")
 
 
 def own_flags() -> types.SimpleNamespace:
