@@ -67,8 +67,8 @@ class Running:
     return self
 
   def group(self) -> list[int]:
-    """Living processes of the server's group."""
-    return processes(group=self.pid)
+    """Living processes of the server's group; none before it was ready once."""
+    return processes(group=self.pid) if self.pid else []
 
   def signal(self, number) -> None:
     """Sends a signal to all processes of the server, not to the script that watches it."""
@@ -76,8 +76,9 @@ class Running:
 
   def stop(self) -> None:
     if self.process.poll() is None:
-      with contextlib.suppress(ProcessLookupError, AttributeError):
-        self.signal(signal.SIGCONT)
+      if self.pid:  # it may have been stopped
+        with contextlib.suppress(ProcessLookupError):
+          self.signal(signal.SIGCONT)
       self.process.send_signal(signal.SIGTERM)
     self.process.wait(60)
     self.process.stdout.close()

@@ -28,7 +28,6 @@ def start(workdir, model, *flags):
     f"--workdir={workdir}",
     f"--config.train.steps={STEPS}",
     "--config.eval.benchmark=",
-    "--config.rollout.temperature=1.0",
     "--config.data.path=hard:100",
   ]
   command += ["--config.eval.mode=off", "--config.train.save_every=3", *flags]
@@ -73,15 +72,19 @@ def said(workdir):
 
 
 def test_rewards_are_those_of_the_built_in_engine(served, untied, tmp_path):
+  """The last ten steps; six seeds of the built-in engine alone were 0.73 to 0.79, deviation 0.022.
+
+  So a difference of 0.1 is three deviations; that each engine samples the same distribution is
+  tested sharply in vllm_real_test.py.
+  """
   last = {}
   for name, flags in {"vllm": served, "builtin": []}.items():
     workdir = tmp_path / name
     assert start(workdir, untied, *flags).wait(400) == 0, said(workdir)
     last[name] = np.mean([row["reward_mean"] for row in metrics(workdir)[STEPS // 2 :]])
-    assert (
-      max(row["logprob_gap_mean"] for row in metrics(workdir)) < 1e-3
-    )  # the new weights arrived
-  assert abs(last["vllm"] - last["builtin"]) < 0.05
+    # Every step's weights arrived.
+    assert max(row["logprob_gap_mean"] for row in metrics(workdir)) < 1e-3
+  assert abs(last["vllm"] - last["builtin"]) < 0.1
 
 
 def test_ahead_by_one_step_a_killed_run_uses_nothing_twice(served, untied, weights_root, tmp_path):
