@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from srl_jax.learner import grpo, optimizer, packing, update
+from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
 
 LOSS = update.Loss(chunk=32)
@@ -396,3 +397,44 @@ def test_eight_devices_equal_one(policy, groups, on_one_device, spec):
         assert moment.sharding == weight.sharding and moment.dtype == jnp.float32
     cut = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(moments))
     assert cut == (spec != "data=8")
+
+
+# ---- what the programs are
+
+
+def abstract_accumulate(config, t, loss):
+  """The compiled `accumulate` of one row of t tokens in lines of 512, from shapes alone."""
+  shape = lambda *sizes, dtype=np.int32: jax.ShapeDtypeStruct(sizes, dtype)
+  ints, floats = shape(1, t), shape(1, t, dtype=np.float32)
+  lines = (shape(1, t // 512, 512), shape(1, t, 1))
+  rows = packing.Rows(*[ints] * 6, *[floats] * 3, *lines)
+  names = ["loss", "tokens", "entropy", "logprob", "ratio", "clip_fraction", "importance_weight"]
+  totals = {name: shape(dtype=np.float32) for name in names}
+  model = M.abstract(config)
+  return update.accumulate.lower(model, totals, model, rows, None, None, loss).compile()
+
+
+@pytest.mark.slow
+def test_logits_never_exist_whole():
+  """Qwen2.5-0.5B's shapes, 16k tokens: temporaries at most half of those of full logits."""
+  config = M.ModelConfig(151936, 896, 4864, 24, 14, 2, 64, tie_word_embeddings=True)
+  temporaries = {
+    chunk: abstract_accumulate(config, 16384, update.Loss(chunk=chunk, remat="full"))
+    .memory_analysis()
+    .temp_size_in_bytes
+    for chunk in (512, 16384)
+  }
+  print(f"temporaries by chunk, GiB: { {k: round(v / 2**30, 1) for k, v in temporaries.items()} }")
+  assert temporaries[512] <= 0.5 * temporaries[16384]
+  assert temporaries[16384] > 2 * 4 * 16384 * 151936  # the logits and their gradient
+
+
+def test_one_step_for_a_batch_runs_no_other_pass(policy, groups):
+  """With the sampler's log-probs at hand the step is two programs: no pass for old log-probs."""
+  tx = optimizer_of()
+  update.score.clear_cache()
+  for function in (update.accumulate, update.apply):
+    function.clear_cache()
+  one_step(policy(), groups, tx)
+  sizes = [f._cache_size() for f in (update.accumulate, update.apply, update.score)]
+  assert sizes == [1, 1, 0]
