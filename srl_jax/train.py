@@ -21,26 +21,32 @@ def main(argv) -> None:
   import jax  # after the flags: a mistake in them must not wait for it
 
   from configs import common
-  from srl_jax.learner import rl, sft, start
+  from srl_jax.learner import hosts, rl, sft, start
   from srl_jax.policy.sharding import make_mesh
   from srl_jax.rollout.engine import EngineError
 
   config = FLAGS.config
   common.check(config)
+  hosts.begin()
   workdir = pathlib.Path(FLAGS.workdir or pathlib.Path("runs") / config_name())
   start.claim_workdir(workdir, config)
   run = sft.train if config.method == "sft" else rl.train
   try:
     with jax.set_mesh(make_mesh(common.mesh_spec(config))):
       summary = run(config, workdir)
-  except start.Stopped as stopped:
-    again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
-    print(f"\nstopped by {stopped}; saved. Continue with the same command: {again}", flush=True)
+  except hosts.Stopped as stopped:
+    if hosts.is_writer():
+      again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
+      print(f"\nstopped by {stopped}; saved. Continue with the same command: {again}", flush=True)
     return
   except EngineError as error:
     raise ValueError(f"{error}. What was trained is saved; the same command continues") from error
-  start.write_json(workdir / "summary.json", summary)
-  print(table(summary, workdir), flush=True)
+  except jax.errors.JaxRuntimeError as error:
+    hosts.end(error)
+    raise
+  if hosts.is_writer():
+    start.write_json(workdir / "summary.json", summary)
+    print(table(summary, workdir), flush=True)
 
 
 def config_name() -> str:

@@ -51,11 +51,6 @@ class Checkpoints:
     folder = pathlib.Path(workdir) / "checkpoints"
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
-  @staticmethod
-  def abstract(array) -> jax.ShapeDtypeStruct:
-    """What `restore` needs to know of an array."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-
   def save(self, model, moments, progress: Progress, score: float | None = None) -> None:
     """Saves under progress.step, unless that step is there; returns when it is on disk."""
     if progress.step in self.steps():
@@ -83,17 +78,28 @@ class Checkpoints:
     """(model, moments, Progress) of a step.
 
     Args:
-      model, moments: trees of `abstract` arrays, in whose layout they come back; without moments
-        only the model is read and None stands in their place.
+      model, moments: trees of arrays, or of what stands for them (model.abstract, jax.eval_shape),
+        in whose layout on the mesh that is set they come back; without moments only the model is
+        read and None stands in their place.
     """
-    wanted = {"model": model, "progress": None}
+    wanted = {"model": jax.tree.map(_described, model), "progress": None}
     if moments is not None:
-      wanted["moments"] = moments
+      wanted["moments"] = jax.tree.map(_described, moments)
     found = self._checkpointer.load_checkpointables(step, wanted)
     return found["model"], found.get("moments"), _from_bytes(found["progress"])
 
   def close(self) -> None:
     self._checkpointer.close()
+
+
+def _described(leaf) -> jax.ShapeDtypeStruct:
+  """What orbax needs to know of an array: its layout on real devices, not on a mesh of names."""
+  mesh, layout = jax.sharding.get_mesh(), leaf.sharding
+  if not mesh.empty:
+    layout = jax.sharding.NamedSharding(mesh, layout.spec if layout else jax.P())
+  elif layout is None:
+    layout = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
 def _as_bytes(progress: Progress) -> dict[str, np.ndarray]:

@@ -7,8 +7,10 @@ import pathlib
 import time
 from collections import Counter
 
+import jax
 import numpy as np
 
+from srl_jax.learner import hosts
 from srl_jax.learner.dynamic_sampling import Batch, Group
 
 
@@ -105,6 +107,8 @@ class Phases:
 class Log:
   """The files of a run: metrics.jsonl, rollouts/, TensorBoard and, if asked for, W&B.
 
+  Of several processes the first alone writes.
+
   Args:
     workdir: the run's folder.
     log: config group with tensorboard (bool) and wandb (a project's name, or "").
@@ -116,9 +120,11 @@ class Log:
   def __init__(self, workdir: pathlib.Path, log, *, step: int, name: str, config: dict):
     self.metrics = workdir / "metrics.jsonl"
     self.rollouts = workdir / "rollouts"
+    self._board = self._wandb = None
+    if not hosts.is_writer():
+      return
     self.rollouts.mkdir(parents=True, exist_ok=True)
     _cut_back(self.metrics, self.rollouts, step)
-    self._board = self._wandb = None
     if log.tensorboard:
       from tensorboardX import SummaryWriter  # slow to import: only who logs there pays
 
@@ -134,6 +140,8 @@ class Log:
 
   def step(self, step: int, metrics: dict, groups: list[Group] = ()) -> None:
     """Writes one step down."""
+    if not hosts.is_writer():
+      return
     if groups:
       path = self.rollouts / f"step_{step:06d}.jsonl"
       partial = path.with_suffix(".partial")
@@ -205,8 +213,6 @@ def update_flops(config, groups: list[Group]) -> float:
 
 def speed(config, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
   """Seconds of the phases, tokens per second of sampling and update together, MFU if known."""
-  import jax  # the rest of this module needs none
-
   work = sum(seconds.get(f"seconds_{name}", 0.0) for name in ("sample", "reward", "update", "sync"))
   sampled = sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts)
   out = seconds | {"seconds_step": work, "tokens_per_second": sampled / max(work, 1e-9)}

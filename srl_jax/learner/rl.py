@@ -13,11 +13,10 @@ import time
 import numpy as np
 
 from srl_jax.data.batches import PromptQueue
-from srl_jax.data.sources import load_examples
 from srl_jax.learner import (
   grpo,
+  hosts,
   metrics,
-  optimizer,
   overlap,
   packing,
   start,
@@ -25,8 +24,9 @@ from srl_jax.learner import (
   update,
   validation,
 )
-from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.learner.dynamic_sampling import Batch, Group, fill_batch
+from srl_jax.policy.sharding import on_host
+from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import EngineError
 
 FAR_APART = 1.05  # exp of the mean |log-prob of trainer - of engine| beyond which the run warns
@@ -37,63 +37,53 @@ def train(config, workdir: pathlib.Path) -> dict:
   """Runs the experiment of `config` in `workdir`, from its last checkpoint if it has one.
 
   Call it with the mesh set. Returns the summary (the final table as data). Raises, after saving,
-  start.Stopped when a signal asks the run to stop and EngineError when the engine cannot go on;
+  hosts.Stopped when a signal asks the run to stop and EngineError when the engine cannot go on;
   ValueError on bad input.
   """
-  examples = load_examples(config.data, method=config.method, seed=config.seed)
-  steps = config.train.steps or -(
-    -config.train.epochs * len(examples.train) // config.batch.prompts
-  )
-  tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
-  checkpoints = Checkpoints(workdir, config.train.keep)
-  policy = start.load_policy(config, tx, checkpoints)
+  steps_of = lambda count: -(-config.train.epochs * count // config.batch.prompts)
+  with start.begin(config, workdir, steps_of, config.algorithm.steps_per_batch) as run:
+    _train(config, run)
+    return validation.finish(config, run)
+
+
+def _train(config, run: start.Run) -> None:
+  """The loop: from where run.policy.progress stands to the last step."""
+  policy, engine, phases = run.policy, run.engine, run.phases
   progress = policy.progress
   reference = start.load_weights(config, policy.folder) if config.algorithm.kl else None
-  asked = start.Asked.make(config, policy.tokenizer, examples.train)
-  held_out = start.Asked.make(config, policy.tokenizer, examples.validation)
-  queue = PromptQueue(len(asked.examples), config.seed)
+  queue = PromptQueue(len(run.asked.examples), config.seed)
   if progress.queue:
     queue.restore(progress.queue)
-  stop = start.StopSignal()
-  engine = start.make_engine(config, policy, stop.check)
-  solver = start.make_solver(config, policy, engine)
-  log = metrics.Log(
-    workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
-  )
-  bar = terminal.Line(steps)
-  phases = metrics.Phases()
-  begun = time.monotonic() - progress.seconds
-  empty, short, apart = 0, False, False
   lag = config.rollout.lag
   # What is scored while another batch trains costs the run no time of its own.
   scoring = metrics.Phases() if lag else phases
-  sample = functools.partial(sample_batch, config, engine, queue, asked, stop, scoring)
-  ahead = overlap.Ahead(sample, queue, _sampled_before(config, policy, asked))
+  sample = functools.partial(sample_batch, config, run, queue, scoring)
+  ahead = overlap.Ahead(sample, queue, _sampled_before(config, run))
+  empty = 0
 
   def save(score=None):
     with phases("save"):
       progress.ahead = ahead.settle()
-      progress.queue, progress.seconds = queue.state(), time.monotonic() - begun
-      checkpoints.save(policy.model, policy.moments, progress, score)
+      progress.queue, progress.seconds = queue.state(), time.monotonic() - run.begun
+      run.checkpoints.save(policy.model, policy.moments, progress, score)
 
   def drawn():
     return not config.train.steps and queue.epochs() >= config.train.epochs
 
   def done():
-    return progress.step >= steps or (drawn() and not ahead.pending)
+    return progress.step >= run.steps or (drawn() and not ahead.pending)
 
-  sizes = (len(asked.examples), len(held_out.examples), asked.too_long)
-  bar.say(terminal.opening(config, policy, sizes, examples.counts, steps))
+  run.bar.say(terminal.opening(config, run))
   engine.load_weights(policy.model, progress.step)
   if config.eval.benchmark and not progress.before:
-    bar.say(f"measuring the untrained model on {config.eval.benchmark} ...")
-    progress.before = validation.measure(config, solver)
+    run.bar.say(f"measuring the untrained model on {config.eval.benchmark} ...")
+    progress.before = validation.measure(config, run.solver)
   try:
     while not done():
       step = progress.step
       with phases("sample"):
         batch = ahead.take(step)
-      if lag and step + 1 < steps and not drawn():
+      if lag and step + 1 < run.steps and not drawn():
         ahead.begin(step + 1)
       phases.seconds["sample"] -= phases.seconds["reward"]
       row = metrics.batch_metrics(batch)
@@ -101,64 +91,74 @@ def train(config, workdir: pathlib.Path) -> dict:
       if empty == MAX_EMPTY_STEPS:
         raise ValueError(
           f"step {step + 1}: {empty} steps in a row without a group to train on. "
-          f"{workdir}/rollouts tells what was sampled. Lower algorithm.std_epsilon, or give data "
-          "whose format the model can follow and whose steps it does not know already"
+          f"{run.workdir}/rollouts tells what was sampled. Lower algorithm.std_epsilon, or give "
+          "data whose format the model can follow and whose steps it does not know already"
         )
-      if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling and not short:
-        short = True
-        bar.say(terminal.not_full(step, batch, config.batch.prompts))
+      if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling:
+        run.bar.say_once("short", terminal.not_full(step, batch, config.batch.prompts))
       if batch.kept:
         with phases("update"):
           row |= train_on(config, policy, batch, reference, step)
-        if row["logprob_gap_exp"] > FAR_APART and not apart:
-          apart = True
-          bar.say(terminal.far_apart(step, row["logprob_gap_exp"]))
+        if row["logprob_gap_exp"] > FAR_APART:
+          run.bar.say_once("apart", terminal.far_apart(step, row["logprob_gap_exp"]))
       progress.step += 1
       with phases("sync"):
         ahead.wait()  # a batch is sampled by one version
         engine.load_weights(policy.model, progress.step)
       score = None
       if config.train.eval_every and progress.step % config.train.eval_every == 0:
-        with phases("validate"):
-          found = validation.validate(config, engine, solver, held_out)
+        with phases("validate"), run.stop.held():  # its line must not miss the scores
+          found = validation.validate(config, run.solver, run.held_out)
         row |= found
         score = found.get("validation_accuracy", found.get("validation_reward"))
         if score is not None:
           progress.scores[str(progress.step)] = score
-      row |= engine.stats()
+      row |= hosts.total(engine.stats())
       row |= metrics.speed(policy.model.config, batch, phases.take())
       row["epoch"] = queue.epochs()
       # Before the checkpoint: a run killed between the two cuts this line off and does the step
       # again. So the seconds of saving stand in the next line.
-      log.step(progress.step, row, batch.groups)
+      run.log.step(progress.step, row, batch.groups)
       if score is not None or progress.step % config.train.save_every == 0 or done():
         save(score)
-      bar.show(progress.step, terminal.parts_of(row))
-      stop.check()
-  except (start.Stopped, EngineError):
+      run.bar.show(progress.step, terminal.parts_of(row))
+      run.stop.agree()
+  except (hosts.Stopped, EngineError):
     save()  # prompts of a batch that was not finished are drawn again
     raise
-  finally:
-    stop.restore()
-    log.close()
-  return validation.finish(config, policy, engine, solver, checkpoints, bar, begun)
 
 
-def sample_batch(config, engine, queue, asked: start.Asked, stop, phases, step: int) -> Batch:
-  """The batch of a step: sampled, scored and filtered."""
-  params = start.sampling_params(config, step)
+def sample_batch(config, run: start.Run, queue, phases, step: int) -> Batch:
+  """The batch of a step: sampled, scored and filtered, the same on every process."""
+  params, asked = start.sampling_params(config, step), run.asked
 
   def sample(tickets) -> list[Group]:
     # An example that comes twice in one step, in two epochs, must not get the same samples.
-    ids = {f"{asked.prompts[index].id}@{epoch}": (epoch, index) for epoch, index in tickets}
-    wanted = [dataclasses.replace(asked.prompts[index], id=id) for id, (_, index) in ids.items()]
-    groups = {}
-    for rollouts in engine.sample(wanted, config.rollout.samples, params):
-      stop.check()
-      ticket = ids[rollouts[0].prompt_id]
-      with phases("reward"):
-        groups[ticket] = validation.score(config, asked, ticket, rollouts)
-    return [groups[ticket] for ticket in tickets]
+    wanted = {}
+    for epoch, index in tickets:
+      prompt = asked.prompt(index)
+      wanted[f"{prompt.id}@{epoch}"] = (epoch, index), prompt
+
+    def of_this_process():
+      named = [dataclasses.replace(prompt, id=id) for id, (_, prompt) in wanted.items()]
+      for rollouts in run.engine.sample(named, config.rollout.samples, params):
+        ticket, prompt = wanted[rollouts[0].prompt_id]
+        with phases("reward"):
+          yield validation.score(config, asked, ticket, prompt, rollouts)
+
+    def from_another(fields):
+      rollouts = list(map(hosts.rollout_of, fields["rollouts"]))
+      ticket, prompt = wanted[rollouts[0].prompt_id]
+      scores = [Score(*score) for score in fields["scores"]]
+      return Group(ticket, asked.examples[ticket[1]], prompt, rollouts, scores)
+
+    groups = hosts.together(
+      lambda: list(of_this_process()),
+      lambda group: dict(rollouts=list(map(vars, group.rollouts)), scores=group.scores),
+      from_another,
+    )
+    found = {group.ticket: group for group in groups}
+    return [found[ticket] for ticket in tickets]
 
   dynamic = config.algorithm.dynamic_sampling
   return fill_batch(
@@ -170,15 +170,17 @@ def sample_batch(config, engine, queue, asked: start.Asked, stop, phases, step: 
   )
 
 
-def _sampled_before(config, policy: start.Policy, asked: start.Asked):
+def _sampled_before(config, run: start.Run):
   """(step, batch) that the checkpoint holds and the run has not trained on, or None."""
-  stored = policy.progress.ahead
+  stored = run.policy.progress.ahead
   if stored is None:
     return None
   batch = overlap.restore_batch(
     stored,
-    lambda token_ids: policy.tokenizer.decode(token_ids, skip_special_tokens=True),
-    functools.partial(validation.score, config, asked),
+    lambda token_ids: run.policy.tokenizer.decode(token_ids, skip_special_tokens=True),
+    lambda ticket, rollouts: validation.score(
+      config, run.asked, ticket, run.asked.prompt(ticket[1]), rollouts
+    ),
   )
   return stored["step"], batch
 
@@ -187,12 +189,13 @@ def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -
   """Makes the optimiser step(s) of a batch; changes policy.model and policy.moments."""
   algorithm = config.algorithm
   loss = policy_loss_of(config)
-  parts = [_pack(config, part) for part in _deal(batch.kept, algorithm.steps_per_batch)]
+  packed = [_pack(config, part) for part in _deal(batch.kept, algorithm.steps_per_batch)]
+  parts = [list(map(update.on_device, part)) for part in packed]
   olds = [None]
   if len(parts) > 1:  # ratios of the later steps are against the policy that sampled
     olds = [[update.score(policy.model, rows, loss=loss) for rows in part] for part in parts]
   rows_of = []
-  for part, old in zip(parts, olds):
+  for part, host_part, old in zip(parts, packed, olds):
     references = None
     if reference is not None:
       references = [update.score(reference, rows, loss=loss) for rows in part]
@@ -205,14 +208,15 @@ def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -
         f"step {step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr or look "
         "at this step's rollouts"
       ) from error
-    trained = [np.asarray(rows.shares_bs) > 0 for rows in part]
-    join = lambda arrays: np.concatenate([np.asarray(x)[m] for x, m in zip(arrays, trained)])  # noqa: B023
+    trained = [rows.shares_bs > 0 for rows in host_part]
+    join = lambda arrays: np.concatenate([x[mask] for x, mask in zip(arrays, trained)])  # noqa: B023
     found |= metrics.logprob_gap(
-      join(old or logprobs), join([rows.sampler_logprobs_bs for rows in part])
+      join(list(map(on_host, old)) if old else logprobs),
+      join([rows.sampler_logprobs_bs for rows in host_part]),
     )
     rows_of.append(found)
   return {name: float(np.mean([row[name] for row in rows_of])) for name in rows_of[0]} | {
-    "packed_share": metrics.packed_share([rows for part in parts for rows in part])
+    "packed_share": metrics.packed_share([rows for part in packed for rows in part])
   }
 
 
@@ -237,7 +241,7 @@ def _deal(groups: list[Group], k: int) -> list[list[Group]]:
 
 
 def _pack(config, groups: list[Group]) -> list[packing.Rows]:
-  """Micro-batches, on the device."""
+  """Micro-batches."""
   advantages_bg = grpo.group_advantages(
     [group.rewards for group in groups],
     ddof=config.algorithm.advantage_ddof,
@@ -253,11 +257,10 @@ def _pack(config, groups: list[Group]) -> list[packing.Rows]:
     )
     for group, advantages_g in zip(groups, advantages_bg)
   ]
-  rows = packing.pack(
+  return packing.pack(
     packed,
     tokens_per_device=config.batch.tokens_per_device,
     shards=start.shards(),
     aggregate=config.algorithm.aggregate,
     max_tokens=config.rollout.max_tokens,
   )
-  return [update.on_device(part) for part in rows]

@@ -8,13 +8,13 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from srl_jax.data.batches import epoch_order
-from srl_jax.data.sources import load_examples
-from srl_jax.learner import metrics, optimizer, packing, start, terminal, update, validation
-from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.learner import hosts, packing, start, update, validation
+from srl_jax.policy.sharding import on_host
 
 
 def train(config, workdir: pathlib.Path) -> dict:
@@ -23,52 +23,43 @@ def train(config, workdir: pathlib.Path) -> dict:
   With train.stop_at > 0 the run ends as soon as the share of held-out examples that greedy decoding
   answers word for word reaches it.
   """
-  examples = load_examples(config.data, method="sft", seed=config.seed)
-  checkpoints = Checkpoints(workdir, config.train.keep)
-  per_epoch = math.ceil(len(examples.train) / config.batch.prompts)
-  steps = config.train.steps or config.train.epochs * per_epoch
-  tx = optimizer.make(config.optimizer, steps)
-  policy = start.load_policy(config, tx, checkpoints)
-  progress = policy.progress
-  asked = start.Asked.make(config, policy.tokenizer, examples.train)
-  held_out = start.Asked.make(config, policy.tokenizer, examples.validation)
-  responses = _responses(policy, asked)
-  stop = start.StopSignal()
-  engine = start.make_engine(config, policy, stop.check)
-  solver = start.make_solver(config, policy, engine)
-  log = metrics.Log(
-    workdir, config.log, step=progress.step, name=workdir.name, config=config.to_dict()
-  )
-  bar = terminal.Line(steps)
-  phases = metrics.Phases()
-  begun = time.monotonic() - progress.seconds
+  steps_of = lambda count: config.train.epochs * math.ceil(count / config.batch.prompts)
+  with start.begin(config, workdir, steps_of) as run:
+    _train(config, run)
+    return validation.finish(config, run)
+
+
+def _train(config, run: start.Run) -> None:
+  """The loop: from where run.policy.progress stands to the last step."""
+  policy, phases = run.policy, run.phases
+  progress, count = policy.progress, len(run.asked.examples)
   loss = update.Loss(kind="likelihood", chunk=config.batch.logprob_chunk, remat=config.batch.remat)
-  bar.say(
-    f"sft: {config.model}; {len(responses)} responses to learn, {len(held_out.examples)} held out; "
-    f"{steps} steps"
+  run.bar.say(
+    f"sft: {config.model}; {count} responses to learn, {len(run.held_out.examples)} held out; "
+    f"{run.steps} steps"
   )
   if config.eval.benchmark and not progress.before:
-    engine.load_weights(policy.model, progress.step)
-    progress.before = validation.measure(config, solver)
+    run.engine.load_weights(policy.model, progress.step)
+    progress.before = validation.measure(config, run.solver)
 
   def save(score=None):
-    progress.seconds = time.monotonic() - begun
-    checkpoints.save(policy.model, policy.moments, progress, score)
+    progress.seconds = time.monotonic() - run.begun
+    run.checkpoints.save(policy.model, policy.moments, progress, score)
 
   try:
-    while progress.step < steps and not progress.done:
-      chosen = batch_of(progress.step, len(responses), config.batch.prompts, config.seed)
+    while progress.step < run.steps and not progress.done:
+      chosen = batch_of(progress.step, count, config.batch.prompts, config.seed)
       with phases("update"):
-        rows = _pack(config, [responses[i] for i in chosen])
+        rows = _pack(config, _responses(policy, run.asked, chosen))
         policy.model, policy.moments, row, _ = update.train_step(
-          policy.tx, policy.model, policy.moments, rows, loss
+          policy.tx, policy.model, policy.moments, list(map(update.on_device, rows)), loss
         )
       progress.step += 1
       score = None
       if config.train.eval_every and progress.step % config.train.eval_every == 0:
-        with phases("validate"):
-          engine.load_weights(policy.model, progress.step)
-          found = validate(config, policy, engine, solver, held_out, loss)
+        with phases("validate"), run.stop.held():  # its line must not miss the scores
+          run.engine.load_weights(policy.model, progress.step)
+          found = validate(config, policy, run.solver, run.held_out, loss)
         row |= found
         score = found.get(
           "validation_exact", found.get("validation_accuracy", -found.get("validation_loss", 0.0))
@@ -76,26 +67,22 @@ def train(config, workdir: pathlib.Path) -> dict:
         progress.scores[str(progress.step)] = score
         progress.done = 0 < config.train.stop_at <= found.get("validation_exact", 0.0)
       row |= phases.take()
-      log.step(progress.step, row)  # before the checkpoint, see rl.train
-      last = progress.done or progress.step == steps
+      run.log.step(progress.step, row)  # before the checkpoint, see rl.py
+      last = progress.done or progress.step == run.steps
       if score is not None or last or progress.step % config.train.save_every == 0:
         save(score)
       shown = {"loss": f"{row['loss']:.4f}"}
       if "validation_exact" in row:
         shown["exact"] = f"{row['validation_exact']:.1%}"
-      bar.show(progress.step, shown)
-      stop.check()
+      run.bar.show(progress.step, shown)
+      run.stop.agree()
   except FloatingPointError as error:
     raise ValueError(
       f"step {progress.step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr"
     ) from error
-  except start.Stopped:
+  except hosts.Stopped:
     save()
     raise
-  finally:
-    stop.restore()
-    log.close()
-  return validation.finish(config, policy, engine, solver, checkpoints, bar, begun)
 
 
 def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
@@ -104,46 +91,44 @@ def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
   return epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
 
 
-def _responses(policy, asked: start.Asked) -> list[packing.PackedGroup]:
-  """Each prompt with the one response to learn and the token that ends it."""
-  targets = [example.target for example in asked.examples]
+def _responses(policy, asked: start.Asked, chosen: Sequence[int]) -> list[packing.PackedGroup]:
+  """The prompts of the chosen examples, each with its response to learn and the ending token."""
+  targets = [asked.examples[i].target for i in chosen]
   tokens = policy.tokenizer(targets, add_special_tokens=False)["input_ids"]
   return [
-    packing.PackedGroup(prompt.token_ids, [packing.Response([*ids, policy.stop_ids[0]], None, 1.0)])
-    for prompt, ids in zip(asked.prompts, tokens)
+    packing.PackedGroup(
+      asked.prompt(i).token_ids, [packing.Response([*ids, policy.stop_ids[0]], None, 1.0)]
+    )
+    for i, ids in zip(chosen, tokens)
   ]
 
 
 def _pack(config, groups) -> list[packing.Rows]:
-  rows = packing.pack(
+  return packing.pack(
     groups,
     tokens_per_device=config.batch.tokens_per_device,
     shards=start.shards(),
     aggregate="token",
     max_tokens=config.rollout.max_tokens,
   )
-  return [update.on_device(part) for part in rows]
 
 
-def validate(config, policy, engine, solver, held_out: start.Asked, loss) -> dict:
+def validate(config, policy, solver, held_out: start.Asked, loss) -> dict:
   """Loss on the held-out responses; with a stop rule also the share answered word for word; final
   answers if eval.mode asks for them.
   """
-  found = {}
-  if held_out.examples:
-    rows = _pack(config, _responses(policy, held_out))
-    logprobs = [np.asarray(update.score(policy.model, part, loss=loss)) for part in rows]
-    shares = [np.asarray(part.shares_bs) for part in rows]
-    found["validation_loss"] = -float(sum((x * share).sum() for x, share in zip(logprobs, shares)))
+  found, count = {}, len(held_out.examples)
+  if count:
+    value = 0.0
+    for rows in _pack(config, _responses(policy, held_out, range(count))):
+      logprobs_bs = on_host(update.score(policy.model, update.on_device(rows), loss=loss))
+      value -= float((logprobs_bs * rows.shares_bs).sum())
+    found["validation_loss"] = value
   if config.train.stop_at:
-    targets = dict(zip((p.id for p in held_out.prompts), (e.target for e in held_out.examples)))
+    wanted = held_out.all_prompts()
+    targets = dict(zip((p.id for p in wanted), (e.target for e in held_out.examples)))
     greedy = dataclasses.replace(start.sampling_params(config), temperature=0.0)
-    found["validation_exact"] = float(
-      np.mean(
-        [
-          group[0].text == targets[group[0].prompt_id]
-          for group in engine.sample(held_out.prompts, 1, greedy)
-        ]
-      )
-    )
-  return found | validation.final_answers(config, solver, held_out)
+    groups = solver.engine.sample(wanted, 1, greedy)
+    exact = [rollout.text == targets[rollout.prompt_id] for (rollout,) in groups]
+    found["validation_exact"] = float(np.mean(exact))
+  return hosts.first(found | validation.final_answers(config, solver, held_out))

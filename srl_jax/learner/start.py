@@ -1,25 +1,28 @@
-"""What every run does before its first step and after its last: workdir, policy, stopping."""
+"""What every run does before its first step: workdir, policy, prompts, engine; and how it ends."""
 
+import contextlib
 import dataclasses
+import functools
 import json
+import math
 import os
 import pathlib
-import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from srl_jax.data import prompts
-from srl_jax.data.sources import StepExample
+from srl_jax.data.sources import Examples, StepExample, load_examples
 from srl_jax.evals.math_benchmarks import Solver
-from srl_jax.learner import update
+from srl_jax.learner import hosts, metrics, optimizer, terminal, update
 from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.stop import StopSignal
 from srl_jax.policy.hf_files import load_config, resolve_model
-from srl_jax.policy.model import Qwen2, init
-from srl_jax.policy.sharding import ACT_AXES, check_mesh
+from srl_jax.policy.model import Qwen2, abstract, init
+from srl_jax.policy.sharding import ACT_AXES, check_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.rollout.engine import Engine, Prompt, SamplingParams
 from srl_jax.rollout.episodes import asker
@@ -73,8 +76,9 @@ def claim_workdir(workdir: pathlib.Path, config) -> None:
         f"workdir {workdir} holds a run of another config: {'; '.join(differ)}. Give another "
         "--workdir, or set these back to continue that run"
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json(path, config.to_dict())
+  if hosts.is_writer():
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, config.to_dict())
 
 
 def write_json(path: pathlib.Path, data) -> None:
@@ -102,58 +106,135 @@ class Policy:
   resumed: bool
 
 
+@dataclasses.dataclass
+class Run:
+  """What a training loop works with; `begin` makes it.
+
+  Fields: workdir; examples, of the config's source; steps, of the whole run; policy, checkpoints;
+  asked and held_out, the prompts to train on and to validate with; engine; solver, of whole
+  problems; stop, whether to go on; log and bar, what is written and shown; phases, the seconds of a
+  step; begun, when the work began, on the monotonic clock (earlier parts of the run are counted).
+  """
+
+  workdir: pathlib.Path
+  examples: Examples
+  steps: int
+  policy: Policy
+  checkpoints: Checkpoints
+  asked: "Asked"
+  held_out: "Asked"
+  engine: Engine
+  solver: Solver
+  stop: StopSignal
+  log: metrics.Log
+  bar: terminal.Line
+  phases: metrics.Phases
+  begun: float
+
+
+@contextlib.contextmanager
+def begin(
+  config, workdir: pathlib.Path, steps_of: Callable[[int], int], updates: int = 1
+) -> Iterator[Run]:
+  """The run of `config` in `workdir` at its last checkpoint, or at its start; closed at the end.
+
+  Args:
+    steps_of: number of examples -> steps of train.epochs; train.steps goes before it.
+    updates: optimiser steps of one step.
+
+  Call it with the mesh set. Raises hosts.Stopped when a signal comes meanwhile; ValueError on bad
+  input.
+  """
+  with contextlib.ExitStack() as ends:
+    stop = StopSignal()
+    ends.callback(stop.restore)
+    examples = load_examples(config.data, method=config.method, seed=config.seed)
+    steps = config.train.steps or steps_of(len(examples.train))
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    ends.callback(checkpoints.close)
+    stop.agree()
+    tx = optimizer.make(config.optimizer, steps * updates)
+    policy = load_policy(config, tx, checkpoints)
+    stop.agree()
+    asked = Asked(config, policy.tokenizer, examples.train)
+    held_out = Asked(config, policy.tokenizer, examples.validation)
+    stop.agree()
+    engine = make_engine(config, policy, stop)
+    ends.callback(engine.close)
+    step, name = policy.progress.step, workdir.name
+    log = metrics.Log(workdir, config.log, step=step, name=name, config=config.to_dict())
+    ends.callback(log.close)
+    yield Run(
+      workdir,
+      examples,
+      steps,
+      policy,
+      checkpoints,
+      asked,
+      held_out,
+      engine,
+      make_solver(config, policy, engine),
+      stop,
+      log,
+      terminal.Line(steps),
+      metrics.Phases(),
+      time.monotonic() - policy.progress.seconds,
+    )
+
+
 def load_policy(config, tx: optax.GradientTransformation, checkpoints: Checkpoints) -> Policy:
   """The policy at the run's last checkpoint, or as `init_from` or `model` have it.
 
   Call it with the mesh set. Weights are float32; the model computes in config.dtype.
   """
   folder = resolve_model(config.model)
+  architecture = load_config(folder, config.dtype).on_platform(platform())
   mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
-  check_mesh(mesh, load_config(folder).sizes())
+  check_mesh(mesh, architecture.sizes())
   tokenizer = prompts.load_tokenizer(folder)
-  model = load_weights(config, folder)
-  moments, progress = update.init_moments(tx, model), Progress()
   steps = checkpoints.steps()
   if steps:
-    shapes = jax.tree.map(checkpoints.abstract, (model, moments))
-    model = moments = None  # the new arrays take their place
-    model, moments, progress = checkpoints.restore(steps[-1], *shapes)
+    shapes = abstract(architecture)
+    moments = jax.eval_shape(tx.init, shapes)
+    model, moments, progress = checkpoints.restore(steps[-1], shapes, moments)
+  else:
+    model = load_weights(config, folder)
+    moments, progress = update.init_moments(tx, model), Progress()
   stop_ids = prompts.stop_ids(tokenizer, folder)
   return Policy(model, moments, tx, tokenizer, stop_ids, progress, folder, bool(steps))
 
 
 def load_weights(config, folder: pathlib.Path) -> Qwen2:
   """The weights that a run of `config` starts from; `folder` is config.model on disk."""
+  architecture = load_config(folder, config.dtype)
   if config.init_from == "random":
-    return init(load_config(folder, config.dtype), config.seed)
-  types = dict(dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))
-  start = pathlib.Path(config.init_from)
-  if not config.init_from:
-    return load_hf(folder, **types)[1]
-  if not Checkpoints.present(start):
-    return load_hf(resolve_model(config.init_from), **types)[1]
-  model = load_hf(folder, **types)[1]
-  checkpoints = Checkpoints(start)
-  shapes, model = jax.tree.map(checkpoints.abstract, model), None
+    return init(architecture, config.seed)
+  if not Checkpoints.present(config.init_from or "."):
+    folder = resolve_model(config.init_from) if config.init_from else folder
+    return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
+  checkpoints = Checkpoints(config.init_from)
+  shapes = abstract(architecture.on_platform(platform()))
   model, _, _ = checkpoints.restore(checkpoints.best_step(), shapes)
   checkpoints.close()
   return model
 
 
-def make_engine(config, policy: Policy, check: Callable[[], None]) -> Engine:
-  """The rollout engine of a config; it calls `check` while it waits, which may raise."""
+def make_engine(config, policy: Policy, stop: StopSignal) -> Engine:
+  """The rollout engine of a config; while it samples or waits it asks `stop`, which may raise."""
   rollout = config.rollout
   if rollout.engine == "builtin":
-    return Sampler(policy.tokenizer, policy.stop_ids, rollout.width)
+    # All processes decode together, so they can stop at any token round, together.
+    return Sampler(policy.tokenizer, policy.stop_ids, rollout.width, stop.agree)
+  servers = [url.strip() for url in rollout.servers.split(",")]
   return VllmEngine(
-    [url.strip() for url in rollout.servers.split(",")],
+    hosts.mine(servers),  # one server: the first process has it
     policy.tokenizer,
     policy.stop_ids,
     weights_root=rollout.weights_root,
     lag=rollout.lag,
     public_servers=rollout.public_servers,
     patience=rollout.patience,
-    check=check,
+    check=stop.check,
   )
 
 
@@ -169,7 +250,7 @@ def make_solver(config, policy: Policy, engine: Engine) -> Solver:
   """Solves whole problems as config.eval says."""
   task = "srl" if config.eval.mode == "stepwise" else "rlvr"
   return Solver(
-    engine=engine,
+    engine=hosts.Everywhere(engine),
     ask=asker(policy.tokenizer, task, config.prompt.style, config.prompt.system_file),
     mode=config.eval.mode,
     params=dataclasses.replace(sampling_params(config), max_tokens=config.eval.max_tokens),
@@ -178,77 +259,59 @@ def make_solver(config, policy: Policy, engine: Engine) -> Solver:
   )
 
 
-@dataclasses.dataclass(frozen=True)
 class Asked:
-  """Examples and their prompts, in the same order.
+  """Examples whose prompts are short enough, and those prompts, tokenised when they are asked for:
+  134,000 prompts of 4,000 tokens would not fit into memory.
 
-  Fields: examples; prompts; think_opened, whether the template opens the think block; too_long,
-  how many examples were left out because of data.max_prompt_tokens.
+  Fields: examples; think_opened, whether the template opens the think block; too_long, how many
+  examples were left out because of data.max_prompt_tokens.
   """
 
-  examples: list[StepExample]
-  prompts: list[Prompt]
-  think_opened: bool
-  too_long: int
-
-  @classmethod
-  def make(cls, config, tokenizer, examples: list[StepExample]) -> "Asked":
-    """Prompts for examples; raises ValueError when none of them is short enough."""
-    domain, system = config.data.domain, {}
-    kept, asked, opened = [], [], False
-    for example in examples:
-      task = example.task
-      if task not in system:
-        style = "think" if task == "srl" else config.prompt.style
-        system[task] = prompts.system_prompt(task, style, config.prompt.system_file, domain=domain)
-      messages = prompts.build_messages(
-        example.problem, example.context, example.hint, system[task], domain=domain
+  def __init__(self, config, tokenizer, examples: list[StepExample]):
+    """Raises ValueError when there are examples and none is short enough."""
+    self._tokenizer, self._domain = tokenizer, config.data.domain
+    self._system = functools.cache(
+      lambda task: prompts.system_prompt(
+        task,
+        "think" if task == "srl" else config.prompt.style,
+        config.prompt.system_file,
+        domain=config.data.domain,
       )
-      encoded = prompts.encode(tokenizer, messages)
-      if len(encoded.token_ids) <= config.data.max_prompt_tokens:
-        opened = encoded.think_opened
-        kept.append(example)
-        asked.append(Prompt(example.id, tuple(encoded.token_ids)))
-    if examples and not kept:
+    )
+    limit = config.data.max_prompt_tokens
+    places = hosts.mine(range(len(examples)))
+    lengths = ((i, len(self._encode(examples[i]).token_ids)) for i in places)
+    short = sorted(sum(hosts.gather([i for i, length in lengths if length <= limit]), []))
+    if examples and not short:
       raise ValueError(
-        f"data.max_prompt_tokens: all {len(examples)} prompts are longer than "
-        f"{config.data.max_prompt_tokens} tokens; raise it"
+        f"data.max_prompt_tokens: all {len(examples)} prompts are longer than {limit} tokens; "
+        "raise it"
       )
-    return cls(kept, asked, opened, len(examples) - len(kept))
+    self.examples = [examples[i] for i in short]
+    self.too_long = len(examples) - len(short)
+    self.think_opened = bool(short) and self._encode(self.examples[0]).think_opened
+
+  def prompt(self, index: int) -> Prompt:
+    """The prompt of examples[index], under the example's id."""
+    example = self.examples[index]
+    return Prompt(example.id, tuple(self._encode(example).token_ids))
+
+  def all_prompts(self) -> list[Prompt]:
+    """All of them."""
+    return list(map(self.prompt, range(len(self.examples))))
+
+  def _encode(self, example: StepExample) -> prompts.EncodedPrompt:
+    messages = prompts.build_messages(
+      example.problem,
+      example.context,
+      example.hint,
+      self._system(example.task),
+      domain=self._domain,
+    )
+    return prompts.encode(self._tokenizer, messages)
 
 
 def shards() -> int:
   """Devices that rows are cut over."""
   mesh = jax.sharding.get_mesh()
-  return int(np.prod([mesh.shape[axis] for axis in ACT_AXES["b"]]))
-
-
-class Stopped(Exception):
-  """The run was asked to stop (SIGTERM or Ctrl-C)."""
-
-
-class StopSignal:
-  """Turns SIGTERM and Ctrl-C into a question that the loop asks where it can stop: `check()`.
-
-  A second Ctrl-C ends the process at once.
-  """
-
-  def __init__(self):
-    self.name = None
-    self._before = {
-      number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-
-  def _ask(self, number, frame):
-    self.name = signal.Signals(number).name
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-  def check(self) -> None:
-    """Raises Stopped once a signal has come."""
-    if self.name:
-      raise Stopped(self.name)
-
-  def restore(self) -> None:
-    """Gives the signals back to whoever had them."""
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
+  return math.prod(mesh.shape[axis] for axis in ACT_AXES["b"])

@@ -4,17 +4,22 @@ import collections
 import sys
 import time
 
+from srl_jax.learner import hosts
 from srl_jax.learner.dynamic_sampling import Batch
 
 
 class Line:
-  """The live line: rewritten in place on a terminal, a plain line now and then elsewhere."""
+  """The live line: rewritten in place on a terminal, a plain line now and then elsewhere.
+
+  Of several processes the first alone speaks.
+  """
 
   def __init__(self, total: int, every: float = 10.0):
     self.total, self.every = total, every
     self.ends = collections.deque(maxlen=30)  # (time, step) of the last steps: what is left is
     self.last = 0.0  # told by their pace, which the first step's compiling does not spoil
     self.live = sys.stdout.isatty()
+    self.said = set()
 
   def show(self, step: int, parts: dict[str, str]) -> None:
     """Shows step `step` of `total` and the parts, name and value."""
@@ -23,6 +28,8 @@ class Line:
     if not self.live and now - self.last < self.every and step < self.total:
       return
     self.last = now
+    if not hosts.is_writer():
+      return
     line = f"step {step}/{self.total}  " + "  ".join(f"{k} {v}" for k, v in parts.items())
     begun, first = self.ends[0]
     if step > first:
@@ -34,7 +41,14 @@ class Line:
 
   def say(self, message: str) -> None:
     """A line of its own, kept on the terminal."""
-    print(("\r\033[K" if self.live else "") + message, flush=True)
+    if hosts.is_writer():
+      print(("\r\033[K" if self.live else "") + message, flush=True)
+
+  def say_once(self, kind: str, message: str) -> None:
+    """`say`, for the first message of its kind."""
+    if kind not in self.said:
+      self.said.add(kind)
+      self.say(message)
 
 
 def clock(seconds: float) -> str:
@@ -44,22 +58,16 @@ def clock(seconds: float) -> str:
   return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def opening(config, policy, sizes, counts: dict[str, int], steps: int) -> str:
-  """One line on what is about to run.
-
-  Args:
-    config, policy: the config and start.Policy.
-    sizes: prompts to train on, held out, and left out for their length.
-    counts: what became of the source's rows (data.sources.Examples).
-    steps: of the run.
-  """
-  size = policy.model.config
-  train, held_out, too_long = sizes
-  state = f"continued from step {policy.progress.step}" if policy.resumed else "from the start"
+def opening(config, run) -> str:
+  """One line on what is about to run; `run` is a start.Run."""
+  size, progress = run.policy.model.config, run.policy.progress
+  state = f"continued from step {progress.step}" if run.policy.resumed else "from the start"
+  source = ", ".join(f"{name} {n}" for name, n in run.examples.counts.items())
+  too_long = f", {run.asked.too_long} too long" if run.asked.too_long else ""
   return (
     f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size}); "
-    f"source: {', '.join(f'{name} {n}' for name, n in counts.items())}; {train} prompts to train "
-    f"on, {held_out} held out{f', {too_long} too long' if too_long else ''}; {steps} steps, {state}"
+    f"source: {source}; {len(run.asked.examples)} prompts to train on, "
+    f"{len(run.held_out.examples)} held out{too_long}; {run.steps} steps, {state}"
   )
 
 

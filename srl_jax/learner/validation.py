@@ -3,19 +3,20 @@
 import dataclasses
 import time
 
-import jax
 import numpy as np
 
 from srl_jax.data.sources import StepExample
 from srl_jax.evals import math_benchmarks
-from srl_jax.learner import start
+from srl_jax.learner import hosts, start
 from srl_jax.learner.dynamic_sampling import Group
+from srl_jax.policy.model import abstract
 from srl_jax.rewards.scoring import score_group
+from srl_jax.rollout.engine import Prompt
 from srl_jax.rollout.episodes import Task
 
 
-def score(config, asked: start.Asked, ticket, rollouts) -> Group:
-  """The scored group of a ticket's rollouts."""
+def score(config, asked: start.Asked, ticket, prompt: Prompt, rollouts) -> Group:
+  """The scored group of a ticket's prompt."""
   example = asked.examples[ticket[1]]
   scores = score_group(
     example,
@@ -24,23 +25,23 @@ def score(config, asked: start.Asked, ticket, rollouts) -> Group:
     reward=config.reward,
     think_opened=asked.think_opened,
   )
-  return Group(ticket, example, asked.prompts[ticket[1]], rollouts, scores)
+  return Group(ticket, example, prompt, rollouts, scores)
 
 
-def validate(config, engine, solver, held_out: start.Asked) -> dict:
+def validate(config, solver, held_out: start.Asked) -> dict:
   """Greedy step reward on the held-out examples and, if eval.mode asks, their final answers."""
   found = {}
   if held_out.examples:
     params = dataclasses.replace(start.sampling_params(config), temperature=0.0, top_p=1.0)
-    index = {prompt.id: i for i, prompt in enumerate(held_out.prompts)}
-    groups = [
-      score(config, held_out, (0, index[rollouts[0].prompt_id]), rollouts)
-      for rollouts in engine.sample(held_out.prompts, 1, params)
-    ]
-    scores = [group.scores[0] for group in groups]
+    wanted = held_out.all_prompts()
+    places = {prompt.id: i for i, prompt in enumerate(wanted)}
+    scores = []
+    for rollouts in solver.engine.sample(wanted, 1, params):
+      place = places[rollouts[0].prompt_id]
+      scores += score(config, held_out, (0, place), wanted[place], rollouts).scores
     found["validation_reward"] = float(np.mean([score.reward for score in scores]))
     found["validation_failures"] = float(np.mean([score.failure is not None for score in scores]))
-  return found | final_answers(config, solver, held_out)
+  return hosts.first(found | final_answers(config, solver, held_out))
 
 
 def final_answers(config, solver, held_out: start.Asked) -> dict:
@@ -60,13 +61,12 @@ def held_out_tasks(examples: list[StepExample]) -> list[Task]:
 def measure(config, solver) -> dict:
   """The config's benchmark: greedy, avg@k, pass@k."""
   tasks = math_benchmarks.load_benchmark(config.eval.benchmark)
-  return math_benchmarks.measure(solver, tasks, config.eval.samples)
+  return hosts.first(math_benchmarks.measure(solver, tasks, config.eval.samples))
 
 
-def finish(config, policy, engine, solver, checkpoints, bar, begun) -> dict:
+def finish(config, run: start.Run) -> dict:
   """The summary; the benchmark is measured with the weights that validation liked best."""
-  best = checkpoints.best_step()
-  progress = policy.progress
+  progress, best = run.policy.progress, run.checkpoints.best_step()
   summary = {
     "method": config.method,
     "steps": progress.step,
@@ -74,10 +74,8 @@ def finish(config, policy, engine, solver, checkpoints, bar, begun) -> dict:
     "validation": progress.scores,
   }
   if config.eval.benchmark:
-    bar.say(f"measuring step {best} on {config.eval.benchmark} ...")
-    shapes = jax.tree.map(checkpoints.abstract, policy.model)
-    engine.load_weights(checkpoints.restore(best, shapes)[0], best)
-    summary |= {"before": progress.before, "after": measure(config, solver)}
-  engine.close()
-  checkpoints.close()
-  return summary | {"seconds": time.monotonic() - begun}
+    run.bar.say(f"measuring step {best} on {config.eval.benchmark} ...")
+    shapes = abstract(run.policy.model.config)
+    run.engine.load_weights(run.checkpoints.restore(best, shapes)[0], best)
+    summary |= {"before": progress.before, "after": measure(config, run.solver)}
+  return summary | {"seconds": time.monotonic() - run.begun}

@@ -225,8 +225,8 @@ def layouts(config: ModelConfig) -> dict:
 
 
 def abstract(config: ModelConfig) -> Qwen2:
-  """The model with ShapeDtypeStruct in place of its weights."""
-  return jax.eval_shape(lambda: Qwen2(config, nnx.Rngs(0)))
+  """The model with ShapeDtypeStruct in place of its weights, in their layout if a mesh is set."""
+  return jax.eval_shape(lambda: place(Qwen2(config, nnx.Rngs(0))))
 
 
 def place(model: Qwen2) -> Qwen2:

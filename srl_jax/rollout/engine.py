@@ -69,7 +69,10 @@ class Engine(Protocol):
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
   ) -> Iterator[list[Rollout]]:
-    """Yields one group of n rollouts for each prompt, in the order in which they end."""
+    """Yields one group of n rollouts for each prompt, in the order in which they end.
+
+    Several processes of a run all ask for the same prompts, and each gets a part of the groups.
+    """
 
   def load_weights(self, model, version: int) -> None:
     """Samples from now on with the weights of `model` (policy.model.Qwen2), named `version`."""

@@ -11,6 +11,7 @@ import pytest
 
 from srl_jax.learner import optimizer, update
 from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
 
 
@@ -39,7 +40,7 @@ def save(checkpoints, step, score=None, offset=0.0):
 
 
 def weights_of(checkpoints, step):
-  model, _, progress = checkpoints.restore(step, *jax.tree.map(checkpoints.abstract, as_jax()))
+  model, _, progress = checkpoints.restore(step, *as_jax())
   assert progress.step == step
   return np.asarray(model["w"])
 
@@ -70,13 +71,14 @@ def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
     wanted = jax.tree.map(np.asarray, (model, moments))
 
   def restore():
-    shape = policy(seed=1)
-    shapes = jax.tree.map(Checkpoints.abstract, (shape, update.init_moments(tx, shape)))
-    model, moments, found = opened().restore(7, *shapes)
+    model = policy(seed=1)
+    layouts = jax.tree.map(lambda x: x.sharding, (model, update.init_moments(tx, model)))
+    shapes = M.abstract(model.config)
+    model, moments, found = opened().restore(7, shapes, jax.eval_shape(tx.init, shapes))
     assert found == progress
-    for a, b, layout in zip(*map(jax.tree.leaves, ((model, moments), wanted, shapes))):
+    for a, b, layout in zip(*map(jax.tree.leaves, ((model, moments), wanted, layouts))):
       assert a.dtype == b.dtype and np.asarray(a).tobytes() == b.tobytes()
-      assert a.sharding == layout.sharding
+      assert a.sharding == layout
 
   if spec:
     with jax.set_mesh(make_mesh(spec)):
@@ -87,7 +89,7 @@ def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
 
 def test_the_model_alone(opened):
   save(opened(), 3)
-  model, moments, progress = opened().restore(3, jax.tree.map(Checkpoints.abstract, as_jax()[0]))
+  model, moments, progress = opened().restore(3, as_jax()[0])
   assert moments is None and progress.step == 3
   assert (np.asarray(model["w"]) == SMALL[0]["w"]).all()
 

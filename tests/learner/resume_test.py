@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from srl_jax.learner import optimizer, update
+from srl_jax.learner import optimizer
 from srl_jax.learner.checkpoint import Checkpoints
-from srl_jax.policy.weights import load_hf
+from srl_jax.policy.hf_files import load_config
+from srl_jax.policy.model import abstract
 
 pytestmark = pytest.mark.slow
 
@@ -74,10 +75,9 @@ def final(method, workdir):
   """(arrays of the last checkpoint as bytes, its queue, all scores, best step)."""
   checkpoints = Checkpoints(workdir, 2)
   assert checkpoints.steps()[-1] == STEPS
-  model = load_hf(BASE)[1]
-  moments = update.init_moments(optimizer.make(quickstart.get_config().optimizer, STEPS), model)
-  shapes = jax.tree.map(checkpoints.abstract, (model, moments))
-  model, moments, progress = checkpoints.restore(STEPS, *shapes)
+  tx = optimizer.make(quickstart.get_config().optimizer, STEPS)
+  shapes = abstract(load_config(BASE))
+  model, moments, progress = checkpoints.restore(STEPS, shapes, jax.eval_shape(tx.init, shapes))
   arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((model, moments))]
   found = arrays, progress.queue, progress.scores, checkpoints.best_step(), checkpoints.steps()
   checkpoints.close()

@@ -1,9 +1,7 @@
-"""Before the first step: whose workdir it is, which weights, which prompts; and how to stop."""
+"""Before the first step: whose workdir it is, which weights, which prompts."""
 
 import json
-import os
 import pathlib
-import signal
 
 import jax
 import numpy as np
@@ -126,12 +124,12 @@ def test_prompts_of_examples():
     example(4, hint="Add 3"),
     example(5, task="rlvr"),
   ]
-  asked = start.Asked.make(config(data__max_prompt_tokens=40), tokenizer, examples)
+  asked = start.Asked(config(data__max_prompt_tokens=40), tokenizer, examples)
   assert asked.too_long == 1 and not asked.think_opened
-  assert (
-    [e.id for e in asked.examples] == [p.id for p in asked.prompts] == ["p/1", "p/2", "p/4", "p/5"]
-  )
-  found = {p.id: list(p.token_ids) for p in asked.prompts}
+  asked_for = asked.all_prompts()
+  assert [e.id for e in asked.examples] == [p.id for p in asked_for] == ["p/1", "p/2", "p/4", "p/5"]
+  assert asked.prompt(2) == asked_for[2]
+  found = {p.id: list(p.token_ids) for p in asked_for}
   for e in asked.examples:
     system = prompts.system_prompt(e.task, "think")
     messages = prompts.build_messages(e.problem, e.context, e.hint, system)
@@ -142,33 +140,5 @@ def test_prompts_of_examples():
 def test_no_prompt_short_enough():
   tokenizer = prompts.load_tokenizer(MODEL)
   with pytest.raises(ValueError, match="all 2 prompts are longer than 3 tokens; raise it"):
-    start.Asked.make(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
-  assert start.Asked.make(config(), tokenizer, []).prompts == []
-
-
-# ---- stopping
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_asked_about(number):
-  before = signal.getsignal(number)
-  stop = start.StopSignal()
-  try:
-    stop.check()
-    os.kill(os.getpid(), number)
-    with pytest.raises(start.Stopped, match=number.name):
-      stop.check()
-  finally:
-    stop.restore()
-  assert signal.getsignal(number) == before
-
-
-def test_a_second_interrupt_ends_at_once():
-  stop = start.StopSignal()
-  try:
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), signal.SIGINT)
-      signal.sigtimedwait([], 0)
-  finally:
-    stop.restore()
+    start.Asked(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
+  assert start.Asked(config(), tokenizer, []).all_prompts() == []

@@ -1,0 +1,188 @@
+"""Several processes, one run. With one process everything here is an identity.
+
+All processes run the same program and take the same decisions. Arrays are global and JAX moves
+them; what lives on hosts (rollouts, scores, a signal) goes through the key-value store of JAX's
+coordination service, as JSON. Not over the devices: a batch that is sampled ahead (overlap) is
+exchanged in a thread of its own, and device programs of two threads would start in another order
+on every host.
+"""
+
+import itertools
+import json
+import os
+import sys
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from srl_jax.rollout.engine import Engine, EngineError, Prompt, Rollout, SamplingParams
+
+HEARTBEAT_SECONDS = 30  # of silence, after which a process is dead and all others end
+SHUTDOWN_SECONDS = 30  # that a process which ends waits for the others
+_turns = itertools.count()
+
+
+class Stopped(Exception):
+  """The run was asked to stop (SIGTERM or Ctrl-C), here or on another host."""
+
+
+def begin() -> None:
+  """Joins the processes of this run, if the environment says that there are several.
+
+  It says so by JAX_COORDINATOR_ADDRESS (host:port of process 0) with JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID, or by what SLURM, Open MPI or a TPU pod set for every process; what is not given
+  jax.distributed.initialize finds out itself. Call it before anything touches a device.
+
+  Raises ValueError when the environment says half of it.
+  """
+  if not _several(os.environ):
+    return
+  given = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+  try:
+    numbers = {key: int(os.environ[name]) for key, name in given.items() if name in os.environ}
+    # Its handler would take our SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+      **numbers,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"the environment names several processes, but not all that it takes to join them ({error}); "
+      f"set JAX_COORDINATOR_ADDRESS=host:port, {' and '.join(given.values())} in each"
+    ) from error
+
+
+def _several(environment) -> bool:
+  """Whether this is one of several processes of a run; see `begin`."""
+  count = lambda name: int(environment.get(name, 1))
+  workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
+  return (
+    "JAX_COORDINATOR_ADDRESS" in environment
+    # In a batch script itself, before srun, there is no list of the step's nodes.
+    or ("SLURM_STEP_NODELIST" in environment and count("SLURM_NTASKS") > 1)
+    or count("OMPI_COMM_WORLD_SIZE") > 1
+    or "," in workers
+  )
+
+
+def is_writer() -> bool:
+  """Whether this process writes the run's files and speaks for it."""
+  return jax.process_index() == 0
+
+
+def mine(items: Sequence) -> Sequence:
+  """This process's part of items that all processes have."""
+  return items[jax.process_index() :: jax.process_count()]
+
+
+def gather(value) -> list:
+  """The values (JSON) of all processes, in their order; all must call in the same order."""
+  if jax.process_count() == 1:
+    return [value]
+  from jax._src import distributed  # orbax, too, takes the client from there: JAX shows it nowhere
+
+  client, turn = distributed.global_state.client, next(_turns)
+  key = lambda turn, process: f"srl_jax/{turn}/{process}"
+  packed = zlib.compress(json.dumps(value).encode(), level=1)
+  client.key_value_set_bytes(key(turn, jax.process_index()), packed)
+  values = [_wait_for(client, key(turn, process)) for process in range(jax.process_count())]
+  # Whoever is in this turn has read the one before.
+  if turn:
+    client.key_value_delete(key(turn - 1, jax.process_index()))
+  return [json.loads(zlib.decompress(packed)) for packed in values]
+
+
+def _wait_for(client, key: str) -> bytes:
+  """What stands under the key; a second at a time, so that signals are heard."""
+  while True:
+    try:
+      return client.blocking_key_value_get_bytes(key, 1000)
+    except jax.errors.JaxRuntimeError as error:
+      if "DEADLINE_EXCEEDED" not in str(error):
+        raise
+
+
+def first(value):
+  """The value (JSON) of the first process: what clocks or time limits may change is one for all."""
+  return gather(value if is_writer() else None)[0]
+
+
+def total(counts: dict[str, float]) -> dict[str, float]:
+  """The sums of all processes' counts."""
+  parts = gather(counts)
+  names = dict.fromkeys(name for part in parts for name in part)
+  return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+
+
+def together(
+  compute: Callable[[], list], encode: Callable = lambda x: x, decode: Callable = lambda x: x
+) -> list:
+  """The lists that `compute` gives on all processes, as one list in the order of the processes.
+
+  Args:
+    encode, decode: an entry to JSON and back.
+
+  Raises on every process what one of them raised: Stopped or EngineError. Whatever else is raised
+  ends that process, and so the run.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  kinds = {"EngineError": EngineError, "Stopped": Stopped}
+  try:
+    part = {"entries": list(map(encode, compute()))}
+  except tuple(kinds.values()) as error:
+    part = {"kind": type(error).__name__, "message": str(error)}
+  parts = gather(part)
+  for found in parts:
+    if "kind" in found:
+      raise kinds[found["kind"]](found["message"])
+  return [decode(entry) for found in parts for entry in found["entries"]]
+
+
+def rollout_of(fields: dict) -> Rollout:
+  """The rollout that was made JSON by dataclasses.asdict."""
+  pairs = {name: tuple(fields[name]) for name in ("token_ids", "sampler_logprobs")}
+  return Rollout(**fields | pairs)
+
+
+class Everywhere:
+  """An engine that gives all groups to every process, where the engine itself gives each its part.
+
+  For validation: what follows from them is computed on every process.
+  """
+
+  def __init__(self, engine: Engine):
+    self._engine = engine
+
+  def sample(
+    self, prompts: Sequence[Prompt], n: int, params: SamplingParams
+  ) -> Iterator[list[Rollout]]:
+    yield from together(
+      lambda: list(self._engine.sample(prompts, n, params)),
+      encode=lambda group: [vars(rollout) for rollout in group],
+      decode=lambda group: list(map(rollout_of, group)),
+    )
+
+
+def end(error: Exception) -> None:
+  """Ends this process if it is one of several and the devices, or the others, failed it.
+
+  At once: an ordinary exit would wait for the others. Those whom nothing fails meanwhile are ended
+  by JAX, with a message of its own, HEARTBEAT_SECONDS after the last sign of this one.
+  """
+  if jax.process_count() == 1:
+    return
+  traceback.print_exception(error)
+  reason = str(error).strip().splitlines()[0]
+  print(
+    f"error: process {jax.process_index()} of {jax.process_count()} ends: {reason}. Most often "
+    "another process of the run has died, and its log tells why. What was saved is whole: start "
+    "all of them again with the same command to continue",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)

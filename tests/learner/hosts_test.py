@@ -1,0 +1,258 @@
+"""Two real processes of four devices: what they exchange, and that a run of theirs is one run."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from srl_jax.learner import hosts, optimizer
+from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.policy.hf_files import load_config
+from srl_jax.policy.model import abstract
+from srl_jax.policy.sharding import make_mesh
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Two busy cores compile for minutes; only what the coordination service says ends a process.
+PATIENT = "--xla_cpu_collective_timeout_seconds=900"
+PATIENT += " --xla_cpu_collective_call_terminate_timeout_seconds=900"
+GONE = re.compile("another (process of the run has|task) died")
+
+
+def start(arguments, logs, processes=2):
+  """Processes of `python *arguments`, with eight devices in all; each says things in a log."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(8 // processes), "XLA_FLAGS": PATIENT}
+  if processes > 1:
+    environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    environment["JAX_NUM_PROCESSES"] = str(processes)
+  return [
+    subprocess.Popen(
+      [sys.executable, *map(str, arguments)],
+      cwd=ROOT,
+      env=environment | ({"JAX_PROCESS_ID": str(i)} if processes > 1 else {}),
+      stdout=log.open("w"),
+      stderr=subprocess.STDOUT,
+    )
+    for i, log in enumerate(logs)
+  ]
+
+
+@pytest.fixture
+def logs(tmp_path):
+  return [tmp_path / "0.log", tmp_path / "1.log"]
+
+
+# ---- exchange
+
+EXCHANGE = """
+import jax
+from srl_jax.learner import hosts
+from srl_jax.rollout.engine import EngineError, Rollout
+
+hosts.begin()
+me = jax.process_index()
+assert jax.process_count() == 2 and jax.device_count() == 8
+big = [me, "\\u00e4" * 1_000_000, {"x": [0.1, None]}]
+assert hosts.gather(big) == [[i, *big[1:]] for i in range(2)]
+for turn in range(50):
+  assert hosts.gather([turn, me]) == [[turn, 0], [turn, 1]]
+assert hosts.mine(range(5)) == (range(0, 5, 2), range(1, 5, 2))[me]
+assert hosts.first("first" if me == 0 else "second") == "first"
+assert hosts.total({"a": 1.0} if me else {"a": 2.0, "b": 5.0}) == {"a": 3.0, "b": 5.0}
+assert hosts.together(lambda: [me, me + 10], str, float) == [0.0, 10.0, 1.0, 11.0]
+assert hosts.is_writer() == (me == 0)
+
+def fail(*kinds):
+  if kinds[me]:
+    raise kinds[me]("of process " + str(me))
+  return []
+
+for kinds, wanted in (((None, EngineError), EngineError), ((hosts.Stopped, None), hosts.Stopped)):
+  try:
+    hosts.together(lambda: fail(*kinds))
+  except wanted as error:
+    assert str(error) == "of process " + str(kinds.index(wanted))
+  else:
+    raise AssertionError("nothing was raised")
+
+class Engine:
+  def sample(self, prompts, n, params):
+    for prompt in hosts.mine(prompts):
+      yield [Rollout(prompt, (1, 2), (-0.5, -0.1), "stop", 3, "text")] * n
+
+found = list(hosts.Everywhere(Engine()).sample(["a", "b", "c"], 2, None))
+assert [group[0].prompt_id for group in found] == ["a", "c", "b"]
+assert found[2] == [Rollout("b", (1, 2), (-0.5, -0.1), "stop", 3, "text")] * 2
+print("all well")
+"""
+
+
+def test_processes_exchange_what_they_have(logs):
+  """Values, sums, errors of one of them, and groups of rollouts."""
+  for process, log in zip(start(["-c", EXCHANGE], logs), logs):
+    assert process.wait(300) == 0 and "all well" in log.read_text(), log.read_text()
+
+
+KILLED = """
+import sys, time
+import jax
+from srl_jax.learner import hosts
+
+hosts.begin()
+print("up", flush=True)
+if jax.process_index() == int(sys.argv[1]):
+  time.sleep(600)
+hosts.gather(1)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_who_waits_for_a_killed_process_ends(logs, victim):
+  """Within a minute, and says why."""
+  both = start(["-c", KILLED, victim], logs)
+  while not all("up" in log.read_text() for log in logs):
+    assert all(process.poll() is None for process in both), [log.read_text() for log in logs]
+    time.sleep(0.1)
+  both[victim].kill()
+  assert both[1 - victim].wait(60) != 0
+  assert GONE.search(logs[1 - victim].read_text()), logs[1 - victim].read_text()
+
+
+def test_one_process_is_all(tmp_path):
+  assert hosts.gather({"a": 1}) == [{"a": 1}] and hosts.first(3) == 3 and hosts.is_writer()
+  assert hosts.total({"a": 1.0}) == {"a": 1.0} and hosts.mine([1, 2, 3]) == [1, 2, 3]
+  made = object()
+  assert hosts.together(lambda: [made]) == [made]
+
+
+@pytest.mark.parametrize(
+  "environment, several",
+  [
+    ({}, False),
+    ({"JAX_COORDINATOR_ADDRESS": "host:1"}, True),
+    ({"SLURM_NTASKS": "4"}, False),  # the batch script itself
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}, True),
+    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ({"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "a"}, True),
+  ],
+)
+def test_what_the_environment_says(environment, several):
+  assert hosts._several(environment) == several
+
+
+def test_half_an_environment_is_one_line(tmp_path):
+  environment = os.environ | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_PROCESS_ID": "0"}
+  command = [sys.executable, "-m", "srl_jax.train", "--config=configs/quickstart.py"]
+  command.append(f"--workdir={tmp_path}")
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+  assert "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID" in done.stderr
+
+
+# ---- a run
+
+STEPS = 4
+FLAGS = [
+  *("-m", "srl_jax.train", f"--config=configs/quickstart.py:steps={STEPS}"),
+  *("--config.mesh=data=2,fsdp=4", "--config.train.save_every=2", "--config.train.eval_every=2"),
+  *("--config.train.keep=3", "--config.batch.prompts=8", "--config.rollout.samples=4"),
+  *("--config.rollout.width=32", "--config.algorithm.max_rounds=2", "--config.data.holdout=2"),
+  *("--config.eval.benchmark=", "--config.eval.mode=off", "--config.log.tensorboard=False"),
+]
+
+
+def told(workdir):
+  """(metrics lines without the clock's, rollout files)."""
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  clock = ("seconds_", "tokens_per_second", "mfu")
+  rows = [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
+  files = {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()}
+  return rows, {name: list(map(json.loads, text.splitlines())) for name, text in files.items()}
+
+
+def final(workdir, mesh):
+  """(weights and moments of the last checkpoint on a mesh, where the run stood)."""
+  checkpoints = Checkpoints(workdir)
+  tx = optimizer.make(quickstart.get_config().optimizer, STEPS)
+  with jax.set_mesh(make_mesh(mesh)):
+    shapes = abstract(load_config(ROOT / "configs" / "miniature"))
+    found = checkpoints.restore(STEPS, shapes, jax.eval_shape(tx.init, shapes))
+  checkpoints.close()
+  assert jax.tree.leaves(found[0])[0].sharding.num_devices == make_mesh(mesh).size
+  return list(map(np.asarray, jax.tree.leaves(found[:2]))), found[2]
+
+
+def lines(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.read_text().count("\n") if path.exists() else 0
+
+
+def wait_for_line(number, workdir, processes, logs):
+  while lines(workdir) < number:
+    assert all(p.poll() is None for p in processes), [log.read_text() for log in logs]
+    time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The workdir of one process with eight devices."""
+  folder = tmp_path_factory.mktemp("whole")
+  (process,) = start([*FLAGS, f"--workdir={folder / 'run'}"], [folder / "log"], processes=1)
+  assert process.wait(1800) == 0, (folder / "log").read_text()
+  return folder / "run"
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_whatever_happens_to_them(whole, tmp_path, logs):
+  """One is killed, then one is stopped, then they end: weights, decisions and files of `whole`."""
+  workdir = tmp_path / "run"
+  command = [*FLAGS, f"--workdir={workdir}"]
+  both = start(command, logs)
+  wait_for_line(3, workdir, both, logs)
+  both[1].kill()
+  begun = time.monotonic()
+  assert both[0].wait(120) != 0
+  assert time.monotonic() - begun < 60
+  assert GONE.search(logs[0].read_text()), logs[0].read_text()
+
+  both = start(command, logs)
+  wait_for_line(3, workdir, both, logs)
+  both[1].send_signal(signal.SIGTERM)
+  for process, log in zip(both, logs):
+    assert process.wait(300) == 0, log.read_text()
+  assert "continued from step 2" in logs[0].read_text()
+  assert "stopped by SIGTERM; saved. Continue with the same command" in logs[0].read_text()
+  assert "stopped by" not in logs[1].read_text()
+
+  for process, log in zip(start(command, logs), logs):
+    assert process.wait(900) == 0, log.read_text()
+  (rows, groups), (wanted_rows, wanted_groups) = told(workdir), told(whole)
+  assert len(rows) == STEPS and any(row.get("grad_norm", 0) > 0 for row in rows)
+  texts = lambda files: {k: [(g["texts"], g["dropped"]) for g in v] for k, v in files.items()}
+  assert texts(groups) == texts(wanted_groups)
+  for row, wanted in zip(rows, wanted_rows):
+    assert row == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+  arrays, progress = final(workdir, "data=2,fsdp=4")
+  wanted, wanted_progress = final(whole, "data=2,fsdp=4")
+  for a, b in zip(arrays, wanted):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+  assert progress.queue == wanted_progress.queue
+  for mesh in ("fsdp=8", "data=1"):  # saved by two hosts, read by one, on other meshes
+    elsewhere, found = final(workdir, mesh)
+    assert found == progress and all((a == b).all() for a, b in zip(arrays, elsewhere))
+  assert json.loads((workdir / "summary.json").read_text())["steps"] == STEPS

@@ -1,0 +1,49 @@
+"""How a run is asked to stop."""
+
+import os
+import signal
+
+import pytest
+
+from srl_jax.learner.hosts import Stopped
+from srl_jax.learner.stop import StopSignal
+
+
+@pytest.fixture
+def stop():
+  signals = StopSignal()
+  yield signals
+  signals.restore()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_asked_about(number):
+  before = signal.getsignal(number)
+  stop = StopSignal()
+  try:
+    stop.check()
+    os.kill(os.getpid(), number)
+    with pytest.raises(Stopped, match=number.name):
+      stop.check()
+    with pytest.raises(Stopped, match=number.name):
+      stop.agree()
+  finally:
+    stop.restore()
+  assert signal.getsignal(number) == before
+
+
+def test_the_question_waits_while_it_is_held(stop):
+  """And is asked right behind."""
+  with stop.held():
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.check()
+    stop.agree()
+  with pytest.raises(Stopped, match="SIGTERM"):
+    stop.agree()
+
+
+def test_a_second_interrupt_ends_at_once(stop):
+  os.kill(os.getpid(), signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.sigtimedwait([], 0)
