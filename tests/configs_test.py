@@ -1,18 +1,20 @@
 """Every config builds and passes its own checks; contradictions are refused with a remedy."""
 
+import functools
 import importlib.util
 import pathlib
 import re
 
+import jax
 import pytest
 
 from configs import common
 from srl_jax.learner import start
-from srl_jax.policy.hf_files import load_config
-from srl_jax.policy.sharding import check_mesh
+from srl_jax.planning import models, programs
+from srl_jax.policy.sharding import check_mesh, make_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.stem != "common")
 
 
 def build(path, arg=None):
@@ -32,8 +34,29 @@ def test_every_config_is_sound(path):
     config.algorithm.clip = 0.2
   with pytest.raises(TypeError):
     config.batch.prompts = "many"
-  if pathlib.Path(config.model).is_dir():
-    check_mesh(common.mesh_spec(config), load_config(config.model).sizes())
+  check_mesh(common.mesh_spec(config), models.architecture(config.model, config.dtype).sizes())
+
+
+BUILT = set()  # configs differ mostly in what no program depends on
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_builds_abstractly(path):
+  """The programs of its run, on shapes: model, moments, largest micro-batch, loss."""
+  config = build(path)
+  architecture = models.architecture(config.model, config.dtype)
+  mesh = make_mesh(common.mesh_spec(config))
+  with jax.set_mesh(mesh):
+    state = programs.state_of(config, architecture, mesh)
+    assert state.loss.kind == ("likelihood" if config.method == "sft" else "policy")
+    same = (architecture, mesh, state.loss, state.rows.tokens_bt.shape, config.algorithm.kl > 0)
+    same += (config.algorithm.steps_per_batch > 1,)
+    if same in BUILT:
+      return
+    BUILT.add(same)
+    for call in programs.calls(config, state):
+      made = jax.eval_shape(functools.partial(call.function, **call.static), **call.arrays)
+      assert all(0 not in leaf.shape for leaf in jax.tree.leaves(made)), call.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -42,11 +65,62 @@ def test_every_config_refuses_unknown_arguments(path):
     build(path, "sede=3")
 
 
-def test_the_same_file_runs_small():
-  config = build(ROOT / "configs" / "srl_math.py", "model=/models/tiny,data=steps.jsonl,tiny")
+MATH = ("srl_math", "srl_math_no_filter", "one_step_math", "rlvr_math", "sft_rlvr_math")
+MATH += ("srl_rlvr_math", "sft_outline", "sft_reasoning")
+
+
+@pytest.mark.parametrize("name", MATH)
+def test_the_same_file_runs_small(name):
+  config = build(ROOT / "configs" / f"{name}.py", "model=/models/tiny,data=steps.jsonl,tiny")
   common.check(config)
   assert (config.model, config.data.source) == ("/models/tiny", "jsonl")
-  assert config.batch.prompts < 16 and config.mesh == "cpu"
+  assert config.batch.prompts < 16 and config.mesh == "cpu" and config.train.steps == 3
+  assert config.rollout.max_tokens < 100
+
+
+def changes(path, base):
+  """{key: value} that a config has otherwise than another one."""
+  before = start.flatten(build(ROOT / "configs" / f"{base}.py"))
+  return {k: v for k, v in start.flatten(build(path)).items() if v != before[k]}
+
+
+ABLATIONS = {
+  "autojunk": {"reward.autojunk": True},
+  "epsilon": {"algorithm.std_epsilon": 0.05},
+  "clip": {"algorithm.steps_per_batch": 4},
+  "title_hint": {"data.title_hint": True},
+  "verl": {"algorithm.advantage_ddof": 1, "algorithm.aggregate": "token"},
+  "dr_grpo": {"algorithm.advantage_scale": "none"},
+  "importance_cap": {"algorithm.importance_cap": 0.0},
+}
+
+
+def test_an_ablation_changes_what_it_says_and_nothing_else():
+  paths = sorted((ROOT / "configs" / "ablations").glob("*.py"))
+  assert {path.stem: changes(path, "srl_math") for path in paths} == ABLATIONS
+
+
+def test_the_rows_have_the_papers_hyperparameters():
+  """Tables 5 (SFT), 6 (RLVR) and 7 (SRL: the defaults, below)."""
+  configs = ROOT / "configs"
+  rlvr = {"method": "rlvr", "batch.prompts": 128, "prompt.style": "plain"}
+  rlvr |= {"rollout.max_tokens": 4096, "algorithm.std_epsilon": 0.0}
+  sft = {"method": "sft", "optimizer.lr": 5e-6, "optimizer.schedule": "cosine"}
+  sft |= {"optimizer.warmup": 0.3, "batch.prompts": 64, "train.epochs": 3}
+  outline = sft | {"prompt.style": "plain", "train.eval_every": 15}
+  trace = {"data.fields.reasoning": "deepseek_thinking_trajectory"}
+  trace |= {"batch.tokens_per_device": 32768}
+  assert changes(configs / "rlvr_math.py", "srl_math") == rlvr
+  assert changes(configs / "sft_outline.py", "srl_math") == outline
+  assert changes(configs / "sft_reasoning.py", "sft_outline") == trace
+  assert changes(configs / "sft_swe.py", "srl_swe") == sft | {"train.eval_every": 100}
+  assert changes(configs / "sft_rlvr_math.py", "rlvr_math") == {"init_from": "runs/sft_outline"}
+  srl_rlvr = {"init_from": "runs/srl_math", "prompt.style": "think"}
+  assert changes(configs / "srl_rlvr_math.py", "rlvr_math") == srl_rlvr
+  no_filter = {"algorithm.dynamic_sampling": False}
+  assert changes(configs / "srl_math_no_filter.py", "srl_math") == no_filter
+  one_step = {"method": "one_step", "rollout.max_tokens": 4096}
+  assert changes(configs / "one_step_math.py", "srl_math") == one_step
 
 
 def test_the_defaults_are_the_papers():
