@@ -1,0 +1,82 @@
+"""The same work for everybody: shapes, tokens, texts. Plain Python: every peer reads it."""
+
+import random
+
+# A Qwen2 of each size in Hugging Face's names. "135M" has the shape of SmolLM2-135M; "nano" is what
+# the tests run.
+_COMMON = {
+  "rope_theta": 100000.0,
+  "rms_norm_eps": 1e-5,
+  "max_position_embeddings": 8192,
+  "tie_word_embeddings": True,
+}
+SHAPES = {
+  "nano": {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 512,
+  },
+  "tiny": {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 16384,
+  },
+  "135M": {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+  },
+}
+for _shape in SHAPES.values():
+  _shape |= _COMMON
+  _shape["head_dim"] = _shape["hidden_size"] // _shape["num_attention_heads"]
+
+LEARNING_RATE, GRAD_NORM, CLIP = 1e-6, 1.0, 0.2
+
+_SPECIAL = 3  # ids below are padding, begin and end of text: no prompt and no response has them
+_WORDS = [
+  "".join(random.Random(i).choices("etaoinshrdlucmfwypvbgk", k=1 + i % 9)) for i in range(800)
+]
+
+
+def _tokens(order: dict, count: int, *name) -> list[int]:
+  """`count` random token ids, the same for the same name."""
+  draw = random.Random(repr(name))
+  return [draw.randrange(_SPECIAL, SHAPES[order["shape"]]["vocab_size"]) for _ in range(count)]
+
+
+def prompt(order: dict, turn: int, index: int) -> list[int]:
+  """Prompt number `index` of a turn. Other prompts each turn, so that no cache has seen them."""
+  return _tokens(order, order["prompt"], "prompt", turn, index)
+
+
+def group(order: dict, turn: int) -> tuple[list[int], list[list[int]], list[float]]:
+  """(prompt, responses, advantages) of the group that one update trains on."""
+  responses = [
+    _tokens(order, order["response"], "response", turn, sample)
+    for sample in range(order["samples"])
+  ]
+  # Half of the responses good, half bad: mean 0, standard deviation 1.
+  advantages = [1.0 if sample % 2 else -1.0 for sample in range(order["samples"])]
+  return prompt(order, turn, 0), responses, advantages
+
+
+def text_pairs(count: int, characters: int, turn: int) -> list[tuple[str, str]]:
+  """Pairs (action, target) of English-like words; the action has a third of its words changed."""
+  draw = random.Random(repr(("texts", turn)))
+  weights = [1 / (rank + 1) for rank in range(len(_WORDS))]
+  pairs = []
+  for _ in range(count):
+    target = draw.choices(_WORDS, weights, k=characters)
+    action = [word if draw.random() < 2 / 3 else draw.choice(_WORDS) for word in target]
+    pairs.append((" ".join(action)[:characters], " ".join(target)[:characters]))
+  return pairs

@@ -1,0 +1,106 @@
+"""Our side: learner.update.train_step, rollout.sampler.Sampler, rewards.similarity."""
+
+import time
+
+import jax
+
+from benchmarks.peers import cases
+from benchmarks.peers.worker import serve, versions
+from configs.common import defaults
+from srl_jax.learner import optimizer, packing, update
+from srl_jax.policy.model import ModelConfig, init
+from srl_jax.policy.sharding import make_mesh
+from srl_jax.policy.weights import load_hf, save_hf
+from srl_jax.rewards.similarity import similarities
+from srl_jax.rollout.engine import Prompt, SamplingParams
+from srl_jax.rollout.sampler import Sampler
+
+
+def prepare_model(order):
+  """Writes the model that all read: random weights of a shape."""
+  config = ModelConfig(**cases.SHAPES[order["shape"]])
+  save_hf(config, init(config, seed=0), order["model"])
+  return None, versions("jax", "flax")
+
+
+def prepare_update(order):
+  _, model = load_hf(order["model"])
+  settings = defaults().optimizer
+  settings.lr, settings.grad_norm = cases.LEARNING_RATE, cases.GRAD_NORM
+  tx = optimizer.make(settings, steps=1000)
+  moments = update.init_moments(tx, model)
+  loss = update.Loss(
+    clip_low=cases.CLIP,
+    clip_high=cases.CLIP,
+    importance_cap=0,
+    remat="full" if order["remat"] else "none",
+  )
+
+  def do(turn):
+    nonlocal model, moments
+    prompt, responses, advantages = cases.group(order, turn)
+    responses = [packing.Response(ids, None, a) for ids, a in zip(responses, advantages)]
+    if order["share"]:
+      groups = [packing.PackedGroup(prompt, responses)]
+    else:
+      groups = [packing.PackedGroup(prompt, [response]) for response in responses]
+    rows = packing.pack(
+      groups,
+      tokens_per_device=order["samples"] * (order["prompt"] + order["response"]),
+      shards=1,
+      aggregate="sequence",
+      max_tokens=order["response"],
+    )
+    batches = [update.on_device(part) for part in rows]
+    begun = time.perf_counter()
+    model, moments, metrics, _ = update.train_step(tx, model, moments, batches, loss)
+    jax.block_until_ready((model, moments))
+    return {"seconds": time.perf_counter() - begun, "grad_norm": metrics["grad_norm"]}
+
+  return do, versions("jax", "flax", "optax")
+
+
+class _NoText:
+  """In a tokenizer's place: nobody asks for the text."""
+
+  def decode(self, token_ids, skip_special_tokens):
+    return ""
+
+
+def prepare_sample(order):
+  _, model = load_hf(order["model"])
+  engine = Sampler(_NoText(), [], width=order["prompts"] * order["samples"])
+  engine.load_weights(model, 0)
+
+  def do(turn):
+    prompts = [
+      Prompt(f"{turn}-{i}", tuple(cases.prompt(order, turn, i))) for i in range(order["prompts"])
+    ]
+    begun = time.perf_counter()
+    groups = list(engine.sample(prompts, order["samples"], SamplingParams(order["response"])))
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "tokens": sum(len(r.token_ids) for group in groups for r in group)}
+
+  return do, versions("jax", "flax")
+
+
+def prepare_reward(order):
+  def do(turn):
+    pairs = cases.text_pairs(order["pairs"], order["characters"], turn)
+    begun = time.perf_counter()
+    values = similarities(pairs, workers=order["workers"])
+    return {"seconds": time.perf_counter() - begun, "mean": sum(values) / len(values)}
+
+  return do, versions("cydifflib")
+
+
+if __name__ == "__main__":
+  with jax.set_mesh(make_mesh("data=1,fsdp=1,tensor=1")):
+    serve(
+      {
+        "model": prepare_model,
+        "update": prepare_update,
+        "sample": prepare_sample,
+        "reward": prepare_reward,
+      }
+    )

@@ -1,0 +1,111 @@
+"""TRL's GRPO update and transformers' generate, in torch."""
+
+import pathlib
+import tempfile
+import time
+
+import datasets
+import tokenizers
+import torch
+import transformers
+import trl
+
+from benchmarks.peers import cases
+from benchmarks.peers.worker import serve, versions
+
+
+def prepare_update(order):
+  """TRL's own trainer, loss, backward pass, gradient clipping and optimiser; nothing generated."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float32)
+  settings = trl.GRPOConfig(
+    output_dir=tempfile.mkdtemp(),
+    use_cpu=True,
+    bf16=False,
+    report_to="none",
+    loss_type="grpo",  # mean over sequences of the mean over tokens
+    beta=0.0,
+    epsilon=cases.CLIP,
+    learning_rate=cases.LEARNING_RATE,
+    lr_scheduler_type="constant",
+    max_grad_norm=cases.GRAD_NORM,
+    num_generations=order["samples"],
+    per_device_train_batch_size=order["samples"],
+    max_completion_length=order["response"],
+    gradient_checkpointing=order["remat"],
+  )
+  trainer = trl.GRPOTrainer(
+    model=model,
+    reward_funcs=lambda completions, **_: [0.0] * len(completions),
+    args=settings,
+    train_dataset=datasets.Dataset.from_list([{"prompt": "-"}] * order["samples"]),
+    processing_class=_tokenizer(),
+  )
+  trainer.create_optimizer_and_scheduler(num_training_steps=1000)
+  if order["remat"]:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+  model.train()
+  trainer.current_gradient_accumulation_steps = 1  # what its loop over the data would set
+
+  def do(turn):
+    prompt, responses, advantages = cases.group(order, turn)
+    prompt_ids = torch.tensor([prompt] * order["samples"])
+    completion_ids = torch.tensor(responses)
+    inputs = {
+      "prompt_ids": prompt_ids,
+      "prompt_mask": torch.ones_like(prompt_ids),
+      "completion_ids": completion_ids,
+      "completion_mask": torch.ones_like(completion_ids),
+      "advantages": torch.tensor(advantages),
+      "num_items_in_batch": torch.tensor(completion_ids.numel()),
+    }
+    begun = time.perf_counter()
+    loss = trainer.compute_loss(model, inputs)
+    trainer.accelerator.backward(loss)
+    norm = trainer.accelerator.clip_grad_norm_(model.parameters(), cases.GRAD_NORM)
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    trainer.optimizer.zero_grad()
+    return {"seconds": time.perf_counter() - begun, "grad_norm": float(norm)}
+
+  return do, versions("trl", "torch", "transformers")
+
+
+def prepare_sample(order):
+  model = transformers.AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float32)
+  model.eval()
+  settings = transformers.GenerationConfig(
+    do_sample=True,
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    num_return_sequences=order["samples"],
+    max_new_tokens=order["response"],
+    pad_token_id=0,
+    eos_token_id=None,  # responses run to their full length
+  )
+
+  def do(turn):
+    prompts = torch.tensor([cases.prompt(order, turn, i) for i in range(order["prompts"])])
+    begun = time.perf_counter()
+    with torch.inference_mode():
+      out = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+      )
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "tokens": out[:, prompts.shape[1] :].numel()}
+
+  return do, versions("torch", "transformers")
+
+
+def _tokenizer():
+  """The trainer wants one; it is never asked for anything but its special tokens."""
+  words = {"<pad>": 0, "<eos>": 2, "-": 3}
+  file = pathlib.Path(tempfile.mkdtemp()) / "tokenizer.json"
+  tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="-")).save(str(file))
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_file=str(file), pad_token="<pad>", eos_token="<eos>"
+  )
+
+
+if __name__ == "__main__":
+  serve({"update": prepare_update, "sample": prepare_sample})

@@ -1,0 +1,132 @@
+"""tunix's GRPO update and its own ("vanilla") sampler, in JAX."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from tunix.generate.sampler import CacheConfig, Sampler
+from tunix.models.qwen2 import model as qwen2
+from tunix.models.qwen2 import params
+from tunix.rl import function_registry
+from tunix.rl.grpo.grpo_learner import GRPOConfig, TrainExample
+from tunix.rl.trainer import Trainer
+from tunix.sft.peft_trainer import TrainingConfig
+
+from benchmarks.peers import cases
+from benchmarks.peers.worker import serve, versions
+
+PAD, EOS = 0, 2
+
+
+def load(order, remat: bool):
+  """(config, model) of an order, in tunix's terms."""
+  given = cases.SHAPES[order["shape"]]
+  config = qwen2.ModelConfig(
+    num_layers=given["num_hidden_layers"],
+    vocab_size=given["vocab_size"],
+    embed_dim=given["hidden_size"],
+    hidden_dim=given["intermediate_size"],
+    num_heads=given["num_attention_heads"],
+    head_dim=given["head_dim"],
+    num_kv_heads=given["num_key_value_heads"],
+    rope_theta=given["rope_theta"],
+    norm_eps=given["rms_norm_eps"],
+    use_tied_embedding=given["tie_word_embeddings"],
+    remat_config=qwen2.RematConfig.DECODER if remat else qwen2.RematConfig.NONE,
+  )
+  return config, params.create_model_from_safe_tensors(order["model"], config, dtype=jnp.float32)
+
+
+def prepare_update(order):
+  """tunix's own trainer with its GRPO loss, as its GRPOLearner wires them."""
+  _, model = load(order, order["remat"])
+  settings = GRPOConfig(num_generations=order["samples"], beta=0.0, epsilon=cases.CLIP)
+  settings.temperature = 1.0
+  tx = optax.chain(
+    optax.clip_by_global_norm(cases.GRAD_NORM), optax.adamw(cases.LEARNING_RATE, weight_decay=0.0)
+  )
+  trainer = Trainer(model, tx, TrainingConfig(eval_every_n_steps=10**6), dict)
+  grpo = function_registry.get_policy_loss_fn(settings.policy_loss_fn)
+  trainer.with_loss_fn(
+    lambda model, train_example, algo_config: grpo(
+      model, train_example, algo_config=settings, pad_id=PAD, eos_id=EOS
+    ),
+    has_aux=True,
+  )
+  trainer.with_gen_model_input_fn(
+    lambda example: {"train_example": example, "algo_config": settings}
+  )
+  step, _ = trainer.jit_train_and_eval_step()
+
+  def do(turn):
+    prompt, responses, advantages = cases.group(order, turn)
+    prompt_ids = jnp.array([prompt] * order["samples"], jnp.int32)
+    completion_ids = jnp.array(responses, jnp.int32)
+    example = TrainExample(
+      prompt_ids=prompt_ids,
+      prompt_mask=jnp.ones_like(prompt_ids),
+      completion_ids=completion_ids,
+      completion_mask=jnp.ones_like(completion_ids),
+      advantages=jnp.array(advantages),
+      ref_per_token_logps=None,
+      old_per_token_logps=None,
+    )
+    jax.block_until_ready(example)
+    begun = time.perf_counter()
+    _, _, norm = step(example)
+    jax.block_until_ready((norm, jax.tree.leaves(trainer.optimizer), jax.tree.leaves(model)))
+    return {"seconds": time.perf_counter() - begun, "grad_norm": float(norm)}
+
+  return do, versions("google-tunix", "jax", "flax")
+
+
+class _Ids:
+  """A tokenizer of texts that are token ids with spaces between."""
+
+  def encode(self, text):
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids):
+    return ""
+
+  def bos_id(self):
+    return 0  # none: tunix puts it in front where it is not 0
+
+  def eos_id(self):
+    return EOS
+
+  def pad_id(self):
+    return PAD
+
+
+def prepare_sample(order):
+  config, model = load(order, remat=False)
+  size = order["prompt"] + order["response"]
+  cache = CacheConfig(size, config.num_layers, config.num_kv_heads, config.head_dim)
+  sampler = Sampler(model, _Ids(), cache)
+
+  def do(turn):
+    prompts = [
+      " ".join(map(str, cases.prompt(order, turn, i)))
+      for i in range(order["prompts"])
+      for _ in range(order["samples"])
+    ]
+    begun = time.perf_counter()
+    out = sampler(
+      prompts,
+      max_generation_steps=order["response"],
+      max_prompt_length=order["prompt"],
+      return_logprobs=True,
+      eos_tokens=[-1],  # responses run to their full length
+      temperature=1.0,
+      top_p=1.0,
+      seed=turn,
+    )
+    return {"seconds": time.perf_counter() - begun, "tokens": sum(map(len, out.tokens))}
+
+  return do, versions("google-tunix", "jax", "flax")
+
+
+if __name__ == "__main__":
+  serve({"update": prepare_update, "sample": prepare_sample})

@@ -1,0 +1,106 @@
+"""Both ends of the pipe to a peer's process: `Peer` here, `serve` there. Standard library only.
+
+An order and an answer are one line of JSON each; an answer has "error" where the peer failed.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+from benchmarks.peers import cpu
+
+
+class PeerError(Exception):
+  """A peer could not do what it was asked."""
+
+
+class Peer:
+  """A process that measures when it is told to.
+
+  Args:
+    command: starts it.
+    environment: variables besides this process's own.
+    log: file for what it prints.
+  """
+
+  def __init__(self, command: list[str], environment: dict[str, str], log):
+    self.log = log
+    with open(log, "w") as out:
+      self.process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=out,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,  # so that the processes it starts can be ended with it
+      )
+
+  def ask(self, order: dict) -> dict:
+    """The answer to an order, and what the processor did from order to answer.
+
+    `wall` is that time in seconds, `cpu` the CPU seconds of the peer, `others` those of the rest of
+    the machine. Raises PeerError.
+    """
+    begun, own, machine = time.perf_counter(), cpu.of_group(self.process.pid), cpu.of_machine()
+    line = ""
+    with contextlib.suppress(BrokenPipeError):
+      self.process.stdin.write(json.dumps(order) + "\n")
+      self.process.stdin.flush()
+      line = self.process.stdout.readline()
+    if not line:
+      raise PeerError(f"the process ended; its output is in {self.log}")
+    answer = json.loads(line)
+    if "error" in answer:
+      raise PeerError(f"{answer['error']}; more in {self.log}")
+    used = cpu.of_group(self.process.pid) - own
+    others = max(0.0, cpu.of_machine() - machine - used)
+    return answer | {"wall": time.perf_counter() - begun, "cpu": used, "others": others}
+
+  def close(self) -> None:
+    """Ends the process and all that it started."""
+    with contextlib.suppress(BrokenPipeError):
+      self.process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self.process.wait(timeout=20)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self.process.pid, signal.SIGKILL)
+    self.process.wait()
+    self.process.stdout.close()
+
+
+def serve(cases: dict) -> None:
+  """Answers orders until the pipe ends.
+
+  Args:
+    cases: {case: prepare}; prepare(order) returns (do, versions): do(turn) does one round and
+      returns a dict with its "seconds", versions are {package: version}.
+  """
+  # Answers go through a copy of stdout; what libraries print goes to the log.
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  do = None
+  for line in sys.stdin:
+    order = json.loads(line)
+    try:
+      if "case" in order:
+        do, found = cases[order["case"]](order)
+        answer = {"versions": found}
+      else:
+        answer = do(order["turn"])
+    except Exception as error:  # whatever a library raises is told to the other end
+      traceback.print_exc()
+      answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
+
+
+def versions(*packages: str) -> dict[str, str]:
+  """{package: version} of this environment."""
+  return {package: importlib.metadata.version(package) for package in packages}
