@@ -62,8 +62,10 @@ def training(
   workdir = root / name
   finished = (workdir / "summary.json").exists
   wanted = config_of(config, overrides)
-  if finished():
-    _check_same(workdir, wanted)
+  if finished():  # srl_jax.train checks those that it goes on with
+    from srl_jax.learner import start  # it imports jax
+
+    start.check_same_run(workdir, wanted)
   arguments = ("srl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides)
   return Stage(name, arguments, finished, (after,) if after else ())
 
@@ -108,22 +110,6 @@ def config_of(file: str, overrides: Sequence[str] = ()):
     raise ValueError(f"{file}: {errors.without_traceback(str(error))}") from error
   common.check(alone.config)
   return alone.config
-
-
-def _check_same(workdir: pathlib.Path, config) -> None:
-  """Raises ValueError if the finished run in `workdir` is not of `config`."""
-  from srl_jax.learner import start
-
-  before = start.flatten(json.loads((workdir / "config.json").read_text("utf-8")))
-  now = start.flatten(config)
-  keys = [key for key in {**before, **now} if key not in start.FREE_KEYS]
-  differ = [key for key in keys if before.get(key) != now.get(key)]
-  if differ:
-    changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differ)
-    raise ValueError(
-      f"{workdir} holds a finished run of another config: {changes}. Give another --workdir, set"
-      " these back, or remove the folder"
-    )
 
 
 def show(stages: Sequence[Stage]) -> None:

@@ -61,24 +61,28 @@ def claim_workdir(workdir: pathlib.Path, config) -> None:
 
   Raises ValueError when it holds another run's checkpoints, with the keys that differ.
   """
-  path = workdir / "config.json"
-  now = flatten(config)
-  if path.exists() and Checkpoints.present(workdir):
-    before = flatten(json.loads(path.read_text(encoding="utf-8")))
-    keys = [key for key in {**before, **now} if key not in FREE_KEYS]
-    differ = [
-      f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-      for key in keys
-      if before.get(key) != now.get(key)
-    ]
-    if differ:
-      raise ValueError(
-        f"workdir {workdir} holds a run of another config: {'; '.join(differ)}. Give another "
-        "--workdir, or set these back to continue that run"
-      )
+  if (workdir / "config.json").exists() and Checkpoints.present(workdir):
+    check_same_run(workdir, config)
   if hosts.is_writer():
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, config.to_dict())
+    write_json(workdir / "config.json", config.to_dict())
+
+
+def check_same_run(workdir: pathlib.Path, config) -> None:
+  """Raises ValueError, with the keys that differ, if the run in `workdir` is not of this config."""
+  before = flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+  now = flatten(config)
+  keys = [key for key in {**before, **now} if key not in FREE_KEYS]
+  differ = [
+    f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+    for key in keys
+    if before.get(key) != now.get(key)
+  ]
+  if differ:
+    raise ValueError(
+      f"workdir {workdir} holds a run of another config: {'; '.join(differ)}. Give another "
+      "--workdir, or set these back to continue that run"
+    )
 
 
 def write_json(path: pathlib.Path, data) -> None:

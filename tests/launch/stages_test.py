@@ -137,7 +137,7 @@ def test_a_training_is_finished_with_its_summary_and_belongs_to_its_config(tmp_p
   finish(tmp_path / "srl-0", miniature_row.get_config("row=srl"))
   assert first.finished()
   stages.training("srl-0", f"{ROW}:row=srl", ["--config.mesh=fsdp=1"], tmp_path)  # free to change
-  with pytest.raises(ValueError, match=r"srl-0 holds a finished run .* seed was 0, is 4. Give"):
+  with pytest.raises(ValueError, match=r"srl-0 holds a run of another .* seed was 0, is 4. Give"):
     stages.training("srl-0", f"{ROW}:row=srl,seed=4", [], tmp_path)
 
 
