@@ -56,14 +56,15 @@ def collectives(hlo: str, per_node: int = 0) -> list[Collective]:
   """
   bodies, entry = _computations(hlo)
   times = _times(bodies, entry)
-  found: dict[str, Collective] = {}
+  found: dict[tuple, Collective] = {}
   for name, count in times.items():
     for line in bodies[name]:
       match = _COLLECTIVE.search(line)
       if match:
+        one = _collective(line, match, count, per_node)
         channel = re.search(r"channel_id=(\d+)", line)
-        key = channel[0] if channel else line
-        found.setdefault(key, _collective(line, match, count, per_node))
+        # Channels are unique among operations of one kind only.
+        found.setdefault((*one, channel[0] if channel else line), one)
   return list(found.values())
 
 
@@ -89,7 +90,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     if header:
       current = bodies.setdefault(header[2], [])
       entry = header[2] if header[1] else entry
-    elif line.startswith("}"):
+    elif line == "}":  # a kernel's metadata may be several lines, with braces of its own
       current = None
     elif current is not None:
       current.append(line)
@@ -150,26 +151,34 @@ def _item_size(dtype: str) -> int:
   return 1 if dtype == "pred" else max(1, int(re.search(r"\d+", dtype)[0]) // 8)
 
 
+# Axes of a mesh, as 'a'=2,'b'=8, and those that a group goes along; devices in the order of their
+# ids, or of a transposed array of them. Or: groups, devices of one, the (transposed) array of ids.
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}:]*)\}")
+_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
+_LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
+_PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
+
+
 def _groups(line: str) -> np.ndarray:
   """[groups, devices]: ids of the devices of each group; of a permute, its pairs."""
-  if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+  if pairs := _PAIRS.search(line):
     return np.array([pair.split(",") for pair in re.findall(r"\d+,\d+", pairs[1])], int)
-  if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}", line):
-    axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-    inner = [list(axes).index(name) for name in re.findall(r"'(\w+)'", mesh[2])]
-    sizes = [int(size) for size in axes.values()]
-    outer = [i for i in range(len(sizes)) if i not in inner]
-    count = math.prod(sizes[i] for i in inner)
-    return _ids(sizes, outer + inner).reshape(-1, count)
-  if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-    numbers = lambda text: [int(n) for n in text.split(",")]
-    sizes = numbers(iota[2])
-    order = numbers(iota[3]) if iota[3] else range(len(sizes))
-    return _ids(sizes, order).reshape(-1, int(iota[1]))
-  if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
+  if mesh := _MESH.search(line):
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+    inner = re.findall(r"'(\w+)'", mesh[3])
+    order = [list(sizes).index(name) for name in sizes if name not in inner]
+    order += [list(sizes).index(name) for name in inner]
+    ids = _ids(mesh[2] or str(list(sizes.values()))).reshape(list(sizes.values()))
+    return ids.transpose(order).reshape(-1, math.prod(sizes[name] for name in inner))
+  if iota := _IOTA.search(line):
+    return _ids(iota[2]).reshape(-1, int(iota[1]))
+  if listed := _LISTED.search(line):
     return np.array([ids.split(",") for ids in re.findall(r"\{([\d,]+)\}", listed[1])], int)
   raise ValueError(f"a collective of the compiled program has unknown groups: {line[:300]}")
 
 
-def _ids(sizes, order) -> np.ndarray:
-  return np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+def _ids(text: str) -> np.ndarray:
+  """The ids 0, 1, .. as XLA writes an array of them: [4,8], or transposed [4,8]T(1,0)."""
+  sizes, _, order = text.partition("T")
+  sizes, order = ([int(n) for n in re.findall(r"\d+", part)] for part in (sizes, order))
+  return np.arange(math.prod(sizes)).reshape(sizes).transpose(order or None)

@@ -1,6 +1,10 @@
 """What a plan found, as text: the page that the command prints and a row of the table."""
 
-from srl_jax.planning.topologies import GIB
+import json
+import pathlib
+import sys
+
+from srl_jax.planning.topologies import GIB, TOPOLOGIES
 
 HEADER = """\
 | topology | devices | mesh | weights + moments | gradients | largest program | temporaries | peak \
@@ -108,3 +112,24 @@ def _rates(rates) -> str:
 
 def _gib(value: float, width: int = 8) -> str:
   return f"{value / GIB:>{width}.2f}"
+
+
+def table(reports: list[dict]) -> str:
+  """Plans of one config as a Markdown table, with what they assume."""
+  order = list(TOPOLOGIES)
+  reports = sorted(reports, key=lambda report: order.index(report["topology"]))
+  work = reports[0]["work"]
+  lines = [HEADER, *map(row, reports), ""]
+  lines.append(
+    f"{reports[0]['model']}; memory in GiB a device; step and MFU are forecasts for prompts of "
+    f"{work['prompt_tokens']} and responses of {work['response_tokens']} tokens. Assumed rates:"
+  )
+  lines += [f"- {report['topology']}: {_rates(report['rates'])}" for report in reports]
+  for report in reports:
+    if report["change"]:
+      lines += ["", f"{report['topology']} {verdict(report)}"]
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":  # python -m srl_jax.planning.report PLAN.json...
+  print(table([json.loads(pathlib.Path(name).read_text()) for name in sys.argv[1:]]))

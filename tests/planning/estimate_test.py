@@ -1,0 +1,112 @@
+"""Forecasts by hand-computed figures; what to change when a plan does not fit."""
+
+import pytest
+
+from configs import common
+from srl_jax.planning import estimate
+from srl_jax.planning.collectives import Collective
+from srl_jax.planning.models import architecture
+from srl_jax.planning.programs import Program
+from srl_jax.planning.topologies import GIB, H100, TOPOLOGIES
+
+QWEN = architecture("Qwen/Qwen2.5-7B-Instruct", "bfloat16")
+NODE = TOPOLOGIES["h100x8"]
+MESH = {"data": 1, "fsdp": 8, "tensor": 1}
+
+
+def config(**batch):
+  config = common.defaults()
+  config.batch.update(batch)
+  return config
+
+
+def test_work_counts_a_prompt_once():
+  work = estimate.work_of(config(), 1500, 1000)
+  assert work.tokens() == 512 * (1500 + 8 * 1000)
+  longer = estimate.work_of(config(), 10**6, 10**6)
+  assert (longer.prompt_tokens, longer.response_tokens) == (4096, 2048)
+  sft = config()
+  sft.method = "sft"
+  assert estimate.work_of(sft, 100, 10).tokens() == 512 * 110
+
+
+def test_flops_are_six_times_weights_and_tokens():
+  """A response alone, so short that attention is nothing: 6 x matmul weights x tokens."""
+  work = estimate.Work(prompts=1, samples=1, prompt_tokens=0, response_tokens=1)
+  head = QWEN.vocab_size * QWEN.hidden_size
+  weights = 7_615_616_512 - head  # all but the embedding; norms and biases are 0.002 %
+  assert work.flops(QWEN) == pytest.approx(6 * weights, rel=1e-4)
+
+
+def test_links_and_networks_have_their_rates():
+  inside = Collective("all-gather", 8 * 10**9, 8, 2)
+  across = Collective("all-reduce", 10**9, 4, 1, across=True)
+  seconds = estimate.link_seconds([inside, across], NODE)
+  expected = 14e9 / (0.8 * H100.link) + 1.5e9 / (0.8 * H100.network)
+  assert seconds == pytest.approx(expected)
+
+
+def test_a_step_by_hand():
+  """Compute hides the links; the optimiser's step and further passes come on top."""
+  work = estimate.work_of(config(), 1500, 1000)
+  gather = [Collective("all-gather", 8 * 10**9, 8, 1)]
+  programs = {
+    "apply": Program("apply", 10**10, 0, 10**10, 0, []),
+    "accumulate": Program("accumulate", 0, 0, 0, 0, gather),
+    "score": Program("score", 0, 0, 0, 0, []),
+  }
+  found = estimate.step(config(), QWEN, NODE, work, 8, programs, peak=1e15)
+  compute = work.flops(QWEN) / 0.85 * 4 / 3 / (8 * 0.55e15)
+  apply = 2e10 / (0.8 * H100.hbm)
+  assert found["micro_batches"] == 44  # 4,864,000 tokens / (8 x 16,384 x 0.85) = 43.7
+  assert found["tokens_in_flight"] == 8 * 16384
+  assert found["link_s"] == pytest.approx(44 * 7e9 / (0.8 * H100.link))
+  assert found["step_s"] == pytest.approx(compute + apply)
+  assert found["mfu"] == pytest.approx(work.flops(QWEN) / (8e15 * found["step_s"]))
+  twice = config()
+  twice.algorithm.steps_per_batch = 2
+  again = estimate.step(twice, QWEN, NODE, work, 8, programs, peak=1e15)
+  old = work.flops(QWEN) / 3 / 0.85 / (8 * 0.55e15)
+  assert again["step_s"] == pytest.approx(compute + 2 * apply + old)
+
+
+def found(peak, kept=10, limit=59):
+  """What estimate.memory gives, in GiB."""
+  parts = {"parameters": kept / 5, "moments": kept * 2 / 5, "gradients": kept / 5}
+  sizes = parts | {"peak": peak, "limit": limit}
+  return {name: int(size * GIB) for name, size in sizes.items()} | {"fits": peak <= limit}
+
+
+def test_nothing_to_change_when_it_fits():
+  assert estimate.advice(config(), found(peak=50), MESH) == []
+
+
+def test_activations_are_made_smaller_first():
+  first, second, third, last = estimate.advice(config(remat="none"), found(peak=70), MESH)
+  assert first == "batch.remat = 'full' (now 'none')"
+  assert second == "batch.tokens_per_device = 8192 (now 16384)"
+  assert third == "batch.logprob_chunk = 128 (now 512)"
+  assert last.startswith("mesh = 'data=1,fsdp=16,tensor=1', more devices: ")
+
+
+def test_tokens_never_fall_below_the_longest_sequence():
+  first, *_ = estimate.advice(config(tokens_per_device=8192), found(peak=70), MESH)
+  assert first == "batch.tokens_per_device = 6144 (now 8192)"
+  first, *_ = estimate.advice(config(tokens_per_device=6144), found(peak=70), MESH)
+  assert first.startswith("data.max_prompt_tokens and rollout.max_tokens lower (now 6144 together)")
+
+
+def test_weights_that_do_not_fit_need_devices():
+  """50 GiB of weights, moments and gradients on 16 GiB: 8 times the devices leave 6 GiB each."""
+  (line,) = estimate.advice(config(), found(peak=70, kept=50, limit=16), MESH)
+  assert line == (
+    "mesh = 'data=1,fsdp=64,tensor=1', more devices: weights, moments and gradients take 50.0 GiB "
+    "of 16.0 on each now, 6.2 then"
+  )
+
+
+def test_every_chip_has_its_peak():
+  for kind, peak in [("NVIDIA H100 80GB HBM3", 989e12), ("TPU v5 lite", 197e12)]:
+    assert estimate.peak_flops(kind) == peak
+  for kind, peak in [("TPU v5", 459e12), ("TPU v6 lite", 918e12)]:
+    assert estimate.peak_flops(kind) == peak

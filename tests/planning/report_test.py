@@ -1,0 +1,83 @@
+"""A plan's page, its verdict and the table."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from srl_jax.planning import report
+from srl_jax.planning.topologies import GIB
+
+
+@pytest.fixture
+def plan():
+  """A plan that fits, with round figures."""
+  programs = {
+    name: dict(arguments=4 * GIB, temporaries=2 * GIB, resident=GIB, total=total * GIB)
+    for name, total in [("apply", 12), ("accumulate", 40), ("score", 9), ("export", 8)]
+  }
+  sizes = dict(parameters=3 * GIB, moments=6 * GIB, gradients=3 * GIB, peak=40 * GIB)
+  rates = dict(compute=5e14, peak=1e15, memory=2e12, link=3e11, network=0, host=2e10, files=2e9)
+  step = dict(
+    micro_batches=44, tokens=4_864_000, tokens_in_flight=131_072, flops=2e17, apply_s=0.01
+  )
+  step |= dict(compute_s=77.0, link_s=38.0, score_s=0.0, step_s=77.0, mfu=0.351)
+  return dict(
+    model="Qwen/Qwen2.5-7B-Instruct",
+    topology="h100x8",
+    devices=8,
+    chip="H100",
+    mesh="data=1,fsdp=8,tensor=1",
+    rows_shape=[8, 16384],
+    memory=sizes | dict(programs=programs, limit=59 * GIB, fits=True),
+    collectives={"accumulate": {"all-gather": dict(calls=10, bytes=8e9, sent=7e9)}},
+    work=dict(prompt_tokens=1500, response_tokens=1000),
+    rates=rates | dict(packed=0.85),
+    step=step | dict(push=dict(bytes=15e9, seconds=16.0)),
+    change=[],
+  )
+
+
+def refused(plan):
+  memory = plan["memory"] | dict(peak=70 * GIB, fits=False)
+  change = ["batch.tokens_per_device = 8192 (now 16384)", "mesh = 'fsdp=16', more devices: ..."]
+  return plan | dict(memory=memory, step=None, change=change, topology="v5e-8")
+
+
+def test_the_page_has_every_figure(plan):
+  page = report.text(plan)
+  for part in [
+    "Qwen/Qwen2.5-7B-Instruct on h100x8: 8 x H100, mesh data=1,fsdp=8,tensor=1",
+    "micro-batches of 8 x 16384 tokens",
+    "3.00  float32 weights",
+    "10 x     8.000 GB     7.000 GB sent",
+    "44 micro-batches with 131,072 tokens in flight",
+    "77.0 s in all: MFU 35.1%",
+    "15.0 GB in bfloat16, 16 s",
+    "500 of 1000 TFLOP/s",
+    "verdict: fits, 40.0 of 59.0 GiB a device",
+  ]:
+    assert part in page
+  assert "between nodes" not in page
+
+
+def test_a_refusal_names_the_figure_and_the_lines(plan):
+  assert report.verdict(refused(plan)) == (
+    "does not fit: 70.0 of 59.0 GiB a device. Change, one after the other:\n"
+    "  batch.tokens_per_device = 8192 (now 16384)\n"
+    "  mesh = 'fsdp=16', more devices: ..."
+  )
+  assert "forecast of an update" not in report.text(refused(plan))
+
+
+def test_the_table_is_made_from_files(plan, tmp_path):
+  files = [tmp_path / "b.json", tmp_path / "a.json"]
+  for file, content in zip(files, (refused(plan), plan)):
+    file.write_text(json.dumps(content))
+  command = [sys.executable, "-m", "srl_jax.planning.report", *files]
+  lines = subprocess.check_output(command, text=True).splitlines()
+  assert len({line.count("|") for line in lines[:4]}) == 1
+  assert lines[2].startswith("| h100x8 | 8 |") and lines[2].endswith("| 77 s | 35% | 16 s | fits |")
+  assert lines[3].startswith("| v5e-8 | 8 |") and lines[3].endswith("|  |  |  | refused |")
+  assert lines[-3].startswith("v5e-8 does not fit: 70.0 of 59.0 GiB a device")
