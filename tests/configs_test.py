@@ -8,7 +8,7 @@ import re
 import jax
 import pytest
 
-from configs import common
+from configs import common, miniature_row, quickstart
 from srl_jax.learner import start
 from srl_jax.planning import models, programs
 from srl_jax.policy.sharding import check_mesh, make_mesh
@@ -121,6 +121,28 @@ def test_the_rows_have_the_papers_hyperparameters():
   assert changes(configs / "srl_math_no_filter.py", "srl_math") == no_filter
   one_step = {"method": "one_step", "rollout.max_tokens": 4096}
   assert changes(configs / "one_step_math.py", "srl_math") == one_step
+
+
+def test_the_rows_of_the_miniature_are_the_quickstart_with_another_method():
+  quick = quickstart.get_config()
+  rows = {row: miniature_row.get_config(f"row={row},steps=80") for row in miniature_row.ROWS}
+  for config in rows.values():
+    common.check(config)
+    for key in ("model", "mesh", "algorithm.max_rounds", "batch.prompts", "data.holdout"):
+      assert start.flatten(config)[key] == start.flatten(quick)[key]
+  assert {row: config.method for row, config in rows.items()} == dict(
+    **dict(srl="srl", srl_no_filter="srl", srl_long="srl", one_step="one_step", rlvr="rlvr"),
+    **dict(rlvr_after="rlvr", sft_outline="sft", sft_reasoning="sft"),
+  )
+  steps = {row: config.train.steps for row, config in rows.items()}
+  assert steps["srl"] == steps["srl_no_filter"] == 80 and steps["srl_long"] == 120
+  # The second stage costs what srl_long has more than SRL.
+  assert steps["rlvr_after"] * miniature_row.WHOLE_COST == steps["srl_long"] - steps["srl"]
+  assert not rows["srl_no_filter"].algorithm.dynamic_sampling
+  kind, count = quick.data.path.split(":")
+  assert (kind, rows["sft_reasoning"].data.path) == ("hard", f"reasoned:{count}")
+  with pytest.raises(ValueError, match="config argument row='ppo': use one of srl, "):
+    miniature_row.get_config("row=ppo")
 
 
 def test_the_defaults_are_the_papers():
