@@ -7,7 +7,8 @@ It learns both forms, the next step and the whole solution, from problems of one
 which six are rare, and stops by rule: when greedy decoding gives, word for word, a given share of
 the next steps of hard calibration problems. That is the paper's "baseline competence" (5.4): it
 follows the format and solves easy problems; a hard one, six such steps in a row, it never solves.
-configs/miniature/model.safetensors was made by this file.
+configs/miniature/model.safetensors was made by this file on one core (`taskset -c 0`): sums are
+rounded otherwise on two, and after hundreds of steps at this learning rate that is another base.
 """
 
 import pathlib
@@ -18,7 +19,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=0, stop_at=0.3)
+  args = common.parse_arg(arg, seed=1, stop_at=0.3)
   config = common.defaults()
   config.method = "sft"
   config.seed = args.seed
@@ -36,14 +37,14 @@ def get_config(arg=None):
   config.rollout.width = 128
 
   config.optimizer.lr = 3e-3
-  config.optimizer.schedule = "cosine"
+  config.optimizer.schedule = "constant"
   config.optimizer.b2 = 0.95
 
   config.batch.prompts = 160
   config.batch.tokens_per_device = 4096
   config.batch.remat = "none"
 
-  config.train.steps = 900  # the horizon of the schedule; the rule stops at about half of it
+  config.train.steps = 900  # at most; the rule stops at about half of it
   config.train.stop_at = args.stop_at
   config.train.eval_every = 10
   config.train.save_every = 50

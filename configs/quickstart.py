@@ -1,6 +1,6 @@
 """The paper in miniature: SRL on hard chains of additions, from a small warmed-up base.
 
-  launch/run.sh configs/quickstart.py              about 8 minutes on 2 CPU cores
+  launch/run.sh configs/quickstart.py              about 5 minutes on 2 CPU cores
   launch/run.sh configs/quickstart.py:seed=1       another seed
 
 The base (configs/miniature/, made by configs/miniature_base.py) follows the format and solves easy
@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=0, steps=1000)
+  args = common.parse_arg(arg, seed=0, steps=600)
   config = common.defaults()
   config.seed = args.seed
   config.model = str(HERE / "miniature")
@@ -45,8 +45,8 @@ def get_config(arg=None):
   config.batch.remat = "none"
 
   config.train.steps = args.steps
-  config.train.eval_every = 250
-  config.train.save_every = 125
+  config.train.eval_every = 150
+  config.train.save_every = 150
   config.train.keep = 1
 
   config.eval.mode = "stepwise"

@@ -32,7 +32,7 @@ HARD_STEPS, HARD_DIGITS = 6, 2
 SPLIT_PERCENT = {"train": 70, "calibration": 10, "selection": 10, "test": 10}
 # The warm-up's mix of problems: the share with one-digit numbers, the chance that a problem has yet
 # another step (so long ones are a thin tail), and the share of responses with the whole solution.
-EASY_SHARE, LONGER, WHOLE_SHARE = 0.4, 0.35, 0.25
+EASY_SHARE, LONGER, WHOLE_SHARE = 0.5, 0.5, 0.25
 # One-digit problems are short. Where most six-step problems had one digit, a base learned that a
 # sixth step's box holds one digit, said so in all eight rollouts, and SRL never saw another.
 EASY_STEPS = 3

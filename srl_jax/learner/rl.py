@@ -189,7 +189,8 @@ def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -
   """Makes the optimiser step(s) of a batch; changes policy.model and policy.moments."""
   algorithm = config.algorithm
   loss = policy_loss_of(config)
-  packed = [_pack(config, part) for part in _deal(batch.kept, algorithm.steps_per_batch)]
+  lines = policy.model.config.attention != "xla"
+  packed = [_pack(config, part, lines) for part in _deal(batch.kept, algorithm.steps_per_batch)]
   parts = [list(map(update.on_device, part)) for part in packed]
   olds = [None]
   if len(parts) > 1:  # ratios of the later steps are against the policy that sampled
@@ -240,8 +241,8 @@ def _deal(groups: list[Group], k: int) -> list[list[Group]]:
   return [groups[i::k] for i in range(min(k, len(groups)))]
 
 
-def _pack(config, groups: list[Group]) -> list[packing.Rows]:
-  """Micro-batches."""
+def _pack(config, groups: list[Group], lines: bool) -> list[packing.Rows]:
+  """Micro-batches; with lines for the platform's attention kernel."""
   advantages_bg = grpo.group_advantages(
     [group.rewards for group in groups],
     ddof=config.algorithm.advantage_ddof,
@@ -263,4 +264,5 @@ def _pack(config, groups: list[Group]) -> list[packing.Rows]:
     shards=start.shards(),
     aggregate=config.algorithm.aggregate,
     max_tokens=config.rollout.max_tokens,
+    lines=lines,
   )

@@ -50,7 +50,7 @@ def _train(config, run: start.Run) -> None:
     while progress.step < run.steps and not progress.done:
       chosen = batch_of(progress.step, count, config.batch.prompts, config.seed)
       with phases("update"):
-        rows = _pack(config, _responses(policy, run.asked, chosen))
+        rows = _pack(config, policy, _responses(policy, run.asked, chosen))
         policy.model, policy.moments, row, _ = update.train_step(
           policy.tx, policy.model, policy.moments, list(map(update.on_device, rows)), loss
         )
@@ -103,13 +103,14 @@ def _responses(policy, asked: start.Asked, chosen: Sequence[int]) -> list[packin
   ]
 
 
-def _pack(config, groups) -> list[packing.Rows]:
+def _pack(config, policy, groups) -> list[packing.Rows]:
   return packing.pack(
     groups,
     tokens_per_device=config.batch.tokens_per_device,
     shards=start.shards(),
     aggregate="token",
     max_tokens=config.rollout.max_tokens,
+    lines=policy.model.config.attention != "xla",
   )
 
 
@@ -120,7 +121,7 @@ def validate(config, policy, solver, held_out: start.Asked, loss) -> dict:
   found, count = {}, len(held_out.examples)
   if count:
     value = 0.0
-    for rows in _pack(config, _responses(policy, held_out, range(count))):
+    for rows in _pack(config, policy, _responses(policy, held_out, range(count))):
       logprobs_bs = on_host(update.score(policy.model, update.on_device(rows), loss=loss))
       value -= float((logprobs_bs * rows.shares_bs).sum())
     found["validation_loss"] = value
