@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from srl_jax.learner import grpo, optimizer, packing, update
 from srl_jax.policy import model as M
@@ -400,6 +401,52 @@ def test_eight_devices_equal_one(policy, groups, on_one_device, spec):
 
 
 # ---- what the programs are
+
+
+@pytest.fixture
+def warnings_of_xla(capfd):
+  """warnings_of_xla() -> what XLA said since the test began, of programs that are compiled anew."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  jax.clear_caches()
+  yield lambda: [line for line in capfd.readouterr().err.splitlines() if "SPMD" in line]
+  jax.config.update("jax_enable_compilation_cache", True)
+  compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", MESHES)
+def test_xla_replicates_nothing_unasked(policy, groups, warnings_of_xla, spec):
+  """Neither for the update nor for the log-probs, with recomputed layers or without."""
+  mesh = make_mesh(spec)
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  with jax.set_mesh(mesh):
+    model, tx = policy(), optimizer_of()
+    rows = [update.on_device(rows) for rows in pack(groups, 64, shards)]
+    update.score(model, rows[0], loss=LOSS)
+    for remat in ("none", "full"):
+      moments = update.init_moments(tx, model)
+      loss = LOSS._replace(remat=remat)
+      model, *_ = update.train_step(tx, model, moments, rows, loss)
+  assert warnings_of_xla() == []
+
+
+@pytest.mark.slow
+def test_xla_says_so_when_it_replicates(warnings_of_xla):
+  """A lookup in a table that is cut in two directions, as policy.model.embed would be without its
+  reshard: else the test above could not fail.
+  """
+  axes = ("data", "fsdp", "tensor")
+  mesh = jax.make_mesh((2, 2, 2), axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  layout = lambda *spec: jax.sharding.NamedSharding(mesh, jax.P(*spec))
+  batch = ("data", "fsdp")
+  look_up = jax.jit(
+    lambda table_vd, tokens_bt: table_vd[tokens_bt],
+    in_shardings=(layout("tensor", "fsdp"), layout(batch)),
+    out_shardings=layout(batch),
+  )
+  look_up(np.zeros((64, 16), np.float32), np.zeros((8, 4), np.int32))
+  assert any("full rematerialization" in line for line in warnings_of_xla())
 
 
 def abstract_accumulate(config, t, loss):
