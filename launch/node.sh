@@ -49,7 +49,7 @@ set -m # groups of their own: Ctrl-C reaches this script alone, which asks the r
 "${servers[@]}" > "$output/servers" &
 fleet=$!
 trap 'kill "$fleet" 2> /dev/null || true; wait "$fleet" || true; rm -r "$output"' EXIT
-until grep -q '^all servers are ready' "$output/servers"; do
+until grep -qs '^all servers are ready' "$output/servers"; do
   kill -0 "$fleet" 2> /dev/null || exit 2 # it has said why
   sleep 1
 done

@@ -66,7 +66,7 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 for ((i = 0; i < count; i++)); do
-  until grep '^ready:' "$output/$i"; do
+  until grep -s '^ready:' "$output/$i"; do
     kill -0 "${pids[i]}" 2> /dev/null || exit 2 # it has said why
     sleep 1
   done

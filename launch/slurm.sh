@@ -13,9 +13,10 @@
 # WORKDIR/weights), where the trainer leaves weights for the servers; and sbatch's own:
 # SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...
 #
-# Ten minutes before its time limit the run saves and the job goes back into the queue, where it
-# continues. When the scheduler preempts it (SIGTERM, GraceTime has to be long enough for a save)
-# Slurm itself puts it back (--requeue). `scancel JOB` ends it; what was trained is then saved, too.
+# Ten minutes before its time limit, or when it is preempted (SIGTERM; the partition's GraceTime has
+# to be long enough for a save), the run saves and the job goes back into the queue, where it
+# continues. After a node failure Slurm puts it back (--requeue). `scancel JOB` saves, too (within
+# Slurm's KillWait), and ends it.
 set -euo pipefail
 [ -n "${SLURM_JOB_ID:-}" ] || SRL_ROOT="" # Slurm runs a copy of this script from another folder
 here="${SRL_ROOT:-$(dirname "${BASH_SOURCE[0]}")/..}/launch"
@@ -102,7 +103,7 @@ for node in "${serving[@]}"; do
   fleet+=($!)
 done
 for i in "${!serving[@]}"; do
-  until grep -q '^all servers are ready' "$output/${serving[i]}"; do
+  until grep -qs '^all servers are ready' "$output/${serving[i]}"; do
     kill -0 "${fleet[i]}" 2> /dev/null || die "the servers of ${serving[i]} did not start"
     [ -z "$limit" ] || die "the time limit came before the servers were ready"
     sleep 1
@@ -116,7 +117,9 @@ while kill -0 "$run" 2> /dev/null; do
 done
 code=0
 wait "$run" || code=$?
-if ((code == SAVED)) && [ -n "$limit" ]; then
+# Slurm itself puts a job back only if it has to kill it. What scancel ended is no longer running.
+state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
+if ((code == SAVED)) && [ "$state" = RUNNING ]; then
   echo "saved; back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -35,6 +35,13 @@ done
 exit "$worst"
 """
 
+SQUEUE = r"""
+case "$*" in
+  *%T) echo "${STATE:-RUNNING}" ;;
+  *) printf '%s\n' "17.0 servers" "17.1 trainer" "17.batch batch" ;;
+esac
+"""
+
 
 @pytest.fixture
 def cluster(tmp_path):
@@ -42,7 +49,7 @@ def cluster(tmp_path):
   tools = tmp_path / "tools"
   tool(tools, "srun", SRUN)
   tool(tools, "sbatch", 'printf "%s\\n" "$SRL_ROOT" "$@" > "$TOOLS/sbatch.log"')
-  tool(tools, "squeue", 'printf "%s\\n" "17.0 servers" "17.1 trainer" "17.batch batch"')
+  tool(tools, "squeue", SQUEUE)
   tool(
     tools,
     "scancel",
@@ -101,12 +108,13 @@ def test_the_job_starts_what_the_dry_run_said(call, job, tmp_path):
   assert sorted(start[0] for start in starts(workdir)) == ["0", "1"]
 
 
-def test_before_the_time_limit_the_run_saves_and_is_queued_again(call, job, checkout, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["limit", "preempted"])
+def test_it_saves_when_asked_and_is_queued_again(call, job, checkout, tmp_path, number):
   workdir = long_run(tmp_path)
   run = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **job)
   wait_for(workdir / "started")
   time.sleep(0.5)
-  run.send_signal(signal.SIGUSR1)
+  run.send_signal(number)
   assert run.wait(30) == SAVED
   assert (tmp_path / "tools" / "requeued").read_text() == "17\n"
   saved = int((workdir / "saved").read_text())
@@ -116,8 +124,9 @@ def test_before_the_time_limit_the_run_saves_and_is_queued_again(call, job, chec
   assert done.returncode == 0 and f"training from {saved}" in done.stdout
 
 
-def test_preempted_or_cancelled_it_saves_and_leaves_the_queue_to_slurm(call, job, tmp_path):
+def test_cancelled_it_saves_and_is_not_queued_again(call, job, tmp_path):
   workdir = long_run(tmp_path)
+  job |= dict(STATE="CANCELLED")
   run = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **job)
   wait_for(workdir / "started")
   time.sleep(0.5)
