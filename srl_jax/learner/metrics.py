@@ -121,6 +121,8 @@ class Log:
     self.metrics = workdir / "metrics.jsonl"
     self.rollouts = workdir / "rollouts"
     self._board = self._wandb = None
+    self.compiled = 0  # programs since the last step
+    jax.monitoring.register_event_duration_secs_listener(self._count)
     if not hosts.is_writer():
       return
     self.rollouts.mkdir(parents=True, exist_ok=True)
@@ -138,8 +140,13 @@ class Log:
         ) from error
       self._wandb = wandb.init(project=log.wandb, name=name, config=config, resume="allow", id=name)
 
+  def _count(self, event: str, *_, **__) -> None:
+    self.compiled += event == "/jax/core/compile/backend_compile_duration"
+
   def step(self, step: int, metrics: dict, groups: list[Group] = ()) -> None:
-    """Writes one step down."""
+    """Writes one step down, with the number of programs that were compiled in it."""
+    metrics = metrics | {"programs_compiled": self.compiled}
+    self.compiled = 0
     if not hosts.is_writer():
       return
     if groups:
@@ -156,6 +163,7 @@ class Log:
       self._wandb.log(metrics, step=step)
 
   def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._count)
     if self._board:
       self._board.close()
     if self._wandb:

@@ -150,7 +150,8 @@ def steps_of_names(last):
 
 def test_a_step_without_rollouts_writes_its_line(tmp_path):
   log(tmp_path, 0).step(1, {"loss": 0.25})
-  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.25}
+  line = {"step": 1, "loss": 0.25, "programs_compiled": 0}
+  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == line
   assert steps_of(tmp_path) == ([1], [])
 
 
@@ -170,7 +171,7 @@ def test_tensorboard_keeps_the_step_that_a_run_continues_from(tmp_path):
   starts = [e.step for e in events if e.session_log.status == SessionLog.START]
   assert starts == [3]
   values = {v.tag: (e.step, v.simple_value) for e in events for v in e.summary.value}
-  assert values == {"loss": (3, 0.5)}
+  assert values == {"loss": (3, 0.5), "programs_compiled": (3, 0.0)}
 
 
 def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):

@@ -94,6 +94,8 @@ def test_a_run_tells_what_it_did(run, tmp_path):
   assert {"validation_reward", "validation_failures", "seconds_validate"} <= rows[1].keys()
   assert summary["validation"] == {"2": rows[1]["validation_reward"]} and summary["best_step"] == 2
   assert not summary.keys() & {"before", "after"}
+  # After the first step nothing is compiled but for rows of another length.
+  assert rows[0]["programs_compiled"] > 0 and rows[2]["programs_compiled"] <= 2
 
 
 def test_prompts_are_asked_for_in_their_order(run):
