@@ -89,7 +89,9 @@ def defaults() -> ConfigDict:
 
   config.rollout = ConfigDict()
   config.rollout.engine = "builtin"  # builtin | vllm
-  config.rollout.servers = ""  # vllm: base URLs, commas between; launch/run.sh starts one if ""
+  # vllm: base URLs, commas between; launch/run.sh starts one if "". Several trainer processes get
+  # one after the other in turn, and share the prompts; of a single server the first has all.
+  config.rollout.servers = ""
   config.rollout.public_servers = False  # allow servers outside loopback and private networks
   config.rollout.weights_root = "/dev/shm"  # shared with the servers (their SRL_WEIGHTS_ROOT)
   config.rollout.samples = 8

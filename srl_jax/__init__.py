@@ -16,7 +16,7 @@ that step is to the expert's (difflib's ratio), and the policy learns by GRPO. T
   policy/    the network               Qwen2 in Flax nnx, attention, sharding, weights
   rollout/   who samples               the engine protocol, the built-in sampler, vLLM, episodes
   evals/     benchmarks                figures and tables, the analysis of reasoning, hard problems
-  learner/   the update and its loop   GRPO, dynamic sampling, packing, checkpoints
+  learner/   the update and its loop   GRPO, dynamic sampling, packing, checkpoints, several hosts
 
 Imports point one way: commands -> learner -> evals -> rollout, rewards -> policy, data.
 

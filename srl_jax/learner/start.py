@@ -213,7 +213,7 @@ def load_weights(config, folder: pathlib.Path) -> Qwen2:
   architecture = load_config(folder, config.dtype)
   if config.init_from == "random":
     return init(architecture, config.seed)
-  if not Checkpoints.present(config.init_from or "."):
+  if not config.init_from or not Checkpoints.present(config.init_from):
     folder = resolve_model(config.init_from) if config.init_from else folder
     return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
   checkpoints = Checkpoints(config.init_from)

@@ -1,7 +1,9 @@
 """Before the first step: whose workdir it is, which weights, which prompts."""
 
 import json
+import os
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -12,8 +14,10 @@ from srl_jax.data import prompts
 from srl_jax.data.sources import StepExample
 from srl_jax.learner import start
 from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.hosts import Stopped
 from srl_jax.policy import model as M
 from srl_jax.policy.hf_files import load_config
+from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import save_hf
 
 MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
@@ -90,7 +94,7 @@ def same(model, wanted):
   return all((np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
 
 
-def test_where_weights_come_from(architecture, tmp_path):
+def test_where_weights_come_from(architecture, tmp_path, monkeypatch):
   """A run's best step, a Hugging Face folder, or random ones of the config's seed."""
   first, second = (M.init(architecture, seed) for seed in (1, 2))
   save_hf(architecture, first, tmp_path / "hf", source=MODEL)
@@ -100,7 +104,9 @@ def test_where_weights_come_from(architecture, tmp_path):
   checkpoints.close()
   load = lambda **values: start.load_weights(config(**values), tmp_path / "hf")
   assert same(load(), first)
-  assert same(load(init_from=str(tmp_path / "run")), second)
+  with monkeypatch.context() as patched:  # 15 GB at 7B, for nothing
+    patched.setattr(start, "load_hf", None)
+    assert same(load(init_from=str(tmp_path / "run")), second)
   assert same(load(init_from=str(tmp_path / "hf")), first)
   assert same(load(init_from="random", seed=2), second)
   half = load(dtype="bfloat16")
@@ -142,3 +148,47 @@ def test_no_prompt_short_enough():
   with pytest.raises(ValueError, match="all 2 prompts are longer than 3 tokens; raise it"):
     start.Asked(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
   assert start.Asked(config(), tokenizer, []).all_prompts() == []
+
+
+# ---- signals
+
+
+@pytest.fixture
+def kill_in(monkeypatch):
+  """kill_in(name): SIGTERM comes while start.<name> works."""
+
+  def patch(name):
+    real = getattr(start, name)
+
+    def wrapped(*args, **kwargs):
+      os.kill(os.getpid(), signal.SIGTERM)
+      return real(*args, **kwargs)
+
+    monkeypatch.setattr(start, name, wrapped)
+
+  before = signal.getsignal(signal.SIGTERM)
+  yield patch
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+def begin(tmp_path):
+  small = config(init_from="random", data__path="hard:4", data__holdout=1, log__tensorboard=False)
+  return start.begin(small, tmp_path, lambda count: 1)
+
+
+@pytest.mark.parametrize("name", ["load_examples", "load_policy", "Asked"])
+def test_a_signal_during_the_start(kill_in, tmp_path, name):
+  """It is heard before the first step, and the signals are given back."""
+  kill_in(name)
+  told = pytest.raises(Stopped, match="SIGTERM")
+  with jax.set_mesh(make_mesh("data=1")), told, begin(tmp_path):
+    raise AssertionError("the run has begun")
+
+
+def test_a_signal_while_problems_are_solved(kill_in, tmp_path):
+  """As before the first step and after the last, where nothing else asks."""
+  with jax.set_mesh(make_mesh("data=1")), begin(tmp_path) as run:
+    run.engine.load_weights(run.policy.model, 0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM"):
+      list(run.solver.engine.sample(run.held_out.all_prompts(), 1, start.sampling_params(config())))
