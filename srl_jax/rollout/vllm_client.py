@@ -154,10 +154,11 @@ class VllmEngine:
 
   def _next(self, ended: queue.SimpleQueue):
     while True:
+      self._check()
       try:
         return ended.get(timeout=1)
       except queue.Empty:
-        self._check()
+        pass
 
   def _check_modes(self, temperature: float) -> None:
     if temperature in (0.0, 1.0):
