@@ -23,8 +23,10 @@ import jax
 from absl import logging
 from ml_collections import config_flags
 
+from configs import common
 from srl_jax import errors
 from srl_jax.planning import report, topologies
+from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh
 
 flags = errors.own_flags()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -70,13 +72,11 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
   Returns what --json prints. Raises ValueError for a config that is wrong in itself.
   topologies.prepare must have run.
   """
-  from configs import common
-  from srl_jax.planning import estimate, models, programs
-  from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh
+  from srl_jax.planning import estimate, models, programs  # the install does not wait for them
 
   common.check(config)
   topology = topologies.TOPOLOGIES[name]
-  spec = mesh_spec(common, config, name)
+  spec = mesh_spec(config, name)
   devices = topologies.devices(topology)
   model_config = models.architecture(config.model, config.dtype).on_platform(devices[0].platform)
   check_mesh(spec, model_config.sizes())
@@ -111,10 +111,8 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
   }
 
 
-def mesh_spec(common, config, name: str) -> str:
+def mesh_spec(config, name: str) -> str:
   """The config's mesh where it has the topology's number of devices, else the preset."""
-  from srl_jax.policy.sharding import parse_mesh
-
   spec = common.mesh_spec(config)
   count = math.prod(parse_mesh(spec).values())
   return spec if count == topologies.TOPOLOGIES[name].devices else common.MESHES[name]

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import NamedSharding
 
 from srl_jax.learner import optimizer, packing, rl, update
 from srl_jax.planning.collectives import Collective, collectives
 from srl_jax.policy import weights
-from srl_jax.policy.model import ModelConfig, Qwen2, place
+from srl_jax.policy.model import ModelConfig, Qwen2, abstract
 from srl_jax.policy.sharding import ACT_AXES, act_spec
 
+SHORT_RESPONSE = 128  # tokens
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -53,7 +53,7 @@ class Program(NamedTuple):
 
 def state_of(config, model_config: ModelConfig, mesh) -> State:
   """The state of a run of `config`; call it with the mesh set."""
-  model = _on(mesh, jax.eval_shape(lambda: place(Qwen2(model_config, nnx.Rngs(0)))))
+  model = _on(mesh, abstract(model_config))
   tx = optimizer.make(config.optimizer, 1000)
   moments = _on(mesh, jax.eval_shape(tx.init, model))
   rows = largest_rows(config, mesh, lines=model_config.attention != "xla")
@@ -76,27 +76,37 @@ def shards(mesh) -> int:
 
 
 def largest_rows(config, mesh, lines: bool) -> packing.Rows:
-  """A micro-batch whose rows are full to the last token: the longest prompts and responses.
+  """A micro-batch at its largest: the longest prompts, with the longest responses or with short
+  ones, of which a row holds more and so has more lines; whichever has more places.
 
   The real packing makes it, so that the programs get what they get in a run.
   """
-  room = config.batch.tokens_per_device
-  prompt = min(config.data.max_prompt_tokens, room // 2)
-  count = 1 if config.method == "sft" else config.rollout.samples
-  length = min(config.rollout.max_tokens, (room - prompt) // count)
-  lengths = [length] * (count - 1) + [room - prompt - length * (count - 1)]
-  responses = [packing.Response([0] * n, [0.0] * n, 1.0) for n in lengths]
-  batches = packing.pack(
-    [packing.PackedGroup([0] * prompt, responses)] * shards(mesh),
-    tokens_per_device=room,
-    shards=shards(mesh),
-    aggregate=config.algorithm.aggregate,
-    max_tokens=config.rollout.max_tokens,
-    lines=lines,
+  lengths = (config.rollout.max_tokens, SHORT_RESPONSE)
+  rows = max(
+    (_full_rows(config, shards(mesh), lines, length) for length in lengths),
+    key=lambda rows: sum(x.size for x in rows if x is not None),
   )
   sharding = NamedSharding(mesh, act_spec("b"))
   shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(shape, batches[0])
+  return jax.tree.map(shape, rows)
+
+
+def _full_rows(config, shards: int, lines: bool, length: int) -> packing.Rows:
+  """A micro-batch of as many groups of the longest prompts as rows hold; responses of `length`."""
+  room = config.batch.tokens_per_device
+  prompt = min(config.data.max_prompt_tokens, room // 2)
+  count = 1 if config.method == "sft" else config.rollout.samples
+  length = min(length, (room - prompt) // count)
+  responses = [packing.Response([0] * length, [0.0] * length, 1.0)] * count
+  group = packing.PackedGroup([0] * prompt, responses)
+  return packing.pack(
+    [group] * (room // group.size() * shards),
+    tokens_per_device=room,
+    shards=shards,
+    aggregate=config.algorithm.aggregate,
+    max_tokens=config.rollout.max_tokens,
+    lines=lines,
+  )[0]
 
 
 class Call(NamedTuple):

@@ -1,0 +1,94 @@
+"""The command srl_jax.plan: bad input, and real compilers for hardware that is not here."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import common, srl_math
+from srl_jax import plan
+from srl_jax.planning import topologies
+from srl_jax.policy.sharding import parse_mesh
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*flags):
+  command = [sys.executable, "-m", "srl_jax.plan", *flags]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--topology=h100x8"], "--config: name a config file"),
+    (["--config=configs/srl_math.py", "--topology=h100x9"], "should be one of <h100x1|"),
+    (["--config=configs/srl_math.py", "--topology=v5e-8", "--prompt_tokens=0"], "prompt_tokens"),
+  ],
+)
+def test_bad_flags_are_one_line(flags, message):
+  done = run(*flags)
+  assert done.returncode == 2 and done.stdout == ""
+  assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_topology_has_a_mesh():
+  """Each has a preset of its size or, v5e-8, the size of the configs' own mesh."""
+  config = srl_math.get_config()
+  for name, topology in topologies.TOPOLOGIES.items():
+    sizes = parse_mesh(plan.mesh_spec(config, name)).values()
+    assert math.prod(sizes) == topology.devices
+
+
+def test_the_configs_mesh_stays_where_it_fits():
+  config = srl_math.get_config()
+  config.mesh = "data=2,fsdp=4,tensor=2"
+  assert plan.mesh_spec(config, "v5e-16") == "data=2,fsdp=4,tensor=2"
+  assert plan.mesh_spec(config, "h100x32") == common.MESHES["h100x32"]
+
+
+def planned(name, *flags):
+  """(exit code, what --json printed) of the 7B config on a topology."""
+  done = run("--config=configs/srl_math.py", f"--topology={name}", "--json", *flags)
+  if "could not be installed" in done.stderr:
+    pytest.skip(f"the compiler for {name} cannot be installed: {done.stderr.splitlines()[-1]}")
+  assert done.returncode in (0, 1), done.stderr[-2000:]
+  return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_7b_on_16_small_tpus():
+  """All 28 layers with Google's own compiler, libtpu (0.7 GB, installed on first use)."""
+  code, found = planned("v5e-16")
+  memory = found["memory"]
+  assert code == 0 and memory["fits"]
+  assert memory["parameters"] == pytest.approx(4 * 7_615_616_512 / 16, rel=1e-3)
+  assert 12 * 2**30 < memory["peak"] < memory["limit"] < 16 * 2**30
+  # Every layer is gathered for the forward pass and for the backward pass, and not more often.
+  gathered = found["collectives"]["accumulate"]["all-gather"]["bytes"]
+  assert gathered == pytest.approx(2 * 2 * 6_525_621_760 + 2 * 2 * 152064 * 3584, rel=0.05)
+
+
+@pytest.mark.slow
+def test_7b_is_refused_on_8_small_tpus():
+  code, found = planned("v5e-8")
+  assert code == 1 and not found["memory"]["fits"] and found["step"] is None
+  assert found["memory"]["peak"] > found["memory"]["limit"]
+  assert any(line.startswith("mesh = ") for line in found["change"])
+
+
+@pytest.mark.slow
+def test_7b_on_a_node_of_h100s():
+  """Only where JAX's CUDA plugin is: it is about 5 GB."""
+  python = topologies.ENVIRONMENT / "bin" / "python"
+  check = (
+    "from srl_jax.planning.topologies import installed; raise SystemExit(not installed('cuda'))"
+  )
+  there = python.exists() and not subprocess.run([python, "-c", check], cwd=ROOT).returncode
+  if not there and not topologies.installed("cuda"):
+    pytest.skip("needs JAX's CUDA plugin (about 5 GB); launch/plan_all.sh installs it")
+  code, found = planned("h100x8")
+  assert code == 0 and found["memory"]["peak"] < 40 * 2**30

@@ -1,0 +1,121 @@
+"""The programs of a plan, compiled for simulated devices: what they need is what a run would."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from srl_jax.learner import update
+from srl_jax.planning import programs
+from srl_jax.planning.models import architecture
+from srl_jax.policy.model import ModelConfig, count_params
+from srl_jax.policy.sharding import make_mesh
+
+MODEL = ModelConfig(1000, 32, 48, 2, 2, 1, 16)
+WEIGHTS = count_params(MODEL)
+SPEC = "data=2,fsdp=4,tensor=1"
+
+
+@pytest.fixture(scope="module")
+def config():
+  config = common.defaults()
+  config.data.max_prompt_tokens, config.rollout.max_tokens = 256, 256
+  config.batch.tokens_per_device, config.batch.logprob_chunk = 1024, 64
+  return config
+
+
+@pytest.fixture(scope="module")
+def state(config):
+  mesh = make_mesh(SPEC)
+  with jax.set_mesh(mesh):
+    return programs.state_of(config, MODEL, mesh)
+
+
+@pytest.fixture(scope="module")
+def calls(config, state):
+  with jax.set_mesh(make_mesh(SPEC)):
+    return {call.name: call for call in programs.calls(config, state)}
+
+
+def test_rows_are_full(state):
+  assert state.rows.tokens_bt.shape == (8, 1024)
+  shard = state.rows.tokens_bt.sharding.shard_shape(state.rows.tokens_bt.shape)
+  assert shard == (1, 1024)
+
+
+def test_a_device_keeps_its_part(state):
+  """Weights in float32, cut in four by fsdp but for the biases; moments twice that."""
+  biases = 2 * (2 + 1 + 1) * 16  # of 2 layers: q, k and v, not cut
+  expected = 4 * ((WEIGHTS - biases) // 4 + biases)
+  assert programs.device_bytes(state.model) == expected
+  assert programs.device_bytes(state.moments) == pytest.approx(2 * expected, rel=1e-3)
+
+
+def test_what_is_resident_besides(calls, state):
+  model, moments = map(programs.device_bytes, (state.model, state.moments))
+  table = programs.device_bytes(state.model.embed_tokens)
+  assert calls["apply"].resident == 0
+  assert calls["accumulate"].resident == calls["score"].resident == moments
+  assert calls["export"].resident == moments + model - table
+
+
+def test_every_program_compiles(calls, state):
+  model, moments = map(programs.device_bytes, (state.model, state.moments))
+  with jax.set_mesh(make_mesh(SPEC)):
+    found = {name: programs.compile_call(call, 0) for name, call in calls.items()}
+  assert found["apply"].arguments == pytest.approx(2 * model + moments, rel=0.01)
+  assert found["accumulate"].arguments > 2 * model
+  for program in found.values():
+    assert program.peak >= program.arguments
+    assert program.total() == program.peak + program.resident
+  gathered = [c for c in found["export"].collectives if c.kind == "all-gather"]
+  assert sum(c.size for c in gathered) in (2 * 32000, 4 * 32000)  # CPUs may move it in float32
+
+
+def test_nothing_of_tokens_times_vocabulary_is_whole(calls):
+  """Logits exist for a chunk of 64 tokens, of 1,024 in a row; in the backward pass too."""
+  call = calls["accumulate"]
+  with jax.set_mesh(make_mesh(SPEC)):
+    text = call.function.lower(**call.arrays, **call.static).compile().as_text()
+  shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w\[([\d,]+)\]", text)}
+  with_vocabulary = [math.prod(shape) for shape in shapes if 1000 in shape]
+  assert max(with_vocabulary) == 64 * 1000
+
+
+def test_a_config_with_more_passes_has_their_arguments(config, state):
+  config = config.copy_and_resolve_references()
+  config.algorithm.steps_per_batch, config.algorithm.kl = 2, 0.1
+  with jax.set_mesh(make_mesh(SPEC)):
+    calls = {call.name: call for call in programs.calls(config, state)}
+  assert calls["accumulate"].arrays["old_logprobs_bs"].shape == (8, 1024)
+  assert calls["accumulate"].arrays["reference_logprobs_bs"].shape == (8, 1024)
+  assert calls["apply"].resident == programs.device_bytes(state.model)
+
+
+def test_supervised_runs_have_their_loss(config):
+  config = config.copy_and_resolve_references()
+  config.method = "sft"
+  assert programs.loss_of(config) == update.Loss("likelihood", chunk=64, remat="full")
+
+
+def test_the_figure_of_a_refusal_is_read():
+  error = jax.errors.JaxRuntimeError(
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm."
+  )
+  assert programs.refused_bytes(error) == 25.5 * 2**30
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    programs.refused_bytes(jax.errors.JaxRuntimeError("INTERNAL: Used 1G of 2G"))
+
+
+def test_models_are_known_by_name(tmp_path, monkeypatch):
+  seven = architecture("Qwen/Qwen2.5-7B-Instruct", "bfloat16")
+  assert count_params(seven) == 7_615_616_512  # as the model card has it
+  assert architecture("Qwen/Qwen2.5-Coder-7B", "bfloat16") == seven
+  half = architecture("Qwen/Qwen2.5-0.5B", "float32")
+  assert half.tie_word_embeddings and jnp.dtype(half.dtype) == jnp.float32
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  with pytest.raises(ValueError, match="no Qwen2.5 .* and no config.json of that name"):
+    architecture("nobody/nothing", "float32")
