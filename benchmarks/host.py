@@ -1,0 +1,290 @@
+"""What a step at the paper's scale costs on the host: 512 prompts x 8 responses, no device.
+
+  python -m benchmarks.host --tokenizer=FOLDER            Qwen2.5's; writes benchmarks/host.md
+  python -m benchmarks.host --fit=../shared --tokenizer=FOLDER   prints LENGTHS from real files
+
+Every phase runs the code that a run does: prompts are encoded, a vLLM server's answers are read and
+checked, responses decoded and scored, groups filtered, packed and written down. Texts are made from
+a distribution of lengths fitted to the real data files (host_texts.LENGTHS). Wall time and the CPU
+time of this process are taken of each phase, because a machine may be shared.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import datetime
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+
+import numpy as np
+
+from benchmarks.host_texts import (
+  CASES,
+  LONGEST,
+  Case,
+  Writer,
+  fit,
+  make_answer,
+  make_example,
+)
+from configs import common
+from srl_jax.data import prompts
+from srl_jax.data.batches import PromptQueue
+from srl_jax.learner import grpo, metrics, packing
+from srl_jax.learner.dynamic_sampling import Group, fill_batch
+from srl_jax.rewards.scoring import score_group
+from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.rollout.vllm_server import read_group
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MODEL_PARAMETERS = 6.53e9  # of Qwen2.5-7B in matmuls over all tokens: without embedding and head
+HEAD_PARAMETERS = 0.545e9  # over response tokens
+CHIPS, CHIP_FLOPS, MFU = 8, 989e12, 0.40  # the prediction of notes/performance.md
+
+
+# ---------------------------------------------------------------------------------- a step
+
+
+class Clock:
+  """Wall and CPU seconds of each phase."""
+
+  def __init__(self):
+    self.wall, self.cpu = Counter(), Counter()
+
+  @contextlib.contextmanager
+  def __call__(self, phase: str):
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+      yield
+    finally:
+      self.wall[phase] += time.perf_counter() - wall
+      self.cpu[phase] += time.process_time() - cpu
+
+
+def measure(
+  case: Case, folder: str, *, groups: int, samples: int, shrink: float, seed: int
+) -> dict:
+  """One step of `groups` kept groups; what it took and what came out, as JSON.
+
+  Args:
+    case: the kind of step.
+    folder: of the policy's tokenizer.
+    groups, samples: prompts of a batch, responses to each.
+    shrink: all lengths are divided by it; 1 is the paper's scale.
+    seed: of the texts.
+  """
+  tokenizer = prompts.load_tokenizer(folder)
+  writer, clock = Writer(np.random.default_rng(seed), tokenizer, case.words), Clock()
+  config = common.defaults()
+  system = prompts.system_prompt(case.task, "think", domain=case.domain)
+  longest = int(LONGEST / shrink)
+
+  def sampled(tickets) -> list[Group]:
+    with clock("sampling"):
+      return [one_group(ticket) for ticket in tickets]
+
+  def one_group(ticket) -> Group:
+    example = make_example(writer, case, ticket[1], shrink)
+    with clock("prompts"):
+      messages = prompts.build_messages(example.problem, [], None, system, domain=case.domain)
+      prompt = Prompt(example.id, tuple(prompts.encode(tokenizer, messages).token_ids))
+    room = longest - len(prompt.token_ids)
+    answer = make_answer(writer, example.target, samples, room, shrink)
+    with clock("answers"):
+      choices = read_group(json.loads(answer), samples, room, [tokenizer.eos_token_id])
+    with clock("texts"):
+      rollouts = [
+        Rollout(
+          prompt.id, ids, logprobs, reason, 0, tokenizer.decode(ids, skip_special_tokens=True)
+        )
+        for ids, logprobs, reason, _ in choices
+      ]
+    with clock("rewards"):
+      scores = score_group(
+        example,
+        [rollout.text for rollout in rollouts],
+        [rollout.finish_reason for rollout in rollouts],
+        reward=config.reward,
+      )
+    return Group(ticket, example, prompt, rollouts, scores)
+
+  start = memory()
+  queue = PromptQueue(4 * groups, seed)
+  with clock("filter"):
+    batch = fill_batch(
+      queue, sampled, size=groups, std_epsilon=config.algorithm.std_epsilon, max_rounds=10
+    )
+    advantages_bg = grpo.group_advantages([group.rewards for group in batch.kept])
+  for seconds in (clock.wall, clock.cpu):
+    seconds["filter"] -= seconds.pop("sampling")
+  with clock("pack"):
+    packed = [
+      packing.PackedGroup(
+        group.prompt.token_ids,
+        [
+          packing.Response(rollout.token_ids, rollout.sampler_logprobs, float(advantage))
+          for rollout, advantage in zip(group.rollouts, advantages_g)
+        ],
+      )
+      for group, advantages_g in zip(batch.kept, advantages_bg)
+    ]
+    settings = dict(
+      tokens_per_device=2 * longest, shards=CHIPS, aggregate="sequence", max_tokens=longest
+    )
+    rows = packing.pack(packed, **settings)
+  with clock("pack in lines"):
+    lines = packing.pack(packed, lines=True, **settings)
+  with tempfile.TemporaryDirectory() as folder:
+    log = metrics.Log(pathlib.Path(folder), config.log, step=0, name="host", config={})
+    with clock("metrics"):
+      log.step(1, metrics.batch_metrics(batch), batch.groups)
+    log.close()
+  return dict(
+    wall=dict(clock.wall),
+    cpu=dict(clock.cpu),
+    groups_sampled=len(batch.groups),
+    groups_kept=len(batch.kept),
+    memory_start=start,
+    memory_peak=memory(),
+    **shape_of(batch, rows, lines),
+  )
+
+
+def shape_of(batch, rows, lines) -> dict:
+  """Lengths, micro-batches, the share of real tokens, and the update's predicted seconds."""
+  prompt = np.array([len(group.prompt.token_ids) for group in batch.kept])
+  response = np.array([[len(r.token_ids) for r in group.rollouts] for group in batch.kept])
+  tokens = prompt.sum() + response.sum()
+  flops = 6 * MODEL_PARAMETERS * tokens + 6 * HEAD_PARAMETERS * response.sum()
+  return dict(
+    prompt_mean=float(prompt.mean()),
+    response_mean=float(response.mean()),
+    longest=int((prompt[:, None] + response).max()),
+    micro_batches=len(rows),
+    rows=list(rows[0].tokens_bt.shape),
+    packed_share=metrics.packed_share(rows),
+    lines_packed_share=metrics.packed_share(lines),
+    lines_share=sum((part.lines_bml >= 0).sum() for part in lines)
+    / sum(part.lines_bml.size for part in lines),
+    update_seconds=float(flops / (CHIPS * CHIP_FLOPS * MFU)),
+  )
+
+
+def memory() -> int:
+  """Most bytes that this process has held so far."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+# ---------------------------------------------------------------------------------- the report
+
+# What goes on while other responses are still sampled, and what the step waits for.
+WHILE_SAMPLING = ("prompts", "answers", "texts", "rewards")
+WAITED_FOR = ("filter", "pack", "metrics")
+HEAD = """# Host time of a step at the paper's scale
+
+{date}, {machine}, load {load:.1f}: wall times are those of a shared machine, CPU times are the
+process's own. Made by
+
+    python -m benchmarks.host {options}
+
+{table}
+
+`prompts` encodes them, `answers` reads and checks the JSON of a vLLM server, `texts` decodes and
+`rewards` scores the responses; a run does these four while its servers sample the other groups.
+The step waits for `filter`, `pack` and `metrics` alone. `pack in lines` replaces `pack` where
+attention kernels are used. The predicted update is 6 FLOPs per matmul parameter of Qwen2.5-7B and
+token, with the prompt computed once, on 8 H100s at 40 % (../shared/notes/performance.md: 68 s for
+prompts of 1,500 and responses of 1,000 tokens); sampling takes 35 to 65 s besides. Lengths are
+LENGTHS in benchmarks/host_texts.py, fitted to real solutions and trajectories with
+
+    python -m benchmarks.host --fit=../shared --tokenizer=../shared/tokenizer_qwen2.5
+"""
+
+
+def table(found: dict[str, dict]) -> str:
+  """Results by case as Markdown."""
+  each = lambda label, show: "| " + " | ".join([label, *map(show, found.values())]) + " |"
+  wall_and_cpu = lambda r, phases: "{:.2f} ({:.2f})".format(
+    *(sum(r[kind][phase] for phase in phases) for kind in ("wall", "cpu"))
+  )
+  share = lambda r, phases: f"{sum(r['cpu'][phase] for phase in phases) / r['update_seconds']:.1%}"
+  phases = (*WHILE_SAMPLING, *WAITED_FOR, "pack in lines")
+  lines = [
+    "| | " + " | ".join(found) + " |",
+    "|---" * (len(found) + 1) + "|",
+    each("groups sampled, kept", lambda r: f"{r['groups_sampled']}, {r['groups_kept']}"),
+    each("prompt tokens, mean", lambda r: f"{r['prompt_mean']:,.0f}"),
+    each("response tokens, mean", lambda r: f"{r['response_mean']:,.0f}"),
+    each("longest prompt + response", lambda r: f"{r['longest']:,}"),
+    *(
+      each(f"`{phase}`, s wall (CPU)", lambda r, p=phase: wall_and_cpu(r, [p])) for phase in phases
+    ),
+    each("while sampling, s wall (CPU)", lambda r: wall_and_cpu(r, WHILE_SAMPLING)),
+    each("waited for, s wall (CPU)", lambda r: wall_and_cpu(r, WAITED_FOR)),
+    each("predicted update, s", lambda r: f"{r['update_seconds']:.0f}"),
+    each("waited for / update (CPU)", lambda r: share(r, WAITED_FOR)),
+    each("all / update (CPU)", lambda r: share(r, WHILE_SAMPLING + WAITED_FOR)),
+    each("micro-batches of rows x tokens", lambda r: f"{r['micro_batches']} of {r['rows']}"),
+    each("share of real tokens", lambda r: f"{r['packed_share']:.3f}"),
+    each("the same, in lines", lambda r: f"{r['lines_packed_share']:.3f}"),
+    each("lines' places in use", lambda r: f"{r['lines_share']:.3f}"),
+    each("memory before, GB", lambda r: f"{r['memory_start'] / 1e9:.2f}"),
+    each("memory at most, GB", lambda r: f"{r['memory_peak'] / 1e9:.2f}"),
+  ]
+  return "\n".join(lines)
+
+
+def in_its_own_process(*arguments, **settings) -> dict:
+  """`measure`, in a process whose memory is the case's alone."""
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    return pool.submit(measure, *arguments, **settings).result()
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--tokenizer", required=True, help="folder with Qwen2.5's tokenizer")
+  parser.add_argument("--fit", help="folder of the real data files: print their LENGTHS and end")
+  parser.add_argument("--cases", default=";".join(CASES), help="of " + "; ".join(CASES))
+  parser.add_argument("--groups", type=int, default=512)
+  parser.add_argument("--samples", type=int, default=8)
+  parser.add_argument("--shrink", type=float, default=1.0, help="divides all lengths")
+  parser.add_argument("--output", default=str(ROOT / "benchmarks" / "host.md"))
+  given = parser.parse_args()
+  if given.fit:
+    tokenizer = prompts.load_tokenizer(given.tokenizer)
+    for name, lengths in fit(pathlib.Path(given.fit), tokenizer).items():
+      print(f'  "{name}": {lengths},')
+    return
+  found = {}
+  for name in given.cases.split(";"):
+    found[name] = in_its_own_process(
+      *(CASES[name], given.tokenizer),
+      **dict(groups=given.groups, samples=given.samples, shrink=given.shrink, seed=0),
+    )
+    print(json.dumps({name: found[name]}), flush=True)
+  with open("/proc/cpuinfo", encoding="utf-8") as file:
+    cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+  text = HEAD.format(
+    date=datetime.date.today(),
+    machine=f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    load=os.getloadavg()[0],
+    options=" ".join(sys.argv[1:]),
+    table=table(found),
+  )
+  pathlib.Path(given.output).write_text(text, encoding="utf-8")
+  print(text)
+
+
+if __name__ == "__main__":
+  main()
