@@ -53,7 +53,16 @@ if [ -z "$dry" ]; then
   git -C "$ROOT" ls-files -z --cached --others --exclude-standard |
     tar -C "$ROOT" --null --ignore-failed-read -czf "$archive" -T -
 fi
+# JAX reads the rest from the TPU's metadata, but has to be told that there are several processes.
+describe=(gcloud compute tpus tpu-vm describe "$pod" "--format=value(networkEndpoints[0].ipAddress)")
+if [ -n "$dry" ]; then
+  quoted "${describe[@]}"
+  first=FIRST_WORKER
+else
+  first="$("${describe[@]}")"
+fi
 do_it gcloud compute tpus tpu-vm scp "$archive" "$pod:srl_jax.tar.gz" --worker=all
 on_worker all "mkdir -p srl_jax && tar -xzf srl_jax.tar.gz -C srl_jax && \
-srl_jax/launch/detached.sh launch/trainer.sh $(quoted "$config" "$@")"
+srl_jax/launch/detached.sh env JAX_COORDINATOR_ADDRESS=$first:8476 launch/trainer.sh \
+$(quoted "$config" "$@")"
 on_worker 0 'srl_jax/launch/detached.sh --follow'

@@ -12,6 +12,7 @@ GCLOUD = r"""
 shift 3 # compute tpus tpu-vm
 echo "$*" >> "$WORKERS/gcloud.log"
 verb="$1"
+if [ "$verb" = describe ]; then echo 10.0.0.1 && exit; fi
 for word in "$@"; do
   case "$word" in
     --worker=all) which="0 1" ;;
@@ -41,7 +42,7 @@ def pod(checkout, tmp_path):
   return dict(SRL_TPU_NAME="pod", WORKERS=str(workers))
 
 
-def test_dry_run_prints_the_three_commands(call, checkout):
+def test_dry_run_prints_the_commands(call, checkout):
   done = call(
     *("tpu_pod.sh", "--dry-run", "configs/a.py", "--config.mesh=v5p-128", "--workdir=/w"),
     SRL_TPU_NAME="pod",
@@ -49,10 +50,11 @@ def test_dry_run_prints_the_three_commands(call, checkout):
   gcloud = "gcloud compute tpus tpu-vm"
   archive = f"{checkout}/.cache/srl_jax.tar.gz"
   assert done.stdout.splitlines() == [
+    f"{gcloud} describe pod '--format=value(networkEndpoints[0].ipAddress)'",
     f"{gcloud} scp {archive} pod:srl_jax.tar.gz --worker=all",
     f"{gcloud} ssh pod --worker=all '--command=mkdir -p srl_jax && tar -xzf srl_jax.tar.gz -C "
-    "srl_jax && srl_jax/launch/detached.sh launch/trainer.sh configs/a.py --config.mesh=v5p-128 "
-    "--workdir=/w'",
+    "srl_jax && srl_jax/launch/detached.sh env JAX_COORDINATOR_ADDRESS=FIRST_WORKER:8476 "
+    "launch/trainer.sh configs/a.py --config.mesh=v5p-128 --workdir=/w'",
     f"{gcloud} ssh pod --worker=0 '--command=srl_jax/launch/detached.sh --follow'",
   ]
   assert not (checkout / ".cache").exists()
@@ -65,6 +67,7 @@ def test_all_workers_run_and_the_first_ones_output_and_exit_code_come_back(call,
   assert "training from 0" in done.stdout
   assert sorted(start[0] for start in starts(workdir)) == ["0", "1"]
   assert all("--config.c=it's a" in start for start in starts(workdir))
+  assert "JAX_COORDINATOR_ADDRESS=10.0.0.1:8476" in (tmp_path / "workers/gcloud.log").read_text()
 
 
 def test_stop_saves_on_all_workers(call, pod, tmp_path):
