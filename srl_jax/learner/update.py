@@ -56,6 +56,7 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   """
   lines = None if rows.lines_bml is None else (rows.lines_bml, rows.copies_btg)
   hidden_btd = model.hidden(*rows[:4], lines, remat=loss.remat)
+  head_vd = model.head()
   s = rows.targets_bs.shape[1]
   chunk = next(size for size in range(min(loss.chunk, s), 0, -1) if s % size == 0)
 
@@ -67,7 +68,7 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
     return jax.lax.cond(trained, _of_tokens, _of_padding, *map(cut, rows[4:6]))
 
   def _of_tokens(sources_bc, targets_bc):
-    logits_bcv = model.logits(_take(hidden_btd, sources_bc)) / loss.temperature
+    logits_bcv = model.logits(_take(hidden_btd, sources_bc), head_vd) / loss.temperature
     norm_bc = jax.nn.logsumexp(logits_bcv, axis=-1)
     # Compare and sum rather than gather: v may be cut over devices.
     vocabulary = jax.lax.broadcasted_iota(

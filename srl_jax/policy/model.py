@@ -184,10 +184,17 @@ class Qwen2(nnx.Module):
     weight = gather(self.norm[...], LAYOUT["norm"], x_btd.dtype)
     return rms_norm(x_btd, weight, self.config.rms_norm_eps)
 
-  def logits(self, hidden_btd):
-    """logits_btv in float32 from hidden states; v is cut along the tensor axis."""
+  def head(self):
+    """head_vd, the output head gathered for use in the compute type."""
     head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-    head_vd = gather(head[...], LAYOUT["lm_head"], hidden_btd.dtype)
+    return gather(head[...], LAYOUT["lm_head"], self.config.dtype)
+
+  def logits(self, hidden_btd, head_vd=None):
+    """logits_btv in float32 from hidden states; v is cut along the tensor axis.
+
+    head_vd: of `head`, for who calls this in a loop, so that it is gathered once.
+    """
+    head_vd = self.head() if head_vd is None else head_vd
     return einsum("btd,vd->btv", hidden_btd, head_vd, dtype=jnp.float32)
 
 

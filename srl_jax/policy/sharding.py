@@ -115,12 +115,16 @@ def reshard(x, spec: P):
 def gather(weight, letters: str, dtype):
   """A weight in the compute type, whole along fsdp and still cut along tensor.
 
-  The cast comes first, so that the gather moves bfloat16 and not the float32 masters.
+  The cast comes first, so that the gather moves bfloat16 and not the float32 masters. A matrix is
+  "reduced" over the batch's axes: its gradient stays each device's own part until it is cut along
+  fsdp again, which is one reduce-scatter, after a loop that used the matrix and not in each round.
   """
   axes = (
     None if PARAM_AXES.get(letter) == "fsdp" else PARAM_AXES.get(letter) for letter in letters
   )
-  return reshard(weight.astype(dtype), P(*axes))
+  matrix = "d" in letters and letters != "d"
+  reduced = frozenset(ACT_AXES["b"]) if matrix else frozenset()
+  return reshard(weight.astype(dtype), P(*axes, reduced=reduced))
 
 
 def einsum(letters: str, a, b, dtype=None):

@@ -233,7 +233,8 @@ def test_gradient_is_exactly_zero_on_prompt_and_padding(policy, groups):
     hidden_btd = model.hidden(*on_device[:4])
 
     def of_hidden(hidden_btd, rows=on_device):
-      given = types.SimpleNamespace(hidden=lambda *a, **k: hidden_btd, logits=model.logits)
+      given = types.SimpleNamespace(head=model.head, logits=model.logits)
+      given.hidden = lambda *a, **k: hidden_btd
       return update.batch_loss(given, rows, None, None, LOSS)[0]
 
     slope_bt = np.abs(np.asarray(jax.jit(jax.grad(of_hidden))(hidden_btd))).sum(axis=-1)
