@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from srl_jax.policy.sharding import ACT_AXES, act_spec, has_mesh, reshard
 
+BLOCK = 128  # entries of the vocabulary; see draw
+
 
 class Decoding(NamedTuple):
   """The part of SamplingParams that a compiled program depends on."""
@@ -48,6 +50,29 @@ def random_keys(seed_step, streams_b, positions_bg):
   return jax.vmap(of_prompt)(streams_b, positions_bg)
 
 
+def _first_above(weights_bgx, share_bg):
+  """index_bg: where the running sum of the weights first exceeds that share of their total."""
+  sums_bgx = jnp.cumsum(weights_bgx, axis=-1)
+  above = (sums_bgx > share_bg[:, :, None] * sums_bgx[:, :, -1:]) & (weights_bgx > 0)
+  # Rounding can leave nothing above a share just below 1.
+  return jnp.where(above.any(axis=-1), above.argmax(axis=-1), weights_bgx.argmax(axis=-1))
+
+
+def draw(probs_bgv, keys_bg):
+  """tokens_bg, drawn with these probabilities (of any positive total).
+
+  By inverting the distribution function, first over blocks of the vocabulary and then inside one:
+  two uniform numbers a token, where Gumbel noise would take one for each entry of the vocabulary.
+  """
+  v = probs_bgv.shape[-1]
+  blocks = jnp.pad(probs_bgv, ((0, 0), (0, 0), (0, -v % BLOCK)))
+  blocks = blocks.reshape(*probs_bgv.shape[:2], -1, BLOCK)
+  shares = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys_bg)
+  block_bg = _first_above(blocks.sum(axis=-1), shares[:, :, 0])
+  inside = jnp.take_along_axis(blocks, block_bg[:, :, None, None], axis=2)[:, :, 0]
+  return block_bg * BLOCK + _first_above(inside, shares[:, :, 1])
+
+
 def pick(logits_bgv, seed_step, streams_b, positions_bg, how: Decoding):
   """Samples one token for each response.
 
@@ -65,9 +90,8 @@ def pick(logits_bgv, seed_step, streams_b, positions_bg, how: Decoding):
   if how.temperature == 0:
     tokens_bg = jnp.argmax(logprobs, axis=-1)
   else:
-    gumbel = lambda key: jax.random.gumbel(key, logprobs.shape[-1:])
-    noise = jax.vmap(jax.vmap(gumbel))(random_keys(seed_step, streams_b, positions_bg))
-    tokens_bg = jnp.argmax(truncate(logprobs, how.top_p, how.top_k) + noise, axis=-1)
+    probs = jnp.exp(truncate(logprobs, how.top_p, how.top_k))
+    tokens_bg = draw(probs, random_keys(seed_step, streams_b, positions_bg))
   logprobs_bg = jnp.take_along_axis(logprobs, tokens_bg[:, :, None], axis=-1)[:, :, 0]
   return tokens_bg.astype(jnp.int32), logprobs_bg
 

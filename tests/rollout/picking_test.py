@@ -31,6 +31,34 @@ def test_pick_draws_from_the_softmax():
     np.testing.assert_allclose(logprobs, np.log(expected)[np.asarray(drawn)], atol=1e-5)
 
 
+def test_draw_over_several_blocks():
+  """300 entries, two thirds of them impossible, in three blocks, one of next to no weight."""
+  rng = np.random.default_rng(1)
+  probs_v = np.where(np.arange(300) % 3 == 0, rng.uniform(size=300), 0.0)
+  probs_v[128:256] *= 1e-6
+  streams = jnp.arange(128, dtype=jnp.uint32)
+  keys = picking.random_keys(
+    jnp.array([1, 2], jnp.uint32), streams, jnp.zeros((128, 512), jnp.int32)
+  )
+  probs_bgv = jnp.broadcast_to(jnp.asarray(probs_v, jnp.float32), (128, 512, 300))
+  drawn = np.asarray(jax.jit(picking.draw)(probs_bgv, keys)).ravel()
+  counts = np.bincount(drawn, minlength=300)
+  assert (counts[probs_v == 0] == 0).all()
+  likely = probs_v > 1e-3
+  expected = probs_v[likely] / probs_v.sum() * counts.sum()
+  assert counts[~likely].sum() <= 5
+  assert scipy.stats.chisquare(counts[likely], expected, sum_check=False).pvalue > 1e-3
+  assert scipy.stats.chisquare(counts[likely], expected[::-1], sum_check=False).pvalue < 1e-6
+
+
+def test_draw_at_the_ends_of_the_share():
+  """A share of 0 takes the first possible entry, one just below 1 the last or the likeliest."""
+  weights = jnp.array([[[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]]])
+  first = lambda share: int(picking._first_above(weights, jnp.array([[share]], jnp.float32))[0, 0])
+  assert [first(share) for share in (0.0, 0.2, 0.3, 0.7, 0.8)] == [1, 1, 3, 3, 4]
+  assert first(np.nextafter(np.float32(1), np.float32(0))) == 4
+
+
 def test_truncate_by_hand():
   logprobs = jnp.log(jnp.array([[[0.1, 0.4, 0.2, 0.3]]]))
   kept = lambda *how: np.isfinite(np.asarray(picking.truncate(logprobs, *how)))[0, 0].tolist()
