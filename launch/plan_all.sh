@@ -18,8 +18,9 @@ shift || true
 mkdir -p runs/plan
 wrong=0
 for topology in h100x8 h100x32 v5e-8 v5e-16 v5p-128 v6e-256; do
-  code=0
-  python -m srl_jax.plan --config="$config" --topology="$topology" --json "$@" \
+  code=0 small=()
+  [[ "$topology" != v5e-* ]] || small=(--config.batch.tokens_per_device=8192) # 16 GB of memory
+  python -m srl_jax.plan --config="$config" --topology="$topology" --json "${small[@]}" "$@" \
     > "runs/plan/$topology.json" || code=$?
   [ "$code" -le 1 ] || exit "$code"
   expected=0

@@ -20,6 +20,7 @@ import os
 import sys
 
 import jax
+from absl import flags as absl_flags
 from absl import logging
 from ml_collections import config_flags
 
@@ -29,9 +30,6 @@ from srl_jax.planning import report, topologies
 from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh
 
 flags = errors.own_flags()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, with arguments after a colon.", flag_values=flags.values
-)
 _TOPOLOGY = flags.DEFINE_enum(
   "topology", None, list(topologies.TOPOLOGIES), "Hardware to plan for.", required=True
 )
@@ -46,7 +44,8 @@ _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 
 def main(argv: list[str]) -> None:
   del argv
-  if _CONFIG.value is None:
+  config = absl_flags.FLAGS.config
+  if config is None:
     raise ValueError("--config: name a config file, for example configs/srl_math.py")
   platform = topologies.TOPOLOGIES[_TOPOLOGY.value].platform
   if not topologies.installed(platform):
@@ -56,7 +55,7 @@ def main(argv: list[str]) -> None:
     os.execve(python, command, os.environ | {"PYTHONPATH": path})
   topologies.prepare(platform)
   logging.set_verbosity(logging.ERROR)
-  found = plan(_CONFIG.value, _TOPOLOGY.value, _PROMPT.value, _RESPONSE.value)
+  found = plan(config, _TOPOLOGY.value, _PROMPT.value, _RESPONSE.value)
   print(json.dumps(found, indent=1) if _JSON.value else report.text(found))
   sys.exit(0 if found["memory"]["fits"] else 1)
 
@@ -119,4 +118,6 @@ def mesh_spec(config, name: str) -> str:
 
 
 if __name__ == "__main__":
+  # Here: overrides, --config.a.b=v, want absl's own flags, in which one command may have it.
+  config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
   errors.run(main, flags.values)

@@ -181,4 +181,5 @@ def _ids(text: str) -> np.ndarray:
   """The ids 0, 1, .. as XLA writes an array of them: [4,8], or transposed [4,8]T(1,0)."""
   sizes, _, order = text.partition("T")
   sizes, order = ([int(n) for n in re.findall(r"\d+", part)] for part in (sizes, order))
-  return np.arange(math.prod(sizes)).reshape(sizes).transpose(order or None)
+  ids = np.arange(math.prod(sizes)).reshape(sizes)
+  return ids.transpose(order) if order else ids

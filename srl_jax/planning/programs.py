@@ -94,7 +94,7 @@ def largest_rows(config, mesh, lines: bool) -> packing.Rows:
 def _full_rows(config, shards: int, lines: bool, length: int) -> packing.Rows:
   """A micro-batch of as many groups of the longest prompts as rows hold; responses of `length`."""
   room = config.batch.tokens_per_device
-  prompt = min(config.data.max_prompt_tokens, room // 2)
+  prompt = config.data.max_prompt_tokens
   count = 1 if config.method == "sft" else config.rollout.samples
   length = min(length, (room - prompt) // count)
   responses = [packing.Response([0] * length, [0.0] * length, 1.0)] * count
@@ -170,8 +170,9 @@ def compile_call(call: Call, per_node: int) -> Program:
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = refused_bytes(error)
-    return Program(call.name, device_bytes(call.arrays), 0, needed, call.resident, [])
+    arguments = device_bytes(call.arrays)
+    needed = refused_bytes(error, arguments)
+    return Program(call.name, arguments, 0, needed, call.resident, [])
   memory = compiled.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -182,15 +183,19 @@ def compile_call(call: Call, per_node: int) -> Program:
   return Program(call.name, arguments, temporaries, peak, call.resident, found)
 
 
-def refused_bytes(error: Exception) -> int:
+def refused_bytes(error: Exception, arguments: int) -> int:
   """The bytes that a program needs for which the compiler said that there is too little memory.
 
-  Raises `error` where it says something else.
+  Some versions name all that it uses, some its temporaries, to which its arguments come. Raises
+  `error` where it says something else.
   """
-  used = re.search(r"Used ([\d.]+)([KMGT])i?B? of", str(error))
-  if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+  size = r"([\d.]+)([KMGT])"
+  used = re.search(rf"Used {size}i?B? of", str(error))
+  temporaries = re.search(rf"HLO temporaries \({size}i?B?\)", str(error))
+  found = used or temporaries
+  if "RESOURCE_EXHAUSTED" not in str(error) or not found:
     raise error
-  return int(float(used[1]) * _UNITS[used[2]])
+  return int(float(found[1]) * _UNITS[found[2]]) + (0 if used else arguments)
 
 
 def device_bytes(tree) -> int:

@@ -7,9 +7,9 @@ import sys
 from srl_jax.planning.topologies import GIB, TOPOLOGIES
 
 HEADER = """\
-| topology | devices | mesh | weights + moments | gradients | largest program | temporaries | peak \
-of limit | sent per micro-batch | step | MFU | push | verdict |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+| topology | devices | mesh | tokens a micro-batch | weights + moments | gradients \
+| largest program | temporaries | peak of limit | sent per micro-batch | step | MFU | push | |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def text(report: dict) -> str:
@@ -65,6 +65,7 @@ def row(report: dict) -> str:
     report["topology"],
     str(report["devices"]),
     report["mesh"],
+    " x ".join(map(str, report["rows_shape"])),
     f"{(memory['parameters'] + memory['moments']) / GIB:.1f}",
     f"{memory['gradients'] / GIB:.1f}",
     largest,

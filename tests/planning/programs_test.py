@@ -102,12 +102,16 @@ def test_supervised_runs_have_their_loss(config):
 
 
 def test_the_figure_of_a_refusal_is_read():
-  error = jax.errors.JaxRuntimeError(
+  error = jax.errors.JaxRuntimeError
+  all_of_it = (
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm."
   )
-  assert programs.refused_bytes(error) == 25.5 * 2**30
-  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-    programs.refused_bytes(jax.errors.JaxRuntimeError("INTERNAL: Used 1G of 2G"))
+  assert programs.refused_bytes(error(all_of_it), 2**30) == 25.5 * 2**30
+  besides = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+  besides += "temporaries (18.50G) exceeds available HBM (15.75G)."
+  assert programs.refused_bytes(error(besides), 2**30) == 19.5 * 2**30
+  with pytest.raises(error, match="INTERNAL"):
+    programs.refused_bytes(error("INTERNAL: Used 1G of 2G"), 0)
 
 
 def test_models_are_known_by_name(tmp_path, monkeypatch):
