@@ -3,8 +3,8 @@
 A row is a line of t tokens that holds several groups; segments tell the groups apart, branches the
 responses of a group (policy.attention.Packed). Which tokens are trained stands beside it: the
 log-prob of token targets_bs is read from the hidden state at place sources_bs, so all responses of
-a group read their first token from the one last token of their prompt. For attention kernels, which
-know whole sequences only, a row is laid out in lines besides, each a prompt and one response.
+a group read their first token from the one last token of their prompt. How attention can be spared
+work stands beside it too: lines for kernels, blocks for plain XLA (policy.attention.Packed).
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class PackedGroup:
 class Rows(NamedTuple):
   """b rows of t tokens, and what is trained of each, in the first places of s (= t).
 
-  int32 and float32; padding is 0. lines_bml and copies_btg: see policy.attention.Packed.
+  int32 and float32; padding is 0. From lines_bml on: see policy.attention.Packed.
   """
 
   tokens_bt: np.ndarray
@@ -63,6 +63,13 @@ class Rows(NamedTuple):
   sampler_logprobs_bs: np.ndarray
   lines_bml: np.ndarray | None = None
   copies_btg: np.ndarray | None = None
+  prompts_bsp: np.ndarray | None = None
+  responses_bsgr: np.ndarray | None = None
+  homes_bt: np.ndarray | None = None
+
+  def layout(self) -> tuple:
+    """The fields that attention.Packed has behind its first three."""
+    return self[9:]
 
 
 WELL_FILLED = 0.9  # share of a row's places; see _pack_lines
@@ -77,14 +84,15 @@ def pack(
   max_tokens: int,
   lines: bool = False,
 ) -> list[Rows]:
-  """Packs groups into micro-batches of one shape; with lines, of a handful of shapes.
+  """Packs groups into micro-batches of a handful of shapes.
 
   Args:
     groups: what one optimiser step trains on.
     tokens_per_device: most tokens of a device's part of a micro-batch.
     shards: devices that the rows are cut over (data x fsdp).
     aggregate, max_tokens: see grpo.token_shares; taken over all the groups.
-    lines: lay rows out for attention kernels (ModelConfig.attention other than xla).
+    lines: lay rows out for attention kernels (ModelConfig.attention other than xla); without, they
+      are laid out in blocks where that is less work than masking all pairs of a row.
 
   Returns:
     Micro-batches; their sums over shares_bs are 1 in all.
@@ -100,7 +108,8 @@ def pack(
     return _pack_lines(units, tokens_per_device, shards)
   t = min(tokens_per_device, bucket(max(group.size() for group, _ in units)))
   rows = [_row(bin_, t) for bin_ in _first_fit(units, t)]
-  return _cut(rows, _rows_at_a_time(len(rows), max(1, tokens_per_device // t), shards))
+  size = _rows_at_a_time(len(rows), max(1, tokens_per_device // t), shards)
+  return list(map(_fewer_pairs, _cut(rows, size)))
 
 
 def _cut(rows: list[Rows], size: int) -> list[Rows]:
@@ -148,28 +157,62 @@ def line_bucket(length: int) -> int:
 
 def _lay_out(rows: Rows, l: int, g: int) -> Rows:
   """Rows with their lines of l places and the copies of each token, g at most."""
-  # A line begins where the branch changes to a response's.
-  begins_bt = (rows.branches_bt > 0) & (np.diff(rows.branches_bt, axis=1, prepend=0) != 0)
-  most = int(begins_bt.sum(axis=1).max())
-  m = max(8, 1 << (most - 1).bit_length())  # so that few shapes are compiled
+  units = list(_units(rows))
+  lines = [0] * len(rows.tokens_bt)
+  for row, _, _, responses in units:
+    lines[row] += len(responses)
+  m = max(8, 1 << (max(lines) - 1).bit_length())  # so that few shapes are compiled
   b, t = rows.tokens_bt.shape
   lines_bml = np.full((b, m, l), -1, np.int32)
   copies_btg = np.full((b, t, g), -1, np.int32)
-  for row in range(b):
-    segments, branches = rows.segments_bt[row], rows.branches_bt[row]
-    line = 0
-    for segment in range(1, segments.max() + 1):
-      places = np.flatnonzero(segments == segment)
-      prompt = places[branches[places] == 0]
-      for branch in range(1, branches[places].max() + 1):
-        response = places[branches[places] == branch]
-        both = np.concatenate([prompt, response])
-        lines_bml[row, line, : len(both)] = both
-        at = line * l + np.arange(len(both))
-        copies_btg[row, prompt, branch - 1] = at[: len(prompt)]
-        copies_btg[row, response, 0] = at[len(prompt) :]
-        line += 1
+  taken = [0] * b
+  for row, _, prompt, responses in units:
+    for i, response in enumerate(responses):
+      line, taken[row] = taken[row], taken[row] + 1
+      both = np.concatenate([prompt, response])
+      lines_bml[row, line, : len(both)] = both
+      at = line * l + np.arange(len(both))
+      copies_btg[row, prompt, i] = at[: len(prompt)]
+      copies_btg[row, response, 0] = at[len(prompt) :]
   return rows._replace(lines_bml=lines_bml, copies_btg=copies_btg)
+
+
+def _fewer_pairs(rows: Rows) -> Rows:
+  """Rows in blocks if far fewer pairs of tokens meet in attention than under a mask."""
+  blocks = in_blocks(rows)
+  s, p = blocks.prompts_bsp.shape[1:]
+  g, r = blocks.responses_bsgr.shape[2:]
+  pairs = s * (p * p + g * r * (p + r))
+  return blocks if pairs < 0.75 * rows.tokens_bt.shape[1] ** 2 else rows
+
+
+def in_blocks(rows: Rows) -> Rows:
+  """Rows with the places of their prompts and responses."""
+  units = list(_units(rows))
+  s = max(segment for _, segment, _, _ in units) + 1
+  p, g = bucket(max(len(prompt) for _, _, prompt, _ in units)), max(len(u[3]) for u in units)
+  r = bucket(max(len(response) for unit in units for response in unit[3]))
+  b, t = rows.tokens_bt.shape
+  prompts_bsp = np.full((b, s, p), -1, np.int32)
+  responses_bsgr = np.full((b, s, g, r), -1, np.int32)
+  homes_bt = np.full((b, t), -1, np.int32)
+  for row, segment, prompt, responses in units:
+    prompts_bsp[row, segment, : len(prompt)] = prompt
+    homes_bt[row, prompt] = segment * p + np.arange(len(prompt))
+    for i, response in enumerate(responses):
+      responses_bsgr[row, segment, i, : len(response)] = response
+      homes_bt[row, response] = s * p + (segment * g + i) * r + np.arange(len(response))
+  return rows._replace(prompts_bsp=prompts_bsp, responses_bsgr=responses_bsgr, homes_bt=homes_bt)
+
+
+def _units(rows: Rows):
+  """(row, which in the row, places of the prompt, places of each response) of all groups."""
+  for row, (segments, branches) in enumerate(zip(rows.segments_bt, rows.branches_bt)):
+    for segment in range(segments.max()):
+      places = np.flatnonzero(segments == segment + 1)
+      branch = branches[places]
+      responses = [places[branch == i + 1] for i in range(branch.max())]
+      yield row, segment, places[branch == 0], responses
 
 
 def _rows_at_a_time(rows: int, most: int, shards: int) -> int:

@@ -54,8 +54,7 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   Returns:
     (logprobs_bs, entropy_bs): float32; anything where shares_bs is 0.
   """
-  lines = None if rows.lines_bml is None else (rows.lines_bml, rows.copies_btg)
-  hidden_btd = model.hidden(*rows[:4], lines, remat=loss.remat)
+  hidden_btd = model.hidden(*rows[:4], rows.layout(), remat=loss.remat)
   head_vd = model.head()
   s = rows.targets_bs.shape[1]
   chunk = next(size for size in range(min(loss.chunk, s), 0, -1) if s % size == 0)

@@ -24,13 +24,19 @@ class Packed(NamedTuple):
   A token sees those of its own segment at its own position or before; with branches only those of
   branch 0 (the shared prompt) and of its own branch.
 
-  Kernels know whole sequences only: for them the row also says how to lay itself out in lines, each
-  a prompt and one response. Linear layers still see every token once.
+  That is the whole rule, and with the first three fields alone it is applied as a mask on all pairs
+  of a row. Two layouts come to the same with less work; linear layers see every token once in any.
+  Lines, for kernels, which know whole sequences only: each line is a prompt and one response.
+  Blocks, for plain XLA: prompts attend to themselves, responses to their prompt and to themselves.
 
   Fields (int32): positions_bt; segments_bt, 0 for padding, 1.. for sequences or groups;
-  branches_bt, 0 for a prompt, 1.. for its responses, or None; lines_bml, the place in the row of
-  each token of m lines, -1 after a line's end, or None for plain XLA; copies_btg, where a token
-  stands among the m * l places of lines_bml, once or (a prompt's) up to g times, -1 for none.
+  branches_bt, 0 for a prompt, 1.. for its responses, or None.
+  Lines, or None: lines_bml, the place in the row of each token of m lines, -1 after a line's end;
+  copies_btg, where a token stands among the m * l places of lines_bml, once or (a prompt's) up to g
+  times, -1 for none.
+  Blocks, or None: prompts_bsp and responses_bsgr, the places of the tokens of s groups, -1 after an
+  end; homes_bt, where a token stands among the s * p places of prompts_bsp and the s * g * r of
+  responses_bsgr behind them, -1 for padding.
   """
 
   positions_bt: jax.Array
@@ -38,6 +44,9 @@ class Packed(NamedTuple):
   branches_bt: jax.Array | None = None
   lines_bml: jax.Array | None = None
   copies_btg: jax.Array | None = None
+  prompts_bsp: jax.Array | None = None
+  responses_bsgr: jax.Array | None = None
+  homes_bt: jax.Array | None = None
 
 
 class Padded(NamedTuple):
@@ -66,7 +75,7 @@ class Cached(NamedTuple):
 
 
 LETTERS = {
-  Packed: Packed("bt", "bt", "bt", "bml", "btg"),
+  Packed: Packed("bt", "bt", "bt", "bml", "btg", "bsp", "bsgr", "bt"),
   Padded: Padded("b"),
   Cached: Cached("bpkh", "bpkh", "b", "bgrkh", "bgrkh", "", "bg"),
 }
@@ -111,18 +120,53 @@ def visible(state: Packed):
 
 
 def _packed(q_btnh, k_btkh, v_btkh, state, kernel):
-  memory = (k_btkh, v_btkh)
-  if state.lines_bml is None:
-    return masked(q_btnh, k_btkh, v_btkh, visible(state)), memory
+  if state.lines_bml is not None:
+    out_btnh = _by_lines(q_btnh, k_btkh, v_btkh, state, kernel)
+  elif state.prompts_bsp is not None:
+    out_btnh = _by_blocks(q_btnh, k_btkh, v_btkh, state)
+  else:
+    out_btnh = masked(q_btnh, k_btkh, v_btkh, visible(state))
+  return out_btnh, (k_btkh, v_btkh)
+
+
+def _by_lines(q_btnh, k_btkh, v_btkh, state, kernel):
   b, m, l = state.lines_bml.shape
   lines, copies = state.lines_bml.reshape(b, m * l), state.copies_btg
   # Only the first copy of a token is read from below, so only it brings queries a gradient.
-  rows = [_to_lines(q_btnh, lines, copies[:, :, :1])]
-  rows += [_to_lines(x, lines, copies) for x in memory]
+  rows = [_to_places(q_btnh, lines, copies[:, :, :1])]
+  rows += [_to_places(x, lines, copies) for x in (k_btkh, v_btkh)]
   q, k, v = (x.reshape(b * m, l, *x.shape[2:]) for x in rows)
   lengths = (state.lines_bml >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * m)
   out = causal(q, k, v, lengths, kernel)
-  return _from_lines(out.reshape(b, m * l, *out.shape[2:]), lines, copies[:, :, 0]), memory
+  return _from_places(out.reshape(b, m * l, *out.shape[2:]), lines, copies[:, :, 0])
+
+
+def _by_blocks(q_btnh, k_btkh, v_btkh, state):
+  b, s, p = state.prompts_bsp.shape
+  g, r = state.responses_bsgr.shape[2:]
+  n, k, h = q_btnh.shape[2], k_btkh.shape[2], k_btkh.shape[3]
+  places = [state.prompts_bsp.reshape(b, s * p), state.responses_bsgr.reshape(b, s * g * r)]
+  places, homes = jnp.concatenate(places, axis=1), state.homes_bt
+  laid = [_to_places(x, places, homes[:, :, None]) for x in (q_btnh, k_btkh, v_btkh)]
+  of_prompt = [x[:, : s * p].reshape(b * s, p, *x.shape[2:]) for x in laid]
+  lengths = (state.prompts_bsp >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * s)
+  prompt_out = causal(*of_prompt, lengths, "xla").reshape(b, s * p, n, h)
+
+  own = [x[:, s * p :].reshape(b * s, g, r, *x.shape[2:]) for x in laid]
+  q = own[0].reshape(b * s, g, r, k, n // k, h)
+  f32 = dict(preferred_element_type=jnp.float32)
+  to_prompt = jnp.einsum("zgrkqh,zpkh->zkqgrp", q, of_prompt[1], **f32)
+  to_own = jnp.einsum("zgrkqh,zgukh->zkqgru", q, own[1], **f32)
+  in_prompt = (jnp.arange(p) < lengths[:, None])[:, None, None, None, None]
+  real = (state.responses_bsgr >= 0).reshape(b * s, g, 1, r)
+  in_own = (real & (jnp.arange(r)[:, None] >= jnp.arange(r)))[:, None, None]
+  scores = [jnp.where(in_prompt, to_prompt / math.sqrt(h), NEGATIVE)]
+  scores += [jnp.where(in_own, to_own / math.sqrt(h), NEGATIVE)]
+  probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v_btkh.dtype)
+  out = jnp.einsum("zkqgrp,zpkh->zgrkqh", probs[..., :p], of_prompt[2])
+  out += jnp.einsum("zkqgru,zgukh->zgrkqh", probs[..., p:], own[2])
+  out = jnp.concatenate([prompt_out, out.reshape(b, s * g * r, n, h)], axis=1)
+  return _from_places(out, places, homes)
 
 
 def _padded(q_btnh, k_btkh, v_btkh, state, kernel):
@@ -140,34 +184,34 @@ def _take(x_btnh, places_bs):
 
 
 @jax.custom_vjp
-def _to_lines(x_btnh, lines_bs, copies_btg):
-  """x at the places lines_bs; the gradient of a token is summed over its copies."""
-  return _take(x_btnh, lines_bs)
+def _to_places(x_btnh, places_bs, copies_btg):
+  """x at the places of each row; the gradient of a token is summed over its copies."""
+  return _take(x_btnh, places_bs)
 
 
-def _to_lines_back(copies_btg, grad_bsnh):
+def _to_places_back(copies_btg, grad_bsnh):
   grads = (_take(grad_bsnh, copies_btg[:, :, g]) for g in range(copies_btg.shape[2]))
   total_btnh = sum(grad.astype(jnp.float32) for grad in grads)
   return total_btnh.astype(grad_bsnh.dtype), None, None
 
 
-_to_lines.defvjp(lambda x, lines, copies: (_take(x, lines), copies), _to_lines_back)
+_to_places.defvjp(lambda x, lines, copies: (_take(x, lines), copies), _to_places_back)
 
 
 @jax.custom_vjp
-def _from_lines(x_bsnh, lines_bs, homes_bt):
-  """x at the places homes_bt; lines_bs says where each place of x came from."""
+def _from_places(x_bsnh, places_bs, homes_bt):
+  """x at the places homes_bt; places_bs says where each place of x came from."""
   return _take(x_bsnh, homes_bt)
 
 
-def _from_lines_back(places, grad_btnh):
-  lines_bs, homes_bt = places
-  home_bs = jnp.take_along_axis(homes_bt, jnp.maximum(lines_bs, 0), axis=1)
-  at_home_bs = (lines_bs >= 0) & (home_bs == jnp.arange(lines_bs.shape[1]))
-  return _take(grad_btnh, jnp.where(at_home_bs, lines_bs, -1)), None, None
+def _from_places_back(places, grad_btnh):
+  places_bs, homes_bt = places
+  home_bs = jnp.take_along_axis(homes_bt, jnp.maximum(places_bs, 0), axis=1)
+  at_home_bs = (places_bs >= 0) & (home_bs == jnp.arange(places_bs.shape[1]))
+  return _take(grad_btnh, jnp.where(at_home_bs, places_bs, -1)), None, None
 
 
-_from_lines.defvjp(lambda x, lines, homes: (_take(x, homes), (lines, homes)), _from_lines_back)
+_from_places.defvjp(lambda x, lines, homes: (_take(x, homes), (lines, homes)), _from_places_back)
 
 
 def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):

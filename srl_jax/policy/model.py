@@ -153,7 +153,7 @@ class Qwen2(nnx.Module):
     return table_vd.at[tokens_bt].get(out_sharding=out)
 
   def hidden(
-    self, tokens_bt, positions_bt, segments_bt, branches_bt=None, lines=None, *, remat="none"
+    self, tokens_bt, positions_bt, segments_bt, branches_bt=None, layout=(), *, remat="none"
   ):
     """Final hidden states of packed rows.
 
@@ -162,13 +162,13 @@ class Qwen2(nnx.Module):
         sequences, which do not see each other): int32.
       branches_bt: int32 or None; 0 for the tokens of a prompt, 1.. for the responses that share it
         (positions of a response go on from the prompt's length).
-      lines: None or (lines_bml, copies_btg) of attention.Packed, for the platform's kernel.
+      layout: the remaining fields of attention.Packed, which spare attention work, or ().
       remat: what the backward pass computes again instead of keeping it, of REMAT.
 
     Returns:
       hidden_btd in the compute type, after the final norm; garbage at padding.
     """
-    state = Packed(positions_bt, segments_bt, branches_bt, *(lines or ()))
+    state = Packed(positions_bt, segments_bt, branches_bt, *layout)
     rotary = rotary_angles(positions_bt, self.config)
 
     def body(x_btd, layer):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srl_jax.learner.packing import PackedGroup, Response, Rows, line_bucket, pack
+from srl_jax.learner.packing import PackedGroup, Response, Rows, in_blocks, line_bucket, pack
 
 SETTINGS = dict(shards=1, aggregate="sequence", max_tokens=16)
 
@@ -175,3 +175,33 @@ def test_lines_of_like_length_stand_together():
 )
 def test_line_buckets(length, line):
   assert line_bucket(length) == line
+
+
+def test_blocks_hold_every_token_once(groups):
+  (rows,) = pack(groups, tokens_per_device=1000, **SETTINGS)
+  rows = in_blocks(rows)
+  b, t = rows.tokens_bt.shape
+  for row in range(b):
+    places = np.concatenate([rows.prompts_bsp[row].ravel(), rows.responses_bsgr[row].ravel()])
+    real = rows.segments_bt[row] > 0
+    assert sorted(places[places >= 0]) == np.flatnonzero(real).tolist()
+    homes = rows.homes_bt[row]
+    assert (places[homes[real]] == np.flatnonzero(real)).all() and (homes[~real] == -1).all()
+    for places, branch in [(rows.prompts_bsp[row], 0)] + [
+      (rows.responses_bsgr[row, :, i], i + 1) for i in range(rows.responses_bsgr.shape[2])
+    ]:
+      for segment, of_segment in enumerate(places):
+        found = of_segment[of_segment >= 0]
+        assert (rows.segments_bt[row, found] == segment + 1).all()
+        assert (rows.branches_bt[row, found] == branch).all()
+        assert (np.diff(rows.positions_bt[row, found]) == 1).all()
+
+
+def test_blocks_where_they_spare_work():
+  """Eight responses of 100 to a prompt of 200: 1,000 tokens in a row, most pairs masked."""
+  group = PackedGroup([1] * 200, [Response([2] * 100, [0.0] * 100, 1.0) for _ in range(8)])
+  (rows,) = pack([group], tokens_per_device=2000, **SETTINGS)
+  assert rows.prompts_bsp.shape == (1, 1, 224) and rows.responses_bsgr.shape == (1, 1, 8, 128)
+  alone = PackedGroup([1] * 200, [Response([2] * 100, [0.0] * 100, 1.0)])
+  (rows,) = pack([alone], tokens_per_device=2000, **SETTINGS)
+  assert rows.prompts_bsp is None

@@ -22,6 +22,11 @@ def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", lines=Fal
   return packing.pack(groups, max_tokens=WIDTH, **how)
 
 
+def masked(rows):
+  """The rows without a layout: attention under a mask of all pairs."""
+  return packing.Rows(*rows[:9])
+
+
 def gradients(model, batches, loss=LOSS, old=None, reference=None):
   """(loss, gradients, logprobs_bs of each micro-batch) of a batch, as train_step sums them."""
   names = ["loss", "tokens", "entropy", "logprob"]
@@ -175,12 +180,27 @@ def test_the_cut_changes_nothing(policy, groups, tokens_per_device, shards):
 @pytest.mark.parametrize("mesh", [None, "data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
 def test_lines_change_nothing(policy, groups, mesh):
   """The form for attention kernels, here on XLA, gives what the block mask gives."""
-  wanted_totals, wanted, _ = gradients(policy(), pack(groups, 64))
+  wanted_totals, wanted, _ = gradients(policy(), list(map(masked, pack(groups, 64))))
   shards = {None: 1, "data=2,fsdp=2,tensor=2": 4}.get(mesh, 8)
   batches = pack(groups, 128, shards, lines=True)  # more than one group a row
   assert all(rows.lines_bml is not None for rows in batches)
   with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
     totals, grads, _ = gradients(policy(), batches, LOSS._replace(remat="matmuls"))
+    grads = jax.tree.map(np.asarray, grads)
+  for name in totals:
+    np.testing.assert_allclose(totals[name], wanted_totals[name], rtol=1e-5, atol=1e-5)
+  assert_trees_close(grads, wanted)
+
+
+@pytest.mark.parametrize("mesh", [None, "data=8", "data=2,fsdp=2,tensor=2"])
+def test_blocks_change_nothing(policy, groups, mesh):
+  """The form for plain XLA gives what the block mask gives."""
+  shards = {None: 1, "data=8": 8}.get(mesh, 4)
+  batches = [packing.in_blocks(masked(rows)) for rows in pack(groups, 128, shards)]
+  assert any(rows.prompts_bsp.shape[1] > 1 for rows in batches)  # several groups a row
+  wanted_totals, wanted, _ = gradients(policy(), list(map(masked, pack(groups, 64))))
+  with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+    totals, grads, _ = gradients(policy(), batches, LOSS._replace(remat="full"))
     grads = jax.tree.map(np.asarray, grads)
   for name in totals:
     np.testing.assert_allclose(totals[name], wanted_totals[name], rtol=1e-5, atol=1e-5)
