@@ -190,8 +190,8 @@ WHILE_SAMPLING = ("prompts", "answers", "texts", "rewards")
 WAITED_FOR = ("filter", "pack", "metrics")
 HEAD = """# Host time of a step at the paper's scale
 
-{date}, {machine}, load {load:.1f}: wall times are those of a shared machine, CPU times are the
-process's own. Made by
+{date}; {machine}; load {load:.1f} at the end.
+CPU times are the process's own, wall times include what else the machine did. Made by
 
     python -m benchmarks.host {options}
 
