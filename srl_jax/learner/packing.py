@@ -7,6 +7,7 @@ a group read their first token from the one last token of their prompt. How atte
 work stands beside it too: lines for kernels, blocks for plain XLA (policy.attention.Packed).
 """
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -73,6 +74,7 @@ class Rows(NamedTuple):
 
 
 WELL_FILLED = 0.9  # share of a row's places; see _pack_lines
+CUT_WORTH = 2  # tokens of responses for each token of a prompt that is computed once more
 
 
 def pack(
@@ -132,7 +134,7 @@ def _pack_lines(units, t, shards) -> list[Rows]:
     of_length.setdefault(line_bucket(unit[0].line()), []).append(unit)
   left = []
   for l, same in sorted(of_length.items()):
-    bins = _first_fit(left + same, t)
+    bins = _first_fit(left + same, t, cut=True)
     bins.sort(key=_tokens, reverse=True)
     full = len(bins)
     if l < max(of_length):
@@ -245,19 +247,47 @@ def _split(group, shares, limit):
   return [(PackedGroup(group.prompt_ids, responses), shares) for responses, shares in parts]
 
 
-def _first_fit(units, t):
-  """Units dealt into bins of t tokens, the longest first, each into the first bin with room."""
+def _first_fit(units, t, cut=False):
+  """Units dealt into bins of t tokens, the longest first, each into the first bin with room.
+
+  With `cut`, a unit that fits nowhere leaves as many responses as it can in the emptiest bin, if
+  they outweigh the second copy of the prompt that this costs.
+  """
   bins, rooms = [], []
-  for unit in sorted(units, key=lambda unit: -unit[0].size()):
+  longest_first = lambda unit: -unit[0].size()
+  waiting = sorted(units, key=longest_first)
+  while waiting:
+    unit = waiting.pop(0)
     size = unit[0].size()
     place = next((i for i, room in enumerate(rooms) if room >= size), None)
+    if place is None and cut and rooms:
+      place = int(np.argmax(rooms))
+      unit, rest = _cut_to(unit, rooms[place])
+      if unit is None:
+        unit, place = rest, None
+      else:
+        bisect.insort(waiting, rest, key=longest_first)
     if place is None:
       place = len(bins)
       bins.append([])
       rooms.append(t)
     bins[place].append(unit)
-    rooms[place] -= size
+    rooms[place] -= unit[0].size()
   return bins
+
+
+def _cut_to(unit, room):
+  """(the unit's responses that fit into the room, the rest), or (None, unit) if few would."""
+  group, shares = unit
+  taken, left, room = [], [], room - len(group.prompt_ids)
+  for pair in sorted(zip(group.responses, shares), key=lambda pair: -len(pair[0].token_ids)):
+    fits = len(pair[0].token_ids) <= room
+    (taken if fits else left).append(pair)
+    room -= len(pair[0].token_ids) * fits
+  if sum(len(response.token_ids) for response, _ in taken) < CUT_WORTH * len(group.prompt_ids):
+    return None, unit
+  part = lambda pairs: (PackedGroup(group.prompt_ids, [r for r, _ in pairs]), [s for _, s in pairs])
+  return part(taken), part(left)
 
 
 def _row(units, t) -> Rows:

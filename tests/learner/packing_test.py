@@ -205,3 +205,17 @@ def test_blocks_where_they_spare_work():
   alone = PackedGroup([1] * 200, [Response([2] * 100, [0.0] * 100, 1.0)])
   (rows,) = pack([alone], tokens_per_device=2000, **SETTINGS)
   assert rows.prompts_bsp is None
+
+
+def test_groups_are_cut_to_fill_rows_of_lines():
+  """Of groups of 600 in rows of 1,000 the second half-fills the first row, prompt and all."""
+  lengths = [60] * 8 + [20]
+  groups = [
+    PackedGroup([i + 1] * 100, [Response([2] * n, [0.0] * n, float(i)) for n in lengths])
+    for i in range(5)
+  ]
+  batches = pack(groups, tokens_per_device=1000, lines=True, **SETTINGS)
+  assert len(batches) == 4  # without a cut each row holds one group
+  assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (45 * n)))
+  long_prompts = [PackedGroup([1] * 400, group.responses) for group in groups]
+  assert len(pack(long_prompts, tokens_per_device=1000, lines=True, **SETTINGS)) == 5
