@@ -2,7 +2,7 @@
 # Table 3 of the paper: final-answer reward, one-step similarity, SRL.
 #
 #   launch/table3.sh                        8 x H100: trains and evaluates the rows, prints the table
-#   launch/table3.sh --dry_run              prints the commands that it would start
+#   launch/table3.sh --dry-run              prints the commands that it would start
 #   launch/table3.sh --rows=A,B             some rows, by the names of their configs
 #   launch/table3.sh --config.mesh=v5p-128 --evaluate.width=512    flags of trainings, evaluations
 #   launch/table3.sh :model=DIR,data=FILE,tiny --workdir=DIR --rows=srl_math --samples=2 \
@@ -16,4 +16,4 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt"
-exec python -m launch.math_tables --table=3 "$@"
+exec python -m launch.math_tables --table=3 "${@/#--dry-run/--dry_run}"

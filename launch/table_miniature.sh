@@ -3,7 +3,7 @@
 #
 #   launch/table_miniature.sh                about two hours on 2 CPU cores
 #   launch/table_miniature.sh --quick        one seed, shorter: under 25 minutes
-#   launch/table_miniature.sh --dry_run      prints the commands that it would start
+#   launch/table_miniature.sh --dry-run      prints the commands that it would start
 #   launch/table_miniature.sh --arms=srl,srl_no_filter --close_seeds=5 --steps=500 --jobs=4
 #
 # Prints mean and spread over seeds of greedy, avg@8 and pass@8 on 200 held-out hard problems, paired
@@ -13,4 +13,4 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt"
-exec python -m launch.miniature "$@"
+exec python -m launch.miniature "${@/#--dry-run/--dry_run}"
