@@ -34,7 +34,7 @@ def test_without_arguments_the_usage_is_shown(call, script):
   assert "set -euo" not in done.stderr
 
 
-def wait_for(path, text="", seconds=30):
+def wait_for(path, text="", seconds=120):
   for _ in range(seconds * 50):
     if path.exists() and text in path.read_text():
       return
@@ -71,7 +71,7 @@ def test_sigterm_saves_and_the_same_command_continues(call, tmp_path):
   wait_for(workdir / "started")
   time.sleep(0.5)
   run.send_signal(signal.SIGTERM)
-  assert run.wait(30) == SAVED
+  assert run.wait(120) == SAVED
   saved = int((workdir / "saved").read_text())
   assert saved > 0
   (workdir / "last").write_text(str(saved + 5))
@@ -159,7 +159,7 @@ def test_a_node_that_is_asked_to_stop_saves_first(call, checkout, tmp_path):
   wait_for(workdir / "started")
   time.sleep(0.5)
   run.send_signal(signal.SIGTERM)
-  assert run.wait(30) == SAVED
+  assert run.wait(120) == SAVED
   assert int((workdir / "saved").read_text()) > 0
   assert not running(checkout)
 

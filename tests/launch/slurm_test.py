@@ -115,7 +115,7 @@ def test_it_saves_when_asked_and_is_queued_again(call, job, checkout, tmp_path, 
   wait_for(workdir / "started")
   time.sleep(0.5)
   run.send_signal(number)
-  assert run.wait(30) == SAVED
+  assert run.wait(120) == SAVED
   assert (tmp_path / "tools" / "requeued").read_text() == "17\n"
   saved = int((workdir / "saved").read_text())
   assert saved > 0 and not running(checkout)
@@ -131,7 +131,7 @@ def test_cancelled_it_saves_and_is_not_queued_again(call, job, tmp_path):
   wait_for(workdir / "started")
   time.sleep(0.5)
   run.send_signal(signal.SIGTERM)
-  assert run.wait(30) == SAVED
+  assert run.wait(120) == SAVED
   assert int((workdir / "saved").read_text()) > 0
   assert not (tmp_path / "tools" / "requeued").exists()
 
