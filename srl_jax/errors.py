@@ -1,16 +1,19 @@
 """How every command ends on bad input: one line on stderr and exit code 2, no traceback.
 
-Ours are: flags that do not parse (config overrides included), and a ValueError raised by this
-package's or a config's own code. A ValueError from inside a library, and every other exception, is
-a bug: it keeps its traceback.
+Ours are: flags that do not parse (config overrides included), a config file that cannot be run, a
+ValueError raised by this package's or a config's own code, and a path or a disk that the operating
+system refuses. A ValueError from inside a library, and every other exception, is a bug: it keeps
+its traceback.
 """
 
 import difflib
 import dis
+import errno
 import functools
 import os
 import re
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator
 
@@ -19,6 +22,9 @@ from absl import app, flags
 from ml_collections.config_flags import config_flags
 
 _OURS = ("srl_jax", "configs", "config_config", "launch", "__main__")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_REFUSED += (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def own_flags() -> types.SimpleNamespace:
@@ -61,8 +67,23 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
       if not _raised_by_us(error):
         raise
       _fail(str(error))
+    except OSError as error:
+      refusal = _refusal(error)
+      if not refusal:
+        raise
+      _fail(refusal)
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def _refusal(error: OSError) -> str | None:
+  """What to tell of a path that cannot be used or a full disk; None for any other error."""
+  path = f"{error.filename}: " if error.filename is not None else ""
+  if error.errno in _FULL:
+    return f"{path}{error.strerror}: make room on the disk, then give the same command again"
+  if path and error.errno in _REFUSED:
+    return f"{path}{error.strerror}: check the path and its permissions"
+  return None
 
 
 def _fail(message: str) -> None:
@@ -87,12 +108,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
   except flags.Error as error:
     _fail(without_traceback(str(error)))
   except SyntaxError as error:
-    _fail(f"{error.filename}:{error.lineno}: {error.msg}")
-  except (AttributeError, KeyError, OSError):
-    # What ml_collections raises for an override of a key that is not there, or of a missing file.
+    place = f"{error.filename}:{error.lineno}: " if error.filename else ""
+    _fail(f"{place}{error.msg}; a config is a Python file")
+  except Exception as error:  # a config file may raise anything
     for _, file, _ in _config_flags(argv):
       _check_exists(file)
-    unknown = _unknown_key(argv)
+      _check_runs(file, error)
+    # What ml_collections raises for an override of a key that is not there.
+    unknown = isinstance(error, AttributeError | KeyError) and _unknown_key(argv)
     if not unknown:
       raise
     _fail(unknown)
@@ -105,18 +128,31 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def without_traceback(message: str) -> str:
-  """A flag error's message without the traceback that a ValueError in a config brings along."""
+  """A flag error's message without the traceback that an error in a config brings along."""
   head, traced, tail = message.partition("Error whilst parsing config file:")
-  last = tail.strip().splitlines()[-1].strip() if traced else ""
-  if not last.startswith("ValueError: "):
+  if not traced:
     return message
-  return head + last.removeprefix("ValueError: ")
+  return head + tail.strip().splitlines()[-1].strip().removeprefix("ValueError: ")
 
 
 def _check_exists(file: str) -> None:
   path = file.split(":", 1)[0]
   if not os.path.isfile(path):
     _fail(f"config file {path!r} does not exist (looked in {os.path.abspath(path)})")
+
+
+def _check_runs(file: str, error: Exception) -> None:
+  """Ends the process if the config file raised the error, or has no config to give."""
+  path = file.split(":", 1)[0]
+  lines = [
+    entry.lineno
+    for entry in traceback.extract_tb(error.__traceback__)
+    if os.path.abspath(entry.filename) == os.path.abspath(path)
+  ]
+  if lines:
+    _fail(f"{path}:{lines[-1]}: {type(error).__name__}: {error}")
+  if isinstance(error, AttributeError) and "'get_config'" in str(error):
+    _fail(f"{path}: it has no function get_config, which returns the config")
 
 
 def _config_flags(argv: list[str]) -> Iterator[tuple[str, str, list[str]]]:

@@ -30,6 +30,14 @@ def main(argv):
   if MODE.value == "library":
     import numpy
     numpy.zeros((2, 3)).reshape(4)
+  if MODE.value == "path":
+    open("/dev/null/x", "w")
+  if MODE.value == "disk":
+    with open("/dev/full", "w") as file:
+      file.write("x")
+  if MODE.value == "socket":
+    import socket
+    socket.create_connection(("127.0.0.1", 1))
   if MODE.value == "bug":
     raise KeyError("boom")
   print("seed", CONFIG.value.seed if CONFIG.value else None)
@@ -55,6 +63,11 @@ def command(tmp_path_factory):
   (folder / "script.py").write_text(SCRIPT)
   (folder / "config.py").write_text(CONFIG)
   (folder / "typo.py").write_text("\ndef get_config(:\n  pass\n")
+  (folder / "name.py").write_text("def get_config(arg=''):\n  return nosuch\n")
+  (folder / "import.py").write_text("\n\nimport nosuch\n")
+  (folder / "none.py").write_text("seed = 1\n")
+  (folder / "no_arg.py").write_text("def get_config():\n  return None\n")
+  (folder / "bytes.py").write_bytes(b"\xff\x00")
 
   def run(*flags):
     return subprocess.run(
@@ -85,6 +98,13 @@ def command(tmp_path_factory):
     (["--config=config.py", "--config.seed=abc"], "error: flag --config.seed=abc: invalid literal"),
     (["--config=config.py:fast"], "error: flag --config=config.py:fast: unknown argument 'fast'"),
     (["--config=typo.py"], "typo.py:2: invalid syntax"),
+    (["--config=name.py"], "error: name.py:2: NameError: name 'nosuch' is not defined"),
+    (["--config=import.py"], "error: import.py:3: ModuleNotFoundError: No module named 'nosuch'"),
+    (["--config=none.py"], "error: none.py: it has no function get_config"),
+    (["--config=no_arg.py:x"], "error: flag --config=no_arg.py:x: TypeError: get_config() takes 0"),
+    (["--config=bytes.py"], "a config is a Python file"),
+    (["--mode=path"], "error: /dev/null/x: Not a directory: check the path and its permissions"),
+    (["--mode=disk"], "No space left on device: make room on the disk"),
     (["--config=config.py", "stray"], "error: unexpected argument 'stray'"),
     (["--mode=ours"], "error: rows.jsonl:3: broken beyond repair"),
   ],
@@ -98,7 +118,7 @@ def test_bad_input_is_one_line(command, flags, message):
   assert result.stdout == ""
 
 
-@pytest.mark.parametrize("mode", ["library", "bug"])
+@pytest.mark.parametrize("mode", ["library", "socket", "bug"])
 def test_bugs_keep_their_traceback(command, mode):
   result = command(f"--mode={mode}")
   assert result.returncode == 1
