@@ -62,7 +62,7 @@ def planned(name, *flags):
 @pytest.mark.slow
 def test_7b_on_16_small_tpus():
   """All 28 layers with Google's own compiler, libtpu (0.7 GB, installed on first use)."""
-  code, found = planned("v5e-16")
+  code, found = planned("v5e-16", "--config.batch.tokens_per_device=8192")
   memory = found["memory"]
   assert code == 0 and memory["fits"]
   assert memory["parameters"] == pytest.approx(4 * 7_615_616_512 / 16, rel=1e-3)
@@ -74,7 +74,7 @@ def test_7b_on_16_small_tpus():
 
 @pytest.mark.slow
 def test_7b_is_refused_on_8_small_tpus():
-  code, found = planned("v5e-8")
+  code, found = planned("v5e-8", "--config.batch.tokens_per_device=8192")
   assert code == 1 and not found["memory"]["fits"] and found["step"] is None
   assert found["memory"]["peak"] > found["memory"]["limit"]
   assert any(line.startswith("mesh = ") for line in found["change"])
