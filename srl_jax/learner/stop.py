@@ -32,8 +32,10 @@ class StopSignal:
   def agree(self) -> None:
     """As `check`, once a signal has come to any process; all must call it at the same place."""
     if not self._held:
-      self.name = next(filter(None, hosts.gather(self.name)), None)
-      self.check()
+      # Not by `check`: what comes while the others are waited for, they do not know of yet.
+      asked = next(filter(None, hosts.gather(self.name)), None)
+      if asked:
+        raise hosts.Stopped(asked)
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Two busy cores compile for minutes; only what the coordination service says ends a process.
 PATIENT = "--xla_cpu_collective_timeout_seconds=900"
 PATIENT += " --xla_cpu_collective_call_terminate_timeout_seconds=900"
+PATIENT += " --xla_backend_optimization_level=0"  # compiling is most of what these runs do
 GONE = re.compile("another (process of the run has|task) died")
 
 
@@ -173,6 +174,9 @@ FLAGS = [
   *("--config.train.keep=3", "--config.batch.prompts=8", "--config.rollout.samples=4"),
   *("--config.rollout.width=32", "--config.algorithm.max_rounds=2", "--config.data.holdout=2"),
   *("--config.eval.benchmark=", "--config.eval.mode=off", "--config.log.tensorboard=False"),
+  # As in the quickstart's warm-up. Adam divides a gradient by itself: where that is next to nothing
+  # rounding moves a weight by a part of the rate.
+  "--config.optimizer.lr=4e-5",
 ]
 
 
@@ -202,8 +206,8 @@ def lines(workdir):
   return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_line(number, workdir, processes, logs):
-  while lines(workdir) < number:
+def wait_for_line(number, workdir, processes, logs, said="from the start"):
+  while said not in logs[0].read_text() or lines(workdir) < number:
     assert all(p.poll() is None for p in processes), [log.read_text() for log in logs]
     time.sleep(0.05)
 
@@ -231,16 +235,16 @@ def test_two_processes_are_one_run_whatever_happens_to_them(whole, tmp_path, log
   assert GONE.search(logs[0].read_text()), logs[0].read_text()
 
   both = start(command, logs)
-  wait_for_line(3, workdir, both, logs)
+  wait_for_line(3, workdir, both, logs, "continued from step 2")
   both[1].send_signal(signal.SIGTERM)
   for process, log in zip(both, logs):
     assert process.wait(300) == 0, log.read_text()
-  assert "continued from step 2" in logs[0].read_text()
   assert "stopped by SIGTERM; saved. Continue with the same command" in logs[0].read_text()
   assert "stopped by" not in logs[1].read_text()
 
   for process, log in zip(start(command, logs), logs):
     assert process.wait(900) == 0, log.read_text()
+    assert "full rematerialization" not in log.read_text()
   (rows, groups), (wanted_rows, wanted_groups) = told(workdir), told(whole)
   assert len(rows) == STEPS and any(row.get("grad_norm", 0) > 0 for row in rows)
   texts = lambda files: {k: [(g["texts"], g["dropped"]) for g in v] for k, v in files.items()}

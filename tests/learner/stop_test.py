@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from srl_jax.learner.hosts import Stopped
+from srl_jax.learner import hosts
 from srl_jax.learner.stop import StopSignal
 
 
@@ -23,9 +23,9 @@ def test_a_signal_is_asked_about(number):
   try:
     stop.check()
     os.kill(os.getpid(), number)
-    with pytest.raises(Stopped, match=number.name):
+    with pytest.raises(hosts.Stopped, match=number.name):
       stop.check()
-    with pytest.raises(Stopped, match=number.name):
+    with pytest.raises(hosts.Stopped, match=number.name):
       stop.agree()
   finally:
     stop.restore()
@@ -38,8 +38,29 @@ def test_the_question_waits_while_it_is_held(stop):
     os.kill(os.getpid(), signal.SIGTERM)
     stop.check()
     stop.agree()
-  with pytest.raises(Stopped, match="SIGTERM"):
+  with pytest.raises(hosts.Stopped, match="SIGTERM"):
     stop.agree()
+
+
+def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop, monkeypatch):
+  """The others did not hear of it, so all go on; it must not be forgotten either."""
+
+  def gather(name):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return [name, None]
+
+  with monkeypatch.context() as patched:
+    patched.setattr(hosts, "gather", gather)
+    stop.agree()
+  with pytest.raises(hosts.Stopped, match="SIGTERM"):
+    stop.agree()
+
+
+def test_what_another_process_was_asked(stop, monkeypatch):
+  monkeypatch.setattr(hosts, "gather", lambda name: [name, "SIGTERM"])
+  with pytest.raises(hosts.Stopped, match="SIGTERM"):
+    stop.agree()
+  stop.check()
 
 
 def test_a_second_interrupt_ends_at_once(stop):
