@@ -15,7 +15,7 @@ MESHES = {
   "h100x32": "data=4,fsdp=8,tensor=1",
   "v5e-16": "data=1,fsdp=16,tensor=1",
   "v5p-128": "data=1,fsdp=64,tensor=1",  # Google counts cores: 64 chips
-  "v6e-256": "data=4,fsdp=64,tensor=1",
+  "v6e-256": "data=16,fsdp=16,tensor=1",  # a torus of 16 x 16
 }
 
 

@@ -64,7 +64,13 @@ def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
       f"({devices[0].platform}); set config.mesh to sizes whose product is {len(devices)}"
     )
   kinds = (jax.sharding.AxisType.Explicit,) * len(AXES)
-  return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:needed])
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:needed])
+  except NotImplementedError as error:  # of a TPU's torus
+    raise ValueError(
+      f"mesh: {spec!r} cannot be laid on these chips ({error}); choose sizes that are products of "
+      "the torus's own, such as data=16,fsdp=16 on v6e-256"
+    ) from error
 
 
 def check_mesh(spec: str, sizes: dict[str, int]) -> None:
