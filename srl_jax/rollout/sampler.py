@@ -225,9 +225,7 @@ class Sampler:
       target = min(count, len(free) + batch) if waiting else count
       slots = _decode(self.model, self.layers, slots, seed_step, target, how)
       ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
-      ages, tokens, logprobs = map(
-        on_host, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr)
-      )
+      ages, tokens, logprobs = map(on_host, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr))
       for i in ended:
         prompt, seats[i] = seats[i], None
         if i % jax.process_count() != jax.process_index():
