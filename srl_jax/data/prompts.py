@@ -287,7 +287,12 @@ def _read_system_file(path: pathlib.Path) -> str:
     raise ValueError(
       f"prompt.system_file={str(path)!r} is no file: give a text file or leave it unset"
     )
-  text = path.read_text(encoding="utf-8").strip()
+  try:
+    text = path.read_text(encoding="utf-8").strip()
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"prompt.system_file={str(path)!r} is not UTF-8 ({error}): save it as UTF-8"
+    ) from error
   if not text:
     raise ValueError(
       f"prompt.system_file={str(path)!r} is empty: write the prompt or leave it unset"

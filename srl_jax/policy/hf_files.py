@@ -72,7 +72,13 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
     raise ValueError(f"{path}: no such file; a model folder needs config.json") from error
   except ValueError as error:
     raise ValueError(f"{path}: not JSON ({error}); copy the file again") from error
+  if not isinstance(raw, dict):
+    raise ValueError(f"{path}: a JSON {type(raw).__name__}, not an object; copy the file again")
   rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+  if not isinstance(rope, dict):
+    raise ValueError(
+      f"{path}: rope_scaling / rope_parameters is {rope!r}, not an object; copy the file again"
+    )
   kind = rope.get("rope_type", rope.get("type", "default"))
   layer_types = raw.get("layer_types") or ["full_attention"]
   sliding = "sliding_attention" in layer_types or (
@@ -94,6 +100,8 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
   for key, value in fields.items():
     if not isinstance(value, (int, float)) or value <= 0:
       raise ValueError(f"{path}: {key} is {value!r}, not a positive number; {remedy}")
+    if key not in ("rope_theta", "rms_norm_eps") and not isinstance(value, int):
+      raise ValueError(f"{path}: {key} is {value!r}, not a whole number; copy the file again")
   heads, shared = fields["num_attention_heads"], fields["num_key_value_heads"]
   if heads % shared:
     raise ValueError(

@@ -174,10 +174,13 @@ def test_a_file_replaces_the_system_prompt(tmp_path):
 
 def test_a_bad_system_file_is_one_clear_line(tmp_path):
   (tmp_path / "empty.txt").write_text(" \n")
+  (tmp_path / "latin1.txt").write_bytes("Löse".encode("latin-1"))
   with pytest.raises(ValueError, match=r"prompt\.system_file=.*missing\.txt' is no file"):
     system_prompt("srl", "think", str(tmp_path / "missing.txt"))
   with pytest.raises(ValueError, match=r"prompt\.system_file=.*empty\.txt' is empty"):
     system_prompt("srl", "think", str(tmp_path / "empty.txt"))
+  with pytest.raises(ValueError, match=r"prompt\.system_file=.*latin1\.txt' is not UTF-8"):
+    system_prompt("srl", "think", str(tmp_path / "latin1.txt"))
 
 
 def test_one_system_and_one_user_message():

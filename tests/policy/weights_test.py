@@ -140,6 +140,8 @@ def test_tied_model_with_a_repeated_head(hf_case, copy):
     (dict(quantization_config=dict(bits=4)), "quantization_config is {'bits': 4}"),
     (dict(num_key_value_heads=None), "num_key_value_heads is None, not a positive number"),
     (dict(hidden_size="48"), "hidden_size is '48', not a positive number"),
+    (dict(num_hidden_layers=2.5), "num_hidden_layers is 2.5, not a whole number"),
+    (dict(rope_parameters=[1]), r"rope_parameters is \[1\], not an object"),
     (dict(num_key_value_heads=3), "num_attention_heads 4 is not a multiple of"),
   ],
 )
@@ -200,6 +202,7 @@ def test_long_lists_of_faults_are_cut(copy):
   [
     (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
     (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+    (lambda f: (f / "config.json").write_text("[]"), "config.json: a JSON list, not an object"),
     (lambda f: (f / "model.safetensors").unlink(), r"no weights \(model.safetensors or"),
     (
       lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
