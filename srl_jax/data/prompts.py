@@ -310,7 +310,7 @@ def load_tokenizer(folder: str | pathlib.Path):
   so replace the pre-tokenizer of any other model that is written as a qwen2 (SmolLM2).
 
   Raises:
-    ValueError: no tokenizer.json, one that cannot be read, or no chat template.
+    ValueError: no tokenizer.json, one that cannot be read, or no chat template, or one that fails.
   """
   folder = pathlib.Path(folder)
   if not (folder / "tokenizer.json").is_file():
@@ -329,6 +329,13 @@ def load_tokenizer(folder: str | pathlib.Path):
       f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or"
       " chat_template.jinja): use an instruct model's tokenizer"
     )
+  try:
+    encode(tokenizer, build_messages("A question.", [], None, "A system prompt."))
+  except Exception as error:  # jinja2's own, and whatever an expression of the template raises
+    raise ValueError(
+      f"{folder}: its chat template cannot write a system and a user message"
+      f" ({type(error).__name__}: {error}): use a model with another one, or mend it"
+    ) from error
   # Qwen2.5-Instruct pads with a token of its vision models.
   if tokenizer.pad_token == "<|vision_pad|>":
     tokenizer.pad_token = "<|endoftext|>"
@@ -357,8 +364,8 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
     if path.is_file():
       try:
         eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-      except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): copy it again") from error
+      except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON object ({error}): copy it again") from error
       found += eos if isinstance(eos, list) else [eos]
   ids = list(dict.fromkeys(i for i in found if i is not None))
   if not ids:

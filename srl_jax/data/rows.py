@@ -41,7 +41,7 @@ def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]
       place = f"{path}:{number}"
       try:
         row = json.loads(line.decode())
-      except ValueError as error:
+      except (RecursionError, ValueError) as error:
         raise ValueError(f"{place}: broken JSON: {error}") from error
       if not isinstance(row, dict):
         raise ValueError(f"{place}: expected a JSON object, found a {type(row).__name__}")

@@ -157,7 +157,8 @@ def read_headers(folder) -> dict[str, Stored]:
     files = [WEIGHTS]
   elif (folder / INDEX).exists():
     try:
-      files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+      weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+      files = sorted({f"{file}" for file in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
   else:

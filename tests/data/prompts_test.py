@@ -297,6 +297,18 @@ def test_a_tokenizer_without_a_template_is_one_clear_line(copy):
     load_tokenizer(copy(chat_template=None))
 
 
+@pytest.mark.parametrize(
+  ("template", "reason"),
+  [
+    ("{% for m in messages %}", "TemplateSyntaxError: Unexpected end of template"),
+    ("{{ raise_exception('no system role') }}", "TemplateError: no system role"),
+  ],
+)
+def test_a_template_that_fails_is_one_clear_line(copy, template, reason):
+  with pytest.raises(ValueError, match=f"cannot write a system and a user message .{reason}"):
+    load_tokenizer(copy(chat_template=template))
+
+
 def test_stop_ids_come_from_everywhere(copy):
   folder = copy()
   tokenizer = load_tokenizer(folder)
@@ -317,5 +329,5 @@ def test_a_broken_config_is_named(copy):
   folder = copy()
   tokenizer = load_tokenizer(folder)
   (folder / "generation_config.json").write_text("{")
-  with pytest.raises(ValueError, match=r"generation_config\.json is not JSON"):
+  with pytest.raises(ValueError, match=r"generation_config\.json is no JSON object"):
     stop_ids(tokenizer, folder)

@@ -20,6 +20,7 @@ def test_a_bom_crlf_and_blank_lines_are_fine(tmp_path):
     (b"", r"a.jsonl is empty"),
     (b"\n \n", r"a.jsonl is empty"),
     (b'{"a": 1}\n{"a": \n', r"a.jsonl:2: broken JSON: Expecting value"),
+    (b'{"a": ' + b"[" * 100_000, r"a.jsonl:1: broken JSON: maximum recursion depth"),
     (b'{"a": 1}\n\n{"a": "\xff"}\n', r"a.jsonl:3: broken JSON: 'utf-8' codec"),
     (b"[1, 2]\n", r"a.jsonl:1: expected a JSON object, found a list"),
   ],
