@@ -208,6 +208,8 @@ def test_nobody_at_the_address(problems, server):
   ("flags", "message"),
   [
     (["--server=localhost:8000"], "error: --server='localhost:8000' is no URL"),
+    (["--server=http://localhost:x"], "error: --server='http://localhost:x' is no URL"),
+    (["--server=http://me:secret@localhost"], "error: --server: an address with a user name; give"),
     (["--problems=gone.jsonl"], "error: gone.jsonl does not exist"),
     (["--fields=problem=problem,answer=gold"], "error: problems.jsonl:1: no field 'gold'"),
     (["--fields=problem=problem"], "error: method='rlvr' needs the gold answers"),

@@ -35,8 +35,14 @@ class ChatServer:
   """
 
   def __init__(self, url: str, model: str, *, timeout: float):
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if "@" in url:  # not shown: it has a password in it
+      raise ValueError("--server: an address with a user name; give an API key in OPENAI_API_KEY")
+    try:
+      parts = urllib.parse.urlsplit(url)
+      known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets, or the port
+      known = False
+    if not known:
       raise ValueError(f"--server={url!r} is no URL: write for example http://localhost:8000")
     base = url.rstrip("/")
     self.url = f"{base if parts.path.strip('/') else base + '/v1'}/chat/completions"

@@ -41,13 +41,23 @@ class Server:
   """
 
   def __init__(self, url: str, *, public: bool = False):
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+    if "@" in url:  # not shown: it has a password in it
+      raise ValueError(
+        "rollout.servers: an address with a user name; the servers know API keys only, which are "
+        "read from VLLM_API_KEY"
+      )
+    try:
+      parts = urllib.parse.urlsplit(url)
+      self.host, self.port = parts.hostname, parts.port
+    except ValueError as error:  # brackets, or the port
+      raise ValueError(f"rollout.servers: {url!r} is not a base URL ({error})") from error
+    rest = parts.path.strip("/") or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not self.host or rest:
       raise ValueError(
         f"rollout.servers: {url!r} is not a base URL; write for example http://127.0.0.1:8101"
       )
     self.secure = parts.scheme == "https"
-    self.host, self.port = parts.hostname, parts.port or (443 if self.secure else 80)
+    self.port = self.port or (443 if self.secure else 80)
     self.url = f"{parts.scheme}://{self.host}:{self.port}"
     if not public:
       self._check_private()

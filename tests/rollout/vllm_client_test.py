@@ -347,6 +347,11 @@ def test_starting_with_a_server_of_another_kind_says_what_it_answered(fake, make
     ("127.0.0.1:8101", "not a base URL"),
     ("ftp://127.0.0.1", "not a base URL"),
     ("http://127.0.0.1:8101/v1", "not a base URL"),
+    ("http://127.0.0.1:8101?key=1", "not a base URL"),
+    ("http://127.0.0.1:x", "not a base URL .Port could not be cast"),
+    ("http://127.0.0.1:99999", "not a base URL .Port out of range"),
+    ("http://[::1", "not a base URL .Invalid IPv6"),
+    ("https://me:secret@127.0.0.1:8101", "servers: an address with a user name; the servers know"),
     ("http://8.8.8.8:8101", "public address 8.8.8.8"),
   ],
 )
