@@ -24,7 +24,7 @@ from ml_collections.config_flags import config_flags
 _OURS = ("srl_jax", "configs", "config_config", "launch", "__main__")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-_REFUSED += (errno.ENAMETOOLONG, errno.ELOOP)
+_REFUSED += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def own_flags() -> types.SimpleNamespace:

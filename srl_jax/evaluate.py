@@ -145,10 +145,10 @@ def _load_benchmarks() -> dict[str, list]:
 def _read_run(path: pathlib.Path) -> dict | None:
   """The config of the run in a workdir, flat; None if `path` is a model."""
   from srl_jax.learner import start
-  from srl_jax.learner.checkpoint import Checkpoints
+  from srl_jax.learner.checkpoint import Checkpoints, read_config
 
   if Checkpoints.present(path) and (path / "config.json").exists():
-    return start.flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    return start.flatten(read_config(path))
   if (path / "metrics.jsonl").exists():
     raise ValueError(f"--model={path}: a run without a checkpoint; wait until it has saved one")
   return None

@@ -8,7 +8,6 @@ tokenizer and the generation settings are those of the model that the run starte
 the CPU, beside a run that has the accelerator.
 """
 
-import json
 import pathlib
 
 from absl import logging
@@ -51,7 +50,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   """
   import jax
 
-  from srl_jax.learner.checkpoint import Checkpoints
+  from srl_jax.learner.checkpoint import Checkpoints, read_config
   from srl_jax.policy import hf_files, model, weights
 
   workdir = pathlib.Path(workdir)
@@ -60,7 +59,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
       f"{workdir}: no run with a checkpoint (config.json and checkpoints/); give the --workdir of "
       "a run that has saved"
     )
-  run = json.loads((workdir / "config.json").read_text())
+  run = read_config(workdir)
   weights.check_new(output)
   source = hf_files.resolve_model(run["model"])
   config = hf_files.load_config(source, run["dtype"])

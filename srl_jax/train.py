@@ -1,12 +1,13 @@
 """Runs the experiment that a config selects: python -m srl_jax.train --config=FILE[:args]."""
 
+import contextlib
 import pathlib
 import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from srl_jax import errors
+from srl_jax import alone, errors
 
 config_flags.DEFINE_config_file("config", None, "config file, with arguments after a colon")
 flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)")
@@ -29,10 +30,13 @@ def main(argv) -> None:
   common.check(config)
   hosts.begin()
   workdir = pathlib.Path(FLAGS.workdir or pathlib.Path("runs") / config_name())
-  start.claim_workdir(workdir, config)
   run = sft.train if config.method == "sft" else rl.train
   try:
-    with jax.set_mesh(make_mesh(common.mesh_spec(config))):
+    with contextlib.ExitStack() as ends:
+      if hosts.is_writer():
+        ends.enter_context(alone.alone_in(workdir))
+      start.claim_workdir(workdir, config)
+      ends.enter_context(jax.set_mesh(make_mesh(common.mesh_spec(config))))
       summary = run(config, workdir)
   except hosts.Stopped as stopped:
     if hosts.is_writer():

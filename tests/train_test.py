@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from configs import quickstart
+from srl_jax import alone
 from srl_jax.learner import start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -62,6 +63,9 @@ CASES = {  # name: (arguments, what the one line must say)
     "{folder}/model: no weights (model.safetensors or model.safetensors.index.json)",
   ),
   "no model": ([QUICK, NEW, "--config.model=./nosuch"], "./nosuch"),
+  "workdir in use": ([QUICK, "--workdir={folder}/busy"], "{folder}/busy: process"),
+  "no place for a workdir": ([QUICK, "--workdir=/dev/null/x"], "/dev/null/x: Not a directory"),
+  "damaged config": ([QUICK, "--workdir={folder}/damaged"], "damaged/config.json: not JSON"),
   "another config's workdir": (
     [QUICK, "--workdir={folder}/other", "--config.seed=1", "--config.optimizer.lr=1.0"],
     "holds a run of another config: optimizer.lr was 0.0004, is 1.0; seed was 0, is 1. Give",
@@ -81,7 +85,9 @@ def folder(tmp_path_factory):
     shutil.copy(path, folder / "model")
   config = quickstart.get_config("steps=5")
   start.claim_workdir(folder / "other", config)
-  (folder / "other" / "checkpoints" / "5").mkdir(parents=True)
+  for name in ("other", "damaged"):
+    (folder / name / "checkpoints" / "5").mkdir(parents=True)
+  (folder / "damaged" / "config.json").write_text('{"method": ')
   return folder
 
 
@@ -94,7 +100,8 @@ def results(folder, tmp_path_factory):
   ]
   command = [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(lines), str(said)]
   environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  with alone.alone_in(folder / "busy"):
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   codes = [int(line.split()[1]) for line in done.stdout.splitlines()]
   return {

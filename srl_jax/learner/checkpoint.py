@@ -34,6 +34,20 @@ class Progress:
   ahead: dict | None = None
 
 
+def read_config(workdir: pathlib.Path) -> dict:
+  """The config of the run in `workdir`, nested; ValueError where config.json is damaged."""
+  path = workdir / "config.json"
+  try:
+    config = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(
+      f"{path}: not JSON ({error}); copy it again or give another workdir"
+    ) from error
+  if not isinstance(config, dict):
+    raise ValueError(f"{path}: no run's config; copy it again or give another workdir")
+  return config
+
+
 class Checkpoints:
   """The checkpoints of a run: the last `keep` and the one with the best validation score."""
 
@@ -81,12 +95,22 @@ class Checkpoints:
       model, moments: trees of arrays, or of what stands for them (model.abstract, jax.eval_shape),
         in whose layout on the mesh that is set they come back; without moments only the model is
         read and None stands in their place.
+
+    Raises ValueError when the files are damaged, or of another model.
     """
     wanted = {"model": jax.tree.map(_described, model), "progress": None}
     if moments is not None:
       wanted["moments"] = jax.tree.map(_described, moments)
-    found = self._checkpointer.load_checkpointables(step, wanted)
-    return found["model"], found.get("moments"), _from_bytes(found["progress"])
+    try:
+      found = self._checkpointer.load_checkpointables(step, wanted)
+      return found["model"], found.get("moments"), _from_bytes(found["progress"])
+    except (KeyError, OSError, TypeError, ValueError) as error:  # as orbax and tensorstore find it
+      reason = " ".join(str(error).split())[:200]
+      raise ValueError(
+        f"{self.folder / str(step)}: cannot be read as a checkpoint of this model"
+        f" ({type(error).__name__}: {reason}). If its files are damaged, remove this folder: the"
+        " checkpoint before it is then the last one"
+      ) from error
 
   def close(self) -> None:
     self._checkpointer.close()

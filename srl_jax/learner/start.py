@@ -18,7 +18,7 @@ from srl_jax.data import prompts
 from srl_jax.data.sources import Examples, StepExample, load_examples
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import hosts, metrics, optimizer, terminal, update
-from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.checkpoint import Checkpoints, Progress, read_config
 from srl_jax.learner.stop import StopSignal
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import Qwen2, abstract, init
@@ -70,7 +70,7 @@ def claim_workdir(workdir: pathlib.Path, config) -> None:
 
 def check_same_run(workdir: pathlib.Path, config) -> None:
   """Raises ValueError, with the keys that differ, if the run in `workdir` is not of this config."""
-  before = flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+  before = flatten(read_config(workdir))
   now = flatten(config)
   keys = [key for key in {**before, **now} if key not in FREE_KEYS]
   differ = [

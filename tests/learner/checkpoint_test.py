@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from srl_jax.learner import optimizer, update
-from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.checkpoint import Checkpoints, Progress, read_config
 from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
 
@@ -47,6 +47,40 @@ def weights_of(checkpoints, step):
 
 def as_jax():
   return jax.tree.map(jnp.asarray, SMALL)
+
+
+def test_a_damaged_checkpoint_is_a_clear_line(opened, tmp_path):
+  """Whichever file of it is cut off: it is read all the same, or told, never a crash."""
+  save(opened(), 1)
+  opened().close()
+  folder = tmp_path / "checkpoints" / "1"
+  told = 0
+  for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    try:
+      weights_of(opened(), 1)
+    except ValueError as error:
+      assert str(error).startswith(f"{folder}: cannot be read as a checkpoint of this model"), path
+      told += 1
+    path.write_bytes(content)
+  assert told
+  assert weights_of(opened(), 1).tolist() == SMALL[0]["w"].tolist()
+
+
+def test_another_models_checkpoint_is_a_clear_line(opened):
+  save(opened(), 1)
+  with pytest.raises(ValueError, match="checkpoints/1: cannot be read as a checkpoint of this"):
+    opened().restore(1, {"w": jnp.zeros((3, 3))})
+  with pytest.raises(ValueError, match="checkpoints/1: cannot be read as a checkpoint of this"):
+    opened().restore(1, {"other": jnp.zeros((2, 3))})
+
+
+@pytest.mark.parametrize("text", ['{"method": ', "[]"])
+def test_a_damaged_config_is_a_clear_line(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match="config.json: "):
+    read_config(tmp_path)
 
 
 @pytest.mark.parametrize("spec", ["", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2"])
