@@ -22,6 +22,7 @@ from here. The same command goes on where it stopped, and further benchmarks or 
 may be added to a folder; another model or other settings are refused.
 """
 
+import contextlib
 import json
 import pathlib
 import time
@@ -29,7 +30,7 @@ from typing import Any
 
 from absl import logging
 
-from srl_jax import errors
+from srl_jax import alone, errors
 
 flags = errors.own_flags()
 _MODEL = flags.DEFINE_string("model", None, "Model folder, workdir or hub name.", required=True)
@@ -107,10 +108,12 @@ def main(argv: list[str]) -> None:
   _check_same(output, settings)
   mesh = _MESH.value or f"fsdp={jax.device_count()}"
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
-  with jax.set_mesh(make_mesh(common.MESHES.get(mesh, mesh))):
+  with contextlib.ExitStack() as ends:
+    ends.enter_context(jax.set_mesh(make_mesh(common.MESHES.get(mesh, mesh))))
     solver, settings["weights"] = _load(run, settings, min(_WIDTH.value, responses))
-    _claim(output, settings)
     try:
+      ends.enter_context(alone.alone_in(output))
+      _claim(output, settings)
       for name, tasks in benchmarks.items():
         for k in dict.fromkeys((0, _SAMPLES.value)):
           passes.solve(solver, output / name, tasks, k, _TEMPERATURE.value, _Progress(name))
@@ -210,7 +213,10 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
   path = output / "settings.json"
   if not path.exists():
     return
-  before = json.loads(path.read_text(encoding="utf-8"))
+  try:
+    before = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path}: not JSON ({error}); give another --output") from error
   differ = [key for key in settings if key in before and before[key] != settings[key]]
   if set(differ) - set(_TOLD_ONLY):
     short = lambda value: repr(value) if len(repr(value)) < 80 else f"{repr(value)[:76]}...'"
@@ -225,7 +231,6 @@ def _claim(output: pathlib.Path, settings: dict) -> None:
   from srl_jax.learner import start
 
   _check_same(output, settings)
-  output.mkdir(parents=True, exist_ok=True)
   start.write_json(output / "settings.json", settings)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import ml_collections
 
-from srl_jax import errors
+from srl_jax import alone, errors
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import prompts, rows, solutions
 from srl_jax.data.chat import ChatServer
@@ -63,9 +63,14 @@ def main(argv: list[str]) -> None:
   problems = _read_problems()
   server = ChatServer(_SERVER.value, _MODEL.value, timeout=_TIMEOUT.value)
   output = pathlib.Path(_OUTPUT.value)
+  with alone.alone_in(output):
+    _ask_all(server, problems, output)
+
+
+def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
+  """Makes the attempts that `output` lacks, writes what came out and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
-  output.mkdir(parents=True, exist_ok=True)
   told = time.monotonic()
   try:
     with path.open("a", encoding="utf-8") as file:

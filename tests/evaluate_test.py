@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from srl_jax import alone
 from srl_jax.evals import math_benchmarks
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.policy import hf_files, weights
@@ -130,6 +131,15 @@ def test_bad_flags(base, tmp_path, flags, complaint):
   said = evaluate(f"--model={base}", f"--output={tmp_path}/out", *flags, code=2)
   assert complaint in said
   assert not (tmp_path / "out").exists()
+
+
+def test_damaged_and_busy_outputs(base, tmp_path):
+  (tmp_path / "damaged").mkdir()
+  (tmp_path / "damaged" / "settings.json").write_text("{")
+  flags = [f"--model={base}", "--benchmarks=arithmetic:1", "--max_tokens=2"]
+  assert "settings.json: not JSON" in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
+  with alone.alone_in(tmp_path / "busy"):
+    assert f"busy: process {os.getpid()}" in evaluate(f"--output={tmp_path}/busy", *flags, code=2)
 
 
 def test_run_without_checkpoint(tmp_path):
