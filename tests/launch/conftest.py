@@ -57,6 +57,7 @@ def checkout(tmp_path):
   (root / "launch" / "vllm_server.sh").write_text(SERVER)
   (root / "launch" / "server_of_config.py").write_text(MODEL)
   (root / "srl_jax").mkdir()
+  (root / "srl_jax" / "__init__.py").touch()  # or the real one, further down the path, wins
   (root / "srl_jax" / "train.py").write_text(TRAINER)
   programs = root / ".venv" / "bin"
   programs.mkdir(parents=True)
