@@ -1,6 +1,7 @@
 """What all configs share: the defaults of the paper, arguments of a config file, meshes, checks."""
 
 import functools
+import math
 import pathlib
 
 from ml_collections import ConfigDict
@@ -191,7 +192,7 @@ POSITIVE = (
   *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
   *("batch.tokens_per_device", "batch.logprob_chunk", "train.save_every", "train.keep"),
   *("data.max_prompt_tokens", "eval.samples", "eval.max_tokens", "eval.max_turns"),
-  "data.swe.observation_chars",
+  *("data.swe.observation_chars", "rollout.patience"),
 )
 NOT_NEGATIVE = (
   *("seed", "data.holdout", "rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
@@ -215,7 +216,16 @@ def mesh_spec(config) -> str:
 
 def check(config) -> None:
   """Raises ValueError for a value that is out of range, or two that contradict each other."""
-  value = lambda key: functools.reduce(lambda group, name: group[name], key.split("."), config)
+
+  def value(key):
+    try:
+      return functools.reduce(lambda group, name: group[name], key.split("."), config)
+    except (KeyError, TypeError):
+      raise ValueError(f"{key}: the config has none; begin it with common.defaults()") from None
+
+  for key in (*CHOICES, *POSITIVE, *NOT_NEGATIVE, "optimizer.b2", "optimizer.warmup"):
+    if isinstance(value(key), float) and not math.isfinite(value(key)):
+      raise ValueError(f"{key}: {value(key)!r} is not a number to compute with")
   for key, allowed in CHOICES.items():
     if value(key) not in allowed:
       raise ValueError(f"{key}: {value(key)!r} is unknown; use {' | '.join(map(str, allowed))}")
@@ -244,6 +254,14 @@ def _check_together(config) -> None:
     (
       not 0 <= config.optimizer.warmup < 1,
       f"optimizer.warmup: {config.optimizer.warmup} is a share of all steps, in [0, 1)",
+    ),
+    (
+      not 0 <= config.optimizer.b2 < 1,
+      f"optimizer.b2: {config.optimizer.b2} is the decay of Adam's second moment, in [0, 1)",
+    ),
+    (
+      config.train.stop_at > 1,
+      f"train.stop_at: {config.train.stop_at} is a share of exact answers, at most 1",
     ),
     (
       config.eval.benchmark and config.eval.mode == "off",

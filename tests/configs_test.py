@@ -212,7 +212,12 @@ def changed(**values):
     (dict(algorithm__advantage_ddof=2), "advantage_ddof: 2 is unknown; use 0 | 1"),
     (dict(batch__prompts=0), "batch.prompts: 0 must be greater than 0"),
     (dict(optimizer__lr=-1e-6), "optimizer.lr: -1e-06 must be greater than 0"),
-    (dict(optimizer__lr=float("nan")), "optimizer.lr: nan must be greater than 0"),
+    (dict(optimizer__lr=float("nan")), "optimizer.lr: nan is not a number to compute with"),
+    (dict(rollout__temperature=float("inf")), "temperature: inf is not a number to compute with"),
+    (dict(optimizer__b2=1.5), r"optimizer.b2: 1.5 is the decay .* in \[0, 1\)"),
+    (dict(train__stop_at=3.0), "train.stop_at: 3.0 is a share of exact answers, at most 1"),
+    (dict(rollout__patience=-1.0), "rollout.patience: -1.0 must be greater than 0"),
+    (dict(mesh="data=1,data=2"), "mesh: 'data=1,data=2' gives data twice"),
     (dict(algorithm__std_epsilon=-0.1), "algorithm.std_epsilon: -0.1 must not be negative"),
     (dict(mesh="h100x7"), "mesh: 'h100x7' is not one of cpu, .* nor sizes such as data=1,fsdp=1"),
     (dict(mesh="data=1,pipe=2"), "mesh: 'pipe=2' in .* is not AXIS=SIZE"),
@@ -234,6 +239,14 @@ def test_contradictions_are_refused_with_the_remedy(values, message):
   common.check(changed())
   with pytest.raises(ValueError, match=message):
     common.check(changed(**values))
+
+
+def test_a_config_without_a_key_is_told_where_to_begin():
+  config = changed()
+  with config.unlocked():
+    del config.batch["remat"]
+  with pytest.raises(ValueError, match="batch.remat: the config has none; begin it with common"):
+    common.check(config)
 
 
 def test_sft_needs_no_groups():

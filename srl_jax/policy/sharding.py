@@ -34,16 +34,18 @@ def parse_mesh(spec: str) -> dict[str, int]:
 
   An axis that is left out has size 1. Raises ValueError for an unknown axis or a size below 1.
   """
-  sizes = dict.fromkeys(AXES, 1)
+  sizes = {}
   for item in filter(None, (part.strip() for part in spec.split(","))):
     name, _, value = item.partition("=")
-    if name not in sizes or not value.isdigit() or int(value) < 1:
+    if name in sizes:
+      raise ValueError(f"mesh: {spec!r} gives {name} twice")
+    if name not in AXES or not value.isdigit() or int(value) < 1:
       raise ValueError(
         f"mesh: {item!r} in {spec!r} is not AXIS=SIZE with an axis of {', '.join(AXES)} and a "
         "size >= 1; write for example data=1,fsdp=8,tensor=1"
       )
     sizes[name] = int(value)
-  return sizes
+  return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
 def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
