@@ -59,6 +59,11 @@ def planned(name, *flags):
   return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.xfail(
+  strict=True,
+  reason="not there yet: accumulate peaks at 18.9 of 15.75 GiB; it holds a second tree of gradients, "
+  "and the whole embedding and head with their gradients",
+)
 @pytest.mark.slow
 def test_7b_on_16_small_tpus():
   """All 28 layers with Google's own compiler, libtpu (0.7 GB, installed on first use)."""
