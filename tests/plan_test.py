@@ -61,7 +61,7 @@ def planned(name, *flags):
 
 @pytest.mark.xfail(
   strict=True,
-  reason="not there yet: accumulate peaks at 18.9 of 15.75 GiB; it holds a second tree of gradients, "
+  reason="not there yet: accumulate peaks at 18.9 of 15.75 GiB, with a second tree of gradients "
   "and the whole embedding and head with their gradients",
 )
 @pytest.mark.slow
