@@ -1,6 +1,6 @@
 """The paper in miniature: SRL on hard chains of additions, from a small warmed-up base.
 
-  launch/run.sh configs/quickstart.py              about 5 minutes on 2 CPU cores
+  launch/run.sh configs/quickstart.py              5 to 7 minutes on 2 CPU cores
   launch/run.sh configs/quickstart.py:seed=1       another seed
 
 The base (configs/miniature/, made by configs/miniature_base.py) follows the format and solves easy

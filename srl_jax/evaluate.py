@@ -41,7 +41,12 @@ _BENCHMARKS = flags.DEFINE_list(
   required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to or to continue.", required=True)
-_MODE = flags.DEFINE_enum("mode", "whole", ["whole", "stepwise"], "How problems are solved.")
+_MODE = flags.DEFINE_enum(
+  "mode",
+  None,
+  ["whole", "stepwise"],
+  "How problems are solved (default: as the run did, or whole).",
+)
 _SAMPLES = flags.DEFINE_integer("samples", 0, "k of avg@k, pass@k, majority@k; 0: greedy only.", 0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the k samples.")
 _DATA = flags.DEFINE_string("data", None, "Folder with NAME.jsonl (default: the hub).")
@@ -162,15 +167,17 @@ def _choose(run: dict | None, flag, key: str, default):
   return flag.value if flag.value is not None else (run or {}).get(key, default)
 
 
-def _task() -> str:
-  return "srl" if _MODE.value == "stepwise" else "rlvr"
+def _task(mode: str) -> str:
+  return "srl" if mode == "stepwise" else "rlvr"
 
 
 def _settings(run: dict | None) -> dict[str, Any]:
   """Everything that the figures depend on, but the weights' checksum."""
   from srl_jax.data import prompts
 
-  stepwise = _MODE.value == "stepwise"
+  mode = _choose(run, _MODE, "eval.mode", "whole")
+  mode = "whole" if mode == "off" else mode
+  stepwise = mode == "stepwise"
   if stepwise and _STYLE.value == "plain":
     raise ValueError("--style=plain is for --mode=whole; a next step is asked for in think tags")
   style = "think" if stepwise else _choose(run, _STYLE, "prompt.style", "plain")
@@ -179,9 +186,9 @@ def _settings(run: dict | None) -> dict[str, Any]:
     "step": _best_step() if run else None,
     "dtype": _choose(run, _DTYPE, "dtype", None) or _stored_dtype(),
     "engine": _ENGINE.value,
-    "mode": _MODE.value,
+    "mode": mode,
     "style": style,
-    "system": prompts.system_prompt(_task(), style, _choose(run, *_SYSTEM)),
+    "system": prompts.system_prompt(_task(mode), style, _choose(run, *_SYSTEM)),
     "temperature": _TEMPERATURE.value,
     "seed": _SEED.value,
     "max_tokens": _choose(run, _MAX_TOKENS, "eval.max_tokens", 4096),
@@ -254,7 +261,7 @@ def _load(run: dict | None, settings: dict, width: int):
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(
     engine=engine,
-    ask=asker(tokenizer, _task(), settings["style"], _choose(run, *_SYSTEM)),
+    ask=asker(tokenizer, _task(settings["mode"]), settings["style"], _choose(run, *_SYSTEM)),
     mode=settings["mode"],
     params=SamplingParams(settings["max_tokens"], seed=settings["seed"]),
     max_turns=settings["max_turns"],

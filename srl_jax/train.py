@@ -36,6 +36,10 @@ def main(argv) -> None:
       if hosts.is_writer():
         ends.enter_context(alone.alone_in(workdir))
       start.claim_workdir(workdir, config)
+      if summary := start.finished(workdir, config):
+        if hosts.is_writer():
+          print(f"{workdir} is finished; its table:\n{table(summary, workdir)}", flush=True)
+        return
       ends.enter_context(jax.set_mesh(make_mesh(common.mesh_spec(config))))
       summary = run(config, workdir)
   except hosts.Stopped as stopped:

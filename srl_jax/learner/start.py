@@ -59,13 +59,35 @@ def flatten(config) -> dict:
 def claim_workdir(workdir: pathlib.Path, config) -> None:
   """Makes `workdir` this config's: a new folder, or one that holds a run of the same config.
 
-  Raises ValueError when it holds another run's checkpoints, with the keys that differ.
+  Raises ValueError when it holds another run's checkpoints, with the keys that differ, or more
+  steps than the config asks for.
   """
   if (workdir / "config.json").exists() and Checkpoints.present(workdir):
     check_same_run(workdir, config)
+    step = _last_step(workdir)
+    if 0 < config.train.steps < step:
+      raise ValueError(
+        f"workdir {workdir} has {step} steps already, more than train.steps={config.train.steps}; "
+        "give another --workdir"
+      )
   if hosts.is_writer():
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", config.to_dict())
+
+
+def finished(workdir: pathlib.Path, config) -> dict | None:
+  """The summary of the run in a claimed workdir, if it has made its config.train.steps."""
+  path = workdir / "summary.json"
+  if not config.train.steps or not path.exists() or not Checkpoints.present(workdir):
+    return None
+  summary = json.loads(path.read_text(encoding="utf-8"))
+  done = summary["steps"] == config.train.steps == _last_step(workdir)
+  return summary if done else None
+
+
+def _last_step(workdir: pathlib.Path) -> int:
+  folders = (workdir / "checkpoints").iterdir()
+  return max(int(path.name) for path in folders if path.name.isdigit())
 
 
 def check_same_run(workdir: pathlib.Path, config) -> None:

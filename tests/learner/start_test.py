@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import types
 
 import jax
 import numpy as np
@@ -192,3 +193,16 @@ def test_a_signal_while_problems_are_solved(kill_in, tmp_path):
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped, match="SIGTERM"):
       list(run.solver.engine.sample(run.held_out.all_prompts(), 1, start.sampling_params(config())))
+
+
+def test_a_finished_run_is_told_from_one_to_continue(tmp_path):
+  config = types.SimpleNamespace(train=types.SimpleNamespace(steps=6))
+  assert start.finished(tmp_path, config) is None
+  (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+  start.write_json(tmp_path / "summary.json", {"steps": 6})
+  assert start.finished(tmp_path, config) == {"steps": 6}
+  config.train.steps = 8  # to go on with
+  assert start.finished(tmp_path, config) is None
+  config.train.steps = 6
+  (tmp_path / "checkpoints" / "7").mkdir()  # of a longer run that was stopped
+  assert start.finished(tmp_path, config) is None
