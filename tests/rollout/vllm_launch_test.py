@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -31,7 +32,13 @@ class Terminal:
   def __init__(self, command, env):
     self._keys, end = pty.openpty()
     self.process = subprocess.Popen(
-      ["setsid", "--ctty", *command], stdin=end, stdout=end, stderr=end, env=env
+      ["setsid", "--ctty", *command],
+      stdin=end,
+      stdout=end,
+      stderr=end,
+      env=env,
+      # Tests started in the background ignore Ctrl-C, and so would all that they start.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(end)
     self.said = ""
