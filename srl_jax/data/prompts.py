@@ -185,7 +185,10 @@ def whole_format_failure(
   turn = _whole_turn(text, think_opened)
   tags = _TAG.findall(turn)
   if tags == [OPEN, CLOSE] * (len(tags) // 2):
-    failure = None if outside_think_blocks(turn) else "empty_action"
+    outside = outside_think_blocks(turn)
+    failure = None if outside else "empty_action"
+    if _TAG.search(outside):  # the pieces around a block make a tag of their own
+      failure = "several"
   elif tags.count(OPEN) == tags.count(CLOSE):
     failure = "several"
   else:

@@ -118,6 +118,7 @@ def test_parsed_or_a_reason_never_both(text, opened):
     ("a</think>b", None),
     ("<think>m<think>m</think>a", None),
     ("<think>m<think>m</think>m</think>a", None),
+    ("<<think></think>think>", None),
   ],
 )
 def test_strip_think_blocks(text, solution):
