@@ -18,7 +18,7 @@ import optax
 from srl_jax.learner import grpo
 from srl_jax.learner.packing import Rows
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import act_spec, has_mesh, on_host, put
+from srl_jax.policy.sharding import act_spec, has_mesh, on_host, put, reshard, spread
 
 
 class Loss(NamedTuple):
@@ -55,7 +55,7 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
     (logprobs_bs, entropy_bs): float32; anything where shares_bs is 0.
   """
   hidden_btd = model.hidden(*rows[:4], rows.layout(), remat=loss.remat)
-  head_vd = model.head()
+  logits_of = model.loss_logits()
   s = rows.targets_bs.shape[1]
   chunk = next(size for size in range(min(loss.chunk, s), 0, -1) if s % size == 0)
 
@@ -67,16 +67,18 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
     return jax.lax.cond(trained, _of_tokens, _of_padding, *map(cut, rows[4:6]))
 
   def _of_tokens(sources_bc, targets_bc):
-    logits_bcv = model.logits(_take(hidden_btd, sources_bc), head_vd) / loss.temperature
-    norm_bc = jax.nn.logsumexp(logits_bcv, axis=-1)
-    # Compare and sum rather than gather: v may be cut over devices.
+    hidden_acd = spread(_take(hidden_btd, sources_bc))
+    logits_acw = logits_of(hidden_acd) / loss.temperature
+    norm_ac = jax.nn.logsumexp(logits_acw, axis=-1)
+    # Compare and sum rather than gather: w may be cut over devices.
     vocabulary = jax.lax.broadcasted_iota(
-      jnp.int32, logits_bcv.shape, 2, out_sharding=act_spec("bcv") if has_mesh() else None
+      jnp.int32, logits_acw.shape, 2, out_sharding=act_spec("acw") if has_mesh() else None
     )
-    chosen = vocabulary == targets_bc[:, :, None]
-    logprobs_bc = jnp.where(chosen, logits_bcv, 0.0).sum(axis=-1) - norm_bc
-    probs = jax.lax.stop_gradient(jnp.exp(logits_bcv - norm_bc[:, :, None]))
-    return logprobs_bc, jax.lax.stop_gradient(norm_bc - (probs * logits_bcv).sum(axis=-1))
+    chosen = vocabulary == reshard(targets_bc, act_spec("ac"))[:, :, None]
+    logprobs_ac = jnp.where(chosen, logits_acw, 0.0).sum(axis=-1) - norm_ac
+    probs = jax.lax.stop_gradient(jnp.exp(logits_acw - norm_ac[:, :, None]))
+    entropy_ac = jax.lax.stop_gradient(norm_ac - (probs * logits_acw).sum(axis=-1))
+    return tuple(reshard(x, act_spec("bc")) for x in (logprobs_ac, entropy_ac))
 
   def _of_padding(sources_bc, targets_bc):
     zeros = jnp.zeros_like(targets_bc, jnp.float32)

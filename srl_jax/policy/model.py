@@ -17,10 +17,10 @@ from jax.ad_checkpoint import checkpoint_name
 from srl_jax.policy import kernels
 from srl_jax.policy.attention import Packed, attend
 from srl_jax.policy.sharding import (
-  act_spec,
   einsum,
+  exchange,
   gather,
-  has_mesh,
+  lookup,
   param_spec,
   platform,
   reshard,
@@ -146,11 +146,7 @@ class Qwen2(nnx.Module):
 
   def embed(self, tokens_bt):
     """x_btd, the embeddings of tokens_bt (int32) in the compute type."""
-    # Whole in the compute type: a lookup in a table that is cut in two directions makes XLA
-    # rematerialise it in float32.
-    table_vd = reshard(self.embed_tokens[...].astype(self.config.dtype), jax.P())
-    out = act_spec("btd") if has_mesh() else None
-    return table_vd.at[tokens_bt].get(out_sharding=out)
+    return lookup(self.embed_tokens[...], tokens_bt, self.config.dtype)
 
   def hidden(
     self, tokens_bt, positions_bt, segments_bt, branches_bt=None, layout=(), *, remat="none"
@@ -184,18 +180,42 @@ class Qwen2(nnx.Module):
     weight = gather(self.norm[...], LAYOUT["norm"], x_btd.dtype)
     return rms_norm(x_btd, weight, self.config.rms_norm_eps)
 
-  def head(self):
-    """head_vd, the output head gathered for use in the compute type."""
-    head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-    return gather(head[...], LAYOUT["lm_head"], self.config.dtype)
+  def logits(self, hidden_btd):
+    """logits_btv in float32 from hidden states; v is cut along the tensor axis."""
+    head = gather(self._head(), LAYOUT["lm_head"], self.config.dtype)
+    return einsum("btd,vd->btv", hidden_btd, head, dtype=jnp.float32)
 
-  def logits(self, hidden_btd, head_vd=None):
-    """logits_btv in float32 from hidden states; v is cut along the tensor axis.
+  def loss_logits(self):
+    """logits_acw of hidden_acd, a function for the loss, which calls it for chunk after chunk.
 
-    head_vd: of `head`, for who calls this in a loop, so that it is gathered once.
+    The vocabulary is cut over fsdp too, so that neither the head nor its gradient, the sum over all
+    chunks in the head's own type, is ever whole (letters: sharding.ACT_AXES).
     """
-    head_vd = self.head() if head_vd is None else head_vd
-    return einsum("btd,vd->btv", hidden_btd, head_vd, dtype=jnp.float32)
+    head_wd = exchange(self._head())
+    cast_wd = jax.lax.stop_gradient(head_wd.astype(self.config.dtype))
+    return lambda hidden_acd: einsum(
+      "acd,wd->acw", hidden_acd, _in_type(head_wd, cast_wd), dtype=jnp.float32
+    )
+
+  def _head(self):
+    tied = self.config.tie_word_embeddings
+    return (self.embed_tokens if tied else self.lm_head)[...]
+
+
+@jax.custom_vjp
+def _in_type(master, cast):
+  """`cast`, which is `master` in the compute type; the gradient goes to master, in its type.
+
+  Gradients of many uses are so added up in float32 and the cast is made once.
+  """
+  del master
+  return cast
+
+
+_in_type.defvjp(
+  lambda master, cast: (cast, jnp.zeros((), master.dtype)),
+  lambda zero, g: (g.astype(zero.dtype), jnp.zeros_like(g)),
+)
 
 
 def rms_norm(x_btd, weight_d, eps):

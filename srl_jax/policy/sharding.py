@@ -26,7 +26,9 @@ DIMENSIONS = {  # config.json's names of those letters, for error messages
   "v": "vocab_size",
 }
 # Activations: the batch over data and fsdp together (fsdp: data parallelism whose weights are cut).
+# Where the vocabulary is cut over fsdp too (w), the batch is cut over data alone (a).
 ACT_AXES = {"b": ("data", "fsdp"), "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
+ACT_AXES |= {"a": "data", "w": ("tensor", "fsdp")}
 
 
 def parse_mesh(spec: str) -> dict[str, int]:
@@ -133,6 +135,38 @@ def gather(weight, letters: str, dtype):
   matrix = "d" in letters and letters != "d"
   reduced = frozenset(ACT_AXES["b"]) if matrix else frozenset()
   return reshard(weight.astype(dtype), P(*axes, reduced=reduced))
+
+
+def exchange(head_vd):
+  """head_wd, the output head cut over fsdp along the vocabulary and no longer along d."""
+  spec = act_spec("wd")
+  return reshard(head_vd, P(*spec, reduced={"data"}))
+
+
+def spread(x_bcd):
+  """x_acd, activations whole along fsdp, for a matrix that is cut over fsdp and tensor.
+
+  Their gradient comes back as one reduce-scatter.
+  """
+  return reshard(x_bcd, P(*act_spec("acd"), reduced={"fsdp", "tensor"}))
+
+
+def lookup(table_vd, tokens_bt, dtype):
+  """x_btd, the table's rows for the tokens (int32), in the compute type.
+
+  Each device looks up the tokens of its whole fsdp group in its own columns, and the group
+  exchanges what it found: the table, by far the largest matrix, is never gathered. Its gradient is
+  added up in the table's own type, already cut.
+  """
+  if not has_mesh():
+    return table_vd[tokens_bt].astype(dtype)
+  if "fsdp" not in jax.typeof(table_vd).sharding.spec.partitions:  # gathered before
+    return reshard(table_vd, P()).at[tokens_bt].get(out_sharding=act_spec("btd")).astype(dtype)
+  # Whole along tensor: XLA gathers all of a table that is cut in two directions.
+  columns_vd = reshard(table_vd, P(None, "fsdp", reduced={"data"}))
+  tokens_at = reshard(tokens_bt, act_spec("at"))
+  x_atd = columns_vd.at[tokens_at].get(out_sharding=P("data", None, "fsdp"))
+  return reshard(x_atd.astype(dtype), act_spec("btd"))
 
 
 def einsum(letters: str, a, b, dtype=None):

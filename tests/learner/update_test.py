@@ -253,7 +253,7 @@ def test_gradient_is_exactly_zero_on_prompt_and_padding(policy, groups):
     hidden_btd = model.hidden(*on_device[:4])
 
     def of_hidden(hidden_btd, rows=on_device):
-      given = types.SimpleNamespace(head=model.head, logits=model.logits)
+      given = types.SimpleNamespace(loss_logits=model.loss_logits)
       given.hidden = lambda *a, **k: hidden_btd
       return update.batch_loss(given, rows, None, None, LOSS)[0]
 

@@ -202,3 +202,15 @@ def test_real_models_equal_transformers(real_models, their_logits, rows, name, d
   ]:
     print(name, np.abs(part - want).max())
     np.testing.assert_allclose(part, want, rtol=0, atol=1e-4)
+
+
+def test_the_heads_gradient_is_summed_in_float32():
+  """600 equal parts: in bfloat16 their sum would stand still at 256."""
+  master = jnp.zeros((1, 1))
+
+  def total(master):
+    cast = jax.lax.stop_gradient(master.astype(jnp.bfloat16))
+    part = lambda _, __: (None, M._in_type(master, cast).sum().astype(jnp.float32))
+    return jax.lax.scan(part, None, None, length=600)[1].sum()
+
+  assert jax.grad(total)(master) == 600
