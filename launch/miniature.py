@@ -2,7 +2,8 @@
 
 launch/table_miniature.sh calls it. A seed is a base and the draw of everything after it; training
 and test problems are the same for all. Seed s has the base of seed s + 1 of
-configs/miniature_base.py: seed 0 the shipped one, which is that of seed 1. Every model is measured on the 200 test problems in both modes, whole and stepwise.
+configs/miniature_base.py: seed 0 the shipped one, which is that of seed 1. Every model is measured
+on the 200 test problems in both modes, whole and stepwise.
 """
 
 import json

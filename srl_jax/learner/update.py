@@ -164,10 +164,16 @@ def accumulate(
   grads, totals, model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss
 ):
   """Adds one micro-batch: (grads, totals, logprobs_bs)."""
-  gradient = jax.grad(batch_loss, has_aux=True)
-  new, (sums, logprobs_bs) = gradient(model, rows, old_logprobs_bs, reference_logprobs_bs, loss)
-  add = lambda a, b: jax.tree.map(jnp.add, a, b)
-  return add(grads, new), add(totals, sums), logprobs_bs
+
+  def loss_of(model):
+    return batch_loss(model, rows, old_logprobs_bs, reference_logprobs_bs, loss)
+
+  value, pull_back, (sums, logprobs_bs) = jax.vjp(loss_of, model, has_aux=True)
+  # The backward pass adds to the sums themselves: there is no second tree of gradients.
+  sums_of_grads = jax.tree.map(jax.new_ref, grads)
+  pull_back.with_refs(sums_of_grads)(jnp.ones_like(value))
+  totals = jax.tree.map(jnp.add, totals, sums)
+  return jax.tree.map(jax.freeze, sums_of_grads), totals, logprobs_bs
 
 
 @functools.partial(jax.jit, static_argnames="tx", donate_argnames=("model", "moments"))

@@ -165,7 +165,7 @@ def advice(config, found: dict, mesh: dict[str, int]) -> list[str]:
   if over <= 0:
     return []
   lines = []
-  kept = found["parameters"] + found["moments"] + 2 * found["gradients"]
+  kept = found["parameters"] + found["moments"] + found["gradients"]
   limit = config.data.max_prompt_tokens + config.rollout.max_tokens
   room = config.batch.tokens_per_device
   if kept < 0.8 * found["limit"]:

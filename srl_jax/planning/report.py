@@ -23,7 +23,7 @@ def text(report: dict) -> str:
     "memory of a device, GiB",
     f"  {_gib(memory['parameters'])}  float32 weights",
     f"  {_gib(memory['moments'])}  moments",
-    f"  {_gib(memory['gradients'])}  gradients, and as much again while a micro-batch is added",
+    f"  {_gib(memory['gradients'])}  gradients, of all micro-batches together",
     f"  programs, micro-batches of {shape} tokens:",
     "                arguments  temporaries  resident besides     peak",
   ]

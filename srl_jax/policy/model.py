@@ -191,7 +191,9 @@ class Qwen2(nnx.Module):
     The vocabulary is cut over fsdp too, so that neither the head nor its gradient, the sum over all
     chunks in the head's own type, is ever whole (letters: sharding.ACT_AXES).
     """
-    head_wd = exchange(self._head())
+    # The barrier: what a scan closes over may not be a weight itself where gradients are added to
+    # refs (JAX 0.10 then mixes up the scan's arguments in the backward pass).
+    head_wd = jax.lax.optimization_barrier(exchange(self._head()))
     cast_wd = jax.lax.stop_gradient(head_wd.astype(self.config.dtype))
     return lambda hidden_acd: einsum(
       "acd,wd->acw", hidden_acd, _in_type(head_wd, cast_wd), dtype=jnp.float32

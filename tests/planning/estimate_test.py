@@ -72,7 +72,7 @@ def test_a_step_by_hand():
 
 def found(peak, kept=10, limit=59):
   """What estimate.memory gives, in GiB."""
-  parts = {"parameters": kept / 5, "moments": kept * 2 / 5, "gradients": kept / 5}
+  parts = {"parameters": kept / 4, "moments": kept / 2, "gradients": kept / 4}
   sizes = parts | {"peak": peak, "limit": limit}
   return {name: int(size * GIB) for name, size in sizes.items()} | {"fits": peak <= limit}
 

@@ -76,13 +76,17 @@ def test_every_program_compiles(calls, state):
 
 
 def test_nothing_of_tokens_times_vocabulary_is_whole(calls):
-  """Logits exist for a chunk of 64 tokens, of 1,024 in a row; in the backward pass too."""
+  """Logits exist for chunks of 64 tokens of 1,024, and on a device a quarter of their words for the
+  tokens of four devices; in the backward pass too.
+  """
   call = calls["accumulate"]
   with jax.set_mesh(make_mesh(SPEC)):
     text = call.function.lower(**call.arrays, **call.static).compile().as_text()
   shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w\[([\d,]+)\]", text)}
-  with_vocabulary = [math.prod(shape) for shape in shapes if 1000 in shape]
-  assert max(with_vocabulary) == 64 * 1000
+  with_vocabulary = [shape for shape in shapes if {250, 1000} & {*shape}]
+  assert max(map(math.prod, with_vocabulary)) == 4 * 64 * 250
+  # The embedding and the head, 1,000 words of 32, are cut too; so are their gradients.
+  assert not any({1000, 32} <= {*shape} for shape in with_vocabulary)
 
 
 def test_a_config_with_more_passes_has_their_arguments(config, state):
