@@ -1,0 +1,61 @@
+"""Two greedy evaluations of one model: the same tokens, or where each pair parts and by how little.
+
+  python -m srl_jax.evaluate --model=MODEL --output=evals/builtin --benchmarks=amc23 ...
+  python -m srl_jax.evaluate --model=MODEL --output=evals/vllm --benchmarks=amc23 ... \\
+      --engine=vllm --servers=http://127.0.0.1:8101
+  python -m benchmarks.same_tokens evals/builtin evals/vllm
+
+Engines round otherwise, so greedy decoding may part where the two best tokens are as good as equal.
+Up to there both have read the same tokens, so the log-probs that each gives the token that it took
+are those of the two best. Prints a Markdown table; exit code 1 if two part by more than --within.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from srl_jax.data.rows import json_lines
+
+
+def responses(folder: pathlib.Path, benchmark: str) -> dict[str, list[dict]]:
+  """{prompt id: its rollouts} of a benchmark's greedy responses."""
+  file = folder / benchmark / "greedy.rollouts.jsonl"
+  return {row["prompt_id"]: row["rollouts"] for _, row in json_lines(file)}
+
+
+def parting(ours: dict, theirs: dict) -> tuple[int, float] | None:
+  """(index, difference in log-prob) of the first token that differs; None: they are the same."""
+  pairs = zip(ours["token_ids"], theirs["token_ids"], strict=False)
+  for i, (a, b) in enumerate(pairs):
+    if a != b:
+      return i, abs(ours["sampler_logprobs"][i] - theirs["sampler_logprobs"][i])
+  lengths = len(ours["token_ids"]), len(theirs["token_ids"])
+  return None if lengths[0] == lengths[1] else (min(lengths), float("inf"))
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("folders", nargs=2, type=pathlib.Path)
+  parser.add_argument("--within", type=float, default=1e-3, help="log-prob")
+  given = parser.parse_args()
+  first, second = given.folders
+  far = 0
+  print("| benchmark | responses | the same | parted at token (difference in log-prob) |")
+  print("|---|---|---|---|")
+  for folder in sorted(path.parent for path in first.glob("*/greedy.rollouts.jsonl")):
+    ours, theirs = responses(first, folder.name), responses(second, folder.name)
+    if ours.keys() != theirs.keys():
+      print(f"error: {first} and {second} have other problems of {folder.name}", file=sys.stderr)
+      return 2
+    found = {id: parting(ours[id][0], theirs[id][0]) for id in ours}
+    parted = {id: at for id, at in found.items() if at}
+    far += sum(gap > given.within for _, gap in parted.values())
+    listed = ", ".join(f"{id}: {i} ({gap:.1e})" for id, (i, gap) in parted.items())
+    print(f"| {folder.name} | {len(found)} | {len(found) - len(parted)} | {listed} |")
+  return 1 if far else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
