@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # Compiles a config for every topology of the table, without any of that hardware, and writes the
-# table: benchmarks/plan.md, with one JSON file for each topology in runs/plan/.
+# table: benchmarks/plan.md, with one JSON file for each topology in runs/plan/; without arguments the
+# README's too.
 #
 #   launch/plan_all.sh                                   configs/srl_math.py
 #   launch/plan_all.sh FILE[:args] [--config.a.b=v ...]  another config, or other values
 #
 # First use installs the compilers into .venv-plan: libtpu (0.7 GB) and JAX's CUDA plugin (about
-# 5 GB). Each topology takes some 10 CPU minutes (TPU) or one (H100). Exit code 1: a topology that
+# 5 GB). A topology takes one to three CPU minutes. Exit code 1: a topology that
 # should fit does not, or v5e-8, which is too small for a 7B model, was not refused.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt"
 cd "$ROOT"
+page=()
+[ $# -gt 0 ] || page=(--page=README.md)
 config="${1:-configs/srl_math.py}"
 shift || true
 mkdir -p runs/plan
@@ -30,6 +33,6 @@ for topology in h100x8 h100x32 v5e-8 v5e-16 v5p-128 v6e-256; do
     wrong=1
   fi
 done
-python -m srl_jax.planning.report runs/plan/*.json > benchmarks/plan.md
+python -m srl_jax.planning.report runs/plan/*.json "${page[@]}" > benchmarks/plan.md
 cat benchmarks/plan.md
 exit "$wrong"

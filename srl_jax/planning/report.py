@@ -1,8 +1,8 @@
 """What a plan found, as text: the page that the command prints and a row of the table."""
 
+import argparse
 import json
 import pathlib
-import sys
 
 from srl_jax.planning.topologies import GIB, TOPOLOGIES
 
@@ -10,6 +10,11 @@ HEADER = """\
 | topology | devices | mesh | tokens a micro-batch | weights + moments | gradients \
 | largest program | temporaries | peak of limit | sent per micro-batch | step | MFU | push | |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+SHORT_HEADER = """\
+| topology | mesh | tokens a micro-batch | peak of limit | step, forecast | |
+|---|---|---|---|---|---|"""
+BEGIN, END = "<!-- launch/plan_all.sh writes from here -->", "<!-- to here -->"
 
 
 def text(report: dict) -> str:
@@ -117,8 +122,6 @@ def _gib(value: float, width: int = 8) -> str:
 
 def table(reports: list[dict]) -> str:
   """Plans of one config as a Markdown table, with what they assume."""
-  order = list(TOPOLOGIES)
-  reports = sorted(reports, key=lambda report: order.index(report["topology"]))
   work = reports[0]["work"]
   lines = [HEADER, *map(row, reports), ""]
   lines.append(
@@ -132,5 +135,33 @@ def table(reports: list[dict]) -> str:
   return "\n".join(lines)
 
 
-if __name__ == "__main__":  # python -m srl_jax.planning.report PLAN.json...
-  print(table([json.loads(pathlib.Path(name).read_text()) for name in sys.argv[1:]]))
+def into_page(page: str, reports: list[dict]) -> str:
+  """`page` with its short table, between two marks, made anew.
+
+  Raises ValueError where the marks are missing.
+  """
+  before, begin, rest = page.partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not (begin and end):
+    raise ValueError(f"no place for the table: write {BEGIN} and {END}, a line each")
+  # Of every line of the table the topology, mesh, micro-batch, peak, step and verdict.
+  lines = [row(report).split("|") for report in reports]
+  rows = ["|".join(["", *(cells[i] for i in (1, 3, 4, 9, 11, 14)), ""]) for cells in lines]
+  return "\n".join([before + BEGIN, SHORT_HEADER, *rows, END + after])
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description="Prints the table of plans (srl_jax.plan --json).")
+  parser.add_argument("plans", nargs="+", type=pathlib.Path, help="JSON files")
+  parser.add_argument("--page", type=pathlib.Path, help="page whose short table is made anew")
+  given = parser.parse_args()
+  order = list(TOPOLOGIES)
+  reports = [json.loads(file.read_text()) for file in given.plans]
+  reports.sort(key=lambda report: order.index(report["topology"]))
+  print(table(reports))
+  if given.page:
+    given.page.write_text(into_page(given.page.read_text(), reports))
+
+
+if __name__ == "__main__":
+  main()

@@ -81,3 +81,17 @@ def test_the_table_is_made_from_files(plan, tmp_path):
   assert lines[2].startswith("| h100x8 | 8 |") and lines[2].endswith("| 77 s | 35% | 16 s | fits |")
   assert lines[3].startswith("| v5e-8 | 8 |") and lines[3].endswith("|  |  |  | refused |")
   assert lines[-3].startswith("v5e-8 does not fit: 70.0 of 59.0 GiB a device")
+
+
+def test_the_page_gets_its_short_table(plan):
+  page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+  new = report.into_page(page, [plan, refused(plan)])
+  assert new.splitlines()[:3] == ["before", report.BEGIN, report.SHORT_HEADER.splitlines()[0]]
+  assert "| h100x8 | data=1,fsdp=8,tensor=1 | 8 x 16384 | 40.0 of 59.0 GiB | 77 s | fits |" in new
+  assert new.endswith(f" |  | refused |\n{report.END}\nafter\n") and "old" not in new
+  assert report.into_page(new, [plan, refused(plan)]) == new
+
+
+def test_a_page_without_marks_is_refused(plan):
+  with pytest.raises(ValueError, match="no place for the table"):
+    report.into_page("no marks", [plan])
