@@ -11,6 +11,7 @@ that step is to the expert's (difflib's ratio), and the policy learns by GRPO. T
     evaluate   benchmarks -> a table
     teacher    problems -> expert solutions, from an OpenAI-compatible server
     export     checkpoint -> Hugging Face folder
+    plan       does a config fit hardware that is not there
   data/      text in, examples out     solutions, trajectories, sources, prompts, built-in problems
   rewards/   text in, numbers out      similarity, final answers, scoring by task
   policy/    the network               Qwen2 in Flax nnx, attention, sharding, weights
@@ -22,5 +23,6 @@ Imports point one way: commands -> learner -> evals -> rollout, rewards -> polic
 
 Shape letters, in array names, einsums and layouts alike: b batch, t tokens, g group (the responses
 of a prompt), p prompt tokens, r response tokens, s trained tokens of a row, c a chunk of them,
-d model, n query heads, k key/value heads, h head size, f mlp, v vocabulary, l layers.
+d model, n query heads, k key/value heads, h head size, f mlp, v vocabulary, l layers; a and w are b
+and v as sharding.ACT_AXES cuts them for the loss.
 """

@@ -14,6 +14,7 @@ build their prompts with the same function.
 """
 
 import json
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -321,6 +322,8 @@ def load_tokenizer(folder: str | pathlib.Path):
       f"{folder} has no tokenizer.json: give a model folder with its fast tokenizer"
       " (tokenizer.json and tokenizer_config.json)"
     )
+  # It says that PyTorch is missing, which nothing here wants.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   from transformers import PreTrainedTokenizerFast  # slow to import: only who tokenizes pays
 
   try:

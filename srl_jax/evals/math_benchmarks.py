@@ -58,7 +58,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
     ValueError: an unknown name, or rows that are missing, broken or without problem or answer.
   """
   name, _, count = spec.partition(":")
-  if name == "arithmetic" and (not count or count.isdigit()):
+  if name == "arithmetic" and (not count or count.isdigit() and int(count) > 0):
     problems = arithmetic.problems("test", int(count or 200))
     return [Task(problem.id, problem.text, problem.answer) for problem in problems]
   if pathlib.Path(spec).suffix in (".jsonl", ".json"):

@@ -68,7 +68,7 @@ def test_broken_rows(tmp_path, row, complaint):
     M.load_benchmark(path)
 
 
-@pytest.mark.parametrize("spec", ["amc24", "arithmetic:x", "math500:3", ""])
+@pytest.mark.parametrize("spec", ["amc24", "arithmetic:x", "arithmetic:0", "math500:3", ""])
 def test_unknown(spec):
   with pytest.raises(ValueError, match="is unknown; use amc23"):
     M.load_benchmark(spec)
