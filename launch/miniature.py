@@ -39,7 +39,7 @@ ARMS = {
   "srl": Arm("SRL", "srl", close=True),
   "srl_rlvr": Arm("SRL, then RLVR", "rlvr_after", after="srl", close=True),
   "srl_no_filter": Arm("SRL without dynamic sampling", "srl_no_filter", close=True),
-  "srl_long": Arm("SRL for as long as SRL, then RLVR", "srl_long", close=True),
+  "srl_long": Arm("SRL for as long as SRL, then RLVR", "srl_long"),
 }
 QUICK_STEPS = 400  # of SRL; all other rows follow
 
@@ -48,7 +48,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/miniature", "Folder of all runs.
 _QUICK = flags.DEFINE_bool("quick", False, f"Seed 0 alone, and {QUICK_STEPS} steps of SRL.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of every row.", 1)
 _CLOSE_SEEDS = flags.DEFINE_integer(
-  "close_seeds", 5, "Seeds of SRL, without filter, with RLVR after it, and longer.", 1
+  "close_seeds", 5, "Seeds of SRL, without filter, and with RLVR after it.", 1
 )
 _STEPS = flags.DEFINE_integer("steps", 0, "Of SRL, where the quickstart's are too many.", 0)
 _PROBLEMS = flags.DEFINE_integer("problems", 200, "Test problems.", 1)
