@@ -193,10 +193,10 @@ class Qwen2(nnx.Module):
     """
     # The barrier: what a scan closes over may not be a weight itself where gradients are added to
     # refs (JAX 0.10 then mixes up the scan's arguments in the backward pass).
-    head_wd = jax.lax.optimization_barrier(exchange(self._head()))
-    cast_wd = jax.lax.stop_gradient(head_wd.astype(self.config.dtype))
+    head_dw = jax.lax.optimization_barrier(exchange(self._head()).T)
+    cast_dw = jax.lax.stop_gradient(head_dw.astype(self.config.dtype))
     return lambda hidden_acd: einsum(
-      "acd,wd->acw", hidden_acd, _in_type(head_wd, cast_wd), dtype=jnp.float32
+      "acd,dw->acw", hidden_acd, _in_type(head_dw, cast_dw), dtype=jnp.float32
     )
 
   def _head(self):
