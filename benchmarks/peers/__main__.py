@@ -125,7 +125,8 @@ def main() -> int:
     print(f"{case} {order}", flush=True)
     parts.append((case, order, *measure(case, order, who, rounds, logs)))
   writer.close()
-  text = table.page(parts, minutes=(time.time() - begun) / 60)
+  command = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
+  text = table.page(parts, command=command, minutes=(time.time() - begun) / 60)
   pathlib.Path(given.output).write_text(text)
   print(text)
   failed = [e for *_, found, _ in parts for e in found.values() if isinstance(e, PeerError)]

@@ -21,7 +21,7 @@ MOST_SECONDS = {("reward", "ours, 2 processes"): 15.0}
 TITLES = {"update": "One update", "sample": "Sampling", "reward": "Rewards"}
 
 
-def page(parts: list, *, minutes: float) -> str:
+def page(parts: list, *, command: str, minutes: float) -> str:
   """The whole page.
 
   Args:
@@ -32,7 +32,7 @@ def page(parts: list, *, minutes: float) -> str:
   lines = [
     "# Beside other projects",
     "",
-    f"Written by `python -m benchmarks.peers` on {datetime.date.today()} in {minutes:.0f} minutes:",
+    f"Written by `{command}` on {datetime.date.today()} in {minutes:.0f} minutes:",
     "do not edit. float32, warm; seconds are medians, each round behind them, taken in turn (A B",
     "A B). A ratio is the peer's median over ours: above 1 ours is faster. CPU s is what a round",
     "took of all cores together.",

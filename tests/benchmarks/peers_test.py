@@ -36,7 +36,7 @@ def test_page_says_which_goals_are_met():
     "TRL": [answer(2.75, grad_norm=2.0)],
     "tunix": PeerError("the process ended"),
   }
-  page = table.page([("update", ORDER, found, {"TRL": {"trl": "1"}})], minutes=1)
+  page = table.page([("update", ORDER, found, {"TRL": {"trl": "1"}})], command="COMMAND", minutes=1)
   line = next(line for line in page.splitlines() if line.startswith("| TRL"))
   assert "2.50 (goal 2: met)" in line and "0.69 (goal 0.8: missed)" in line
   assert "failed: the process ended" in page and "- TRL: trl 1" in page
@@ -51,7 +51,9 @@ def test_page_holds_seconds_to_their_goal():
 
 def test_others_are_a_share_of_the_machine():
   found = {"ours": [answer(2.0) | {"others": os.cpu_count() * 1.0}]}
-  page = table.page([("reward", {"pairs": 1, "characters": 1}, found, {})], minutes=1)
+  page = table.page(
+    [("reward", {"pairs": 1, "characters": 1}, found, {})], command="COMMAND", minutes=1
+  )
   assert "Other work took 50% of it" in page
 
 
