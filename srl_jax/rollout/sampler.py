@@ -87,6 +87,30 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   return tokens_bg, logprobs_bg, memory
 
 
+@functools.partial(jax.jit, static_argnums=range(6))
+def _empty(layers, b, g, p, r, config) -> Slots:
+  """Slots in which nobody sits, for `layers` layers."""
+  k, h = config.num_key_value_heads, config.head_dim
+
+  def filled(letters, value=0, dtype=jnp.int32):
+    shape = tuple(dict(b=b, g=g, p=p, r=r, k=k, h=h)[letter] for letter in letters)
+    return reshard(jnp.full(shape, value, dtype), act_spec(letters))
+
+  cache = lambda letters: filled(letters, dtype=config.dtype)
+  ring = ("bpkh", "bpkh", "bgrkh", "bgrkh")
+  return Slots(
+    caches=[tuple(map(cache, ring)) for _ in range(layers)],
+    lengths_b=filled("b", 1),
+    streams_b=filled("b", dtype=jnp.uint32),
+    ages_bg=filled("bg", 1),
+    done_bg=filled("bg", True, bool),
+    newest_bg=filled("bg"),
+    tokens_bgr=filled("bgr"),
+    logprobs_bgr=filled("bgr", dtype=jnp.float32),
+    column=jnp.int32(0),
+  )
+
+
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="how")
 def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_bg, memory, how):
   """Slots with new prompts: slot i takes prefilled prompt sources_b[i], or keeps its own (-1)."""
@@ -208,10 +232,10 @@ class Sampler:
       p = -(-p // 128) * 128  # as kernels want it
     how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
     seed_step = jnp.array([params.seed, params.step], jnp.uint32)
-    slots = self._empty(count, n, p, params.max_tokens)
+    slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
     seats: list[Prompt | None] = [None] * count
     begins = np.zeros(count, int)  # ring place of each slot's first token
-    waiting = list(prompts)[::-1]
+    waiting, finished = list(prompts)[::-1], []
     while waiting or any(seats):
       self._check()
       free = [i for i, prompt in enumerate(seats) if prompt is None]
@@ -224,37 +248,19 @@ class Sampler:
         slots = self._seat(slots, taken, chosen, batch, seed_step, n, p, how)
       target = min(count, len(free) + batch) if waiting else count
       slots = _decode(self.model, self.layers, slots, seed_step, target, how)
+      # What the caller does with them goes on while the device decodes.
+      yield from ([self._rollout(*one) for one in group] for group in finished)
       ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
       ages, tokens, logprobs = map(on_host, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr))
+      finished = []
       for i in ended:
         prompt, seats[i] = seats[i], None
         if i % jax.process_count() != jax.process_index():
           continue
         order = (begins[i] + np.arange(params.max_tokens)) % params.max_tokens
-        yield [
-          self._rollout(
-            prompt, tokens[i, g, order[: ages[i, g]]], logprobs[i, g, order[: ages[i, g]]]
-          )
-          for g in range(n)
-        ]
-
-  def _empty(self, b: int, g: int, p: int, r: int) -> Slots:
-    """Slots in which nobody sits."""
-    config = self.model.config
-    k, h = config.num_key_value_heads, config.head_dim
-    zeros = lambda shape, letters, dtype=jnp.int32: put(np.zeros(shape, dtype), letters)
-    cache = lambda *shape: zeros((*shape, k, h), "bgrkh"[: len(shape)] + "kh", config.dtype)
-    return Slots(
-      caches=[(cache(b, p), cache(b, p), cache(b, g, r), cache(b, g, r)) for _ in self.layers],
-      lengths_b=zeros((b,), "b") + 1,
-      streams_b=zeros((b,), "b", np.uint32),
-      ages_bg=zeros((b, g), "bg") + 1,
-      done_bg=zeros((b, g), "bg") == 0,
-      newest_bg=zeros((b, g), "bg"),
-      tokens_bgr=zeros((b, g, r), "bgr"),
-      logprobs_bgr=zeros((b, g, r), "bgr", np.float32),
-      column=jnp.int32(0),
-    )
+        own = [order[: ages[i, g]] for g in range(n)]
+        finished.append([(prompt, tokens[i, g, o], logprobs[i, g, o]) for g, o in enumerate(own)])
+    yield from ([self._rollout(*one) for one in group] for group in finished)
 
   def _seat(self, slots, prompts, chosen, batch, seed_step, n, p, how):
     """Slots in which `prompts` have taken the seats `chosen`."""
