@@ -189,15 +189,20 @@ class Qwen2(nnx.Module):
     """logits_acw of hidden_acd, a function for the loss, which calls it for chunk after chunk.
 
     The vocabulary is cut over fsdp too, so that neither the head nor its gradient, the sum over all
-    chunks in the head's own type, is ever whole (letters: sharding.ACT_AXES).
+    chunks in the head's own type, is ever whole (letters: sharding.ACT_AXES). Where w is longer
+    than the vocabulary the rest is too low to have a probability.
     """
     # The barrier: what a scan closes over may not be a weight itself where gradients are added to
     # refs (JAX 0.10 then mixes up the scan's arguments in the backward pass).
     head_dw = jax.lax.optimization_barrier(exchange(self._head()).T)
     cast_dw = jax.lax.stop_gradient(head_dw.astype(self.config.dtype))
-    return lambda hidden_acd: einsum(
-      "acd,dw->acw", hidden_acd, _in_type(head_dw, cast_dw), dtype=jnp.float32
-    )
+    size, w = self.config.vocab_size, head_dw.shape[1]
+
+    def logits_of(hidden_acd):
+      logits_acw = einsum("acd,dw->acw", hidden_acd, _in_type(head_dw, cast_dw), dtype=jnp.float32)
+      return logits_acw if w == size else jnp.where(jnp.arange(w) < size, logits_acw, -1e30)
+
+    return logits_of
 
   def _head(self):
     tied = self.config.tie_word_embeddings

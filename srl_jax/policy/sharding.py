@@ -139,9 +139,15 @@ def gather(weight, letters: str, dtype):
 
 
 def exchange(head_vd):
-  """head_wd, the output head cut over fsdp along the vocabulary and no longer along d."""
-  spec = act_spec("wd")
-  return reshard(head_vd, P(*spec, reduced={"data"}))
+  """head_wd, the output head cut over fsdp along the vocabulary and no longer along d.
+
+  w is v rounded up to a multiple of the devices that share it; the rows beyond v are 0.
+  """
+  sizes = jax.sharding.get_abstract_mesh().shape
+  spare = -len(head_vd) % math.prod(sizes.get(axis, 1) for axis in ACT_AXES["w"])
+  if spare:
+    head_vd = jnp.pad(reshard(head_vd, P(None, "fsdp")), ((0, spare), (0, 0)))
+  return reshard(head_vd, P(*act_spec("wd"), reduced={"data"}))
 
 
 def spread(x_bcd):

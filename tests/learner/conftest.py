@@ -1,5 +1,7 @@
 """A tiny policy and groups of ragged prompts and responses, for the learner's tests."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -26,19 +28,20 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def policy():
-  """policy(seed=0) -> Qwen2 in the layout of the mesh that is set; a new copy at each call.
+  """policy(seed=0, vocab_size=...) -> Qwen2 in the layout of the mesh that is set; a new copy at each call.
 
   Weights come from numpy and are large enough for logits that are far from uniform.
   """
 
-  def make(seed=0):
+  def make(seed=0, vocab_size=TINY.vocab_size):
     rng = np.random.default_rng(seed)
+    config = dataclasses.replace(TINY, vocab_size=vocab_size)
 
     def draw(leaf):
-      matrix = leaf.ndim > 2 or leaf.shape == (TINY.vocab_size, TINY.hidden_size)
+      matrix = leaf.ndim > 2 or leaf.shape == (vocab_size, TINY.hidden_size)
       return rng.normal(0.0 if matrix else 1.0, 0.2, leaf.shape).astype(np.float32)
 
-    model = jax.tree.map(draw, M.abstract(TINY))
+    model = jax.tree.map(draw, M.abstract(config))
     return jax.jit(M.place)(jax.tree.map(jax.numpy.asarray, model))
 
   return make

@@ -421,6 +421,19 @@ def test_eight_devices_equal_one(policy, groups, on_one_device, spec):
     assert cut == (spec != "data=8")
 
 
+@pytest.mark.parametrize("spec", ["fsdp=8", "fsdp=4,tensor=2"])
+def test_a_vocabulary_that_the_devices_do_not_divide(policy, groups, spec):
+  """98 words on 8 devices: the loss, its entropy and the gradients are those of one device."""
+  wanted, wanted_grads, _ = gradients(policy(vocab_size=98), pack(groups, 64))
+  mesh = make_mesh(spec)
+  with jax.set_mesh(mesh):
+    batches = pack(groups, 64, mesh.shape["fsdp"])
+    found, grads, _ = gradients(policy(vocab_size=98), batches)
+  assert jax.tree.map(float, found) == pytest.approx(jax.tree.map(float, wanted), abs=1e-3)
+  assert abs(float(found["loss"]) - float(wanted["loss"])) <= 1e-5
+  assert_trees_close(grads, wanted_grads)
+
+
 # ---- what the programs are
 
 
