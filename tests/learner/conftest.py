@@ -28,7 +28,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def policy():
-  """policy(seed=0, vocab_size=...) -> Qwen2 in the layout of the mesh that is set; a new copy at each call.
+  """policy(seed=0, vocab_size=96) -> Qwen2 in the layout of the set mesh; a new copy at each call.
 
   Weights come from numpy and are large enough for logits that are far from uniform.
   """
