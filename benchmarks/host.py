@@ -145,7 +145,8 @@ def measure(
   with tempfile.TemporaryDirectory() as folder:
     log = metrics.Log(pathlib.Path(folder), config.log, step=0, name="host", config={})
     with clock("metrics"):
-      log.step(1, metrics.batch_metrics(batch), batch.groups)
+      log.write_rollouts(1, batch.groups)
+      log.step(1, metrics.batch_metrics(batch))
     log.close()
   return dict(
     wall=dict(clock.wall),

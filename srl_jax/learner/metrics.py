@@ -143,17 +143,20 @@ class Log:
   def _count(self, event: str, *_, **__) -> None:
     self.compiled += event == "/jax/core/compile/backend_compile_duration"
 
-  def step(self, step: int, metrics: dict, groups: list[Group] = ()) -> None:
-    """Writes one step down, with the number of programs that were compiled in it."""
-    metrics = metrics | {"programs_compiled": self.compiled}
-    self.compiled = 0
-    if not hosts.is_writer():
-      return
-    if groups:
+  def write_rollouts(self, step: int, groups: list[Group]) -> None:
+    """Writes down what was sampled for a step."""
+    if groups and hosts.is_writer():
       path = self.rollouts / f"step_{step:06d}.jsonl"
       partial = path.with_suffix(".partial")
       partial.write_text(rollout_lines(groups), encoding="utf-8")
       os.replace(partial, path)
+
+  def step(self, step: int, metrics: dict) -> None:
+    """Writes one step's metrics, with the number of programs that were compiled in it."""
+    metrics = metrics | {"programs_compiled": self.compiled}
+    self.compiled = 0
+    if not hosts.is_writer():
+      return
     with self.metrics.open("a", encoding="utf-8") as file:
       file.write(json.dumps({"step": step} | metrics) + "\n")
     if self._board:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -86,7 +87,6 @@ def _train(config, run: start.Run) -> None:
       if lag and step + 1 < run.steps and not drawn():
         ahead.begin(step + 1)
       phases.seconds["sample"] -= phases.seconds["reward"]
-      row = metrics.batch_metrics(batch)
       empty = 0 if batch.kept else empty + 1
       if empty == MAX_EMPTY_STEPS:
         raise ValueError(
@@ -96,11 +96,14 @@ def _train(config, run: start.Run) -> None:
         )
       if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling:
         run.bar.say_once("short", terminal.not_full(step, batch, config.batch.prompts))
-      if batch.kept:
-        with phases("update"):
-          row |= train_on(config, policy, batch, reference, step)
-        if row["logprob_gap_exp"] > FAR_APART:
-          run.bar.say_once("apart", terminal.far_apart(step, row["logprob_gap_exp"]))
+      with phases("update"):
+        results = train_on(config, policy, batch, reference) if batch.kept else None
+        # Written while the device makes the step.
+        row = metrics.batch_metrics(batch)
+        run.log.write_rollouts(step + 1, batch.groups)
+        row |= results(step) if results else {}
+      if row.get("logprob_gap_exp", 0.0) > FAR_APART:
+        run.bar.say_once("apart", terminal.far_apart(step, row["logprob_gap_exp"]))
       progress.step += 1
       with phases("sync"):
         ahead.wait()  # a batch is sampled by one version
@@ -118,7 +121,7 @@ def _train(config, run: start.Run) -> None:
       row["epoch"] = queue.epochs()
       # Before the checkpoint: a run killed between the two cuts this line off and does the step
       # again. So the seconds of saving stand in the next line.
-      run.log.step(progress.step, row, batch.groups)
+      run.log.step(progress.step, row)
       if score is not None or progress.step % config.train.save_every == 0 or done():
         save(score)
       run.bar.show(progress.step, terminal.parts_of(row))
@@ -185,8 +188,11 @@ def _sampled_before(config, run: start.Run):
   return stored["step"], batch
 
 
-def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -> dict:
-  """Makes the optimiser step(s) of a batch; changes policy.model and policy.moments."""
+def train_on(config, policy: start.Policy, batch: Batch, reference) -> Callable[[int], dict]:
+  """Starts the optimiser step(s) of a batch; changes policy.model and policy.moments.
+
+  Returns results(step), which waits for them and returns their metrics.
+  """
   algorithm = config.algorithm
   loss = policy_loss_of(config)
   lines = policy.model.config.attention != "xla"
@@ -195,30 +201,37 @@ def train_on(config, policy: start.Policy, batch: Batch, reference, step: int) -
   olds = [None]
   if len(parts) > 1:  # ratios of the later steps are against the policy that sampled
     olds = [[update.score(policy.model, rows, loss=loss) for rows in part] for part in parts]
-  rows_of = []
-  for part, host_part, old in zip(parts, packed, olds):
+  started = []
+  for part, old in zip(parts, olds):
     references = None
     if reference is not None:
       references = [update.score(reference, rows, loss=loss) for rows in part]
-    try:
-      policy.model, policy.moments, found, logprobs = update.train_step(
-        policy.tx, policy.model, policy.moments, part, loss, old, references
-      )
-    except FloatingPointError as error:
-      raise ValueError(
-        f"step {step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr or look "
-        "at this step's rollouts"
-      ) from error
-    trained = [rows.shares_bs > 0 for rows in host_part]
-    join = lambda arrays: np.concatenate([x[mask] for x, mask in zip(arrays, trained)])  # noqa: B023
-    found |= metrics.logprob_gap(
-      join(list(map(on_host, old)) if old else logprobs),
-      join([rows.sampler_logprobs_bs for rows in host_part]),
+    policy.model, policy.moments, sums, logprobs = update.start_step(
+      policy.tx, policy.model, policy.moments, part, loss, old, references
     )
-    rows_of.append(found)
-  return {name: float(np.mean([row[name] for row in rows_of])) for name in rows_of[0]} | {
-    "packed_share": metrics.packed_share([rows for part in packed for rows in part])
-  }
+    started.append((sums, old or logprobs))
+
+  def results(step: int) -> dict:
+    rows_of = []
+    for (sums, logprobs), host_part in zip(started, packed):
+      try:
+        found = update.step_metrics(sums)
+      except FloatingPointError as error:
+        raise ValueError(
+          f"step {step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr or look "
+          "at this step's rollouts"
+        ) from error
+      trained = [rows.shares_bs > 0 for rows in host_part]
+      join = lambda arrays: np.concatenate([x[mask] for x, mask in zip(arrays, trained)])  # noqa: B023
+      found |= metrics.logprob_gap(
+        join(list(map(on_host, logprobs))), join([rows.sampler_logprobs_bs for rows in host_part])
+      )
+      rows_of.append(found)
+    return {name: float(np.mean([row[name] for row in rows_of])) for name in rows_of[0]} | {
+      "packed_share": metrics.packed_share([rows for part in packed for rows in part])
+    }
+
+  return results
 
 
 def policy_loss_of(config) -> update.Loss:

@@ -205,8 +205,8 @@ def on_device(rows: Rows) -> Rows:
   return Rows(*(None if x is None else put(x, "b") for x in rows))
 
 
-def train_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None, reference=None):
-  """One optimiser step over micro-batches.
+def start_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None, reference=None):
+  """Starts one optimiser step over micro-batches and does not wait for it.
 
   Args:
     tx: the optimiser.
@@ -216,26 +216,35 @@ def train_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None
     reference: logprobs_bs of each under the reference policy, or None.
 
   Returns:
-    (model, moments, metrics, logprobs): metrics are floats; logprobs is the numpy logprobs_bs of
-    each micro-batch before this step.
-
-  Raises FloatingPointError when the loss or the gradient is not finite.
+    (model, moments, sums, logprobs), on the device: sums are for step_metrics, logprobs is the
+    logprobs_bs of each micro-batch before this step.
   """
   names = ["loss", "tokens", "entropy", "logprob"]
   if loss.kind == "policy":
     names += ["ratio", "clip_fraction", "importance_weight"] + (["kl"] if loss.kl else [])
-  grads, totals, logprobs = _zeros(model), {name: jnp.float32(0) for name in names}, []
+  grads, sums, logprobs = _zeros(model), {name: jnp.float32(0) for name in names}, []
   for i, rows in enumerate(batches):
     pick = lambda given: None if given is None else given[i]  # noqa: B023
-    grads, totals, part = accumulate(
-      grads, totals, model, rows, pick(old), pick(reference), loss=loss
-    )
+    grads, sums, part = accumulate(grads, sums, model, rows, pick(old), pick(reference), loss=loss)
     logprobs.append(part)
   model, moments, norm = apply(tx, model, moments, grads)
-  totals = {name: float(value) for name, value in totals.items()}
-  value, tokens = totals.pop("loss"), max(totals.pop("tokens"), 1.0)
-  if not np.isfinite(value) or not np.isfinite(float(norm)):
-    raise FloatingPointError(f"loss {value}, gradient norm {float(norm)}")
-  metrics = {"loss": value, "grad_norm": float(norm)}
-  metrics |= {name: total / tokens for name, total in totals.items()}
-  return model, moments, metrics, list(map(on_host, logprobs))
+  return model, moments, sums | {"grad_norm": norm}, logprobs
+
+
+def step_metrics(sums: dict) -> dict[str, float]:
+  """Waits for a step; its metrics as floats.
+
+  Raises FloatingPointError when the loss or the gradient is not finite.
+  """
+  totals = {name: float(value) for name, value in sums.items()}
+  metrics = {name: totals.pop(name) for name in ("loss", "grad_norm")}
+  if not np.isfinite(list(metrics.values())).all():
+    raise FloatingPointError(f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}")
+  tokens = max(totals.pop("tokens"), 1.0)
+  return metrics | {name: total / tokens for name, total in totals.items()}
+
+
+def train_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None, reference=None):
+  """start_step, waited for: (model, moments, step_metrics, logprobs as numpy arrays)."""
+  model, moments, sums, logprobs = start_step(tx, model, moments, batches, loss, old, reference)
+  return model, moments, step_metrics(sums), list(map(on_host, logprobs))

@@ -131,14 +131,16 @@ def test_files_are_cut_back_to_the_checkpoint(tmp_path):
   """Later steps, a line that a kill cut in two, and half a rollout file are gone."""
   first = log(tmp_path, 0)
   for step in (1, 2, 3):
-    first.step(step, {"loss": 0.5}, [KEPT])
+    first.write_rollouts(step, [KEPT])
+    first.step(step, {"loss": 0.5})
   with first.metrics.open("a") as file:
     file.write('{"step": 4, "lo')
   (first.rollouts / "step_000004.partial").write_text("half")
   assert steps_of_names(2) != steps_of_names(3)
   second = log(tmp_path, 2)
   assert steps_of(tmp_path) == ([1, 2], steps_of_names(2))
-  second.step(3, {"loss": 0.5}, [KEPT])
+  second.write_rollouts(3, [KEPT])
+  second.step(3, {"loss": 0.5})
   assert steps_of(tmp_path) == ([1, 2, 3], steps_of_names(3))
   log(tmp_path, 0)
   assert steps_of(tmp_path) == ([], [])
