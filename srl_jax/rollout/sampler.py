@@ -235,6 +235,7 @@ class Sampler:
     slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
     seats: list[Prompt | None] = [None] * count
     begins = np.zeros(count, int)  # ring place of each slot's first token
+    column = 0  # slots.column
     waiting, finished = list(prompts)[::-1], []
     while waiting or any(seats):
       self._check()
@@ -242,16 +243,17 @@ class Sampler:
       while waiting and free:
         taken = [waiting.pop() for _ in range(min(batch, len(waiting), len(free)))]
         chosen, free = free[: len(taken)], free[len(taken) :]
-        begins[chosen] = (int(slots.column) + 1) % params.max_tokens
+        begins[chosen] = (column + 1) % params.max_tokens
         for i, prompt in zip(chosen, taken):
           seats[i] = prompt
         slots = self._seat(slots, taken, chosen, batch, seed_step, n, p, how)
-      target = min(count, len(free) + batch) if waiting else count
+      # With nothing waiting too: the caller works on the first groups while the last ones decode.
+      target = min(count, len(free) + batch)
       slots = _decode(self.model, self.layers, slots, seed_step, target, how)
-      # What the caller does with them goes on while the device decodes.
       yield from ([self._rollout(*one) for one in group] for group in finished)
       ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
       ages, tokens, logprobs = map(on_host, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr))
+      column = int(on_host(slots.column))
       finished = []
       for i in ended:
         prompt, seats[i] = seats[i], None
