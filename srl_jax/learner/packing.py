@@ -109,7 +109,8 @@ def pack(
   if lines:
     return _pack_lines(units, tokens_per_device, shards)
   t = min(tokens_per_device, bucket(max(group.size() for group, _ in units)))
-  rows = [_row(bin_, t) for bin_ in _first_fit(units, t)]
+  # Cut where a row is all that fits a device: short rows stand side by side anyway.
+  rows = [_row(bin_, t) for bin_ in _first_fit(units, t, cut=t == tokens_per_device)]
   size = _rows_at_a_time(len(rows), max(1, tokens_per_device // t), shards)
   return list(map(_fewer_pairs, _cut(rows, size)))
 
