@@ -134,7 +134,9 @@ def defaults() -> ConfigDict:
   config.train = ConfigDict()
   config.train.epochs = 30
   config.train.steps = 0  # 0: as many as the epochs need
-  config.train.stop_at = 0.0  # sft: share of held-out responses word for word; 0: never stop
+  config.train.stop_at = (
+    0.0  # sft: share of exact held-out responses, see sft.py; 0: never
+  )
   config.train.eval_every = 10
   config.train.save_every = 10
   config.train.keep = 2
@@ -262,6 +264,10 @@ def _check_together(config) -> None:
     (
       config.train.stop_at > 1,
       f"train.stop_at: {config.train.stop_at} is a share of exact answers, at most 1",
+    ),
+    (
+      config.train.stop_at and not config.data.holdout,
+      "train.stop_at: the share is taken over held-out examples; set data.holdout above 0",
     ),
     (
       config.eval.benchmark and config.eval.mode == "off",

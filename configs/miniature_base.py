@@ -5,7 +5,8 @@
 
 It learns both forms, the next step and the whole solution, from problems of one to six steps of
 which six are rare, and stops by rule: when greedy decoding gives, word for word, a given share of
-the next steps of hard calibration problems. That is the paper's "baseline competence" (5.4): it
+the next steps of hard calibration problems, and at least a quarter of that share of the first, of
+the second, ... of the sixth steps. That is the paper's "baseline competence" (5.4): it
 follows the format and solves easy problems; a hard one, six such steps in a row, it never solves.
 configs/miniature/model.safetensors was made by this file on one core (`taskset -c 0`): sums are
 rounded otherwise on two, and after hundreds of steps at this learning rate that is another base.

@@ -216,6 +216,7 @@ def changed(**values):
     (dict(rollout__temperature=float("inf")), "temperature: inf is not a number to compute with"),
     (dict(optimizer__b2=1.5), r"optimizer.b2: 1.5 is the decay .* in \[0, 1\)"),
     (dict(train__stop_at=3.0), "train.stop_at: 3.0 is a share of exact answers, at most 1"),
+    (dict(train__stop_at=0.3, data__holdout=0), "train.stop_at: the share is taken over held-out"),
     (dict(rollout__patience=-1.0), "rollout.patience: -1.0 must be greater than 0"),
     (dict(mesh="data=1,data=2"), "mesh: 'data=1,data=2' gives data twice"),
     (dict(algorithm__std_epsilon=-0.1), "algorithm.std_epsilon: -0.1 must not be negative"),

@@ -43,6 +43,11 @@ class PromptQueue:
       taken += [(self.epoch, index) for index in more]
     return taken
 
+  def coming(self, n: int) -> list[tuple[int, int]]:
+    """The next n tickets, as far as this epoch goes; they are not taken."""
+    end = self.position + max(0, n - len(self.head))
+    return self.head[:n] + [(self.epoch, index) for index in self._order[self.position : end]]
+
   def put_back(self, tickets: Sequence[tuple[int, int]]) -> None:
     """The next take begins with these."""
     self.head = list(tickets) + self.head

@@ -98,9 +98,11 @@ def _train(config, run: start.Run) -> None:
         run.bar.say_once("short", terminal.not_full(step, batch, config.batch.prompts))
       with phases("update"):
         results = train_on(config, policy, batch, reference) if batch.kept else None
-        # Written while the device makes the step.
+        # While the device makes the step, the host writes this one down and reads the next prompts.
         row = metrics.batch_metrics(batch)
         run.log.write_rollouts(step + 1, batch.groups)
+        for _, index in queue.coming(config.batch.prompts) if not lag else ():
+          run.asked.prompt(index)
         row |= results(step) if results else {}
       if row.get("logprob_gap_exp", 0.0) > FAR_APART:
         run.bar.say_once("apart", terminal.far_apart(step, row["logprob_gap_exp"]))

@@ -304,6 +304,7 @@ class Asked:
         domain=config.data.domain,
       )
     )
+    self._kept = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
     limit = config.data.max_prompt_tokens
     places = hosts.mine(range(len(examples)))
     lengths = ((i, len(self._encode(examples[i]).token_ids)) for i in places)
@@ -318,7 +319,10 @@ class Asked:
     self.think_opened = bool(short) and self._encode(self.examples[0]).think_opened
 
   def prompt(self, index: int) -> Prompt:
-    """The prompt of examples[index], under the example's id."""
+    """The prompt of examples[index], under the example's id; those asked for last are kept."""
+    return self._kept(index)
+
+  def _prompt(self, index: int) -> Prompt:
     example = self.examples[index]
     return Prompt(example.id, tuple(self._encode(example).token_ids))
 

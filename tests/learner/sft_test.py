@@ -74,16 +74,19 @@ def test_a_run_learns_and_tells(run, tmp_path, monkeypatch):
 
 
 def test_the_stop_rule(run, tmp_path, monkeypatch):
-  """The run ends at the first validation that reaches stop_at, and stays ended."""
-  scores = iter([0.1, 0.5, 0.9])
+  """The run ends at the first validation that reaches stop_at, also at the step number where it is
+  worst, and stays ended.
+  """
+  names = ("validation_exact", "validation_exact_worst")
+  scores = iter([(0.1, 0.1), (0.5, 0.0), (0.5, 0.1), (0.9, 0.9)])
   real = sft.validate
   monkeypatch.setattr(
-    sft, "validate", lambda *args: real(*args) | {"validation_exact": next(scores)}
+    sft, "validate", lambda *args: real(*args) | dict(zip(names, next(scores), strict=True))
   )
   summary, rows = run(train__steps=20, train__stop_at=0.4)
-  assert summary["steps"] == len(rows) == 4
+  assert summary["steps"] == len(rows) == 6
   again, rows = run(train__steps=20, train__stop_at=0.4)
-  assert again["steps"] == len(rows) == 4 and next(scores) == 0.9
+  assert again["steps"] == len(rows) == 6 and next(scores) == (0.9, 0.9)
   checkpoints = Checkpoints(tmp_path)
-  assert checkpoints.steps()[-1] == 4
+  assert checkpoints.steps()[-1] == 6
   checkpoints.close()
