@@ -33,12 +33,14 @@ class Stage:
     arguments: of `python -m`.
     finished: tells whether there is nothing left to do.
     needs: names of the stages that have to be finished before.
+    record: file that takes `arguments` when the stage starts, or None.
   """
 
   name: str
   arguments: tuple[str, ...]
   finished: Callable[[], bool]
   needs: tuple[str, ...] = ()
+  record: pathlib.Path | None = None
 
   @property
   def command(self) -> list[str]:
@@ -55,17 +57,24 @@ def training(
     overrides: flags --config.a.b=value.
     after: name of the training stage whose best checkpoint it starts from.
 
-  Raises ValueError if the folder holds a finished run of another config.
+  Raises ValueError if the folder holds a run of another config.
   """
   if after:
     overrides = [*overrides, f"--config.init_from={root / after}"]
   workdir = root / name
-  finished = (workdir / "summary.json").exists
   wanted = config_of(config, overrides)
-  if finished():  # srl_jax.train checks those that it goes on with
-    from srl_jax.learner import start  # it imports jax
+
+  def finished() -> bool:
+    if not (workdir / "summary.json").exists():
+      return False
+    from srl_jax.learner import checkpoint, start  # they import jax
 
     start.check_same_run(workdir, wanted)
+    made = checkpoint.read_config(workdir)["train"]
+    # A run is also the same when it is to be longer; srl_jax.train then goes on with it.
+    return (made["steps"], made["epochs"]) == (wanted.train.steps, wanted.train.epochs)
+
+  finished()  # raises now rather than after hours of other stages
   arguments = ("srl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides)
   return Stage(name, arguments, finished, (after,) if after else ())
 
@@ -88,13 +97,17 @@ def evaluation(
   """
   names = {math_benchmarks.benchmark_name(spec) for spec in benchmarks}
 
-  def finished() -> bool:
-    table = output / "table.json"  # it is written last
-    return table.exists() and names <= json.loads(table.read_text("utf-8"))["benchmarks"].keys()
-
   arguments = ("srl_jax.evaluate", f"--model={model}", f"--output={output}")
   arguments += (f"--benchmarks={','.join(benchmarks)}", *more)
-  return Stage(name, arguments, finished, needs)
+  table, record = output / "table.json", output / "command.json"
+
+  def finished() -> bool:
+    if record.exists() and json.loads(record.read_text("utf-8")) != list(arguments):
+      return False  # with another --limit, say: evaluate adds what is missing, or refuses
+    # The table is written last.
+    return table.exists() and names <= json.loads(table.read_text("utf-8"))["benchmarks"].keys()
+
+  return Stage(name, arguments, finished, needs, record)
 
 
 def config_of(file: str, overrides: Sequence[str] = ()):
@@ -168,6 +181,9 @@ def _ready(stage: Stage, stages: Sequence[Stage]) -> bool:
 
 def _start(stage: Stage, logs: pathlib.Path, lane: int, jobs: int) -> subprocess.Popen:
   print(f"{time.strftime('%H:%M:%S')}  {stage.name} ...", flush=True)
+  if stage.record:
+    stage.record.parent.mkdir(parents=True, exist_ok=True)
+    stage.record.write_text(json.dumps(stage.arguments) + "\n", encoding="utf-8")
   # A process group of its own: Ctrl-C at the terminal reaches us alone, and a run once.
   alone = dict(process_group=0, stdin=subprocess.DEVNULL)
   if jobs == 1:

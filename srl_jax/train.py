@@ -40,6 +40,8 @@ def main(argv) -> None:
         if hosts.is_writer():
           print(f"{workdir} is finished; its table:\n{table(summary, workdir)}", flush=True)
         return
+      if hosts.is_writer():  # it says that a run is finished, and this one goes on
+        (workdir / "summary.json").unlink(missing_ok=True)
       ends.enter_context(jax.set_mesh(make_mesh(common.mesh_spec(config))))
       summary = run(config, workdir)
   except hosts.Stopped as stopped:

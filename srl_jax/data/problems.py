@@ -9,6 +9,7 @@ from srl_jax.data import rows, solutions
 from srl_jax.data.prompts import CLOSE, OPEN
 
 METHODS = ("srl", "one_step", "rlvr", "sft")
+LONGEST_ANSWER = 400  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Problem:
     text: the question.
     solution: the expert's whole solution ("" for rlvr); for sft, where the config names a column of
       the expert's reasoning, that in think tags and then the solution.
-    answer: gold final answer, or None.
+    answer: gold final answer, or a worked solution that boxes it; or None.
   """
 
   id: str
@@ -74,8 +75,13 @@ def _problem(row: dict[str, Any], place: str, fields: Any, method: str) -> Probl
     id=_text(row, place, fields, "id") or hashlib.sha256(normal(text).encode()).hexdigest()[:12],
     text=text,
     solution=solution,
-    answer=_text(row, place, fields, "answer") or None,
+    answer=_answer(_text(row, place, fields, "answer")),
   )
+
+
+def _answer(text: str) -> str | None:
+  """The gold answer, or None where there is none or it is an explanation that boxes nothing."""
+  return text if text and (len(text) <= LONGEST_ANSWER or "\\boxed" in text) else None
 
 
 def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:

@@ -92,7 +92,7 @@ def answers_equal(predicted: str | None, gold: str, *, problem: str | None = Non
   Args:
     predicted: from `extract_answer`; None counts as wrong. Of a text that boxes or announces its
       answer, that answer is compared.
-    gold: the reference.
+    gold: the reference; likewise of a text that boxes or announces it.
     problem: text of the problem. If it lists options and the gold answer is the letter of one, the
       option's own text is right, too.
   """
@@ -122,6 +122,8 @@ def _settle(
   predicted = predicted and (last_boxed(predicted) or _announced(predicted) or predicted)
   if not predicted or len(predicted) > _LONGEST:
     return False, []
+  # Some sources give a worked solution as the answer (s1K does for a part of its rows).
+  gold = last_boxed(gold) or _announced(gold) or gold
   answer, golds = normal_form(predicted), [normal_form(gold)]
   letter = choice(golds[0])
   if letter and golds[0].isupper():  # c may be a variable, C is an option

@@ -123,6 +123,14 @@ def test_other_methods_have_one_example_a_problem(tmp_path, method, target, kept
   assert (first.id, second.answer) == (first.problem_id, "27.0")
 
 
+def test_an_explanation_is_an_answer_only_with_a_box(tmp_path):
+  """Some rows of s1K have a worked solution in the column of the answers."""
+  why = "Because it is so. " * 30
+  rows = [row(1, gold=why), row(2, gold=why + r"So \(x=\boxed{7}\)."), row(3, gold="7")]
+  examples = load_examples(config(write(tmp_path / "a.jsonl", rows)), method="rlvr", seed=0)
+  assert examples.counts == {"rows": 3, "no_answer": 1, "kept": 2}
+
+
 def test_holdout_is_whole_problems_and_independent_of_row_order(tmp_path):
   rows = [row(k) for k in range(40)]
   rows.append(row(99, question=" Question 7? "))

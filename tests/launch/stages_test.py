@@ -1,5 +1,6 @@
 """The stages of a table with small stand-ins: order, resuming, failures, signals."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -136,6 +137,8 @@ def test_a_training_is_finished_with_its_summary_and_belongs_to_its_config(tmp_p
   assert not first.finished()
   finish(tmp_path / "srl-0", miniature_row.get_config("row=srl"))
   assert first.finished()
+  longer = stages.training("srl-0", f"{ROW}:row=srl", ["--config.train.steps=900"], tmp_path)
+  assert not longer.finished()  # srl_jax.train goes on with it
   stages.training("srl-0", f"{ROW}:row=srl", ["--config.mesh=fsdp=1"], tmp_path)  # free to change
   with pytest.raises(ValueError, match=r"srl-0 holds a run of another .* seed was 0, is 4. Give"):
     stages.training("srl-0", f"{ROW}:row=srl,seed=4", [], tmp_path)
@@ -174,3 +177,19 @@ def test_an_evaluation_is_finished_when_its_table_has_all_benchmarks(tmp_path):
     *("srl_jax.evaluate", "--model=model", f"--output={tmp_path}", "--benchmarks=amc23"),
     "--samples=2",
   )
+
+
+def test_an_evaluation_by_another_command_is_not_finished(tmp_path):
+  """Fewer problems, say: its table looks whole."""
+  make = lambda *more: stages.evaluation("e", "model", tmp_path / "e", ["amc23"], more)
+  stage = make("--limit=2")
+  stage.record.parent.mkdir()
+  stage.record.write_text(json.dumps(stage.arguments))
+  (tmp_path / "e" / "table.json").write_text(json.dumps({"benchmarks": {"amc23": {}}}))
+  assert stage.finished() and not make().finished()
+
+
+def test_a_stage_notes_its_command_when_it_starts(stage, tmp_path):
+  one = dataclasses.replace(stage("a"), record=tmp_path / "folder" / "command.json")
+  stages.run([one], tmp_path / "logs")
+  assert json.loads(one.record.read_text()) == list(one.arguments)

@@ -228,6 +228,14 @@ def test_options_in_their_usual_forms():
   assert options("Let A. be a point and (x) a value.") == {}
 
 
+def test_a_worked_solution_may_be_the_gold_answer():
+  """Its box, or what it announces, is compared."""
+  gold = "We add 2 and 3.\n\nSo the sum is $\\boxed{5}$, which is prime."
+  assert answers_equal("5", gold) and answers_equal(r"\boxed{5.0}", gold)
+  assert not answers_equal("3", gold)
+  assert answers_equal("5", "2 + 3 = 5, the answer is $5$.")
+
+
 def test_numbers_and_letters():
   assert number("3/0") is None and number("x") is None and number("1" * 1000) is None
   assert number("20%").percent and not number("20%/3") and number("4.5e3").value == 4500
