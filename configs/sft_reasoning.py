@@ -1,8 +1,7 @@
 """SFT on s1K-1.1's whole reasoning traces: a baseline of the paper (Table 1, SFT (R1 reasoning)).
 
   launch/run.sh configs/sft_reasoning.py                              8 x H100
-  launch/run.sh configs/sft_reasoning.py:model=DIR,data=FILE,tiny \
-    --config.data.fields.reasoning=COLUMN                             a laptop's CPU
+  launch/run.sh configs/sft_reasoning.py:model=DIR,data=FILE,reasoning=COLUMN,tiny   a laptop's CPU
 
 The response to learn is DeepSeek-R1's trace in think tags and then its numbered solution, asked for
 by the plain prompt. Arguments: those of srl_math.py. Optimiser: Table 5.
@@ -11,11 +10,11 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 20.2; 50.0, 13.3, 6.7, 34.9 before.
 """
 
-from configs import sft_outline
+from configs import common, sft_outline, srl_math
 
 
 def get_config(arg=None):
   config = sft_outline.get_config(arg)
-  config.data.fields.reasoning = "deepseek_thinking_trajectory"
+  config.data.fields.reasoning = common.parse_arg(arg, **srl_math.ARGUMENTS).reasoning
   config.batch.tokens_per_device *= 2  # to 32,768, the model's own limit: traces are long
   return config

@@ -5,8 +5,8 @@
   launch/run.sh configs/srl_math.py:model=Qwen/Qwen2.5-0.5B-Instruct,tiny   a laptop's CPU
 
 Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or
-a folder that srl_jax.prepare wrote; problem, solution and answer, its columns; tiny, a small batch
-with short responses, to see the whole route run.
+a folder that srl_jax.prepare wrote; problem, solution and answer, its columns (reasoning, which
+sft_reasoning alone reads); tiny, a small batch with short responses, to see the whole route run.
 
 The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 50.0, 16.7, 13.3,
 36.4 after SRL; 50.0, 13.3, 6.7, 34.9 before.
@@ -14,19 +14,19 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 
 from configs import common
 
-S1K = "simplescaling/s1K-1.1"
+ARGUMENTS = dict(
+  model="Qwen/Qwen2.5-7B-Instruct",
+  data="simplescaling/s1K-1.1",
+  problem="question",
+  solution="deepseek_attempt",
+  answer="solution",
+  reasoning="deepseek_thinking_trajectory",
+  tiny=False,
+)
 
 
 def get_config(arg=None):
-  args = common.parse_arg(
-    arg,
-    model="Qwen/Qwen2.5-7B-Instruct",
-    data=S1K,
-    problem="question",
-    solution="deepseek_attempt",
-    answer="solution",
-    tiny=False,
-  )
+  args = common.parse_arg(arg, **ARGUMENTS)
   config = common.defaults()
   columns = dict(problem=args.problem, solution=args.solution, answer=args.answer)
   common.learn_from(config, args.model, args.data, **columns)

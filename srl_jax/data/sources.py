@@ -220,6 +220,9 @@ def _read_prepared(folder: pathlib.Path, data: Any, method: str) -> Examples:
     "holdout": data.holdout,
     "domain": data.get("domain", "math"),
   }
+  if method == "sft":
+    settings["fields.reasoning"] = settings.get("fields", {}).get("reasoning", "")
+    wanted["fields.reasoning"] = data.fields.reasoning
   if wanted["domain"] == "swe":
     wanted["swe"] = data.swe.to_dict()
   for key, value in wanted.items():

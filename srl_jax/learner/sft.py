@@ -38,9 +38,10 @@ def _train(config, run: start.Run) -> None:
   policy, phases = run.policy, run.phases
   progress, count = policy.progress, len(run.asked.examples)
   loss = update.Loss(kind="likelihood", chunk=config.batch.logprob_chunk, remat=config.batch.remat)
+  left_out = f", {run.asked.too_long} too long" if run.asked.too_long else ""
   run.bar.say(
-    f"sft: {config.model}; {count} responses to learn, {len(run.held_out.examples)} held out; "
-    f"{run.steps} steps"
+    f"sft: {config.model}; {count} responses to learn, {len(run.held_out.examples)} held out"
+    f"{left_out}; {run.steps} steps"
   )
   if config.eval.benchmark and not progress.before:
     run.engine.load_weights(policy.model, progress.step)

@@ -290,7 +290,8 @@ class Asked:
   134,000 prompts of 4,000 tokens would not fit into memory.
 
   Fields: examples; think_opened, whether the template opens the think block; too_long, how many
-  examples were left out because of data.max_prompt_tokens.
+  examples were left out because of data.max_prompt_tokens, or, for sft, because prompt and response
+  together exceed batch.tokens_per_device.
   """
 
   def __init__(self, config, tokenizer, examples: list[StepExample]):
@@ -305,14 +306,22 @@ class Asked:
       )
     )
     self._kept = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
-    limit = config.data.max_prompt_tokens
-    places = hosts.mine(range(len(examples)))
-    lengths = ((i, len(self._encode(examples[i]).token_ids)) for i in places)
-    short = sorted(sum(hosts.gather([i for i, length in lengths if length <= limit]), []))
+    limit, room = config.data.max_prompt_tokens, config.batch.tokens_per_device
+
+    def fits(example):
+      prompt = len(self._encode(example).token_ids)
+      if config.method == "sft" and prompt <= limit:
+        response = tokenizer(example.target, add_special_tokens=False)["input_ids"]
+        return prompt + len(response) + 1 <= room  # and the token that ends it
+      return prompt <= limit
+
+    mine = [i for i in hosts.mine(range(len(examples))) if fits(examples[i])]
+    short = sorted(sum(hosts.gather(mine), []))
     if examples and not short:
+      more = f", or with their responses than batch.tokens_per_device ({room})"
       raise ValueError(
-        f"data.max_prompt_tokens: all {len(examples)} prompts are longer than {limit} tokens; "
-        "raise it"
+        f"data.max_prompt_tokens: all {len(examples)} prompts are longer than {limit} tokens"
+        f"{more if config.method == 'sft' else ''}; raise it"
       )
     self.examples = [examples[i] for i in short]
     self.too_long = len(examples) - len(short)

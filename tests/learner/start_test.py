@@ -1,5 +1,6 @@
 """Before the first step: whose workdir it is, which weights, which prompts."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -133,6 +134,10 @@ def test_prompts_of_examples():
   ]
   asked = start.Asked(config(data__max_prompt_tokens=40), tokenizer, examples)
   assert asked.too_long == 1 and not asked.think_opened
+  longer = dataclasses.replace(examples[0], target="Add 3. Add 3. Add 3.")
+  room = dict(method="sft", batch__tokens_per_device=len(asked.prompt(0).token_ids) + 3)
+  learned = start.Asked(config(**room), tokenizer, [longer, examples[0]])
+  assert learned.too_long == 1 and learned.examples == [examples[0]]
   asked_for = asked.all_prompts()
   assert [e.id for e in asked.examples] == [p.id for p in asked_for] == ["p/1", "p/2", "p/4", "p/5"]
   assert asked.prompt(2) == asked_for[2]
