@@ -67,7 +67,7 @@ _SYSTEM_FILE = flags.DEFINE_string(
   "system_file", None, "Text file that replaces the system prompt (default: the run's own)."
 )
 _MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", None, "Of a response (default: the run's own, else 4096).", 1
+  "max_tokens", None, "Of a response (default: that of a run of the same mode, else 4096).", 1
 )
 _MAX_TURNS = flags.DEFINE_integer("max_turns", None, "Of a stepwise solution (the run's or 12).", 1)
 _MAX_PROMPT_TOKENS = flags.DEFINE_integer(
@@ -180,6 +180,10 @@ def _settings(run: dict | None) -> dict[str, Any]:
   stepwise = mode == "stepwise"
   if stepwise and _STYLE.value == "plain":
     raise ValueError("--style=plain is for --mode=whole; a next step is asked for in think tags")
+  # A step's limit would cut whole solutions off.
+  limit = _choose(run, _MAX_TOKENS, "eval.max_tokens", 4096)
+  if _MAX_TOKENS.value is None and (run or {}).get("eval.mode", mode) not in (mode, "off"):
+    limit = 4096
   style = "think" if stepwise else _choose(run, _STYLE, "prompt.style", "plain")
   return {
     "model": _MODEL.value,
@@ -191,7 +195,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
     "system": prompts.system_prompt(_task(mode), style, _choose(run, *_SYSTEM)),
     "temperature": _TEMPERATURE.value,
     "seed": _SEED.value,
-    "max_tokens": _choose(run, _MAX_TOKENS, "eval.max_tokens", 4096),
+    "max_tokens": limit,
     "max_turns": _choose(run, _MAX_TURNS, "eval.max_turns", 12),
     "max_prompt_tokens": _choose(run, _MAX_PROMPT_TOKENS, "data.max_prompt_tokens", 4096),
   }

@@ -1,6 +1,7 @@
 """Runs the experiment that a config selects: python -m srl_jax.train --config=FILE[:args]."""
 
 import contextlib
+import os
 import pathlib
 import sys
 
@@ -35,8 +36,9 @@ def main(argv) -> None:
     with contextlib.ExitStack() as ends:
       if hosts.is_writer():
         ends.enter_context(alone.alone_in(workdir))
+      hosts.first(None)  # whose workdir it is, and what is in it, nobody asks before
       start.claim_workdir(workdir, config)
-      if summary := start.finished(workdir, config):
+      if summary := hosts.first(start.finished(workdir, config)):
         if hosts.is_writer():
           print(f"{workdir} is finished; its table:\n{table(summary, workdir)}", flush=True)
         return
@@ -50,13 +52,15 @@ def main(argv) -> None:
       print(f"\nstopped by {stopped}; saved. Continue with the same command: {again}", flush=True)
     return
   except EngineError as error:
-    raise ValueError(f"{error}. What was trained is saved; the same command continues") from error
+    print(f"error: {error}. What was trained is saved; the same command continues", file=sys.stderr)
+    raise SystemExit(os.EX_TEMPFAIL) from error
   except jax.errors.JaxRuntimeError as error:
     hosts.end(error)
     raise
   if hosts.is_writer():
     start.write_json(workdir / "summary.json", summary)
     print(table(summary, workdir), flush=True)
+  hosts.first(None)  # a process that ends waits for the others, but not for long
 
 
 def config_name() -> str:

@@ -49,18 +49,38 @@ def side_by_side(rows: Sequence[tuple[str, str, Sequence[pathlib.Path]]]) -> str
   return "\n".join(
     [
       *(line[0].ljust(widths[0]) + text[widths[0] :] for line, text in zip(lines, aligned)),
-      "in percent; ours by evaluate, mode whole; average: of the greedy and avg@k figures",
+      "in percent; average: of the greedy and avg@k figures; ours by evaluate:",
+      *(f"  {title}: {_how(folders)}" for _, title, folders in rows),
     ]
   )
+
+
+def _how(folders: Sequence[pathlib.Path]) -> str:
+  """In what mode a row was measured, how it was asked, and how much of it came to no end."""
+  told = []
+  for table in _tables(folders):
+    settings = table["settings"]
+    passes = [run for figures in table["benchmarks"].values() for run in figures["passes"].values()]
+    cut = sum(run["unfinished"] for run in passes) / max(len(passes), 1)
+    told.append(
+      f"mode {settings['mode']}, prompt style {settings['style']}, at most "
+      f"{settings['max_tokens']:,} tokens a response, {cut:.1%} unfinished"
+    )
+  return "; ".join(dict.fromkeys(told)) or "not yet"
 
 
 def _read(folders: Sequence[pathlib.Path]) -> dict:
   """{benchmark: figures} of all tables in the folders."""
   found = {}
-  for folder in folders:
-    if (folder / "table.json").exists():
-      found |= json.loads((folder / "table.json").read_text("utf-8"))["benchmarks"]
+  for table in _tables(folders):
+    found |= table["benchmarks"]
   return found
+
+
+def _tables(folders: Sequence[pathlib.Path]) -> list[dict]:
+  """The tables that are there."""
+  paths = [folder / "table.json" for folder in folders]
+  return [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
 
 
 def _columns(tables) -> list[tuple[str, str]]:

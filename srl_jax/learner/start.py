@@ -218,7 +218,7 @@ def load_policy(config, tx: optax.GradientTransformation, checkpoints: Checkpoin
   mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
   check_mesh(mesh, architecture.sizes())
   tokenizer = prompts.load_tokenizer(folder)
-  steps = checkpoints.steps()
+  steps = hosts.first(checkpoints.steps())
   if steps:
     shapes = abstract(architecture)
     moments = jax.eval_shape(tx.init, shapes)
@@ -236,11 +236,14 @@ def load_weights(config, folder: pathlib.Path) -> Qwen2:
   if config.init_from == "random":
     return init(architecture, config.seed)
   if not config.init_from or not Checkpoints.present(config.init_from):
-    folder = resolve_model(config.init_from) if config.init_from else folder
+    try:
+      folder = resolve_model(config.init_from) if config.init_from else folder
+    except ValueError as error:
+      raise ValueError(f"init_from: no run with a checkpoint is there; {error}") from error
     return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
   checkpoints = Checkpoints(config.init_from)
   shapes = abstract(architecture.on_platform(platform()))
-  model, _, _ = checkpoints.restore(checkpoints.best_step(), shapes)
+  model, _, _ = checkpoints.restore(hosts.first(checkpoints.best_step()), shapes)
   checkpoints.close()
   return model
 

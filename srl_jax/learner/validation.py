@@ -66,7 +66,7 @@ def measure(config, solver) -> dict:
 
 def finish(config, run: start.Run) -> dict:
   """The summary; the benchmark is measured with the weights that validation liked best."""
-  progress, best = run.policy.progress, run.checkpoints.best_step()
+  progress, best = run.policy.progress, hosts.first(run.checkpoints.best_step())
   summary = {
     "method": config.method,
     "steps": progress.step,

@@ -7,6 +7,8 @@ from srl_jax.evals import paper
 AVERAGES = dict(base=24.6, s1k_7b=11.7, sft_reasoning=16.6, sft_outline=16.3, rlvr_math=24.5)
 AVERAGES |= dict(sft_rlvr_math=17.4, srl_math=27.6, srl_rlvr_math=28.3)
 AVERAGES |= dict(srl_math_no_filter=24.7, one_step_math=25.9)
+PASSES = {"greedy": {"unfinished": 0.0}, "at_2": {"unfinished": 0.5}}
+SETTINGS = {"mode": "whole", "style": "think", "max_tokens": 4096}
 
 
 def test_the_figures_have_the_averages_that_the_paper_prints():
@@ -22,13 +24,13 @@ def test_the_figures_have_the_averages_that_the_paper_prints():
 def test_ours_stand_above_the_papers(tmp_path):
   at, greedy, missing = tmp_path / "at_2", tmp_path / "greedy", tmp_path / "missing"
   for folder, table in (
-    (at, {"amc23": {"greedy": {"value": 0.5}, "avg_at_2": {"value": 0.25}, "passes": {}}}),
-    (greedy, {"minerva_math": {"greedy": {"value": 0.3}, "passes": {}}}),
+    (at, {"amc23": {"greedy": {"value": 0.5}, "avg_at_2": {"value": 0.25}, "passes": PASSES}}),
+    (greedy, {"minerva_math": {"greedy": {"value": 0.3}, "passes": PASSES}}),
   ):
     folder.mkdir()
-    (folder / "table.json").write_text(json.dumps({"benchmarks": table}))
+    (folder / "table.json").write_text(json.dumps({"benchmarks": table, "settings": SETTINGS}))
   rows = [("srl_math", "SRL", [at, greedy]), ("base", "base model", [missing])]
-  head, *lines, foot = paper.side_by_side(rows).splitlines()
+  head, *lines, foot, how, missing_how = paper.side_by_side(rows).splitlines()
   assert " ".join(head.split()) == "amc23 avg_at_2 amc23 greedy minerva_math greedy average"
   assert [line.split() for line in lines] == [
     ["SRL", "ours", "25.0", "50.0", "30.0", "35.0"],
@@ -37,11 +39,15 @@ def test_ours_stand_above_the_papers(tmp_path):
     ["paper", "49.3", "50.0", "34.9", "24.6"],
   ]
   assert len({len(line) for line in [head, *lines]}) == 1 and foot.startswith("in percent")
+  told = "mode whole, prompt style think, at most 4,096 tokens a response, 25.0% unfinished"
+  assert how == f"  SRL: {told}" and missing_how == "  base model: not yet"
 
 
 def test_a_column_without_a_figure_in_the_paper_is_left_open(tmp_path):
   (tmp_path / "table.json").write_text(
-    json.dumps({"benchmarks": {"mine": {"greedy": {"value": 1.0}, "passes": {}}}})
+    json.dumps(
+      {"benchmarks": {"mine": {"greedy": {"value": 1.0}, "passes": PASSES}}, "settings": SETTINGS}
+    )
   )
   lines = paper.side_by_side([("base", "base", [tmp_path])]).splitlines()
   assert lines[2].split() == ["paper", "-", "24.6"]
