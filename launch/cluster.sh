@@ -1,24 +1,38 @@
 # shellcheck shell=bash disable=SC2034  # what is unused here is used by those who source it
 # Sourced by the launch scripts that start more than one process. Not run by itself.
 #
+# SRL_TRAINER_NODES, SRL_SERVER_NODES  default 1 each (launch/slurm.sh, launch/kubernetes.sh)
 # SRL_CARDS_PER_NODE    default 8; 0: no accelerator, one server on each server node's CPU
 # SRL_CARDS_PER_SERVER  default 1; more: a server's model is cut over as many (tensor parallel)
 # SRL_VLLM_PORT         default 8101, of a node's first server; the others have the ports after it
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-cards_per_node="${SRL_CARDS_PER_NODE:-8}"
-cards_per_server="${SRL_CARDS_PER_SERVER:-1}"
-first_port="${SRL_VLLM_PORT:-8101}"
 shopt -s inherit_errexit # an error inside $(...) ends the script
 
-# What a process answers that was asked to stop and saved: start the same again and it continues.
-SAVED=75
+# How a process ends that saved and is not finished: start the same again and it continues.
+SAVED=75 # it was asked to stop
+AWAY=69  # a server was away for too long; starting again may not help: RESTARTS times at most
+RESTARTS=20
 
 die() {
   echo "error: $*" >&2
   exit 2
 }
+
+# number NAME DEFAULT LEAST: the environment variable NAME, a whole number that is LEAST or more.
+number() {
+  local value="${!1:-$2}"
+  if ! [[ "$value" =~ ^(0|[1-9][0-9]{0,4})$ ]] || ((value < $3)); then
+    die "$1=$value: has to be a whole number, $3 or more"
+  fi
+  echo "$value"
+}
+trainer_count="$(number SRL_TRAINER_NODES 1 1)"
+server_count="$(number SRL_SERVER_NODES 1 1)"
+cards_per_node="$(number SRL_CARDS_PER_NODE 8 0)"
+cards_per_server="$(number SRL_CARDS_PER_SERVER 1 1)"
+first_port="$(number SRL_VLLM_PORT 8101 1)"
 
 # usage SCRIPT: prints the comment at its head and ends.
 usage() {
@@ -54,6 +68,23 @@ workdir_of() {
   folder="$(flag_of workdir "runs/$(basename "$config" .py)" "$@")"
   [[ "$folder" == /* ]] || folder="$PWD/$folder"
   echo "$folder"
+}
+
+# mesh_of NODES CARDS: weights are cut over a node's CARDS (0: its CPU) and copied between NODES.
+mesh_of() {
+  echo "data=$1,fsdp=$(($2 ? $2 : 1)),tensor=1"
+}
+
+# check_servers_are_ours FLAG...: refuses flags that leave no use for the servers a script starts.
+check_servers_are_ours() {
+  local engine servers
+  engine="$(flag_of config.rollout.engine vllm "$@")"
+  servers="$(flag_of config.rollout.servers "" "$@")"
+  [ "$engine" = vllm ] ||
+    die "--config.rollout.engine=$engine: this script is for vLLM servers, which it starts;" \
+      "leave the flag out, or use launch/run.sh"
+  [ -z "$servers" ] ||
+    die "--config.rollout.servers=$servers: this script starts its own; leave the flag out"
 }
 
 # card_list N: 0,1,...,N-1; "none" for 0.

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the launch scripts: makes .venv beside the code and activates it. Not run by itself.
 #
-# PYTHON      the interpreter to make it with (default python3; 3.11 or newer)
+# PYTHON         the interpreter to make it with (default python3; 3.11 or newer)
+# SRL_JAX_EXTRA  cuda12 or tpu: JAX's build for hardware that is not here, as where an image is made
 # requirements are installed again only when their files change.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -9,11 +10,13 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 # XLA programs are compiled once a machine, not once a run.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/xla}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
+# SRL_JAX_EXTRA  cuda12 or tpu: the build of JAX, where the hardware is not seen (making an image)
 
 # jax_extra: the build of JAX for the hardware that is here, as an extra of the package.
 jax_extra() {
-  if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
+  if [ -n "${SRL_JAX_EXTRA:-}" ]; then
+    echo "$SRL_JAX_EXTRA"
+  elif command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
     echo cuda12
   elif compgen -G '/dev/accel[0-9]*' > /dev/null || compgen -G '/dev/vfio/[0-9]*' > /dev/null ||
     [ -n "${TPU_NAME:-}" ]; then

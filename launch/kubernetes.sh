@@ -5,17 +5,22 @@
 #     [--workdir=/shared/DIR] [--config.a.b=value ...]
 #
 # --dry-run prints the manifest; without it `kubectl apply` gets it, in the current context and
-# namespace. The cluster needs JobSet (jobset.sigs.k8s.io) 0.8 or newer.
+# namespace. The cluster needs JobSet (jobset.sigs.k8s.io) 0.10 or newer.
 #
 # Environment: SRL_IMAGE, an image whose working directory is this folder, with .venv and .venv-vllm
-# made (launch/test.sh --collect-only, launch/vllm_server.sh --install-only); SRL_CLAIM, a
-# PersistentVolumeClaim that many nodes can write to, mounted as /shared: workdir, weights on their
-# way to the servers, downloaded models. SRL_TRAINER_NODES, SRL_SERVER_NODES (default 1 each),
-# SRL_CARDS_PER_NODE (8), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS (launch/servers.sh).
+# made. Where it is built there may be no GPU, so say that there will be one:
+#   ENV SRL_JAX_EXTRA=cuda12
+#   RUN launch/trainer.sh --install-only && launch/vllm_server.sh --install-only
+# SRL_CLAIM, a PersistentVolumeClaim that many nodes can write to, mounted as /shared: workdir,
+# weights on their way to the servers, downloaded models. SRL_TRAINER_NODES, SRL_SERVER_NODES
+# (default 1 each), SRL_CARDS_PER_NODE (8), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS
+# (launch/servers.sh). The trainer's mesh is fsdp over a node's cards and data over the nodes unless
+# --config.mesh says otherwise.
 #
 # A pod that is evicted or preempted gets SIGTERM, saves within ten minutes and ends with code 75,
-# which is a failure for Kubernetes: the JobSet starts anew and the run continues. Bad input (code
-# 2) fails the JobSet at once. `kubectl delete jobset NAME` stops a run; the same command again
+# which is a failure for Kubernetes: the JobSet starts anew and the run continues, however often.
+# After a crash, or when servers were away for too long (code 69), it does so 20 times. Bad input
+# (code 2) fails the JobSet at once. `kubectl delete jobset NAME` stops a run; the same command again
 # continues it.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
@@ -32,18 +37,19 @@ config="$1"
 shift
 workdir="$(flag_of workdir "/shared/runs/$(basename "${config%%:*}" .py)" "$@")"
 [[ "$workdir" == /shared/* ]] || die "--workdir=$workdir: has to be below /shared, where SRL_CLAIM is"
-trainer_count="${SRL_TRAINER_NODES:-1}" server_count="${SRL_SERVER_NODES:-1}"
+check_servers_are_ours "$@"
 weights="$(flag_of config.rollout.weights_root "$workdir/weights" "$@")"
 cards="$(card_list "$cards_per_node")"
 
 # A name that suits a host name, with room for what Kubernetes adds to it.
-name="$(basename "$workdir" | tr '[:upper:]' '[:lower:]' | tr -c 'a-z0-9\n' - | cut -c1-40)"
-name="srl-${name%%-}"
+name="$(basename "$workdir" | tr '[:upper:]' '[:lower:]' | tr -c 'a-z0-9\n' - | cut -c1-40 |
+  sed 's/^-*//; s/-*$//')"
+name="srl${name:+-$name}"
 mapfile -t hosts < <(seq -f "$name-servers-0-%g.$name" 0 $((server_count - 1)))
 urls="$(server_urls "$cards" "${hosts[@]}")"
 # Servers come back by themselves here, so the trainer may wait for them.
-flags=(--config.rollout.engine=vllm --config.rollout.patience=1800
-  "--config.rollout.weights_root=$weights" "--workdir=$workdir" "$@")
+flags=("--config.mesh=$(mesh_of "$trainer_count" "$cards_per_node")" --config.rollout.engine=vllm
+  --config.rollout.patience=1800 "--config.rollout.weights_root=$weights" "--workdir=$workdir" "$@")
 
 # text WORD, words WORD...: as YAML, on one line.
 text() {
@@ -84,12 +90,18 @@ spec:
   network: {enableDNSHostnames: true, subdomain: $name, publishNotReadyAddresses: true}
   successPolicy: {operator: All, targetReplicatedJobs: [trainer]} # the servers end with it
   failurePolicy:
-    maxRestarts: 20
-    rules:
+    maxRestarts: $RESTARTS # those that no rule is about
+    rules: # the Job's message alone tells which rule of its podFailurePolicy it was
     - name: badInput
       action: FailJobSet
       targetReplicatedJobs: [trainer]
       onJobFailureReasons: [PodFailurePolicy]
+      onJobFailureMessagePatterns: [' exit code 2 ']
+    - name: preempted
+      action: RestartJobSetAndIgnoreMaxRestarts
+      targetReplicatedJobs: [trainer]
+      onJobFailureReasons: [PodFailurePolicy]
+      onJobFailureMessagePatterns: [' exit code $SAVED ', ' condition DisruptionTarget ']
   replicatedJobs:
   - name: servers
     template:
@@ -123,7 +135,9 @@ $(common_volumes)
         backoffLimit: 0 # one process cannot go on without the others: the JobSet starts anew
         podFailurePolicy:
           rules:
-          - {action: FailJob, onExitCodes: {containerName: trainer, operator: In, values: [2]}}
+          - {action: FailJob, onExitCodes: {containerName: trainer, operator: In, values: [2, $SAVED]}}
+          # Evicted, and ended before it could save, or its node is gone.
+          - {action: FailJob, onPodConditions: [{type: DisruptionTarget, status: 'True'}]}
         template:
           spec:
             restartPolicy: Never

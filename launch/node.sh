@@ -10,7 +10,8 @@
 # server on the CPU), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS (launch/servers.sh). The
 # trainer's mesh is fsdp over its cards unless --config.mesh says otherwise.
 #
-# Ends with the trainer's exit code (launch/trainer.sh): 0 finished, 75 stopped and saved.
+# Ends with the trainer's exit code (launch/trainer.sh): 0 finished, 75 stopped and saved,
+# 69 saved because a server was away for too long.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"

@@ -2,7 +2,7 @@
 # A run on several Slurm nodes: the trainer on the first ones, vLLM servers on the others.
 #
 #   launch/slurm.sh [--dry-run] FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
-#   SRL_TRAINER_NODES=4 SRL_SERVER_NODES=2 launch/slurm.sh configs/srl_math.py --config.mesh=h100x32
+#   SRL_TRAINER_NODES=4 SRL_SERVER_NODES=2 launch/slurm.sh configs/srl_math.py
 #
 # Submits itself with sbatch; inside an allocation (salloc) it starts at once. --dry-run prints what
 # would be submitted and what the job would start. This folder, the workdir and the model have to be
@@ -11,12 +11,14 @@
 # Environment: SRL_TRAINER_NODES, SRL_SERVER_NODES (default 1 each), SRL_CARDS_PER_NODE (8; 0: no
 # --gpus-per-node), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS; SRL_WEIGHTS_ROOT (default
 # WORKDIR/weights), where the trainer leaves weights for the servers; and sbatch's own:
-# SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...
+# SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ... The trainer's mesh is fsdp over a node's
+# cards and data over the nodes unless --config.mesh says otherwise.
 #
 # Ten minutes before its time limit, or when it is preempted (SIGTERM; the partition's GraceTime has
 # to be long enough for a save), the run saves and the job goes back into the queue, where it
-# continues. After a node failure Slurm puts it back (--requeue). `scancel JOB` saves, too (within
-# Slurm's KillWait), and ends it.
+# continues. After a node failure Slurm puts it back (--requeue). A run whose servers were away for
+# too long goes back, too, until the job was started again 20 times. `scancel JOB` saves (within
+# Slurm's KillWait) and ends it.
 set -euo pipefail
 [ -n "${SLURM_JOB_ID:-}" ] || SRL_ROOT="" # Slurm runs a copy of this script from another folder
 here="${SRL_ROOT:-$(dirname "${BASH_SOURCE[0]}")/..}/launch"
@@ -28,10 +30,10 @@ if [ "${1:-}" = --dry-run ]; then
   shift
 fi
 if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
-trainer_count="${SRL_TRAINER_NODES:-1}" server_count="${SRL_SERVER_NODES:-1}"
 workdir="$(workdir_of "$@")"
 config="$1"
 shift
+check_servers_are_ours "$@"
 weights="$(flag_of config.rollout.weights_root "${SRL_WEIGHTS_ROOT:-$workdir/weights}" "$@")"
 cards="$(card_list "$cards_per_node")"
 gpus=() devices=()
@@ -43,7 +45,8 @@ fi
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   export SRL_ROOT="$ROOT"
   submit=(sbatch "--nodes=$((trainer_count + server_count))" --ntasks-per-node=1 "${gpus[@]}"
-    --exclusive --requeue --signal=B:USR1@600 --open-mode=append "--job-name=$(basename "$workdir")"
+    --exclusive --mem=0 # --exclusive alone may leave the default part of the memory
+    --requeue --signal=B:USR1@600 --open-mode=append "--job-name=$(basename "$workdir")"
     "$ROOT/launch/slurm.sh" "$config" "$@")
   if [ -z "$dry" ]; then
     exec "${submit[@]}"
@@ -59,7 +62,9 @@ fi
   die "the allocation has ${#nodes[@]} nodes; SRL_TRAINER_NODES + SRL_SERVER_NODES is" \
     "$trainer_count + $server_count"
 
-flags=(--config.rollout.engine=vllm "--config.rollout.weights_root=$weights" "$@")
+# The user's flags come after ours, and the last one counts.
+flags=("--config.mesh=$(mesh_of "$trainer_count" "$cards_per_node")" --config.rollout.engine=vllm
+  "--config.rollout.weights_root=$weights" "$@")
 serving=("${nodes[@]:trainer_count}")
 urls="$(server_urls "$cards" "${serving[@]}")"
 # One step for each server node, so that one that fails leaves the others running.
@@ -79,11 +84,6 @@ if [ -n "$dry" ]; then
   exit
 fi
 
-# Once, on the first node, before all nodes want them.
-prepare_environment "$ROOT/requirements.txt"
-"$ROOT/launch/vllm_server.sh" --install-only
-mkdir -p "$weights"
-
 # ask STEPS: SIGTERM for the job's steps of that name. (srun, when it gets one, kills its step.)
 # scancel's answer tells nothing: Slurm 22.05 signals a step and still says "Invalid job id".
 # shellcheck disable=SC2329  # traps call it
@@ -93,23 +93,54 @@ ask() {
     [ "$name" != "$1" ] || scancel --signal=TERM "$id" || true
   done < <(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j')
 }
+# finish CODE: ends the job with the code; before, puts it back into the queue if it is to go on.
+finish() {
+  local state again=$(($1 == SAVED))
+  if (($1 == AWAY)); then
+    again=$((${SLURM_RESTART_COUNT:-0} < RESTARTS))
+    ((again)) ||
+      echo "error: the servers were away for too long, and the job was started again" \
+        "$SLURM_RESTART_COUNT times already; see why, then give the same command again" >&2
+  fi
+  # Slurm itself puts a job back only if it has to kill it. What scancel ended is no longer running.
+  state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
+  if ((again)) && [ "$state" = RUNNING ]; then
+    echo "back into the queue, to continue"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$1"
+}
+# go_on: ends the job if it was asked to stop before the trainer runs.
+go_on() {
+  [ -z "$limit" ] ||
+    die "the time limit came before the servers were ready; give the job more (SBATCH_TIMELIMIT)"
+  [ -z "$stopped" ] || finish "$SAVED"
+}
 output="$(mktemp -d)"
-limit="" fleet=()
-trap 'limit=1; ask trainer' USR1 # the time limit is near
-trap 'ask trainer' TERM          # preempted or cancelled
+limit="" stopped="" fleet=()
+trap 'limit=1; ask trainer' USR1   # the time limit is near
+trap 'stopped=1; ask trainer' TERM # preempted or cancelled
 trap 'ask servers; wait "${fleet[@]}" || true; rm -r "$output"' EXIT
+
+# Once, on the first node, before all nodes want them.
+prepare_environment "$ROOT/requirements.txt"
+go_on
+"$ROOT/launch/vllm_server.sh" --install-only
+mkdir -p "$weights"
+go_on
 for node in "${serving[@]}"; do
   "${servers[@]}" "--nodelist=$node" "${serve[@]}" > "$output/$node" &
   fleet+=($!)
 done
 for i in "${!serving[@]}"; do
   until grep -qs '^all servers are ready' "$output/${serving[i]}"; do
+    go_on # first: who preempts the job ends its servers, too
     kill -0 "${fleet[i]}" 2> /dev/null || die "the servers of ${serving[i]} did not start"
-    [ -z "$limit" ] || die "the time limit came before the servers were ready"
     sleep 1
   done
   cat "$output/${serving[i]}"
 done
+go_on
 "${trainer[@]}" &
 run=$!
 while kill -0 "$run" 2> /dev/null; do
@@ -117,10 +148,4 @@ while kill -0 "$run" 2> /dev/null; do
 done
 code=0
 wait "$run" || code=$?
-# Slurm itself puts a job back only if it has to kill it. What scancel ended is no longer running.
-state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
-if ((code == SAVED)) && [ "$state" = RUNNING ]; then
-  echo "saved; back into the queue"
-  scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
+finish "$code"

@@ -11,9 +11,11 @@
 # stopped, or whose pod was preempted and made anew. --dry-run prints the commands. The workdir, and
 # the folder of the model if it is one, have to be on a file system that all workers mount. The
 # project and the zone are gcloud's own: CLOUDSDK_CORE_PROJECT, CLOUDSDK_COMPUTE_ZONE. vLLM servers
-# run elsewhere: --config.rollout.engine=vllm --config.rollout.servers=URL,URL.
+# run elsewhere: --config.rollout.engine=vllm --config.rollout.servers=URL,URL. The workers get what
+# is set here of PYTHON, HF_HOME, HF_TOKEN, WANDB_API_KEY and VLLM_API_KEY.
 #
-# --follow ends with the exit code of the first worker's launch/trainer.sh: 0 finished, 75 saved.
+# --follow ends with the exit code of the first worker's launch/trainer.sh: 0 finished, 75 and 69
+# saved, the same command continues it.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
@@ -35,6 +37,30 @@ on_worker() {
   do_it gcloud compute tpus tpu-vm ssh "$pod" "--worker=$1" "--command=$2"
 }
 
+# passed_on: NAME=VALUE of what the workers get of this environment; a dry run shows no secrets.
+passed_on() {
+  local name
+  for name in PYTHON HF_HOME HF_TOKEN WANDB_API_KEY VLLM_API_KEY; do
+    if [ -z "${!name:-}" ]; then
+      continue
+    elif [ -n "$dry" ] && [[ "$name" == *_TOKEN || "$name" == *_KEY ]]; then
+      echo -n "$name=*** "
+    else
+      echo -n "$name=$(quoted "${!name}") "
+    fi
+  done
+}
+# config_on_worker FILE[:args]: the same, with the file as the workers find it from this folder.
+config_on_worker() {
+  local file="${1%%:*}" path
+  path="$ROOT/$file"
+  if [[ "$file" == /* || -e "$file" ]]; then path="$file"; fi
+  path="$(realpath -m --relative-to="$ROOT" "$path")"
+  [[ "$path" != ../* ]] ||
+    die "$file: the workers get a copy of $ROOT alone; put the config there, in configs/"
+  echo "$path${1#"$file"}"
+}
+
 case "$1" in
   --follow) on_worker 0 'srl_jax/launch/detached.sh --follow' && exit ;;
   --stop) on_worker all 'srl_jax/launch/detached.sh --stop' && exit ;;
@@ -42,9 +68,8 @@ case "$1" in
 esac
 [[ "$(flag_of workdir "" "$@")" == /* ]] ||
   die "--workdir=DIR: give a folder that all workers mount, from the root"
-config="$1"
+config="$(config_on_worker "$1")"
 shift
-if [[ "$config" == "$ROOT"/* ]]; then config="${config#"$ROOT"/}"; fi
 
 # With what is not committed yet, and without what git ignores.
 archive="$ROOT/.cache/srl_jax.tar.gz"
@@ -62,7 +87,9 @@ else
   first="$("${describe[@]}")"
 fi
 do_it gcloud compute tpus tpu-vm scp "$archive" "$pod:srl_jax.tar.gz" --worker=all
+# In front of the command, not behind env: a process list on the worker shows arguments for as long
+# as the run lasts.
 on_worker all "mkdir -p srl_jax && tar -xzf srl_jax.tar.gz -C srl_jax && \
-srl_jax/launch/detached.sh env JAX_COORDINATOR_ADDRESS=$first:8476 launch/trainer.sh \
+$(passed_on)srl_jax/launch/detached.sh env JAX_COORDINATOR_ADDRESS=$first:8476 launch/trainer.sh \
 $(quoted "$config" "$@")"
 on_worker 0 'srl_jax/launch/detached.sh --follow'

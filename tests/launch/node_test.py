@@ -10,10 +10,11 @@ import time
 
 import pytest
 
-from tests.launch.conftest import ROOT
+from tests.launch.conftest import ROOT, tool
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-SAVED = 75
+SAVED, AWAY = 75, 69
+SERVERS_ARE_AWAY = "raise SystemExit(75)"  # a trainer's end that nobody asked for
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -87,6 +88,30 @@ def test_only_the_first_process_tells_that_a_run_is_not_finished(call, tmp_path)
 def test_bad_input_keeps_its_exit_code(call, tmp_path):
   done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", "--config.fail")
   assert done.returncode == 2
+
+
+def test_a_run_whose_servers_are_away_has_a_code_of_its_own(call, checkout, tmp_path):
+  (checkout / "srl_jax" / "train.py").write_text(SERVERS_ARE_AWAY)
+  done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}")
+  assert done.returncode == AWAY
+
+
+@pytest.mark.parametrize(
+  "hardware, stamped", [({}, "cpu"), ({"SRL_JAX_EXTRA": "cuda12"}, "cuda12")]
+)
+def test_an_image_is_made_for_the_hardware_it_will_run_on(
+  call, checkout, tmp_path, hardware, stamped
+):
+  if not hardware:
+    tool(tmp_path / "tools", "nvidia-smi", "exit 1")
+  done = call("trainer.sh", "--install-only", **hardware)
+  assert done.returncode == 0, done.stderr
+  (line,) = (checkout / ".venv" / "installed").read_text().splitlines()
+  assert line.endswith(f"-{stamped}")
+  # In the pod a GPU is seen, and what was installed is what the trainer wants.
+  tool(tmp_path / "tools", "nvidia-smi", "exit 0")
+  done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}")
+  assert ("setting up" in done.stdout) == (stamped == "cpu")
 
 
 def test_a_workdir_in_two_words_is_refused(call):

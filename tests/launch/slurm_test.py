@@ -8,9 +8,9 @@ import time
 import pytest
 
 from tests.launch.conftest import tool
-from tests.launch.node_test import long_run, running, starts, wait_for
+from tests.launch.node_test import SERVERS_ARE_AWAY, long_run, running, starts, wait_for
 
-SAVED = 75
+SAVED, AWAY = 75, 69
 
 # As srun does: one process on each node of the list, the worst exit code; SIGTERM kills them all.
 SRUN = r"""
@@ -73,7 +73,7 @@ def test_the_job_is_submitted_with_a_warning_before_its_limit(call, cluster, che
   root, *arguments = (tmp_path / "tools" / "sbatch.log").read_text().splitlines()
   assert root == str(checkout)
   assert arguments[-3:] == [f"{checkout}/launch/slurm.sh", "configs/a.py", "--config.c=a b"]
-  for flag in ("--nodes=3", "--gpus-per-node=2", "--requeue", "--signal=B:USR1@600"):
+  for flag in ("--nodes=3", "--gpus-per-node=2", "--mem=0", "--requeue", "--signal=B:USR1@600"):
     assert flag in arguments
 
 
@@ -81,8 +81,8 @@ def test_dry_run_says_what_is_submitted_and_what_the_job_starts(call, cluster, c
   done = call("slurm.sh", "--dry-run", "configs/a.py", "--workdir=/w", **cluster)
   assert done.returncode == 0, done.stderr
   flags = (
-    "configs/a.py --config.rollout.engine=vllm --config.rollout.weights_root=/w/weights "
-    "--workdir=/w"
+    "configs/a.py --config.mesh=data=2,fsdp=2,tensor=1 --config.rollout.engine=vllm "
+    "--config.rollout.weights_root=/w/weights --workdir=/w"
   )
   assert done.stdout.splitlines()[-3:] == [
     "export SRL_WEIGHTS_ROOT=/w/weights",
@@ -136,6 +136,34 @@ def test_cancelled_it_saves_and_is_not_queued_again(call, job, tmp_path):
   assert not (tmp_path / "tools" / "requeued").exists()
 
 
+@pytest.mark.parametrize("restarts", [0, 20])
+def test_a_run_whose_servers_are_away_is_queued_again_but_not_for_ever(
+  call, job, checkout, tmp_path, restarts
+):
+  (checkout / "srl_jax" / "train.py").write_text(SERVERS_ARE_AWAY)
+  job |= dict(SLURM_RESTART_COUNT=str(restarts))
+  done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", **job)
+  assert done.returncode == AWAY
+  assert (tmp_path / "tools" / "requeued").exists() == (restarts == 0)
+  assert ("was started again 20 times already" in done.stderr) == (restarts == 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["limit", "preempted"])
+def test_asked_to_stop_during_set_up_it_starts_nothing(call, job, checkout, tmp_path, number):
+  installing = tmp_path / "installing"
+  server = checkout / "launch" / "vllm_server.sh"
+  server.write_text(f"#!/bin/bash\ntouch {installing}\nsleep 2\n")
+  run = call("slurm.sh", "configs/a.py", popen=subprocess.Popen, **job)
+  wait_for(installing)
+  run.send_signal(number)
+  _, said = run.communicate(timeout=120)
+  assert not (tmp_path / "tools" / "srun.log").exists()
+  if number == signal.SIGTERM:
+    assert run.returncode == SAVED and (tmp_path / "tools" / "requeued").exists()
+  else:  # starting again would end the same way
+    assert run.returncode == 2 and "give the job more (SBATCH_TIMELIMIT)" in said
+
+
 def test_bad_input_is_not_queued_again(call, job, tmp_path):
   done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", "--config.fail", **job)
   assert done.returncode == 2
@@ -154,3 +182,30 @@ def test_an_allocation_of_another_size_is_refused(call, job):
   job |= dict(SRL_SERVER_NODES="2")
   done = call("slurm.sh", "configs/a.py", **job)
   assert done.returncode == 2 and "the allocation has 3 nodes" in done.stderr
+
+
+def test_without_accelerators_a_node_is_one_device(call, cluster):
+  cluster |= dict(SRL_CARDS_PER_NODE="0")
+  done = call("slurm.sh", "--dry-run", "configs/a.py", **cluster)
+  assert "--config.mesh=data=2,fsdp=1,tensor=1 " in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "kubernetes.sh"])
+@pytest.mark.parametrize(
+  "flags, environment, message",
+  [
+    ((), dict(SRL_TRAINER_NODES="0"), "SRL_TRAINER_NODES=0: has to be a whole number, 1 or more"),
+    ((), dict(SRL_SERVER_NODES="0"), "SRL_SERVER_NODES=0: has to be a whole number, 1 or more"),
+    ((), dict(SRL_CARDS_PER_NODE="x"), "SRL_CARDS_PER_NODE=x: has to be a whole number, 0 or more"),
+    ((), dict(SRL_CARDS_PER_SERVER="0"), "SRL_CARDS_PER_SERVER=0: has to be a whole number, 1 or"),
+    (("--config.rollout.engine=builtin",), {}, "engine=builtin: this script is for vLLM servers"),
+    (("--config.rollout.servers=http://a",), {}, "servers=http://a: this script starts its own"),
+  ],
+)
+def test_what_cannot_be_started_is_refused_before_it_is_submitted(
+  call, cluster, tmp_path, script, flags, environment, message
+):
+  everything = cluster | dict(SRL_IMAGE="i", SRL_CLAIM="c") | environment
+  done = call(script, "configs/a.py", *flags, **everything)
+  assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+  assert not (tmp_path / "tools" / "sbatch.log").exists()

@@ -32,6 +32,10 @@ done
 """
 
 
+# What is passed on to the workers, if it is set.
+NOTHING_SET = dict.fromkeys(["PYTHON", "HF_HOME", "HF_TOKEN", "WANDB_API_KEY", "VLLM_API_KEY"], "")
+
+
 @pytest.fixture
 def pod(checkout, tmp_path):
   """The environment with a pod of two workers."""
@@ -45,7 +49,7 @@ def pod(checkout, tmp_path):
 def test_dry_run_prints_the_commands(call, checkout):
   done = call(
     *("tpu_pod.sh", "--dry-run", "configs/a.py", "--config.mesh=v5p-128", "--workdir=/w"),
-    SRL_TPU_NAME="pod",
+    **(NOTHING_SET | dict(SRL_TPU_NAME="pod")),
   )
   gcloud = "gcloud compute tpus tpu-vm"
   archive = f"{checkout}/.cache/srl_jax.tar.gz"
@@ -68,6 +72,38 @@ def test_all_workers_run_and_the_first_ones_output_and_exit_code_come_back(call,
   assert sorted(start[0] for start in starts(workdir)) == ["0", "1"]
   assert all("--config.c=it's a" in start for start in starts(workdir))
   assert "JAX_COORDINATOR_ADDRESS=10.0.0.1:8476" in (tmp_path / "workers/gcloud.log").read_text()
+
+
+def test_workers_get_the_environment_and_a_dry_run_shows_no_secret(call, pod, checkout, tmp_path):
+  train = checkout / "srl_jax" / "train.py"
+  train.write_text(
+    "import os\n" + train.read_text() + "\nprint(os.environ['HF_TOKEN'], os.environ['HF_HOME'])\n"
+  )
+  flags = ("configs/a.py", f"--workdir={tmp_path / 'w'}")
+  passed = NOTHING_SET | dict(HF_TOKEN="it's 5ecret", HF_HOME="/mnt/hf", VLLM_API_KEY="5ecret")
+  done = call("tpu_pod.sh", *flags, **(pod | passed))
+  assert done.returncode == 0 and "it's 5ecret /mnt/hf" in done.stdout
+  dry = call("tpu_pod.sh", "--dry-run", *flags, **(pod | passed))
+  assert " HF_HOME=/mnt/hf HF_TOKEN=*** VLLM_API_KEY=*** srl_jax/launch/detached.sh" in dry.stdout
+  assert "5ecret" not in dry.stdout + dry.stderr and "PYTHON" not in dry.stdout
+
+
+@pytest.mark.parametrize("given", ["configs/a.py:x=1", "{root}/configs/a.py:x=1"])
+def test_a_config_of_this_folder_is_found_on_the_workers(call, checkout, given):
+  flags = ("--dry-run", given.format(root=checkout), "--workdir=/w")
+  done = call("tpu_pod.sh", *flags, SRL_TPU_NAME="pod")
+  assert " launch/trainer.sh configs/a.py:x=1 --workdir=/w'" in done.stdout
+
+
+@pytest.mark.parametrize("given", ["{here}/a.py:x=1", "a.py", "../a.py"])
+def test_a_config_that_the_workers_lack_is_refused(call, tmp_path, given):
+  here = tmp_path / "here"
+  (here / "a.py").touch()
+  done = call(
+    "tpu_pod.sh", "--dry-run", given.format(here=here), "--workdir=/w", SRL_TPU_NAME="pod"
+  )
+  assert done.returncode == 2 and done.stdout == ""
+  assert "a.py: the workers get a copy of" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_stop_saves_on_all_workers(call, pod, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from configs import common, quickstart
 from srl_jax.data import prompts
-from srl_jax.learner import rl, start
+from srl_jax.learner import rl, start, update
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.rollout.engine import Rollout
@@ -96,6 +96,16 @@ def test_a_run_tells_what_it_did(run, tmp_path):
   assert not summary.keys() & {"before", "after"}
   # After the first step nothing is compiled but for rows of another length.
   assert rows[0]["programs_compiled"] > 0 and rows[2]["programs_compiled"] <= 2
+
+
+def test_one_step_a_batch_makes_no_second_pass(run, monkeypatch):
+  """Nothing is scored besides the update, importance weights included; two steps do score."""
+  score, calls = update.score, []
+  monkeypatch.setattr(update, "score", lambda *args, **how: calls.append(1) or score(*args, **how))
+  _, rows, _ = run(GOOD)
+  assert rows[0]["importance_weight"] > 0 and not calls
+  run(GOOD, algorithm__steps_per_batch=2, train__steps=5)
+  assert calls
 
 
 def test_prompts_are_asked_for_in_their_order(run):
