@@ -1,6 +1,7 @@
 """Scores on held-out problems while a run goes, and the benchmark before and after it."""
 
 import dataclasses
+import os
 import time
 
 import numpy as np
@@ -14,6 +15,10 @@ from srl_jax.rewards.scoring import score_group
 from srl_jax.rollout.engine import Prompt
 from srl_jax.rollout.episodes import Task
 
+# Processes for the similarities of a group, where they are work enough: the whole solutions of the
+# one-step reward are.
+WORKERS = min(8, os.cpu_count() or 1)
+
 
 def score(config, asked: start.Asked, ticket, prompt: Prompt, rollouts) -> Group:
   """The scored group of a ticket's prompt."""
@@ -24,6 +29,7 @@ def score(config, asked: start.Asked, ticket, prompt: Prompt, rollouts) -> Group
     [rollout.finish_reason for rollout in rollouts],
     reward=config.reward,
     think_opened=asked.think_opened,
+    workers=WORKERS,
   )
   return Group(ticket, example, prompt, rollouts, scores)
 

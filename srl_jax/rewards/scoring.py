@@ -40,6 +40,7 @@ def score_group(
   *,
   reward,
   think_opened: bool = False,
+  workers: int = 0,
 ) -> list[Score]:
   """Returns one score per response to an example.
 
@@ -49,12 +50,13 @@ def score_group(
     finish_reasons: the engine's, one per response; anything but "stop" means cut off.
     reward: the config's group: `autojunk` (bool) and `format_penalty` (float, usually -1.0).
     think_opened: the chat template opened the think block (`prompts.encode` says so).
+    workers: processes that long texts' similarities may use.
 
   Raises:
     ValueError: a task without a reward, or rlvr without a gold answer.
   """
   groups = [(example, texts, finish_reasons)]
-  return score_groups(groups, reward=reward, think_opened=think_opened)[0]
+  return score_groups(groups, reward=reward, think_opened=think_opened, workers=workers)[0]
 
 
 def score_groups(

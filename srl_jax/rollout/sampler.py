@@ -57,9 +57,12 @@ def _decoding_copy(model: Qwen2):
   del model.layers  # of jit's own copy of the module
   for name in outside:
     if name != "layers":
-      getattr(model, name)[...] = gather(getattr(model, name)[...], LAYOUT[name], dtype)
+      # Not `weight[...] = `, which keeps the master's type.
+      weight = getattr(model, name)
+      weight.set_value(gather(weight[...], LAYOUT[name], dtype))
   for name, letters in LAYOUT["layers"].items():
-    getattr(layers, name)[...] = gather(getattr(layers, name)[...], "l" + letters, dtype)
+    weight = getattr(layers, name)
+    weight.set_value(gather(weight[...], "l" + letters, dtype))
   count = model.config.num_hidden_layers
   return model, [jax.tree.map(lambda w: w[i], layers) for i in range(count)]  # noqa: B023
 

@@ -1,5 +1,6 @@
 """The built-in engine: from which distribution it samples, and that layout changes nothing."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -39,7 +40,7 @@ class Words:
     return " ".join(f"w{i}" for i in ids if not (skip_special_tokens and i in STOPS))
 
 
-def policy(seed=0):
+def policy(seed=0, dtype="float32"):
   """A policy far from uniform, the same on every mesh."""
   rng = np.random.default_rng(seed)
 
@@ -47,7 +48,7 @@ def policy(seed=0):
     matrix = leaf.ndim > 2 or leaf.shape == (TINY.vocab_size, TINY.hidden_size)
     return jnp.asarray(rng.normal(0.0 if matrix else 1.0, 0.2, leaf.shape), jnp.float32)
 
-  return jax.jit(M.place)(jax.tree.map(draw, M.abstract(TINY)))
+  return jax.jit(M.place)(jax.tree.map(draw, M.abstract(dataclasses.replace(TINY, dtype=dtype))))
 
 
 def engine(width=16, stops=STOPS, version=1):
@@ -301,6 +302,20 @@ def test_groups_come_as_they_end_and_carry_the_version(groups):
   after = {g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}
   assert {r.weight_version for group in after.values() for r in group} == {42}
   assert tokens(after) != tokens(groups)
+
+
+@pytest.mark.parametrize("spec", [None, "data=2,fsdp=2,tensor=2"])
+def test_bfloat16_is_what_decoding_reads(spec):
+  """The copy and the caches have the compute type, the policy keeps its float32 masters."""
+  with jax.set_mesh(make_mesh(spec)) if spec else contextlib.nullcontext():
+    masters = policy(dtype="bfloat16")
+    made = S.Sampler(Words(), STOPS, 16)
+    made.load_weights(masters, 1)
+    copied = {leaf.dtype for leaf in jax.tree.leaves((made.model, made.layers))}
+    assert copied == {np.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(masters)} == {np.dtype(np.float32)}
+    groups = list(made.sample(PROMPTS[:4], N, PARAMS))
+  assert len(groups) == 4 and all(np.isfinite(r.sampler_logprobs).all() for g in groups for r in g)
 
 
 def test_sampling_leaves_the_policy_as_it_was():
