@@ -8,7 +8,8 @@
 #
 # First use installs the compilers into .venv-plan: libtpu (0.7 GB) and JAX's CUDA plugin (about
 # 5 GB). A topology takes one to three CPU minutes. Exit code 1: a topology that
-# should fit does not, or v5e-8, which is too small for a 7B model, was not refused.
+# should fit does not, or v5e-8, which is too small for a 7B model, was not refused. Servers sample,
+# on devices of their own, as in the paper.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -23,8 +24,8 @@ wrong=0
 for topology in h100x8 h100x32 v5e-8 v5e-16 v5p-128 v6e-256; do
   code=0 small=()
   [[ "$topology" != v5e-* ]] || small=(--config.batch.tokens_per_device=8192) # 16 GB of memory
-  python -m srl_jax.plan --config="$config" --topology="$topology" --json "${small[@]}" "$@" \
-    > "runs/plan/$topology.json" || code=$?
+  python -m srl_jax.plan --config="$config" --topology="$topology" --json \
+    --config.rollout.engine=vllm "${small[@]}" "$@" > "runs/plan/$topology.json" || code=$?
   [ "$code" -le 1 ] || exit "$code"
   expected=0
   [ "$topology" != v5e-8 ] || expected=1

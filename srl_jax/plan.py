@@ -4,12 +4,15 @@
   python -m srl_jax.plan --config=configs/srl_math.py --topology=v5e-16 --json \\
       --config.batch.tokens_per_device=8192
 
-compiles the programs of a run (micro-batch, optimiser step, log-prob pass, export of the weights)
-with the compiler of the topology, and prints what a device needs, the collectives, a forecast of
-the step, and a verdict. Memory and collectives are the compiler's; seconds are a forecast from the
-rates that are printed with them. Exit code 1: it does not fit.
+compiles the programs of a run (micro-batch, optimiser step, log-prob pass, export of the weights to
+vLLM servers) with the compiler of the topology, and prints what a device needs, the collectives, a
+forecast of the step, and a verdict. Memory and collectives are the compiler's, but for the weights
+that the built-in engine keeps (rollout.engine=builtin), which come from their shapes; seconds are a
+forecast from the rates that are printed with them. Exit code 0: it fits; 1: it does not; 2: bad
+input; 3: a crash.
 
-The mesh is the config's where it has as many devices as the topology, else the topology's preset.
+The mesh is the config's where it has as many devices as the topology, else the topology's preset,
+or fsdp over all its devices.
 The compiler is installed into .venv-plan beside the code on first use: libtpu (0.7 GB) for TPUs,
 JAX's CUDA plugin (about 5 GB) for H100s. A 7B model takes minutes of CPU time.
 """
@@ -18,6 +21,7 @@ import json
 import math
 import os
 import sys
+import traceback
 
 import jax
 from absl import flags as absl_flags
@@ -73,7 +77,10 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
   """
   from srl_jax.planning import estimate, models, programs  # the install does not wait for them
 
-  common.check(config)
+  checked = config.copy_and_resolve_references()
+  if checked.get("rollout", {}).get("servers") == "":
+    checked.rollout.servers = "of the launcher"  # which starts them; a plan asks none
+  common.check(checked)
   topology = topologies.TOPOLOGIES[name]
   spec = mesh_spec(config, name)
   devices = topologies.devices(topology)
@@ -87,37 +94,56 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     for call in programs.calls(config, state):
       print(f"compiling {call.name} for {name} ...", file=sys.stderr, flush=True)
       compiled[call.name] = programs.compile_call(call, topology.chip.per_node)
-    found = estimate.memory(state, compiled, topology)
+    sampler = programs.sampler_bytes(config, state)
+    if sampler:
+      compiled["load"] = programs.loading(config, state)
+    found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
     rows = programs.shards(mesh)
     forecast = None
     if found["fits"]:
       forecast = estimate.step(config, model_config, topology, work, rows, compiled, peak)
-      forecast["push"] = estimate.push(state, topology, compiled["export"])
+      forecast["push"] = None
+      if "export" in compiled:
+        copies = estimate.copies(config, len({device.process_index for device in devices}))
+        forecast["push"] = estimate.push(state, topology, compiled["export"], copies)
   return {
     "model": config.model,
     "topology": name,
     "devices": topology.devices,
     "chip": devices[0].device_kind,
     "mesh": spec,
+    "engine": config.rollout.engine,
     "rows_shape": list(state.rows.tokens_bt.shape),
     "memory": found,
     "collectives": estimate.collectives(compiled),
     "work": {"prompt_tokens": work.prompt_tokens, "response_tokens": work.response_tokens},
     "rates": estimate.rates(topology, peak),
     "step": forecast,
-    "change": estimate.advice(config, found, parse_mesh(spec)),
+    "change": estimate.advice(config, found, parse_mesh(spec), model_config.sizes()),
   }
 
 
 def mesh_spec(config, name: str) -> str:
-  """The config's mesh where it has the topology's number of devices, else the preset."""
-  spec = common.mesh_spec(config)
-  count = math.prod(parse_mesh(spec).values())
-  return spec if count == topologies.TOPOLOGIES[name].devices else common.MESHES[name]
+  """The config's mesh where it has the topology's number of devices, else the preset of its name,
+  else fsdp over all of them.
+  """
+  spec, devices = common.mesh_spec(config), topologies.TOPOLOGIES[name].devices
+  if math.prod(parse_mesh(spec).values()) == devices:
+    return spec
+  return common.MESHES.get(name, f"data=1,fsdp={devices},tensor=1")
+
+
+def command() -> None:
+  """Runs `main`; a crash keeps its traceback and ends with code 3."""
+  try:
+    errors.run(main, flags.values)
+  except Exception:  # Python would end with 1, which says that a config does not fit
+    traceback.print_exc()
+    sys.exit(3)
 
 
 if __name__ == "__main__":
   # Here: overrides, --config.a.b=v, want absl's own flags, in which one command may have it.
   config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
-  errors.run(main, flags.values)
+  command()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import common, srl_math
-from srl_jax import plan
+from srl_jax import errors, plan
 from srl_jax.planning import topologies
 from srl_jax.policy.sharding import parse_mesh
 
@@ -48,10 +48,40 @@ def test_the_configs_mesh_stays_where_it_fits():
   config.mesh = "data=2,fsdp=4,tensor=2"
   assert plan.mesh_spec(config, "v5e-16") == "data=2,fsdp=4,tensor=2"
   assert plan.mesh_spec(config, "h100x32") == common.MESHES["h100x32"]
+  # There is no preset of this name.
+  assert plan.mesh_spec(config, "v5e-8") == "data=1,fsdp=8,tensor=1"
+
+
+def test_a_crash_is_no_verdict(monkeypatch, capsys):
+  def crash(*_):
+    raise RuntimeError("of the compiler")
+
+  monkeypatch.setattr(errors, "run", crash)
+  with pytest.raises(SystemExit) as ended:
+    plan.command()
+  assert ended.value.code == 3 and "RuntimeError: of the compiler" in capsys.readouterr().err
+
+
+def test_servers_need_no_address(monkeypatch):
+  """A launcher starts them; what else is wrong with the config is still found."""
+  config = srl_math.get_config()
+  config.rollout.engine = "vllm"
+
+  def reached(topology):
+    raise ConnectionError("the config is sound")
+
+  monkeypatch.setattr(topologies, "devices", reached)
+  with pytest.raises(ConnectionError):
+    plan.plan(config, "h100x8", 1500, 1000)
+  assert config.rollout.servers == ""
+  config.rollout.samples = 1
+  with pytest.raises(ValueError, match="rollout.samples"):
+    plan.plan(config, "h100x8", 1500, 1000)
 
 
 def planned(name, *flags):
   """(exit code, what --json printed) of the 7B config on a topology."""
+  flags = ("--config.rollout.engine=vllm", *flags)
   done = run("--config=configs/srl_math.py", f"--topology={name}", "--json", *flags)
   if "could not be installed" in done.stderr:
     pytest.skip(f"the compiler for {name} cannot be installed: {done.stderr.splitlines()[-1]}")

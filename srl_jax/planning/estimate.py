@@ -14,6 +14,7 @@ from srl_jax.planning.collectives import Collective, by_kind
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
 from srl_jax.policy.model import ModelConfig
+from srl_jax.policy.sharding import check_mesh
 
 COMPUTE = 0.55  # of the dense bf16 peak, recomputation counted; MaxText's Llama2-7B: 46-49 % MFU
 LINK = 0.8  # of the nominal rates of links and networks
@@ -98,21 +99,22 @@ def step(
 
   Returns {micro_batches, flops, compute_s, link_s (of all micro-batches), apply_s, score_s,
   step_s, mfu, tokens, tokens_in_flight}; of compute and links the longer one counts, as they
-  overlap.
+  overlap. The places that stay empty in the last micro-batch are computed like all others.
   """
   slots = rows * config.batch.tokens_per_device
-  batches = math.ceil(work.tokens() / (PACKED * slots))
+  steps = config.algorithm.steps_per_batch
+  batches = steps * math.ceil(work.tokens() / steps / (PACKED * slots))
   flops = work.flops(model_config)
-  done = flops / PACKED * RECOMPUTED[config.batch.remat]
-  compute = done / (topology.devices * peak * COMPUTE)
+  padded = flops * batches * slots / work.tokens()
+  compute = padded * RECOMPUTED[config.batch.remat] / (topology.devices * peak * COMPUTE)
   links = batches * link_seconds(programs["accumulate"].collectives, topology)
   apply = programs["apply"]
   apply_s = 2 * apply.arguments / (MEMORY * topology.chip.hbm)
   apply_s += link_seconds(apply.collectives, topology)
-  passes = int(config.algorithm.steps_per_batch > 1) + int(config.algorithm.kl > 0)
-  forward = flops / 3 / PACKED / (topology.devices * peak * COMPUTE)
+  passes = int(steps > 1) + int(config.algorithm.kl > 0)
+  forward = padded / 3 / (topology.devices * peak * COMPUTE)
   score = passes * max(forward, batches * link_seconds(programs["score"].collectives, topology))
-  seconds = max(compute, links) + apply_s * config.algorithm.steps_per_batch + score
+  seconds = max(compute, links) + apply_s * steps + score
   return {
     "micro_batches": batches,
     "tokens": work.tokens(),
@@ -127,17 +129,31 @@ def step(
   }
 
 
-def push(state: State, topology: Topology, export: Program) -> dict[str, float]:
-  """{bytes, seconds} of bringing new bfloat16 weights to a server through the shared folder."""
+def copies(config, hosts: int) -> int:
+  """Trainer processes, one a host, that have servers; each writes its own copy of new weights.
+
+  Servers are dealt to the processes in turn; without addresses every host is taken to have some.
+  """
+  servers = config.rollout.servers
+  return min(hosts, servers.count(",") + 1) if servers else hosts
+
+
+def push(state: State, topology: Topology, export: Program, copies: int) -> dict[str, float]:
+  """{bytes, copies, seconds} of bringing new bfloat16 weights to the servers: `copies` files of
+  `bytes` each, all in one shared folder.
+  """
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model))
   table = math.prod(state.model.embed_tokens.shape)
   gather = link_seconds(export.collectives, topology) * count / table
   size = 2 * count
-  return {"bytes": size, "seconds": gather + size / topology.chip.host + 2 * size / FILES}
+  seconds = gather + size / topology.chip.host + 2 * copies * size / FILES
+  return {"bytes": size, "copies": copies, "seconds": seconds}
 
 
-def memory(state: State, programs: dict[str, Program], topology: Topology) -> dict:
-  """Bytes a device: {parameters, moments, gradients, programs: {name: ...}, peak, limit, fits}."""
+def memory(state: State, programs: dict[str, Program], topology: Topology, sampler: int) -> dict:
+  """Bytes a device: {parameters, moments, gradients, sampler (what the built-in engine keeps),
+  programs: {name: ...}, peak, limit, fits}.
+  """
   rows = {
     name: {
       "arguments": p.arguments,
@@ -152,6 +168,7 @@ def memory(state: State, programs: dict[str, Program], topology: Topology) -> di
     "parameters": device_bytes(state.model),
     "gradients": device_bytes(state.model),
     "moments": device_bytes(state.moments),
+    "sampler": sampler,
     "programs": rows,
     "peak": peak,
     "limit": topology.chip.memory,
@@ -159,12 +176,20 @@ def memory(state: State, programs: dict[str, Program], topology: Topology) -> di
   }
 
 
-def advice(config, found: dict, mesh: dict[str, int]) -> list[str]:
-  """Lines of the config to change when `found` (of memory) does not fit, the likeliest first."""
+def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> list[str]:
+  """Lines of the config to change when `found` (of memory) does not fit, the likeliest first.
+
+  sizes: ModelConfig.sizes(); they limit the mesh.
+  """
   over = found["peak"] - found["limit"]
   if over <= 0:
     return []
   lines = []
+  if found["sampler"]:
+    lines.append(
+      f"rollout.engine = 'vllm' (now 'builtin', which keeps {found['sampler'] / GIB:.1f} GiB of "
+      "weights of its own on each device)"
+    )
   kept = found["parameters"] + found["moments"] + found["gradients"]
   limit = config.data.max_prompt_tokens + config.rollout.max_tokens
   room = config.batch.tokens_per_device
@@ -180,15 +205,22 @@ def advice(config, found: dict, mesh: dict[str, int]) -> list[str]:
       )
     if config.batch.logprob_chunk > 128:
       lines.append(f"batch.logprob_chunk = 128 (now {config.batch.logprob_chunk})")
-  parts = mesh["fsdp"]
-  while kept * mesh["fsdp"] / parts > 0.6 * found["limit"] or parts == mesh["fsdp"]:
-    parts *= 2
-  sizes = ",".join(f"{axis}={parts if axis == 'fsdp' else n}" for axis, n in mesh.items())
-  lines.append(
-    f"mesh = {sizes!r}, more devices: weights, moments and gradients take {kept / GIB:.1f} GiB of "
-    f"{found['limit'] / GIB:.1f} on each now, {kept * mesh['fsdp'] / parts / GIB:.1f} then"
-  )
-  return lines
+  parts, spec = mesh["fsdp"], None
+  while not spec or kept * mesh["fsdp"] / parts > 0.6 * found["limit"]:
+    twice = ",".join(f"{axis}={2 * parts if axis == 'fsdp' else n}" for axis, n in mesh.items())
+    try:
+      check_mesh(twice, sizes)
+    except ValueError:  # what twice as many do not divide, no more doublings do
+      break
+    parts, spec = 2 * parts, twice
+  if spec:
+    lines.append(
+      f"mesh = {spec!r}, more devices: weights, moments and gradients take {kept / GIB:.1f} GiB of "
+      f"{found['limit'] / GIB:.1f} on each now, {kept * mesh['fsdp'] / parts / GIB:.1f} then"
+    )
+  return lines or [
+    f"model = a smaller one: fsdp={2 * parts} does not divide hidden_size {sizes['d']} of this one"
+  ]
 
 
 def collectives(programs: dict[str, Program]) -> dict:

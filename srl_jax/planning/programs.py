@@ -121,8 +121,41 @@ class Call(NamedTuple):
   resident: int
 
 
+def sampler_bytes(config, state: State) -> int:
+  """Bytes of one device of the weights that the built-in engine samples with (rollout.sampler).
+
+  It keeps them beside the masters from the first sampling to the end of the run: in the compute
+  type, whole along fsdp and cut along tensor. 0 where servers sample, or nobody.
+  """
+  # A supervised run loads weights only to be measured.
+  samples = config.method != "sft" or config.train.eval_every or config.eval.benchmark
+  if config.rollout.engine != "builtin" or not samples:
+    return 0
+
+  def copy(x):
+    spec = jax.P(*(None if axis == "fsdp" else axis for axis in x.sharding.spec.partitions))
+    whole = NamedSharding(x.sharding.mesh, spec)
+    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=whole)
+
+  return device_bytes(jax.tree.map(copy, state.model))
+
+
+def loading(config, state: State) -> Program:
+  """The moment in which the built-in engine has its old weights and the new ones, from shapes: what
+  the gathers need besides is not in it.
+  """
+  model, copy = device_bytes(state.model), sampler_bytes(config, state)
+  return Program("load", model, 0, model + copy, _beside(config, state), [])
+
+
+def _beside(config, state: State) -> int:
+  """Bytes of one device that a run keeps beside weights and gradients."""
+  frozen = device_bytes(state.model) if config.algorithm.kl else 0  # the reference policy
+  return frozen + device_bytes(state.moments) + sampler_bytes(config, state)
+
+
 def calls(config, state: State) -> list[Call]:
-  """The programs of a run."""
+  """The programs of a run; weights are exported to servers only."""
   model, tx, moments, rows, loss = state
   old, reference = _scores(config, rows)
   sums = jax.eval_shape(
@@ -134,22 +167,17 @@ def calls(config, state: State) -> list[Call]:
   weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest tensor
   table = dict(name="embed_tokens", dtype=jnp.dtype(jnp.bfloat16))
   layer = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(weight.sharding.mesh, jax.P()))
-  frozen = device_bytes(model) if config.algorithm.kl else 0  # the reference policy
-  beside = frozen + device_bytes(moments)
-  return [
-    Call(
-      "apply", update.apply, dict(model=model, moments=moments, grads=model), {"tx": tx}, frozen
-    ),
+  beside = _beside(config, state)
+  step = dict(model=model, moments=moments, grads=model)
+  found = [
+    Call("apply", update.apply, step, {"tx": tx}, beside - device_bytes(moments)),
     Call("accumulate", update.accumulate, batch, {"loss": loss}, beside),
     Call("score", update.score, dict(model=model, rows=rows), {"loss": loss}, beside),
-    Call(
-      "export",
-      weights.to_hf,
-      dict(weight=weight, layer=layer),
-      table,
-      beside + device_bytes(model) - device_bytes(weight),
-    ),
   ]
+  if config.rollout.engine == "vllm":
+    rest = beside + device_bytes(model) - device_bytes(weight)
+    found.append(Call("export", weights.to_hf, dict(weight=weight, layer=layer), table, rest))
+  return found
 
 
 def _scores(config, rows):

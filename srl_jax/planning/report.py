@@ -23,12 +23,19 @@ def text(report: dict) -> str:
   shape = " x ".join(map(str, report["rows_shape"]))
   lines = [
     f"{report['model']} on {report['topology']}: {report['devices']} x {report['chip']}, "
-    f"mesh {report['mesh']}",
+    f"mesh {report['mesh']}, rollout.engine {report['engine']}",
     "",
     "memory of a device, GiB",
     f"  {_gib(memory['parameters'])}  float32 weights",
     f"  {_gib(memory['moments'])}  moments",
     f"  {_gib(memory['gradients'])}  gradients, of all micro-batches together",
+  ]
+  if memory["sampler"]:
+    lines.append(
+      f"  {_gib(memory['sampler'])}  sampler's copy of the weights, twice while new ones load "
+      "(its caches of keys and values are not counted)"
+    )
+  lines += [
     f"  programs, micro-batches of {shape} tokens:",
     "                arguments  temporaries  resident besides     peak",
   ]
@@ -79,7 +86,7 @@ def row(report: dict) -> str:
     f"{sent / 1e9:.0f} GB" if sent else "",
     f"{step['step_s']:.0f} s" if step else "",
     f"{step['mfu']:.0%}" if step else "",
-    f"{step['push']['seconds']:.0f} s" if step else "",
+    f"{step['push']['seconds']:.0f} s" if step and step["push"] else "",
     "fits" if memory["fits"] else "refused",
   ]
   return f"| {' | '.join(cells)} |"
@@ -87,17 +94,26 @@ def row(report: dict) -> str:
 
 def _forecast(report) -> list[str]:
   step, work = report["step"], report["work"]
-  push = step["push"]
-  return [
+  share = step["tokens"] / (step["micro_batches"] * step["tokens_in_flight"])
+  lines = [
     f"forecast of an update: {step['tokens']:,} tokens (prompts of {work['prompt_tokens']}, each "
     f"once; responses of {work['response_tokens']})",
-    f"  {step['micro_batches']} micro-batches with {step['tokens_in_flight']:,} tokens in flight",
+    f"  {step['micro_batches']} micro-batches with {step['tokens_in_flight']:,} tokens in flight, "
+    f"{share:.0%} of them real",
     f"  {step['flops']:.3g} FLOPs by formula",
     f"  {step['compute_s']:.1f} s of compute, beside {step['link_s']:.1f} s of collectives",
     f"  {step['apply_s']:.2f} s for the optimiser, {step['score_s']:.1f} s for further log-probs",
     f"  {step['step_s']:.1f} s in all: MFU {step['mfu']:.1%}",
-    f"  weights to a server: {push['bytes'] / 1e9:.1f} GB in bfloat16, {push['seconds']:.0f} s",
   ]
+  if push := step["push"]:
+    size, copies = push["bytes"] / 1e9, push["copies"]
+    written = f"{size:.1f} GB in bfloat16"
+    if copies > 1:
+      written = (
+        f"{copies} x {written}, one for each trainer process with servers, {copies * size:.0f} GB"
+      )
+    lines.append(f"  weights to the servers: {written}, {push['seconds']:.0f} s")
+  return lines
 
 
 def _rates(rates) -> str:
@@ -125,8 +141,9 @@ def table(reports: list[dict]) -> str:
   work = reports[0]["work"]
   lines = [HEADER, *map(row, reports), ""]
   lines.append(
-    f"{reports[0]['model']}; memory in GiB a device; step and MFU are forecasts for prompts of "
-    f"{work['prompt_tokens']} and responses of {work['response_tokens']} tokens. Assumed rates:"
+    f"{reports[0]['model']}, rollout.engine {reports[0]['engine']}; memory in GiB a device; step "
+    f"and MFU are forecasts for prompts of {work['prompt_tokens']} and responses of "
+    f"{work['response_tokens']} tokens. Assumed rates:"
   )
   lines += [f"- {report['topology']}: {_rates(report['rates'])}" for report in reports]
   for report in reports:

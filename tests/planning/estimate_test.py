@@ -6,8 +6,9 @@ from configs import common
 from srl_jax.planning import estimate
 from srl_jax.planning.collectives import Collective
 from srl_jax.planning.models import architecture
-from srl_jax.planning.programs import Program
+from srl_jax.planning.programs import Program, State
 from srl_jax.planning.topologies import GIB, H100, TOPOLOGIES
+from srl_jax.policy.model import abstract
 
 QWEN = architecture("Qwen/Qwen2.5-7B-Instruct", "bfloat16")
 NODE = TOPOLOGIES["h100x8"]
@@ -56,7 +57,8 @@ def test_a_step_by_hand():
     "score": Program("score", 0, 0, 0, 0, []),
   }
   found = estimate.step(config(), QWEN, NODE, work, 8, programs, peak=1e15)
-  compute = work.flops(QWEN) / 0.85 * 4 / 3 / (8 * 0.55e15)
+  padded = 44 * 8 * 16384 / 4_864_000  # places for each real token, those of the last batch too
+  compute = work.flops(QWEN) * padded * 4 / 3 / (8 * 0.55e15)
   apply = 2e10 / (0.8 * H100.hbm)
   assert found["micro_batches"] == 44  # 4,864,000 tokens / (8 x 16,384 x 0.85) = 43.7
   assert found["tokens_in_flight"] == 8 * 16384
@@ -66,23 +68,60 @@ def test_a_step_by_hand():
   twice = config()
   twice.algorithm.steps_per_batch = 2
   again = estimate.step(twice, QWEN, NODE, work, 8, programs, peak=1e15)
-  old = work.flops(QWEN) / 3 / 0.85 / (8 * 0.55e15)
+  old = work.flops(QWEN) / 3 * padded / (8 * 0.55e15)
   assert again["step_s"] == pytest.approx(compute + 2 * apply + old)
 
 
-def found(peak, kept=10, limit=59):
+def test_a_last_micro_batch_is_computed_whole():
+  """256 devices hold 4.2 million tokens: the step's 5.7 million places are two micro-batches."""
+  pod = TOPOLOGIES["v6e-256"]
+  work = estimate.work_of(config(), 1500, 1000)
+  names = ("apply", "accumulate", "score")
+  programs = {name: Program(name, 0, 0, 0, 0, []) for name in names}
+  found = estimate.step(config(), QWEN, pod, work, 256, programs, peak=1e15)
+  assert found["micro_batches"] == 2
+  done = work.flops(QWEN) * 2 * 256 * 16384 / 4_864_000 * 4 / 3
+  assert found["step_s"] == pytest.approx(done / (256 * 0.55e15))
+  twice = config()
+  twice.algorithm.steps_per_batch = 3  # each optimiser step has a micro-batch of its own
+  assert estimate.step(twice, QWEN, pod, work, 256, programs, peak=1e15)["micro_batches"] == 3
+
+
+def test_every_trainer_process_with_servers_writes_a_copy():
+  one = config()
+  assert estimate.copies(one, hosts=4) == 4
+  one.rollout.servers = "http://a:8101"
+  assert estimate.copies(one, hosts=4) == 1
+  one.rollout.servers = "http://a:8101, http://b:8101"
+  assert estimate.copies(one, hosts=4) == 2 and estimate.copies(one, hosts=1) == 1
+
+
+def test_copies_share_the_folder():
+  """7.6e9 weights of 2 bytes: once to each host, and all copies through one folder and back."""
+  state = State(abstract(QWEN), None, None, None, None)
+  push = estimate.push(state, NODE, Program("export", 0, 0, 0, 0, []), copies=4)
+  size = 2 * 7_615_616_512
+  assert (push["bytes"], push["copies"]) == (size, 4)
+  assert push["seconds"] == pytest.approx(size / H100.host + 2 * 4 * size / 2e9)
+
+
+def found(peak, kept=10, limit=59, sampler=0):
   """What estimate.memory gives, in GiB."""
   parts = {"parameters": kept / 4, "moments": kept / 2, "gradients": kept / 4}
-  sizes = parts | {"peak": peak, "limit": limit}
+  sizes = parts | {"sampler": sampler, "peak": peak, "limit": limit}
   return {name: int(size * GIB) for name, size in sizes.items()} | {"fits": peak <= limit}
 
 
+def advice(config, found, mesh=MESH):
+  return estimate.advice(config, found, mesh, QWEN.sizes())
+
+
 def test_nothing_to_change_when_it_fits():
-  assert estimate.advice(config(), found(peak=50), MESH) == []
+  assert advice(config(), found(peak=50)) == []
 
 
 def test_activations_are_made_smaller_first():
-  first, second, third, last = estimate.advice(config(remat="none"), found(peak=70), MESH)
+  first, second, third, last = advice(config(remat="none"), found(peak=70))
   assert first == "batch.remat = 'full' (now 'none')"
   assert second == "batch.tokens_per_device = 8192 (now 16384)"
   assert third == "batch.logprob_chunk = 128 (now 512)"
@@ -90,19 +129,37 @@ def test_activations_are_made_smaller_first():
 
 
 def test_tokens_never_fall_below_the_longest_sequence():
-  first, *_ = estimate.advice(config(tokens_per_device=8192), found(peak=70), MESH)
+  first, *_ = advice(config(tokens_per_device=8192), found(peak=70))
   assert first == "batch.tokens_per_device = 6144 (now 8192)"
-  first, *_ = estimate.advice(config(tokens_per_device=6144), found(peak=70), MESH)
+  first, *_ = advice(config(tokens_per_device=6144), found(peak=70))
   assert first.startswith("data.max_prompt_tokens and rollout.max_tokens lower (now 6144 together)")
 
 
 def test_weights_that_do_not_fit_need_devices():
   """50 GiB of weights, moments and gradients on 16 GiB: 8 times the devices leave 6 GiB each."""
-  (line,) = estimate.advice(config(), found(peak=70, kept=50, limit=16), MESH)
+  (line,) = advice(config(), found(peak=70, kept=50, limit=16))
   assert line == (
     "mesh = 'data=1,fsdp=64,tensor=1', more devices: weights, moments and gradients take 50.0 GiB "
     "of 16.0 on each now, 6.2 then"
   )
+
+
+def test_only_meshes_that_the_model_allows():
+  """Its 3,584 = 512 x 7 can be cut in 512, not in 1,024."""
+  large = found(peak=700, kept=500, limit=16)
+  (line,) = advice(config(), large, MESH | {"fsdp": 64})
+  assert line.startswith("mesh = 'data=1,fsdp=512,tensor=1', more devices: ")
+  (line,) = advice(config(), large, MESH | {"fsdp": 512})
+  assert line == "model = a smaller one: fsdp=1024 does not divide hidden_size 3584 of this one"
+
+
+def test_the_samplers_weights_go_first():
+  first, second, *_ = advice(config(), found(peak=70, sampler=14.2))
+  assert first == (
+    "rollout.engine = 'vllm' (now 'builtin', which keeps 14.2 GiB of weights of its own on each "
+    "device)"
+  )
+  assert second == "batch.tokens_per_device = 8192 (now 16384)"
 
 
 def test_every_chip_has_its_peak():

@@ -1,5 +1,6 @@
 """The programs of a plan, compiled for simulated devices: what they need is what a run would."""
 
+import dataclasses
 import math
 import re
 
@@ -9,10 +10,12 @@ import pytest
 
 from configs import common
 from srl_jax.learner import update
-from srl_jax.planning import programs
+from srl_jax.planning import estimate, programs
 from srl_jax.planning.models import architecture
+from srl_jax.planning.topologies import TOPOLOGIES
 from srl_jax.policy.model import ModelConfig, count_params
 from srl_jax.policy.sharding import make_mesh
+from srl_jax.rollout import sampler
 
 MODEL = ModelConfig(1000, 32, 48, 2, 2, 1, 16)
 WEIGHTS = count_params(MODEL)
@@ -22,6 +25,7 @@ SPEC = "data=2,fsdp=4,tensor=1"
 @pytest.fixture(scope="module")
 def config():
   config = common.defaults()
+  config.rollout.engine = "vllm"
   config.data.max_prompt_tokens, config.rollout.max_tokens = 256, 256
   config.batch.tokens_per_device, config.batch.logprob_chunk = 1024, 64
   return config
@@ -60,6 +64,38 @@ def test_what_is_resident_besides(calls, state):
   assert calls["apply"].resident == 0
   assert calls["accumulate"].resident == calls["score"].resident == moments
   assert calls["export"].resident == moments + model - table
+
+
+def test_the_built_in_engine_keeps_its_copy(config, state):
+  """As the sampler makes it: in the compute type, whole along fsdp and in halves along tensor."""
+  config = config.copy_and_resolve_references()
+  config.rollout.engine, config.dtype = "builtin", "bfloat16"
+  assert programs.sampler_bytes(config, state) == 2 * WEIGHTS
+  mesh = make_mesh("data=2,fsdp=2,tensor=2")
+  halved = dataclasses.replace(MODEL, num_key_value_heads=2)
+  config.dtype = "float32"
+  with jax.set_mesh(mesh):
+    state = programs.state_of(config, halved, mesh)
+    kept = programs.sampler_bytes(config, state)
+    real = programs.device_bytes(sampler._decoding_copy.eval_shape(state.model))
+    calls = {call.name: call for call in programs.calls(config, state)}
+  assert kept == real
+  model, moments = map(programs.device_bytes, (state.model, state.moments))
+  assert calls["apply"].resident == kept
+  assert calls["accumulate"].resident == calls["score"].resident == moments + kept
+  assert "export" not in calls
+  assert programs.loading(config, state).total() == model + moments + 2 * kept
+  node = TOPOLOGIES["h100x8"]
+  found = estimate.memory(state, {"load": programs.loading(config, state)}, node, kept)
+  assert (found["sampler"], found["peak"]) == (kept, model + moments + 2 * kept)
+
+
+def test_a_supervised_run_samples_only_to_be_measured(config, state):
+  config = config.copy_and_resolve_references()
+  config.rollout.engine, config.method = "builtin", "sft"
+  assert programs.sampler_bytes(config, state) > 0
+  config.train.eval_every = 0
+  assert programs.sampler_bytes(config, state) == 0
 
 
 def test_every_program_compiles(calls, state):
