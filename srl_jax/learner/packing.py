@@ -107,7 +107,9 @@ def pack(
   for group in groups:
     units += _split(group, [next(shares) for _ in group.responses], tokens_per_device)
   if lines:
-    return _pack_lines(units, tokens_per_device, shards)
+    # Of whole groups: how they are cut differs from batch to batch, the compiled g must not.
+    g = max(len(group.responses) for group in groups)
+    return _pack_lines(units, tokens_per_device, shards, g)
   t = min(tokens_per_device, bucket(max(group.size() for group, _ in units)))
   # Cut where a row is all that fits a device: short rows stand side by side anyway.
   rows = [_row(bin_, t) for bin_ in _first_fit(units, t, cut=t == tokens_per_device)]
@@ -122,14 +124,13 @@ def _cut(rows: list[Rows], size: int) -> list[Rows]:
   return [Rows(*(np.stack(x) for x in part if x[0] is not None)) for part in parts]
 
 
-def _pack_lines(units, t, shards) -> list[Rows]:
+def _pack_lines(units, t, shards, g) -> list[Rows]:
   """Micro-batches of one row of t tokens a device, groups of like length together.
 
   A kernel's lines are as long as the longest of the micro-batch. Groups that would not fill the
   rows of a micro-batch of their own length go to the next longer ones.
   """
   units = sorted(units, key=lambda unit: unit[0].line())
-  g = max(len(group.responses) for group, _ in units)
   of_length, batches = {}, []
   for unit in units:
     of_length.setdefault(line_bucket(unit[0].line()), []).append(unit)
@@ -158,13 +159,23 @@ def line_bucket(length: int) -> int:
   return l
 
 
+def line_count(lines: int) -> int:
+  """The compiled number of lines of a row: 8, 16, 24, ..., 64, 80, ..., 128, 160, ..., 256, ...
+
+  Multiples of 8, so that few lines are empty. From 64 on steps are an eighth of the next power of
+  two: rows of short lines differ by dozens, and each number is a program to compile.
+  """
+  step = max(8, (1 << (lines - 1).bit_length()) // 8)
+  return -(-lines // step) * step
+
+
 def _lay_out(rows: Rows, l: int, g: int) -> Rows:
   """Rows with their lines of l places and the copies of each token, g at most."""
   units = list(_units(rows))
   lines = [0] * len(rows.tokens_bt)
   for row, _, _, responses in units:
     lines[row] += len(responses)
-  m = max(8, 1 << (max(lines) - 1).bit_length())  # so that few shapes are compiled
+  m = line_count(max(lines))
   b, t = rows.tokens_bt.shape
   lines_bml = np.full((b, m, l), -1, np.int32)
   copies_btg = np.full((b, t, g), -1, np.int32)

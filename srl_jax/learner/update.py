@@ -57,14 +57,19 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   hidden_btd = model.hidden(*rows[:4], rows.layout(), remat=loss.remat)
   logits_of = model.loss_logits()
   s = rows.targets_bs.shape[1]
-  chunk = next(size for size in range(min(loss.chunk, s), 0, -1) if s % size == 0)
+  chunk = min(loss.chunk, s)
+  # Up to a multiple of the chunk, with padding, so that the chunk never shrinks to a divisor of s.
+  sources_bs, targets_bs, shares_bs = (
+    jnp.pad(x_bs, ((0, 0), (0, -s % chunk)))
+    for x_bs in (rows.sources_bs, rows.targets_bs, rows.shares_bs)
+  )
 
   @jax.checkpoint
   def of_chunk(start):
     cut = lambda x_bs: jax.lax.dynamic_slice_in_dim(x_bs, start, chunk, axis=1)
-    trained = (cut(rows.shares_bs) > 0).any()
+    trained = (cut(shares_bs) > 0).any()
     # Trained tokens come first in a row, so the last chunks may be padding for all rows.
-    return jax.lax.cond(trained, _of_tokens, _of_padding, *map(cut, rows[4:6]))
+    return jax.lax.cond(trained, _of_tokens, _of_padding, cut(sources_bs), cut(targets_bs))
 
   def _of_tokens(sources_bc, targets_bc):
     hidden_acd = spread(_take(hidden_btd, sources_bc))
@@ -85,7 +90,7 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
     return zeros, zeros
 
   _, parts = jax.lax.scan(lambda _, start: (None, of_chunk(start)), None, jnp.arange(0, s, chunk))
-  join = lambda x_nbc: x_nbc.transpose(1, 0, 2).reshape(x_nbc.shape[1], s)
+  join = lambda x_nbc: x_nbc.transpose(1, 0, 2).reshape(x_nbc.shape[1], -1)[:, :s]
   return tuple(map(join, parts))
 
 

@@ -15,11 +15,19 @@ from srl_jax.policy.sharding import make_mesh
 
 LOSS = update.Loss(chunk=32)
 WIDTH = 32  # of the naive rows, and the constant of aggregate "constant"
+MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"]
+SHARDS = dict(zip([None, *MESHES], [1, 8, 8, 4, 4]))  # that rows are cut over
 
 
 def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", lines=False):
   how = dict(tokens_per_device=tokens_per_device, shards=shards, aggregate=aggregate, lines=lines)
   return packing.pack(groups, max_tokens=WIDTH, **how)
+
+
+def all_meshes(*quick):
+  """None and MESHES to parametrise with; those that are not quick are marked slow."""
+  slow = lambda mesh: () if mesh in quick else pytest.mark.slow
+  return [None, *(pytest.param(mesh, marks=slow(mesh)) for mesh in MESHES)]
 
 
 def masked(rows):
@@ -177,26 +185,27 @@ def test_the_cut_changes_nothing(policy, groups, tokens_per_device, shards):
   assert_trees_close(grads, wanted, 1e-6)
 
 
-@pytest.mark.parametrize("mesh", [None, "data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("mesh", all_meshes("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"))
 def test_lines_change_nothing(policy, groups, mesh):
-  """The form for attention kernels, here on XLA, gives what the block mask gives."""
+  """The form for attention kernels, here on XLA, gives what the block mask gives.
+
+  And so do chunks of 24, which do not divide the 128 places of a row.
+  """
   wanted_totals, wanted, _ = gradients(policy(), list(map(masked, pack(groups, 64))))
-  shards = {None: 1, "data=2,fsdp=2,tensor=2": 4}.get(mesh, 8)
-  batches = pack(groups, 128, shards, lines=True)  # more than one group a row
+  batches = pack(groups, 128, SHARDS[mesh], lines=True)  # more than one group a row
   assert all(rows.lines_bml is not None for rows in batches)
   with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
-    totals, grads, _ = gradients(policy(), batches, LOSS._replace(remat="matmuls"))
+    totals, grads, _ = gradients(policy(), batches, LOSS._replace(remat="matmuls", chunk=24))
     grads = jax.tree.map(np.asarray, grads)
   for name in totals:
     np.testing.assert_allclose(totals[name], wanted_totals[name], rtol=1e-5, atol=1e-5)
   assert_trees_close(grads, wanted)
 
 
-@pytest.mark.parametrize("mesh", [None, "data=8", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("mesh", all_meshes("data=8", "data=2,fsdp=2,tensor=2"))
 def test_blocks_change_nothing(policy, groups, mesh):
   """The form for plain XLA gives what the block mask gives."""
-  shards = {None: 1, "data=8": 8}.get(mesh, 4)
-  batches = [packing.in_blocks(masked(rows)) for rows in pack(groups, 128, shards)]
+  batches = [packing.in_blocks(masked(rows)) for rows in pack(groups, 128, SHARDS[mesh])]
   assert any(rows.prompts_bsp.shape[1] > 1 for rows in batches)  # several groups a row
   wanted_totals, wanted, _ = gradients(policy(), list(map(masked, pack(groups, 64))))
   with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
@@ -208,10 +217,11 @@ def test_blocks_change_nothing(policy, groups, mesh):
 
 
 def test_chunks_and_recomputation_change_nothing(policy, groups):
-  """5 does not divide 64: the next size below that does, 4, is taken."""
-  model, batches = policy(), pack(groups, 64)
-  totals, grads, logprobs = gradients(model, batches, LOSS._replace(chunk=5, remat="full"))
-  wanted_totals, wanted, wanted_logprobs = gradients(model, batches)
+  """Chunks of 8 that do not divide a row of 37, and one chunk that is the row."""
+  model, batches = policy(), pack(groups, 37)
+  assert batches[0].targets_bs.shape[1] == 37
+  totals, grads, logprobs = gradients(model, batches, LOSS._replace(chunk=8, remat="full"))
+  wanted_totals, wanted, wanted_logprobs = gradients(model, batches, LOSS._replace(chunk=37))
   np.testing.assert_allclose(totals["loss"], wanted_totals["loss"], atol=1e-6)
   assert_trees_close(grads, wanted, 1e-6)
   trained = [rows.shares_bs > 0 for rows in batches]
@@ -384,9 +394,6 @@ def test_entropy_is_of_the_whole_distribution(policy, groups):
     wanted += entropy_bt[b, rows.sources_bs[b, s]].sum()
   totals, _, _ = gradients(model, batches)
   assert float(totals["entropy"]) == pytest.approx(wanted, rel=1e-5)
-
-
-MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """attend: who sees whom, the cache's ring, and decoding equal to reading everything at once."""
 
+import functools
 import math
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srl_jax.policy import sharding
+from srl_jax.policy import kernels, sharding
 from srl_jax.policy.attention import Cached, Packed, attend, visible
 from srl_jax.policy.model import rotary_angles
 
@@ -31,6 +32,62 @@ def test_visible_by_hand():
   # Without branches position alone decides inside a segment.
   mask = visible(Packed(positions, segments))[0].astype(int)
   assert "".join(map(str, mask[4].tolist())) == "0111110"
+
+
+def lines_of_two_groups():
+  """A row of 16 places: prompts of 3 and 2 with two responses each, and a place of padding.
+
+  Each prompt and response is a line of 128, as splash wants them; a fifth line is empty.
+  """
+  prompts = [[0, 1, 2], [8, 9]]
+  responses = [[[3, 4], [5, 6, 7]], [[10], [11, 12, 13, 14]]]
+  positions, segments, branches = np.zeros((3, 1, 16), np.int32)
+  lines, copies = np.full((1, 5, 128), -1, np.int32), np.full((1, 16, 2), -1, np.int32)
+  line = 0
+  for segment, (prompt, of_prompt) in enumerate(zip(prompts, responses)):
+    for branch, response in enumerate(of_prompt):
+      both = prompt + response
+      at = line * 128 + np.arange(len(both))
+      positions[0, both], segments[0, both] = np.arange(len(both)), segment + 1
+      branches[0, response] = branch + 1
+      lines[0, line, : len(both)] = both
+      copies[0, prompt, branch], copies[0, response, 0] = np.split(at, [len(prompt)])
+      line += 1
+  return Packed(positions, segments, branches, lines, copies)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "splash"])
+def test_lines_leak_nothing(monkeypatch, kernel):
+  """What is not seen changes not one bit of an output, nor of a gradient."""
+  interpret = jax.default_backend() != "tpu"
+  monkeypatch.setattr(kernels, "_splash", functools.partial(kernels._splash, interpret=interpret))
+  state = lines_of_two_groups()
+  rng = np.random.default_rng(0)
+  draw = lambda: [rng.normal(size=(1, 16, n, 64)).astype(np.float32) for n in (2, 1, 1, 2)]
+  clean, other = draw(), draw()
+
+  @jax.jit
+  def run(q, k, v, slope):
+    out, back = jax.vjp(lambda *qkv: attend(*qkv, state, kernel)[0], q, k, v)
+    return out, *back(slope)
+
+  def changed(where):
+    arrays = (np.where(where[:, :, None, None], y, x) for x, y in zip(clean, other))
+    return [np.asarray(x) for x in run(*arrays)]
+
+  padding = state.segments_bt == 0
+  wanted = changed(padding & False)
+  plain = np.asarray(kernels.masked(*clean[:3], visible(state)))
+  np.testing.assert_allclose(wanted[0][~padding], plain[~padding], atol=2e-5)
+  for where in (padding, state.segments_bt == 1, state.segments_bt == 2):
+    for found, before in zip(changed(where), wanted):
+      assert (found[~where] == before[~where]).all() and not found[padding].any()
+      assert (found[where] != before[where]).any() or where is padding
+  # A response changes neither its prompt's output nor anything of the other response.
+  where, sibling = (state.segments_bt == 1) & (state.branches_bt == 1), state.branches_bt == 2
+  found = changed(where)
+  assert (found[0][~where] == wanted[0][~where]).all()
+  assert all((x[sibling] == y[sibling]).all() for x, y in zip(found, wanted))
 
 
 def softmax_attention(q_nh, k_skh, v_skh):
