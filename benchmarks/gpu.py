@@ -2,25 +2,32 @@
 
   python -m benchmarks.gpu                      all sections, under 8 minutes on one H100
   python -m benchmarks.gpu --sections=check,update_7b
-  python -m benchmarks.gpu --tiny               seconds, on any machine
+  python -m benchmarks.gpu --tiny               a minute or two, on any machine
 
-Needs jax, flax, optax, orbax, torch and transformers, nothing else and no network. Every section is
-a process of its own, so that its peak of memory is its own; the results go to --output as JSON and
-as a Markdown table. Weights are random: speed does not depend on them.
+Needs jax, flax, optax, torch and transformers, nothing else and no network. Every section is a
+process of its own, so that its peak of memory is its own; the results go to benchmarks/gpu.json
+and, as a table, to benchmarks/gpu.md. Weights are random: speed does not depend on them.
 """
 
 import argparse
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+BUDGET = 480  # seconds of a whole run on a card
+LIMIT = 150  # seconds of a section
+LEAST = 15  # seconds, with less of the budget left no section is begun
 SAMPLES = 8  # responses of a group
 # Qwen2.5's own shapes; of 7B as many layers as one card holds with float32 weights, moments and
 # gradients.
@@ -50,7 +57,7 @@ CASES = {
   "2000/500": Case(2000, 500, 6, 18048, 20096),
   "tiny": Case(40, 16, 2, 256, 256),
 }
-REPEATS = 5
+REPEATS = 3
 
 
 # ---------------------------------------------------------------------------------- our side
@@ -99,10 +106,10 @@ def make_groups(case: Case, vocabulary: int, shared: bool):
 
 
 def flops_of(config, groups) -> float:
-  """learner.metrics.update_flops of packed groups."""
+  """learner.flops.update_flops of packed groups."""
   from types import SimpleNamespace
 
-  from srl_jax.learner.metrics import update_flops
+  from srl_jax.learner.flops import update_flops
 
   as_sampled = [
     SimpleNamespace(
@@ -113,11 +120,11 @@ def flops_of(config, groups) -> float:
   return update_flops(config, as_sampled)
 
 
-def timed(run, repeats=REPEATS) -> list[float]:
-  """Seconds of each of `repeats` calls, after one to compile."""
+def timed(run) -> list[float]:
+  """Seconds of each of REPEATS calls, after one to warm up."""
   run()
   seconds = []
-  for _ in range(repeats):
+  for _ in range(REPEATS):
     begun = time.perf_counter()
     run()
     seconds.append(time.perf_counter() - begun)
@@ -131,16 +138,76 @@ def peak_bytes() -> int | None:
   return stats.get("peak_bytes_in_use") if stats else None
 
 
-def compiled_bytes(compiled) -> int:
-  """Memory of a program by the compiler: arguments, results that are no arguments, temporaries."""
+def program_bytes(compiled) -> int:
+  """The most bytes in use while a program runs, as srl_jax.planning.programs counts them."""
   m = compiled.memory_analysis()
-  sizes = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-  return sizes + m.temp_size_in_bytes
+  if m is None:  # JAX says that a platform need not tell it
+    return 0
+  results = m.output_size_in_bytes - m.alias_size_in_bytes
+  most = m.argument_size_in_bytes + results + m.temp_size_in_bytes
+  return max(m.peak_memory_in_bytes, most) + m.generated_code_size_in_bytes
 
 
-def update(shape: str, case: str, sharing: str, remat: str, chunk: int, layers: int = 0) -> dict:
-  """Our update, float32 masters and bfloat16 compute: seconds, MFU, memory."""
+class Programs(NamedTuple):
+  """The compiled programs of an update.
+
+  Fields: zeros (model -> gradients); totals, the names of the metrics; accumulate and score, by
+  `shapes` of a micro-batch; apply; estimate, the most bytes in use while one of them runs.
+  """
+
+  zeros: object
+  totals: list[str]
+  accumulate: dict
+  apply: object
+  score: dict
+  estimate: int
+
+
+def shapes(rows) -> tuple:
+  return tuple(None if x is None else x.shape for x in rows)
+
+
+def compile_update(tx, model, moments, packed, loss) -> Programs:
+  """Every program of an update of these micro-batches, compiled once."""
+  import functools
+
   import jax
+  import jax.numpy as jnp
+
+  from srl_jax.learner import update as learner
+
+  grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
+  of_loss = functools.partial(learner.batch_loss, loss=loss)
+  names = list(jax.eval_shape(of_loss, model, packed[0], None, None)[1][0])
+  totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+  accumulate, score = {}, {}
+  for rows in packed:
+    if shapes(rows) not in accumulate:
+      program = learner.accumulate.lower(grads, totals, model, rows, None, None, loss)
+      accumulate[shapes(rows)] = program.compile()
+      score[shapes(rows)] = learner.score.lower(model, rows, loss).compile()
+  apply = learner.apply.lower(tx, model, moments, grads).compile()
+  # While gradients are summed and tokens scored the moments lie beside them.
+  beside = sum(x.nbytes for x in jax.tree.leaves(moments))
+  needs = [beside + program_bytes(x) for x in (*accumulate.values(), *score.values())]
+  return Programs(
+    zeros=jax.jit(lambda model: jax.tree.map(jnp.zeros_like, model)),
+    totals=names,
+    accumulate=accumulate,
+    apply=apply,
+    score=score,
+    estimate=max(program_bytes(apply), *needs),
+  )
+
+
+def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
+  """Our update, float32 masters and bfloat16 compute: seconds, MFU, memory.
+
+  The programs and the order of learner.update.start_step, compiled ahead to ask them for their
+  memory. Rows are laid out for kernels on a CPU too.
+  """
+  import jax
+  import jax.numpy as jnp
   import optax
 
   from srl_jax.learner import packing
@@ -149,8 +216,6 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int, layers: 
 
   given = CASES[case]
   config = model_config(shape)
-  if layers:
-    config = dataclasses.replace(config, num_hidden_layers=layers)
   groups = make_groups(given, config.vocab_size, sharing == "shared")
   loss = learner.Loss(chunk=chunk, remat=remat)
   # Every case reads the same kind of rows: as many tokens as the case says, in whole groups.
@@ -160,48 +225,46 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int, layers: 
     shards=1,
     aggregate="sequence",
     max_tokens=given.response,
-    lines=config.attention != "xla",
+    lines=True,
   )
   packed = [learner.on_device(part) for part in rows]
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-7))
   model = init(config, 0)
   state = [model, learner.init_moments(tx, model)]
   del model
+  programs = compile_update(tx, *state, packed, loss)
 
   def step():
-    state[0], state[1], metrics, _ = learner.train_step(tx, *state, packed, loss)
-    return metrics
+    grads = programs.zeros(state[0])
+    sums = {name: jnp.float32(0) for name in programs.totals}
+    for part in packed:
+      grads, sums, _ = programs.accumulate[shapes(part)](grads, sums, state[0], part, None, None)
+    state[0], state[1], norm = programs.apply(*state, grads)
+    return learner.step_metrics(sums | {"grad_norm": norm})
 
-  seconds = timed(step)
+  # The log-prob pass of the reference policy (algorithm.kl) or of k > 1 steps a batch.
+  def score():
+    jax.block_until_ready([programs.score[shapes(part)](state[0], part) for part in packed])
+
+  seconds, score_seconds = timed(step), timed(score)
   tokens = sum(group.size() for group in groups)
-  second = statistics.median(seconds)
-  found = dict(
+  second, score_second = statistics.median(seconds), statistics.median(score_seconds)
+  flops = flops_of(config, groups)
+  return dict(
     seconds=seconds,
     micro_batches=len(packed),
-    shapes=sorted({str(part.tokens_bt.shape + part.lines_bml.shape[1:]) for part in rows})
-    if rows[0].lines_bml is not None
-    else [str(rows[0].tokens_bt.shape)],
+    shapes=sorted({str(part.tokens_bt.shape + part.lines_bml.shape[1:]) for part in rows}),
     real_share=tokens / sum(part.tokens_bt.size for part in rows),
     tokens_per_second=tokens / second,
     sequence_tokens_per_second=given.groups * SAMPLES * (given.prompt + given.response) / second,
-    flops=flops_of(config, groups),
-    tflops=flops_of(config, groups) / second / 1e12,
+    flops=flops,
+    tflops=flops / second / 1e12,
+    score_seconds=score_seconds,
+    score_tokens_per_second=tokens / score_second,
+    score_tflops=flops / 3 / score_second / 1e12,
     peak_bytes=peak_bytes(),
+    estimated_bytes=programs.estimate,
   )
-  # The log-prob pass of the reference policy (algorithm.kl) or of k > 1 steps a batch.
-  score = timed(lambda: [jax.block_until_ready(learner.score(state[0], p, loss)) for p in packed])
-  found["score_seconds"] = score
-  found["score_tflops"] = found["flops"] / 3 / statistics.median(score) / 1e12
-  grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state[0])
-  names = ["loss", "tokens", "entropy", "logprob", "ratio", "clip_fraction", "importance_weight"]
-  totals = {name: jax.ShapeDtypeStruct((), "float32") for name in names}
-  compiled = learner.accumulate.lower(
-    grads, totals, state[0], packed[0], None, None, loss
-  ).compile()
-  # While gradients are summed the moments lie beside them.
-  moments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state[1]))
-  found["compiled_bytes"] = compiled_bytes(compiled) + moments
-  return found
 
 
 def ceiling(size: int) -> dict:
@@ -261,15 +324,15 @@ def check() -> dict:
     flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(grad)])
     return flat, np.asarray(logprobs)[kept], segments[kept]
 
-  exact = gradient(dataclasses.replace(config, dtype="float32", attention="xla"), groups, False)
+  with jax.default_matmul_precision("highest"):  # a card's own float32 products are TF32
+    exact = gradient(dataclasses.replace(config, dtype="float32", attention="xla"), groups, False)
   plain = gradient(dataclasses.replace(config, attention="xla"), groups, False)
-  lines = config.attention != "xla"
-  ours = gradient(config, groups, lines)
+  ours = gradient(config, groups, True)
   error = lambda found: float(np.linalg.norm(found - exact[0]) / np.linalg.norm(exact[0]))
   # The row's groups stand from the longest to the shortest: change the second's responses.
   changed = list(groups)
   changed[1] = group(12, [100, 3])
-  other = gradient(config, changed, lines)
+  other = gradient(config, changed, True)
   same = [bool((ours[1][ours[2] == s] == other[1][other[2] == s]).all()) for s in (1, 2, 3, 4)]
   return dict(
     kernel=config.attention,
@@ -301,7 +364,7 @@ def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
     for i in range(responses // SAMPLES)
   ]
   params = SamplingParams(tokens)
-  seconds = timed(lambda: list(engine.sample(prompts, SAMPLES, params)), 3)
+  seconds = timed(lambda: list(engine.sample(prompts, SAMPLES, params)))
   second = statistics.median(seconds)
   return dict(seconds=seconds, tokens_per_second=responses * tokens / second)
 
@@ -313,7 +376,8 @@ def torch_update(shape: str, case: str, rows: int, compiled: bool) -> dict:
   """The same update in torch and transformers: SDPA, checkpointed layers, fused AdamW, autocast.
 
   One response a row with its own prompt, as the published trainers do it; logits of response tokens
-  only, in float32; `rows` sequences a micro-batch.
+  only, in float32; `rows` sequences a micro-batch. `compiled`: the layers, if torch can do that
+  here; the result says whether it did, and else why not.
   """
   import torch
   import transformers
@@ -339,9 +403,6 @@ def torch_update(shape: str, case: str, rows: int, compiled: bool) -> dict:
     model = transformers.Qwen2ForCausalLM(config)
   model.train()
   model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-  if compiled:
-    for layer in model.model.layers:
-      layer.compile()
   optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, fused=cuda)
   p, r, count = given.prompt, given.response, given.groups * SAMPLES
   tokens = torch.randint(0, s["v"], (count, p + r), device=device)
@@ -373,13 +434,23 @@ def torch_update(shape: str, case: str, rows: int, compiled: bool) -> dict:
     if cuda:
       torch.cuda.synchronize()
 
-  seconds = timed(step, 3)
+  failure = None
+  if compiled:
+    for layer in model.model.layers:
+      layer.compile()
+    try:
+      step()
+    except Exception as error:  # its compilers want a C compiler and Python's headers
+      failure, compiled = str(error)[-3000:], False
+      torch.compiler.set_stance("force_eager")
+      optimizer.zero_grad(set_to_none=True)
+  seconds = timed(step)
   return dict(
     seconds=seconds,
+    compiled=compiled,
+    compile_error=failure,
     sequence_tokens_per_second=count * (p + r) / statistics.median(seconds),
     peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
-    torch=torch.__version__,
-    transformers=transformers.__version__,
   )
 
 
@@ -387,75 +458,103 @@ def torch_update(shape: str, case: str, rows: int, compiled: bool) -> dict:
 
 
 def sections(tiny: bool) -> dict:
-  """{name: (function, arguments)}; a name's first word is its section."""
+  """{name: (function, arguments)}, the most important first; a name's first word is its section."""
   if tiny:
-    wide, small, cases, found = "tiny", "tiny", ["tiny"], {}
-    found["ceiling"] = (ceiling, (256,))
+    wide, small, cases, size, chunk = "tiny", "tiny", ["tiny"], 256, 64
+    widths, lengths = (16,), (16, 8)
   else:
-    wide, small, cases, found = "7B, 8 layers", "1.5B", ["1500/1000", "2000/500"], {}
-    found["ceiling"] = (ceiling, (8192,))
-  found["check"] = (check, ())
-  chunk = 2048 if not tiny else 64
-  for case in cases:
-    for sharing in ("shared", "naive"):
-      found[f"update_7b {case} {sharing}"] = (update, (wide, case, sharing, "full", chunk))
-  found[f"update_1.5b {cases[0]} shared"] = (update, (small, cases[0], "shared", "full", chunk))
-  found[f"torch {cases[0]}"] = (torch_update, (wide, cases[0], 8, not tiny))
-  for responses in (64, 256) if not tiny else (16,):
-    lengths = (512, 256) if not tiny else (16, 8)
+    wide, small, cases, size, chunk = "7B, 8 layers", "1.5B", ["1500/1000", "2000/500"], 8192, 2048
+    widths, lengths = (64, 256), (512, 256)
+  ours = lambda shape, case, sharing, remat="full": (update, (shape, case, sharing, remat, chunk))
+  both = lambda case: {
+    f"update_7b {case} {sharing}": ours(wide, case, sharing) for sharing in ("shared", "naive")
+  }
+  first, *others = cases
+  found = {"ceiling": (ceiling, (size,)), "check": (check, ())} | both(first)
+  found[f"torch {first}"] = (torch_update, (wide, first, 8, not tiny))
+  found[f"update_7b_matmuls {first} shared"] = ours(wide, first, "shared", "matmuls")
+  for case in others:
+    found |= both(case)
+  found[f"update_1.5b {first} shared"] = ours(small, first, "shared")
+  for responses in widths:
     found[f"sampler {responses}"] = (sampler, (small, responses, *lengths))
   return found
 
 
-def run_section(name: str, tiny: bool) -> dict:
-  """The section's result, from a process of its own; {"error": its last lines} if it fails."""
-  environment = dict(os.environ, XLA_PYTHON_CLIENT_MEM_FRACTION="0.95", PYTHONPATH=str(ROOT))
+def run_section(name: str, tiny: bool, seconds: float | None, cache: str) -> dict:
+  """The section's result, from a process of its own; {"error": its last lines} if it fails.
+
+  seconds: after which it is ended, or None; cache: folder of compiled programs, for all sections.
+  """
+  environment = dict(os.environ, XLA_CLIENT_MEM_FRACTION="0.95")
+  environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # its old name: JAX refuses both
+  paths = [str(ROOT), os.environ.get("PYTHONPATH")]
+  environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+  environment.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+  environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   command = [sys.executable, "-m", "benchmarks.gpu", f"--one={name}", *["--tiny"] * tiny]
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-  if done.returncode:
-    return dict(error=(done.stderr or done.stdout)[-3000:])
-  return json.loads(done.stdout.splitlines()[-1])
+  # Into files: torch's compiling processes would keep a pipe open after the section's end.
+  with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    try:
+      done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=out, stderr=err, timeout=seconds
+      )
+    except subprocess.TimeoutExpired:
+      return dict(error=f"not done in {seconds:.0f} s")
+    texts = []
+    for file in (out, err):
+      file.seek(0)
+      texts.append(file.read().strip())
+  if done.returncode or not texts[0]:
+    return dict(error=(texts[1] or texts[0])[-3000:] or f"exit code {done.returncode}")
+  return json.loads(texts[0].splitlines()[-1])
 
 
 def machine() -> dict:
-  """The card, the driver and the versions, asked for in a process of its own."""
-  script = (
-    "import jax, json; d = jax.devices()[0];"
-    "print(json.dumps(dict(device=d.device_kind, platform=d.platform, jax=jax.__version__)))"
-  )
-  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-  return json.loads(done.stdout.splitlines()[-1])
+  """The card, the driver and the versions; JAX is asked in a process of its own."""
+  script = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)"
+  ask = lambda *command: subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
+  platform, _, device = ask(sys.executable, "-c", script).strip().rpartition("\n")[2].partition(" ")
+  if not platform:
+    sys.exit("JAX finds no device: see its message above")
+  driver = None
+  if shutil.which("nvidia-smi"):
+    driver = ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = driver.strip().partition("\n")[0]
+  versions = {"Python": sys.version.split()[0]}
+  for name in ("jax", "flax", "torch", "transformers"):
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = None
+  return dict(device=device, platform=platform, driver=driver, versions=versions)
 
 
 def table(results: dict) -> str:
   """The results as Markdown."""
-  from srl_jax.learner.metrics import PEAKS
+  from srl_jax.learner.flops import PEAKS
 
   info, found = results["machine"], results["sections"]
   peak = next((value for name, value in PEAKS.items() if name in info["device"]), None)
+  versions = ", ".join(f"{name} {version or 'none'}" for name, version in info["versions"].items())
   lines = [
-    f"{info['device']}, JAX {info['jax']}, {results['date']}; `python -m benchmarks.gpu`.",
+    f"{info['device']}, driver {info['driver'] or 'none'}, {versions}, {results['date']}; "
+    "`python -m benchmarks.gpu`. Memory in GiB: the most in use, what `plan` would say of the "
+    "compiled programs, and their ratio.",
     "",
-    "| section | seconds | TFLOP/s | MFU | tokens/s computed | in sequences | GiB | compiled |",
-    "|---|---|---|---|---|---|---|---|",
+    "| section | seconds | TFLOP/s | MFU | tokens/s computed | in sequences | measured | estimated "
+    "| ratio |",
+    "|---|---|---|---|---|---|---|---|---|",
   ]
-  cell = lambda value, form: "" if value is None else format(value, form)
-  gib = lambda value: None if value is None else value / 2**30
   for name, x in found.items():
     if "error" in x:
-      lines.append(f"| {name} | failed: {x['error'].strip().splitlines()[-1][:80]} |")
-      continue
-    if name == "check":
-      continue
-    second = x["seconds"] if isinstance(x["seconds"], float) else statistics.median(x["seconds"])
-    tflops = x.get("tflops")
-    mfu = tflops * 1e12 / peak if tflops and peak else None
-    cells = [name, cell(second, ".4g"), cell(tflops, ".1f"), cell(mfu, ".1%")]
-    cells += [
-      cell(x.get(key), ",.0f") for key in ("tokens_per_second", "sequence_tokens_per_second")
-    ]
-    cells += [cell(gib(x.get(key)), ".1f") for key in ("peak_bytes", "compiled_bytes")]
-    lines.append(f"| {' | '.join(cells)} |")
+      last = x["error"].strip().splitlines()[-1][:80].replace("|", "/")
+      lines.append(f"| {name} | failed: {last} |")
+    elif name != "check":
+      lines.append(_line(name + " (not compiled)" * (x.get("compiled") is False), x, peak))
+      if "score_seconds" in x:
+        scored = {key.removeprefix("score_"): x[key] for key in x if key.startswith("score_")}
+        lines.append(_line(f"log-probs of {name}", scored, peak))
   lines += ["", *_ratios(found)]
   if "error" not in found.get("check", {"error": ""}):
     x = found["check"]
@@ -467,29 +566,50 @@ def table(results: dict) -> str:
   return "\n".join(lines) + "\n"
 
 
+def _line(name: str, x: dict, peak: float | None) -> str:
+  """A line of the table; peak: the device's FLOP/s, if known."""
+  cell = lambda value, form: "" if value is None else format(value, form)
+  second = x["seconds"] if isinstance(x["seconds"], float) else statistics.median(x["seconds"])
+  tflops, measured, estimated = map(x.get, ("tflops", "peak_bytes", "estimated_bytes"))
+  mfu = tflops * 1e12 / peak if tflops and peak else None
+  cells = [name, cell(second, ".4g"), cell(tflops, ".1f"), cell(mfu, ".1%")]
+  cells += [cell(x.get(key), ",.0f") for key in ("tokens_per_second", "sequence_tokens_per_second")]
+  cells += [cell(value and value / 2**30, ".1f") for value in (measured, estimated)]
+  cells += [cell(measured / estimated if measured and estimated else None, ".2f")]
+  return f"| {' | '.join(cells)} |"
+
+
 def _ratios(found: dict) -> list[str]:
   """Ratios of sections that did the same work."""
   speed = lambda name: found.get(name, {}).get("sequence_tokens_per_second")
   lines = []
+
+  def compare(name, other, what):
+    if speed(name) and speed(other):
+      lines.append(f"- {name}: {speed(name) / speed(other):.2f} x {what}")
+
   for name in found:
     if name.endswith(" shared"):
-      naive = speed(name.replace(" shared", " naive"))
-      if naive and speed(name):
-        lines.append(f"- {name}: {speed(name) / naive:.2f} x the update without sharing")
+      compare(name, name.replace(" shared", " naive"), "the update without sharing")
+    if name.startswith("update_7b_matmuls"):
+      compare(name, name.replace("_matmuls", ""), "the update with remat full")
     if name.startswith("torch"):
       case = name.split()[1]
-      for sharing in ("naive", "shared"):
-        ours = speed(f"update_7b {case} {sharing}")
-        if ours and speed(name):
-          lines.append(f"- update_7b {case} {sharing}: {ours / speed(name):.2f} x torch")
+      for ours in ("update_7b {} naive", "update_7b {} shared", "update_7b_matmuls {} shared"):
+        compare(ours.format(case), name, "torch")
   return lines
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--sections", default="", help="first words of sections; default: all")
   parser.add_argument("--tiny", action="store_true")
-  parser.add_argument("--output", default="", help="folder for gpu.json and gpu.md")
+  parser.add_argument(
+    "--output",
+    help="folder for gpu.json and gpu.md; default: benchmarks, and none with --tiny or --sections",
+  )
   parser.add_argument("--one", default="", help=argparse.SUPPRESS)
   given = parser.parse_args()
   todo = sections(given.tiny)
@@ -501,20 +621,37 @@ def main() -> None:
   unknown = set(wanted) - {name.split()[0] for name in todo}
   if unknown:
     sys.exit(f"--sections: {', '.join(unknown)} unknown; there are {', '.join(todo)}")
+  folder = given.output
+  if folder is None and not given.tiny and not wanted:
+    folder = ROOT / "benchmarks"
+  started = time.monotonic()
   results = dict(machine=machine(), date=str(datetime.date.today()), sections={})
-  for name in todo:
-    if wanted and name.split()[0] not in wanted:
-      continue
-    begun = time.perf_counter()
-    results["sections"][name] = run_section(name, given.tiny)
-    note = results["sections"][name].get("error", "")
-    print(f"{name}: {time.perf_counter() - begun:.0f} s {note}", flush=True)
-    if given.output:
-      folder = pathlib.Path(given.output)
-      folder.mkdir(parents=True, exist_ok=True)
-      (folder / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-      (folder / "gpu.md").write_text(table(results), encoding="utf-8")
+  if results["machine"]["platform"] == "cpu" and not given.tiny:
+    sys.exit("JAX finds no card here, only a CPU; --tiny runs on any machine")
+  with tempfile.TemporaryDirectory() as cache:
+    for name in todo:
+      if wanted and name.split()[0] not in wanted:
+        continue
+      begun = time.monotonic()
+      left = BUDGET - (begun - started)
+      if given.tiny:
+        found = run_section(name, True, None, cache)
+      elif left < LEAST:
+        found = dict(error=f"left out: the {BUDGET} s of a run are used up")
+      else:
+        found = run_section(name, False, min(LIMIT, left), cache)
+      results["sections"][name] = found
+      print(f"{name}: {time.monotonic() - begun:.0f} s {found.get('error', '')}", flush=True)
+      if folder:
+        write(results, pathlib.Path(folder))
   print("\n" + table(results))
+
+
+def write(results: dict, folder: pathlib.Path) -> None:
+  """gpu.json and gpu.md."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+  (folder / "gpu.md").write_text(table(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 
 from srl_jax.learner import hosts
 from srl_jax.learner.dynamic_sampling import Batch, Group
+from srl_jax.learner.flops import PEAKS, update_flops
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
@@ -187,39 +188,6 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
   for path in rollouts.glob("step_*"):
     if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
       path.unlink()
-
-
-# Dense bf16 peak of a device, FLOP/s, from the makers' data sheets; by a part of its device_kind.
-PEAKS = {
-  "H100": 989e12,
-  "H200": 989e12,
-  "A100": 312e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6": 918e12,
-}
-
-
-def update_flops(config, groups: list[Group]) -> float:
-  """FLOPs of an update, forward and backward, that the maths needs; recomputation is not counted.
-
-  6 x matmul weights x real tokens, a prompt counted once for its group; the output head on response
-  tokens only; causal attention at half. `config` is the policy's ModelConfig.
-  """
-  d, h = config.hidden_size, config.head_dim
-  n, k, f = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
-  layer = d * h * (2 * n + 2 * k) + 3 * d * f
-  flops = 0.0
-  for group in groups:
-    prompt = len(group.prompt.token_ids)
-    lengths = [len(rollout.token_ids) for rollout in group.rollouts]
-    pairs = prompt**2 / 2 + sum(length * prompt + length**2 / 2 for length in lengths)
-    tokens = prompt + sum(lengths)
-    flops += config.num_hidden_layers * (6 * layer * tokens + 12 * n * h * pairs)
-    flops += 6 * d * config.vocab_size * sum(lengths)
-  return flops
 
 
 def speed(config, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:

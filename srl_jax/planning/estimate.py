@@ -38,11 +38,11 @@ class Work:
     return self.prompts * (self.prompt_tokens + self.samples * self.response_tokens)
 
   def flops(self, config: ModelConfig) -> float:
-    """FLOPs of the update by the formula of metrics.update_flops."""
+    """FLOPs of the update by the formula of flops.update_flops."""
     rollout = SimpleNamespace(token_ids=range(self.response_tokens))
     prompt = SimpleNamespace(token_ids=range(self.prompt_tokens))
     group = SimpleNamespace(prompt=prompt, rollouts=[rollout] * self.samples)
-    return self.prompts * metrics.update_flops(config, [group])
+    return self.prompts * flops.update_flops(config, [group])
 
 
 def work_of(config, prompt_tokens: int, response_tokens: int) -> Work:
@@ -56,8 +56,8 @@ def work_of(config, prompt_tokens: int, response_tokens: int) -> Work:
 
 
 def peak_flops(kind: str) -> float:
-  """Dense bfloat16 FLOP/s of a device of a kind, by metrics.PEAKS."""
-  return next(peak for name, peak in metrics.PEAKS.items() if name in kind)
+  """Dense bfloat16 FLOP/s of a device of a kind, by flops.PEAKS."""
+  return next(peak for name, peak in flops.PEAKS.items() if name in kind)
 
 
 def rates(topology: Topology, peak: float) -> dict[str, float]:

@@ -11,22 +11,77 @@ import pytest
 from benchmarks import gpu
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+MACHINE = dict(
+  device="NVIDIA H100 80GB HBM3",
+  platform="gpu",
+  driver="580.1",
+  versions={"jax": "0.11.2", "torch": None},
+)
+
+
+# A card's machine has only jax, flax, optax, torch and transformers, with what these import.
+MISSING = ("cydifflib", "ml_collections", "datasets", "tensorboardX", "orbax", "math_verify")
+
+
+def run_tiny(tmp_path, names, **environment):
+  """(sections of the JSON file, the page) of a tiny run of the sections `names`."""
+  command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", f"--output={tmp_path}"]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+  subprocess.run([*command, f"--sections={names}"], cwd=ROOT, env=environment, check=True)
+  found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+  assert not any("error" in section for section in found.values()), found
+  return found, (tmp_path / "gpu.md").read_text()
 
 
 @pytest.mark.slow
-def test_tiny_run_of_our_sections(tmp_path):
-  command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", f"--output={tmp_path}"]
-  command += ["--sections=ceiling,check,update_7b,sampler"]  # torch is not among the requirements
-  subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
-  found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
-  assert not any("error" in section for section in found.values())
+def test_tiny_run_of_our_sections_where_little_is_installed(tmp_path):
+  """`import` of what is missing there fails in every section: Python runs sitecustomize first."""
+  hide = f"import sys\nsys.modules |= dict.fromkeys({MISSING})\n"
+  (tmp_path / "sitecustomize.py").write_text(hide)
+  names = "ceiling,check,update_7b,update_7b_matmuls,sampler"
+  found, page = run_tiny(tmp_path, names, PYTHONPATH=str(tmp_path))
   assert found["check"]["leak"] == 0 and found["check"]["gradient_error"] < 1e-4
   assert found["check"]["groups_unchanged"].count(False) == 1  # the check can fail
   shared, naive = (found[f"update_7b tiny {how}"] for how in ("shared", "naive"))
   assert shared["flops"] < 0.5 * naive["flops"]
-  assert shared["tokens_per_second"] > 0 and naive["score_seconds"]
-  page = (tmp_path / "gpu.md").read_text()
+  assert shared["tokens_per_second"] > 0 and shared["estimated_bytes"] > 0
   assert "x the update without sharing" in page and "| sampler 16 |" in page
+  assert "x the update with remat full" in page and "| log-probs of update_7b tiny naive |" in page
+
+
+@pytest.mark.slow
+def test_tiny_run_of_torch(tmp_path):
+  pytest.importorskip("torch")
+  found, page = run_tiny(tmp_path, "torch")
+  assert found["torch tiny"]["sequence_tokens_per_second"] > 0
+  assert "| torch tiny (not compiled) |" in page
+
+
+def test_a_section_that_takes_too_long_or_ends_badly_is_a_line(tmp_path):
+  late = gpu.run_section("ceiling", True, 0.01, str(tmp_path))
+  assert late == dict(error="not done in 0 s")
+  unknown = gpu.run_section("no such section", True, None, str(tmp_path))
+  assert "KeyError" in unknown["error"]
+
+
+def test_what_the_budget_does_not_hold_is_left_out(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["gpu", f"--output={tmp_path}"])
+  monkeypatch.setattr(gpu, "machine", lambda: MACHINE)
+  monkeypatch.setattr(gpu, "BUDGET", gpu.LEAST + 100)
+  clock = iter(range(0, 10000, 20))
+  monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
+  limits = []
+
+  def run(name, tiny, seconds, cache):
+    limits.append(seconds)
+    return dict(error="a card is needed")
+
+  monkeypatch.setattr(gpu, "run_section", run)
+  gpu.main()
+  assert limits == [95, 55, 15]
+  found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+  assert list(found) == list(gpu.sections(False))
+  assert "left out" in found["sampler 256"]["error"]
 
 
 def test_an_unknown_section_is_refused(capsys, monkeypatch):
@@ -35,19 +90,34 @@ def test_an_unknown_section_is_refused(capsys, monkeypatch):
     gpu.main()
 
 
-def test_the_page_holds_failures_and_ratios():
-  speed = lambda value: dict(seconds=[1.0], sequence_tokens_per_second=value, tflops=100.0)
+def test_the_page_holds_failures_ratios_and_memory():
+  speed = lambda value, **more: dict(
+    seconds=[1.0], sequence_tokens_per_second=value, tflops=100.0, **more
+  )
   results = dict(
-    machine=dict(device="NVIDIA H100 80GB HBM3", platform="gpu", jax="0.11.2"),
+    machine=MACHINE,
     date="2026-01-01",
     sections={
-      "update_7b 1500/1000 shared": speed(2000.0),
+      "update_7b 1500/1000 shared": speed(
+        2000.0,
+        peak_bytes=63 * 2**30,
+        estimated_bytes=60 * 2**30,
+        score_seconds=[0.5],
+        score_tflops=200.0,
+      ),
       "update_7b 1500/1000 naive": speed(1000.0),
-      "torch 1500/1000": speed(800.0),
+      "update_7b_matmuls 1500/1000 shared": speed(2400.0),
+      "torch 1500/1000": speed(800.0, compiled=False),
       "sampler 64": dict(error="line\nOut of memory"),
     },
   )
   page = gpu.table(results)
+  assert "driver 580.1, jax 0.11.2, torch none" in page
   assert "10.1%" in page  # 100 of 989 TFLOP/s
+  assert "| 63.0 | 60.0 | 1.05 |" in page
+  assert "| log-probs of update_7b 1500/1000 shared | 0.5 | 200.0 | 20.2% |" in page
   assert "update_7b 1500/1000 shared: 2.00 x the update without sharing" in page
+  assert "update_7b_matmuls 1500/1000 shared: 1.20 x the update with remat full" in page
   assert "naive: 1.25 x torch" in page and "failed: Out of memory" in page
+  assert "update_7b_matmuls 1500/1000 shared: 3.00 x torch" in page
+  assert "| torch 1500/1000 (not compiled) |" in page

@@ -189,7 +189,7 @@ def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
     log(tmp_path, 0, wandb="mine")
 
 
-# ---- floating-point operations
+# ---- speed
 
 CONFIG = M.ModelConfig(
   vocab_size=10,
@@ -200,27 +200,6 @@ CONFIG = M.ModelConfig(
   num_key_value_heads=1,
   head_dim=2,
 )
-
-
-def test_update_flops_by_hand():
-  """One prompt of 3 tokens and responses of 1 and 2: three times a forward pass of 6 tokens."""
-  q_k_v_o = 4 * 4 + 4 * 2 + 4 * 2 + 4 * 4  # weights
-  mlp = 3 * 4 * 6
-  tokens = 3 + 1 + 2
-  # Pairs of tokens that see each other, a triangle counted as half a square.
-  pairs = 9 / 2 + (1 * 3 + 1 / 2) + (2 * 3 + 4 / 2)
-  attention = 2 * 2 * 2 * 2 * pairs  # scores and values, 2 heads of 2, multiply and add
-  head = 2 * 10 * 4 * (1 + 2)
-  forward = 2 * (2 * (q_k_v_o + mlp) * tokens + attention) + head
-  found = metrics.update_flops(CONFIG, [group([0.0, 1.0], [None] * 2, [1, 2])])
-  assert found == pytest.approx(3 * forward)
-
-
-def test_update_flops_count_the_prompt_once_and_grow_with_groups():
-  one = metrics.update_flops(CONFIG, [group([0.0], [None], [5], prompt=50)])
-  two = metrics.update_flops(CONFIG, [group([0.0] * 2, [None] * 2, [5, 5], prompt=50)])
-  assert two < 1.5 * one
-  assert metrics.update_flops(CONFIG, [KEPT, KEPT]) == 2 * metrics.update_flops(CONFIG, [KEPT])
 
 
 def test_speed_without_a_known_peak():

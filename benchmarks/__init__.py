@@ -1,0 +1,1 @@
+"""What was measured and how to repeat it: README.md has the commands."""
