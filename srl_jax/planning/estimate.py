@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import jax
 
-from srl_jax.learner import metrics
+from srl_jax.learner.flops import PEAKS, update_flops
 from srl_jax.planning.collectives import Collective, by_kind
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
@@ -42,7 +42,7 @@ class Work:
     rollout = SimpleNamespace(token_ids=range(self.response_tokens))
     prompt = SimpleNamespace(token_ids=range(self.prompt_tokens))
     group = SimpleNamespace(prompt=prompt, rollouts=[rollout] * self.samples)
-    return self.prompts * flops.update_flops(config, [group])
+    return self.prompts * update_flops(config, [group])
 
 
 def work_of(config, prompt_tokens: int, response_tokens: int) -> Work:
@@ -56,8 +56,8 @@ def work_of(config, prompt_tokens: int, response_tokens: int) -> Work:
 
 
 def peak_flops(kind: str) -> float:
-  """Dense bfloat16 FLOP/s of a device of a kind, by flops.PEAKS."""
-  return next(peak for name, peak in flops.PEAKS.items() if name in kind)
+  """Dense bfloat16 FLOP/s of a device of a kind, by PEAKS."""
+  return next(peak for name, peak in PEAKS.items() if name in kind)
 
 
 def rates(topology: Topology, peak: float) -> dict[str, float]:
