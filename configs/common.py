@@ -134,9 +134,7 @@ def defaults() -> ConfigDict:
   config.train = ConfigDict()
   config.train.epochs = 30
   config.train.steps = 0  # 0: as many as the epochs need
-  config.train.stop_at = (
-    0.0  # sft: share of exact held-out responses, see sft.py; 0: never
-  )
+  config.train.stop_at = 0.0  # sft: share of exact held-out responses, see sft.py; 0: never
   config.train.eval_every = 10
   config.train.save_every = 10
   config.train.keep = 2
