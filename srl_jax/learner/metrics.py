@@ -1,5 +1,6 @@
 """What a run writes down: the numbers of each step and every rollout."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -121,7 +122,9 @@ class Log:
   def __init__(self, workdir: pathlib.Path, log, *, step: int, name: str, config: dict):
     self.metrics = workdir / "metrics.jsonl"
     self.rollouts = workdir / "rollouts"
-    self._board = self._wandb = None
+    self._board = self._wandb = self._told = None
+    # TensorBoard and W&B take some milliseconds a step, in which the devices would wait.
+    self._teller = concurrent.futures.ThreadPoolExecutor(1)
     self.compiled = 0  # programs since the last step
     jax.monitoring.register_event_duration_secs_listener(self._count)
     if not hosts.is_writer():
@@ -160,6 +163,11 @@ class Log:
       return
     with self.metrics.open("a", encoding="utf-8") as file:
       file.write(json.dumps({"step": step} | metrics) + "\n")
+    if self._told:
+      self._told.result()  # raises what telling the step before raised
+    self._told = self._teller.submit(self._tell, step, metrics)
+
+  def _tell(self, step: int, metrics: dict) -> None:
     if self._board:
       for name, value in metrics.items():
         self._board.add_scalar(name, value, step)
@@ -167,6 +175,7 @@ class Log:
       self._wandb.log(metrics, step=step)
 
   def close(self) -> None:
+    self._teller.shutdown()
     jax.monitoring.unregister_event_duration_listener(self._count)
     if self._board:
       self._board.close()

@@ -125,6 +125,8 @@ def prepare(platform: str) -> None:
 
   To be called before JAX has started a backend, by its first array or device.
   """
+  # What was compiled for hardware that is not here cannot be read back from the cache.
+  jax.config.update("jax_enable_compilation_cache", False)
   jax.config.update("jax_platforms", "cpu")
   if platform == "tpu":
     os.environ |= dict(

@@ -234,7 +234,7 @@ class Sampler:
     if self.model.config.attention != "xla":
       p = -(-p // 128) * 128  # as kernels want it
     how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
-    seed_step = jnp.array([params.seed, params.step], jnp.uint32)
+    seed_step = np.array([params.seed, params.step], np.uint32)
     slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
     seats: list[Prompt | None] = [None] * count
     begins = np.zeros(count, int)  # ring place of each slot's first token
