@@ -38,7 +38,7 @@ from benchmarks.host_texts import (
 from configs import common
 from srl_jax.data import prompts
 from srl_jax.data.batches import PromptQueue
-from srl_jax.learner import grpo, metrics, packing
+from srl_jax.learner import grpo, metrics, packing, validation
 from srl_jax.learner.dynamic_sampling import Group, fill_batch
 from srl_jax.rewards.scoring import score_group
 from srl_jax.rollout.engine import Prompt, Rollout
@@ -113,6 +113,7 @@ def measure(
         [rollout.text for rollout in rollouts],
         [rollout.finish_reason for rollout in rollouts],
         reward=config.reward,
+        workers=validation.WORKERS,
       )
     return Group(ticket, example, prompt, rollouts, scores)
 
@@ -192,7 +193,8 @@ WAITED_FOR = ("filter", "pack", "metrics")
 HEAD = """# Host time of a step at the paper's scale
 
 {date}; {machine}; load {load:.1f} at the end.
-CPU times are the process's own, wall times include what else the machine did. Made by
+CPU times are the process's own, without the processes that long rewards are dealt to; wall times
+include what else the machine did. Made by
 
     python -m benchmarks.host {options}
 
