@@ -76,7 +76,8 @@ def main() -> None:
   config.eval.benchmark, config.train.eval_every, config.train.save_every = "", 0, 10**6
   with tempfile.TemporaryDirectory() as name:
     workdir, folder = pathlib.Path(name) / "run", pathlib.Path(name) / "trace"
-    tracer = threading.Thread(target=trace_steps, args=(workdir, folder, given.first, given.last))
+    steps = given.first, given.last
+    tracer = threading.Thread(target=trace_steps, args=(workdir, folder, *steps), daemon=True)
     tracer.start()
     with jax.set_mesh(make_mesh(common.mesh_spec(config))):
       rl.train(config, workdir)

@@ -128,7 +128,7 @@ def defaults() -> ConfigDict:
   config.batch = ConfigDict()
   config.batch.prompts = 512
   config.batch.tokens_per_device = 16384  # of a micro-batch
-  config.batch.logprob_chunk = 512  # trained tokens of a row whose logits exist at one time
+  config.batch.logprob_chunk = 512  # trained tokens of a device whose logits exist at one time
   config.batch.remat = "full"  # least memory; matmuls: keep their results; none: fastest
 
   config.train = ConfigDict()

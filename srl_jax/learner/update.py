@@ -7,6 +7,7 @@ are the new ones without their gradient, and no pass is run for them.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,9 @@ import optax
 from srl_jax.learner import grpo
 from srl_jax.learner.packing import Rows
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import act_spec, has_mesh, on_host, put, reshard, spread
+from srl_jax.policy.sharding import ACT_AXES, act_spec, has_mesh, on_host, put, reshard, spread
+
+LEAST_CHUNK = 64
 
 
 class Loss(NamedTuple):
@@ -31,7 +34,7 @@ class Loss(NamedTuple):
     importance_level: "token" (grpo.importance_weights) or "sequence" (masked_importance_weights).
     kl: coefficient of grpo.kl_estimate.
     temperature: the sampling temperature, by which logits are divided here too.
-    chunk: trained tokens whose logits exist at one time, per row.
+    chunk: trained tokens whose logits exist at one time, on a device.
     remat: what the backward pass computes again, of policy.model.REMAT.
   """
 
@@ -49,15 +52,19 @@ class Loss(NamedTuple):
 def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   """Log-prob of every trained token, and the entropy of its distribution.
 
-  The logits of at most `loss.chunk` tokens a row exist at one time, in the backward pass too.
+  The logits of at most `loss.chunk` tokens a device exist at one time (LEAST_CHUNK a row, if it has
+  many), in the backward pass too.
 
   Returns:
     (logprobs_bs, entropy_bs): float32; anything where shares_bs is 0.
   """
   hidden_btd = model.hidden(*rows[:4], rows.layout(), remat=loss.remat)
   logits_of = model.loss_logits()
-  s = rows.targets_bs.shape[1]
-  chunk = min(loss.chunk, s)
+  b, s = rows.targets_bs.shape
+  mesh = jax.sharding.get_abstract_mesh().shape
+  shards = math.prod(mesh.get(axis, 1) for axis in ACT_AXES["b"])
+  # Short, so that little is computed beyond a row's last trained token.
+  chunk = min(s, max(min(loss.chunk, LEAST_CHUNK), loss.chunk * shards // b))
   # Up to a multiple of the chunk, with padding, so that the chunk never shrinks to a divisor of s.
   sources_bs, targets_bs, shares_bs = (
     jnp.pad(x_bs, ((0, 0), (0, -s % chunk)))

@@ -250,8 +250,10 @@ class Sampler:
         for i, prompt in zip(chosen, taken):
           seats[i] = prompt
         slots = self._seat(slots, taken, chosen, batch, seed_step, n, p, how)
-      # With nothing waiting too: the caller works on the first groups while the last ones decode.
-      target = min(count, len(free) + batch)
+      # With nothing waiting half of the rest each time: the caller works on the groups that came
+      # while the others decode, and at the end on one alone.
+      quantum = batch if waiting else max(1, (count - len(free)) // 2)
+      target = min(count, len(free) + quantum)
       slots = _decode(self.model, self.layers, slots, seed_step, target, how)
       yield from ([self._rollout(*one) for one in group] for group in finished)
       ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
