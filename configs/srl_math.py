@@ -1,7 +1,7 @@
 """SRL on s1K-1.1 with Qwen2.5-7B-Instruct: the paper's main experiment (Table 1, SRL; Table 7).
 
   launch/run.sh configs/srl_math.py                                   8 x H100
-  SRL_TPU_NAME=NAME launch/tpu_pod.sh configs/srl_math.py --config.mesh=v5p-128     a TPU pod
+  SRL_TPU_NAME=NAME launch/tpu_pod.sh configs/srl_math.py --config.mesh=v5p-128 --workdir=DIR  a pod
   launch/run.sh configs/srl_math.py:model=Qwen/Qwen2.5-0.5B-Instruct,tiny   a laptop's CPU
 
 Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or

@@ -1,7 +1,7 @@
 """SRL on SWE-smith trajectories with Qwen2.5-Coder-7B-Instruct (paper, 5.3; Table 4, SRL).
 
   launch/run.sh configs/srl_swe.py                                    8 x H100
-  SRL_TPU_NAME=NAME launch/tpu_pod.sh configs/srl_swe.py --config.mesh=v5p-128      a TPU pod
+  SRL_TPU_NAME=NAME launch/tpu_pod.sh configs/srl_swe.py --config.mesh=v5p-128 --workdir=DIR   a pod
   launch/run.sh configs/srl_swe.py:model=DIR,data=FILE,tiny           a laptop's CPU
 
 An action is a function call; the prompt has the issue and the last two (action, observation) pairs.
