@@ -85,6 +85,7 @@ def serve(cases: dict) -> None:
   # Answers go through a copy of stdout; what libraries print goes to the log.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
+  sys.stdout.reconfigure(line_buffering=True)
   do = None
   for line in sys.stdin:
     order = json.loads(line)
