@@ -10,7 +10,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 # XLA programs are compiled once a machine, not once a run.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/xla}"
-# SRL_JAX_EXTRA  cuda12 or tpu: the build of JAX, where the hardware is not seen (making an image)
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
 
 # jax_extra: the build of JAX for the hardware that is here, as an extra of the package.
 jax_extra() {

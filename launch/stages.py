@@ -57,7 +57,7 @@ def training(
     overrides: flags --config.a.b=value.
     after: name of the training stage whose best checkpoint it starts from.
 
-  Raises ValueError if the folder holds a run of another config.
+  Raises ValueError if the folder holds a finished run of another config.
   """
   if after:
     overrides = [*overrides, f"--config.init_from={root / after}"]
@@ -67,14 +67,16 @@ def training(
   def finished() -> bool:
     if not (workdir / "summary.json").exists():
       return False
-    from srl_jax.learner import checkpoint, start  # they import jax
+    from srl_jax.learner import checkpoint  # it imports jax
 
-    start.check_same_run(workdir, wanted)
     made = checkpoint.read_config(workdir)["train"]
     # A run is also the same when it is to be longer; srl_jax.train then goes on with it.
     return (made["steps"], made["epochs"]) == (wanted.train.steps, wanted.train.epochs)
 
-  finished()  # raises now rather than after hours of other stages
+  if (workdir / "summary.json").exists():  # srl_jax.train checks those that it goes on with
+    from srl_jax.learner import start
+
+    start.check_same_run(workdir, wanted)
   arguments = ("srl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides)
   return Stage(name, arguments, finished, (after,) if after else ())
 

@@ -180,10 +180,8 @@ def _settings(run: dict | None) -> dict[str, Any]:
   stepwise = mode == "stepwise"
   if stepwise and _STYLE.value == "plain":
     raise ValueError("--style=plain is for --mode=whole; a next step is asked for in think tags")
-  # A step's limit would cut whole solutions off.
-  limit = _choose(run, _MAX_TOKENS, "eval.max_tokens", 4096)
-  if _MAX_TOKENS.value is None and (run or {}).get("eval.mode", mode) not in (mode, "off"):
-    limit = 4096
+  # Not the limit of another mode: a step's would cut whole solutions off.
+  same = run if (run or {}).get("eval.mode", mode) in (mode, "off") else None
   style = "think" if stepwise else _choose(run, _STYLE, "prompt.style", "plain")
   return {
     "model": _MODEL.value,
@@ -195,7 +193,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
     "system": prompts.system_prompt(_task(mode), style, _choose(run, *_SYSTEM)),
     "temperature": _TEMPERATURE.value,
     "seed": _SEED.value,
-    "max_tokens": limit,
+    "max_tokens": _choose(same, _MAX_TOKENS, "eval.max_tokens", 4096),
     "max_turns": _choose(run, _MAX_TURNS, "eval.max_turns", 12),
     "max_prompt_tokens": _choose(run, _MAX_PROMPT_TOKENS, "data.max_prompt_tokens", 4096),
   }

@@ -31,7 +31,7 @@ from ml_collections import config_flags
 from configs import common
 from srl_jax import errors
 from srl_jax.planning import report, topologies
-from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh
+from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh, shards
 
 flags = errors.own_flags()
 _TOPOLOGY = flags.DEFINE_enum(
@@ -99,7 +99,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
       compiled["load"] = programs.loading(config, state)
     found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
-    rows = programs.shards(mesh)
+    rows = shards("b", mesh)
     forecast = None
     if found["fits"]:
       forecast = estimate.step(config, model_config, topology, work, rows, compiled, peak)

@@ -1,7 +1,7 @@
 """Measures our update, sampler and reward beside those of other projects, on this machine's CPU.
 
   python -m benchmarks.peers                     everything, about 40 minutes; writes peers.md
-  python -m benchmarks.peers --cases=update --shapes=tiny --output=/tmp/peers.md
+  python -m benchmarks.peers --cases=update --shapes=tiny --output=peers_tiny.md
   python -m benchmarks.peers --tiny              ours and the standard library, seconds: a test
 
 The first run installs TRL, tunix and vLLM, each in its own environment.

@@ -26,7 +26,7 @@ from srl_jax.learner import (
   validation,
 )
 from srl_jax.learner.dynamic_sampling import Batch, Group, fill_batch
-from srl_jax.policy.sharding import on_host
+from srl_jax.policy.sharding import on_host, shards
 from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import EngineError
 
@@ -97,13 +97,13 @@ def _train(config, run: start.Run) -> None:
       if len(batch.kept) < config.batch.prompts and config.algorithm.dynamic_sampling:
         run.bar.say_once("short", terminal.not_full(step, batch, config.batch.prompts))
       with phases("update"):
-        results = train_on(config, policy, batch, reference) if batch.kept else None
+        results = train_on(config, policy, batch, reference, step) if batch.kept else None
         # While the device makes the step, the host writes this one down and reads the next prompts.
         row = metrics.batch_metrics(batch)
         run.log.write_rollouts(step + 1, batch.groups)
         for _, index in queue.coming(config.batch.prompts) if not lag else ():
           run.asked.prompt(index)
-        row |= results(step) if results else {}
+        row |= results() if results else {}
       if row.get("logprob_gap_exp", 0.0) > FAR_APART:
         run.bar.say_once("apart", terminal.far_apart(step, row["logprob_gap_exp"]))
       progress.step += 1
@@ -190,10 +190,12 @@ def _sampled_before(config, run: start.Run):
   return stored["step"], batch
 
 
-def train_on(config, policy: start.Policy, batch: Batch, reference) -> Callable[[int], dict]:
+def train_on(
+  config, policy: start.Policy, batch: Batch, reference, step: int
+) -> Callable[[], dict]:
   """Starts the optimiser step(s) of a batch; changes policy.model and policy.moments.
 
-  Returns results(step), which waits for them and returns their metrics.
+  Returns results(), which waits for them and returns their metrics.
   """
   algorithm = config.algorithm
   loss = policy_loss_of(config)
@@ -213,7 +215,7 @@ def train_on(config, policy: start.Policy, batch: Batch, reference) -> Callable[
     )
     started.append((sums, old or logprobs))
 
-  def results(step: int) -> dict:
+  def results() -> dict:
     rows_of = []
     for (sums, logprobs), host_part in zip(started, packed):
       try:
@@ -276,7 +278,7 @@ def _pack(config, groups: list[Group], lines: bool) -> list[packing.Rows]:
   return packing.pack(
     packed,
     tokens_per_device=config.batch.tokens_per_device,
-    shards=start.shards(),
+    shards=shards("b"),
     aggregate=config.algorithm.aggregate,
     max_tokens=config.rollout.max_tokens,
     lines=lines,

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from srl_jax.data.batches import epoch_order
-from srl_jax.learner import hosts, packing, start, update, validation
-from srl_jax.policy.sharding import on_host
+from srl_jax.learner import hosts, packing, start, terminal, update, validation
+from srl_jax.policy.sharding import on_host, shards
 
 STOP_WORST = 0.25
 
@@ -38,10 +38,8 @@ def _train(config, run: start.Run) -> None:
   policy, phases = run.policy, run.phases
   progress, count = policy.progress, len(run.asked.examples)
   loss = update.Loss(kind="likelihood", chunk=config.batch.logprob_chunk, remat=config.batch.remat)
-  left_out = f", {run.asked.too_long} too long" if run.asked.too_long else ""
   run.bar.say(
-    f"sft: {config.model}; {count} responses to learn, {len(run.held_out.examples)} held out"
-    f"{left_out}; {run.steps} steps"
+    f"sft: {config.model}; {count} responses to learn, {terminal.held_out(run)}; {run.steps} steps"
   )
   if config.eval.benchmark and not progress.before:
     run.engine.load_weights(policy.model, progress.step)
@@ -116,7 +114,7 @@ def _pack(config, policy, groups) -> list[packing.Rows]:
   return packing.pack(
     groups,
     tokens_per_device=config.batch.tokens_per_device,
-    shards=start.shards(),
+    shards=shards("b"),
     aggregate="token",
     max_tokens=config.rollout.max_tokens,
     lines=policy.model.config.attention != "xla",

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 import time
@@ -22,7 +21,7 @@ from srl_jax.learner.checkpoint import Checkpoints, Progress, read_config
 from srl_jax.learner.stop import StopSignal
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import Qwen2, abstract, init
-from srl_jax.policy.sharding import ACT_AXES, check_mesh, platform
+from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.rollout.engine import Engine, Prompt, SamplingParams
 from srl_jax.rollout.episodes import asker
@@ -351,9 +350,3 @@ class Asked:
       domain=self._domain,
     )
     return prompts.encode(self._tokenizer, messages)
-
-
-def shards() -> int:
-  """Devices that rows are cut over."""
-  mesh = jax.sharding.get_mesh()
-  return math.prod(mesh.shape[axis] for axis in ACT_AXES["b"])

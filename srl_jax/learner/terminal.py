@@ -63,12 +63,17 @@ def opening(config, run) -> str:
   size, progress = run.policy.model.config, run.policy.progress
   state = f"continued from step {progress.step}" if run.policy.resumed else "from the start"
   source = ", ".join(f"{name} {n}" for name, n in run.examples.counts.items())
-  too_long = f", {run.asked.too_long} too long" if run.asked.too_long else ""
   return (
     f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size}); "
     f"source: {source}; {len(run.asked.examples)} prompts to train on, "
-    f"{len(run.held_out.examples)} held out{too_long}; {run.steps} steps, {state}"
+    f"{held_out(run)}; {run.steps} steps, {state}"
   )
+
+
+def held_out(run) -> str:
+  """How many examples are held out, and how many were left out because they are too long."""
+  too_long = f", {run.asked.too_long} too long" if run.asked.too_long else ""
+  return f"{len(run.held_out.examples)} held out{too_long}"
 
 
 def parts_of(row: dict) -> dict[str, str]:

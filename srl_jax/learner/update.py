@@ -7,7 +7,6 @@ are the new ones without their gradient, and no pass is run for them.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import optax
 from srl_jax.learner import grpo
 from srl_jax.learner.packing import Rows
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import ACT_AXES, act_spec, has_mesh, on_host, put, reshard, spread
+from srl_jax.policy.sharding import act_spec, has_mesh, on_host, put, reshard, shards, spread
 
 LEAST_CHUNK = 64
 
@@ -61,10 +60,8 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   hidden_btd = model.hidden(*rows[:4], rows.layout(), remat=loss.remat)
   logits_of = model.loss_logits()
   b, s = rows.targets_bs.shape
-  mesh = jax.sharding.get_abstract_mesh().shape
-  shards = math.prod(mesh.get(axis, 1) for axis in ACT_AXES["b"])
   # Short, so that little is computed beyond a row's last trained token.
-  chunk = min(s, max(min(loss.chunk, LEAST_CHUNK), loss.chunk * shards // b))
+  chunk = min(s, max(min(loss.chunk, LEAST_CHUNK), loss.chunk * shards("b") // b))
   # Up to a multiple of the chunk, with padding, so that the chunk never shrinks to a divisor of s.
   sources_bs, targets_bs, shares_bs = (
     jnp.pad(x_bs, ((0, 0), (0, -s % chunk)))

@@ -14,7 +14,7 @@ from srl_jax.learner import optimizer, packing, rl, update
 from srl_jax.planning.collectives import Collective, collectives
 from srl_jax.policy import weights
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract
-from srl_jax.policy.sharding import ACT_AXES, act_spec
+from srl_jax.policy.sharding import act_spec, shards
 
 SHORT_RESPONSE = 128  # tokens
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -69,12 +69,6 @@ def loss_of(config) -> update.Loss:
   return rl.policy_loss_of(config)
 
 
-def shards(mesh) -> int:
-  """Devices that rows are cut over."""
-  sizes = [mesh.shape[axis] for axis in ACT_AXES["b"]]
-  return sizes[0] * sizes[1]
-
-
 def largest_rows(config, mesh, lines: bool) -> packing.Rows:
   """A micro-batch at its largest: the longest prompts, with the longest responses or with short
   ones, of which a row holds more and so has more lines; whichever has more places.
@@ -83,7 +77,7 @@ def largest_rows(config, mesh, lines: bool) -> packing.Rows:
   """
   lengths = (config.rollout.max_tokens, SHORT_RESPONSE)
   rows = max(
-    (_full_rows(config, shards(mesh), lines, length) for length in lengths),
+    (_full_rows(config, shards("b", mesh), lines, length) for length in lengths),
     key=lambda rows: sum(x.size for x in rows if x is not None),
   )
   sharding = NamedSharding(mesh, act_spec("b"))
@@ -91,7 +85,7 @@ def largest_rows(config, mesh, lines: bool) -> packing.Rows:
   return jax.tree.map(shape, rows)
 
 
-def _full_rows(config, shards: int, lines: bool, length: int) -> packing.Rows:
+def _full_rows(config, devices: int, lines: bool, length: int) -> packing.Rows:
   """A micro-batch of as many groups of the longest prompts as rows hold; responses of `length`."""
   room = config.batch.tokens_per_device
   prompt = config.data.max_prompt_tokens
@@ -100,9 +94,9 @@ def _full_rows(config, shards: int, lines: bool, length: int) -> packing.Rows:
   responses = [packing.Response([0] * length, [0.0] * length, 1.0)] * count
   group = packing.PackedGroup([0] * prompt, responses)
   return packing.pack(
-    [group] * (room // group.size() * shards),
+    [group] * (room // group.size() * devices),
     tokens_per_device=room,
-    shards=shards,
+    shards=devices,
     aggregate=config.algorithm.aggregate,
     max_tokens=config.rollout.max_tokens,
     lines=lines,

@@ -112,6 +112,13 @@ def has_mesh() -> bool:
   return not jax.sharding.get_abstract_mesh().empty
 
 
+def shards(letter: str, mesh=None) -> int:
+  """Devices that this letter of an activation is cut over, on `mesh` or the set one; 1 without."""
+  sizes = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+  axes = ACT_AXES[letter]
+  return math.prod(sizes.get(axis, 1) for axis in ([axes] if isinstance(axes, str) else axes))
+
+
 def platform(mesh=None) -> str:
   """The platform of the mesh's devices ("cpu", "gpu", "tpu"), or of the default device."""
   mesh = jax.sharding.get_mesh() if mesh is None else mesh
@@ -143,8 +150,7 @@ def exchange(head_vd):
 
   w is v rounded up to a multiple of the devices that share it; the rows beyond v are 0.
   """
-  sizes = jax.sharding.get_abstract_mesh().shape
-  spare = -len(head_vd) % math.prod(sizes.get(axis, 1) for axis in ACT_AXES["w"])
+  spare = -len(head_vd) % shards("w")
   if spare:
     head_vd = jnp.pad(reshard(head_vd, P(None, "fsdp")), ((0, spare), (0, 0)))
   return reshard(head_vd, P(*act_spec("wd"), reduced={"data"}))

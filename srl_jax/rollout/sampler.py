@@ -18,7 +18,7 @@ import numpy as np
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention
 from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
-from srl_jax.policy.sharding import ACT_AXES, act_spec, gather, has_mesh, on_host, put, reshard
+from srl_jax.policy.sharding import act_spec, gather, has_mesh, on_host, put, reshard, shards
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.picking import Decoding, pick_tokens, stream_of
 
@@ -225,11 +225,9 @@ class Sampler:
       raise RuntimeError("Sampler.sample: call load_weights first")
     if not prompts:
       return
-    shards = (
-      int(np.prod([jax.sharding.get_mesh().shape[a] for a in ACT_AXES["b"]])) if has_mesh() else 1
-    )
-    count = max(1, self.width // n // shards) * shards  # slots
-    batch = max(1, count // 4 // shards) * shards  # prompts read at once
+    rows = shards("b")
+    count = max(1, self.width // n // rows) * rows  # slots
+    batch = max(1, count // 4 // rows) * rows  # prompts read at once
     p = bucket(max(len(prompt.token_ids) for prompt in prompts))
     if self.model.config.attention != "xla":
       p = -(-p // 128) * 128  # as kernels want it
@@ -255,7 +253,7 @@ class Sampler:
       quantum = batch if waiting else max(1, (count - len(free)) // 2)
       target = min(count, len(free) + quantum)
       slots = _decode(self.model, self.layers, slots, seed_step, target, how)
-      yield from ([self._rollout(*one) for one in group] for group in finished)
+      yield from self._groups(finished)
       ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
       ages, tokens, logprobs = map(on_host, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr))
       column = int(on_host(slots.column))
@@ -267,7 +265,7 @@ class Sampler:
         order = (begins[i] + np.arange(params.max_tokens)) % params.max_tokens
         own = [order[: ages[i, g]] for g in range(n)]
         finished.append([(prompt, tokens[i, g, o], logprobs[i, g, o]) for g, o in enumerate(own)])
-    yield from ([self._rollout(*one) for one in group] for group in finished)
+    yield from self._groups(finished)
 
   def _seat(self, slots, prompts, chosen, batch, seed_step, n, p, how):
     """Slots in which `prompts` have taken the seats `chosen`."""
@@ -284,6 +282,11 @@ class Sampler:
       self.model, self.layers, put(tokens_bp, "bp"), lengths_b, streams_b, seed_step, n=n, how=how
     )
     return _insert(slots, put(sources, "b"), lengths_b, streams_b, *first, how=how)
+
+  def _groups(self, finished) -> Iterator[list[Rollout]]:
+    """The groups of (prompt, tokens, log-probs) as rollouts, decoded one when it is asked for."""
+    for group in finished:
+      yield [self._rollout(*one) for one in group]
 
   def _rollout(self, prompt, tokens, logprobs) -> Rollout:
     token_ids = tuple(tokens.tolist())

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import ACT_AXES, has_mesh, put, reshard
+from srl_jax.policy.sharding import put, reshard, shards
 from srl_jax.policy.weights import hf_tensors
 from srl_jax.rollout.engine import EngineError
 from srl_jax.rollout.vllm_server import Server, ServerError
@@ -173,9 +173,7 @@ class Probe:
     length = min(PROBE_TOKENS, max_length - 1, config.max_position_embeddings - 1)
     self.tokens = [(31 * i * i + 17) % config.vocab_size for i in range(length)]
     self.ends = tuple(sorted({2, max(2, length // 4), length}))
-    mesh = jax.sharding.get_mesh()
-    rows = int(np.prod([mesh.shape[axis] for axis in ACT_AXES["b"]])) if has_mesh() else 1
-    tokens_bt = put(np.tile(np.array(self.tokens, np.int32), (rows, 1)), "bt")
+    tokens_bt = put(np.tile(np.array(self.tokens, np.int32), (shards("b"), 1)), "bt")
     logprobs_ev = np.asarray(_logprobs_at(model, tokens_bt, self.ends))
     self.logprobs = dict(zip(self.ends, logprobs_ev))
 

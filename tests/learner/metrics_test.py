@@ -12,7 +12,6 @@ import pytest
 from srl_jax.data.sources import StepExample
 from srl_jax.learner import metrics
 from srl_jax.learner.dynamic_sampling import Batch, Group
-from srl_jax.policy import model as M
 from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import Prompt, Rollout
 
@@ -191,19 +190,9 @@ def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
 
 # ---- speed
 
-CONFIG = M.ModelConfig(
-  vocab_size=10,
-  hidden_size=4,
-  intermediate_size=6,
-  num_hidden_layers=2,
-  num_attention_heads=2,
-  num_key_value_heads=1,
-  head_dim=2,
-)
 
-
-def test_speed_without_a_known_peak():
+def test_speed_without_a_known_peak(tiny):
   """A CPU has none: tokens a second of the work, and no MFU."""
   seconds = {"seconds_sample": 1.0, "seconds_update": 0.5, "seconds_validate": 9.0}
-  found = metrics.speed(CONFIG, BATCH, seconds)
+  found = metrics.speed(tiny, BATCH, seconds)
   assert found == seconds | {"seconds_step": 1.5, "tokens_per_second": 40.0}
