@@ -3,93 +3,104 @@
   python -m benchmarks.gap             two minutes; prints a Markdown table
 
 Trains the quickstart on this machine's CPU and traces steps 201 to 260, when all its programs have
-been compiled. The device is busy while a program runs, on whichever thread; the rest of a step is
-the host's gap: scoring, filtering, packing, writing, and what Python and JAX take to start them.
+been compiled. The device is idle while no program runs, on whichever thread. The host's gap is what
+of this passes before a program has been handed over to JAX: scoring, filtering, packing, writing,
+and what Python and JAX take to start it. The rest XLA takes to begin, or to go on with, a program
+that it has already.
 """
 
 import argparse
+import bisect
+import contextlib
 import pathlib
 import tempfile
-import threading
-import time
+from collections.abc import Iterator
+from unittest import mock
 
 import jax
 
 from configs import common, quickstart
-from srl_jax.learner import rl
+from srl_jax.learner import metrics, rl
 from srl_jax.policy.sharding import make_mesh
 
 # What a thread does for a program: small ones run in the thread that starts them, parts of large
 # ones in XLA's pool.
 PROGRAM = "ThunkExecutor::Execute"
+CALL = "PjitFunction"  # what the host does to start one
 
 
-def steps_made(workdir: pathlib.Path) -> int:
-  file = workdir / "metrics.jsonl"
-  return file.read_text().count("\n") if file.exists() else 0
+@contextlib.contextmanager
+def tracing(folder: pathlib.Path, first: int, last: int) -> Iterator[None]:
+  """What runs in here is traced from the end of step `first` to the end of step `last`."""
+  write = metrics.Log.step
+
+  def step(log, number, row):
+    write(log, number, row)
+    if number == first:
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # it would slow the host down, which is what is measured
+      jax.profiler.start_trace(str(folder), profiler_options=options)
+    elif number == last:
+      jax.profiler.stop_trace()
+
+  with mock.patch.object(metrics.Log, "step", step):
+    yield
 
 
-def trace_steps(workdir: pathlib.Path, folder: pathlib.Path, first: int, last: int) -> None:
-  """Waits for the run to get there and traces it from step `first` to `last`."""
-  while steps_made(workdir) < first:
-    time.sleep(0.01)
-  options = jax.profiler.ProfileOptions()
-  options.python_tracer_level = 0  # it would slow the host down, which is what is measured
-  jax.profiler.start_trace(str(folder), profiler_options=options)
-  while steps_made(workdir) < last:
-    time.sleep(0.01)
-  jax.profiler.stop_trace()
-
-
-def programs(folder: pathlib.Path) -> list[tuple[float, float]]:
-  """(start, end) of every run of a program or of a part of one, in seconds, by start."""
+def spans(folder: pathlib.Path, kind: str) -> list[tuple[float, float]]:
+  """(start, end) of every event of the trace whose name begins so, in seconds, by start."""
   file = next(folder.rglob("*.xplane.pb"))
-  lines = [
-    line for plane in jax.profiler.ProfileData.from_file(str(file)).planes for line in plane.lines
-  ]
+  planes = jax.profiler.ProfileData.from_file(str(file)).planes
   return sorted(
     (event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9)
-    for line in lines
+    for plane in planes
+    for line in plane.lines
     for event in line.events
-    if event.name.startswith(PROGRAM)
+    if event.name.startswith(kind)
   )
 
 
-def gaps(runs: list[tuple[float, float]]) -> list[float]:
-  """Seconds between two programs, where none runs."""
+def pauses(runs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+  """(start, end) of the times at which nothing runs."""
   found, end = [], runs[0][1]
   for start, stop in runs:
     if start > end:
-      found.append(start - end)
+      found.append((end, start))
     end = max(end, stop)
   return found
+
+
+def of_host(pauses: list[tuple[float, float]], calls: list[tuple[float, float]]) -> list[float]:
+  """Seconds of the pauses that the host made: whose next program had not been handed over yet."""
+  starts = [start for start, _ in calls]
+  newest = lambda end: calls[bisect.bisect(starts, end) - 1]
+  return [end - start for start, end in pauses if newest(end)[1] > start]
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--first", type=int, default=200, help="step after which the trace begins")
-  parser.add_argument("--last", type=int, default=260, help="step with which it ends")
+  parser.add_argument("--first", type=int, default=200, help="the trace begins after this step")
+  parser.add_argument("--last", type=int, default=260, help="and ends with this one")
   given = parser.parse_args()
-  config = quickstart.get_config(f"steps={given.last + 20}")
+  config = quickstart.get_config(f"steps={given.last}")
   config.eval.benchmark, config.train.eval_every, config.train.save_every = "", 0, 10**6
   with tempfile.TemporaryDirectory() as name:
     workdir, folder = pathlib.Path(name) / "run", pathlib.Path(name) / "trace"
-    steps = given.first, given.last
-    tracer = threading.Thread(target=trace_steps, args=(workdir, folder, *steps), daemon=True)
-    tracer.start()
-    with jax.set_mesh(make_mesh(common.mesh_spec(config))):
+    mesh = make_mesh(common.mesh_spec(config))
+    with jax.set_mesh(mesh), tracing(folder, given.first, given.last):
       rl.train(config, workdir)
-    tracer.join()
-    runs = programs(folder)
-  found = gaps(runs)
+    runs, calls = spans(folder, PROGRAM), spans(folder, CALL)
+  idle = pauses(runs)
+  found = of_host(idle, calls)
   wall = runs[-1][1] - runs[0][0]
   steps = given.last - given.first
-  print(f"\n| steps traced | ms a step | host gap | longest gap |\n{'|---' * 4}|")
+  share = lambda seconds: f"{100 * sum(seconds) / wall:.1f} %"
+  print(f"\n| steps traced | ms a step | idle | host gap | longest gap |\n{'|---' * 5}|")
   print(
     f"| {given.first + 1}-{given.last} | {1e3 * wall / steps:.0f} | "
-    f"{100 * sum(found) / wall:.1f} % | {1e3 * max(found):.1f} ms |"
+    f"{share(end - start for start, end in idle)} | {share(found)} | {1e3 * max(found):.1f} ms |"
   )
 
 

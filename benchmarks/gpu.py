@@ -151,12 +151,11 @@ def program_bytes(compiled) -> int:
 class Programs(NamedTuple):
   """The compiled programs of an update.
 
-  Fields: zeros (model -> gradients); totals, the names of the metrics; accumulate and score, by
-  `shapes` of a micro-batch; apply; estimate, the most bytes in use while one of them runs.
+  Fields: totals, the names of the metrics; accumulate and score, by `shapes` of a micro-batch;
+  apply; estimate, the most bytes in use while one of them runs.
   """
 
-  zeros: object
-  totals: list[str]
+  totals: tuple[str, ...]
   accumulate: dict
   apply: object
   score: dict
@@ -178,7 +177,7 @@ def compile_update(tx, model, moments, packed, loss) -> Programs:
 
   grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
   of_loss = functools.partial(learner.batch_loss, loss=loss)
-  names = list(jax.eval_shape(of_loss, model, packed[0], None, None)[1][0])
+  names = tuple(jax.eval_shape(of_loss, model, packed[0], None, None)[1][0])
   totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
   accumulate, score = {}, {}
   for rows in packed:
@@ -191,7 +190,6 @@ def compile_update(tx, model, moments, packed, loss) -> Programs:
   beside = sum(x.nbytes for x in jax.tree.leaves(moments))
   needs = [beside + program_bytes(x) for x in (*accumulate.values(), *score.values())]
   return Programs(
-    zeros=jax.jit(lambda model: jax.tree.map(jnp.zeros_like, model)),
     totals=names,
     accumulate=accumulate,
     apply=apply,
@@ -207,7 +205,6 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   memory. Rows are laid out for kernels on a CPU too.
   """
   import jax
-  import jax.numpy as jnp
   import optax
 
   from srl_jax.learner import packing
@@ -235,8 +232,7 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   programs = compile_update(tx, *state, packed, loss)
 
   def step():
-    grads = programs.zeros(state[0])
-    sums = {name: jnp.float32(0) for name in programs.totals}
+    grads, sums = learner.zeros(state[0], programs.totals)
     for part in packed:
       grads, sums, _ = programs.accumulate[shapes(part)](grads, sums, state[0], part, None, None)
     state[0], state[1], norm = programs.apply(*state, grads)

@@ -47,9 +47,17 @@ class Batch:
   rounds: int
 
 
+def spread(rewards: Sequence[float]) -> float:
+  """Population standard deviation; exactly 0 for equal rewards, whatever their mean rounds to."""
+  if min(rewards) == max(rewards):
+    return 0.0
+  mean = math.fsum(rewards) / len(rewards)
+  return math.dist(rewards, [mean] * len(rewards)) / math.sqrt(len(rewards))
+
+
 def why_dropped(group: Group, std_epsilon: float) -> str | None:
   """The reason not to train on a group, or None to keep it."""
-  if np.std(group.rewards) > std_epsilon:
+  if spread(group.rewards) > std_epsilon:
     return None
   if group.example.task == "rlvr":
     return "all_right" if np.mean(group.rewards) > 0.5 else "all_wrong"

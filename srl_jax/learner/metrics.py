@@ -1,6 +1,5 @@
 """What a run writes down: the numbers of each step and every rollout."""
 
-import concurrent.futures
 import contextlib
 import json
 import os
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from srl_jax.learner import hosts
-from srl_jax.learner.dynamic_sampling import Batch, Group
+from srl_jax.learner.dynamic_sampling import Batch, Group, spread
 from srl_jax.learner.flops import PEAKS, update_flops
 
 
@@ -30,7 +29,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
   out = {
     "reward_mean": rewards.mean(),
     "reward_std": rewards.std(),
-    "reward_group_std": np.mean([np.std(group.rewards) for group in batch.groups]),
+    "reward_group_std": np.mean([spread(group.rewards) for group in batch.groups]),
     "reward_formed_mean": formed.mean() if len(formed) else 0.0,
     "reward_formed_std": formed.std() if len(formed) else 0.0,
     "format_failures": np.mean([score.failure is not None for score in scores]),
@@ -122,9 +121,7 @@ class Log:
   def __init__(self, workdir: pathlib.Path, log, *, step: int, name: str, config: dict):
     self.metrics = workdir / "metrics.jsonl"
     self.rollouts = workdir / "rollouts"
-    self._board = self._wandb = self._told = None
-    # TensorBoard and W&B take some milliseconds a step, in which the devices would wait.
-    self._teller = concurrent.futures.ThreadPoolExecutor(1)
+    self._board = self._wandb = self._untold = None
     self.compiled = 0  # programs since the last step
     jax.monitoring.register_event_duration_secs_listener(self._count)
     if not hosts.is_writer():
@@ -163,11 +160,17 @@ class Log:
       return
     with self.metrics.open("a", encoding="utf-8") as file:
       file.write(json.dumps({"step": step} | metrics) + "\n")
-    if self._told:
-      self._told.result()  # raises what telling the step before raised
-    self._told = self._teller.submit(self._tell, step, metrics)
+    self.tell()
+    self._untold = step, metrics
 
-  def _tell(self, step: int, metrics: dict) -> None:
+  def tell(self) -> None:
+    """Tells TensorBoard and W&B of the last step, if that has not been done.
+
+    It takes some milliseconds: call it while the devices work.
+    """
+    if not self._untold:
+      return
+    (step, metrics), self._untold = self._untold, None
     if self._board:
       for name, value in metrics.items():
         self._board.add_scalar(name, value, step)
@@ -175,7 +178,7 @@ class Log:
       self._wandb.log(metrics, step=step)
 
   def close(self) -> None:
-    self._teller.shutdown()
+    self.tell()
     jax.monitoring.unregister_event_duration_listener(self._count)
     if self._board:
       self._board.close()
@@ -199,11 +202,12 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
       path.unlink()
 
 
-def speed(config, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
+def speed(
+  config, batch: Batch, sampled_tokens: float, seconds: dict[str, float]
+) -> dict[str, float]:
   """Seconds of the phases, tokens per second of sampling and update together, MFU if known."""
   work = sum(seconds.get(f"seconds_{name}", 0.0) for name in ("sample", "reward", "update", "sync"))
-  sampled = sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts)
-  out = seconds | {"seconds_step": work, "tokens_per_second": sampled / max(work, 1e-9)}
+  out = seconds | {"seconds_step": work, "tokens_per_second": sampled_tokens / max(work, 1e-9)}
   kind = jax.devices()[0].device_kind
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
   if peak and batch.kept:

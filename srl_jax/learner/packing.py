@@ -9,6 +9,7 @@ work stands beside it too: lines for kernels, blocks for plain XLA (policy.atten
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -112,16 +113,14 @@ def pack(
     return _pack_lines(units, tokens_per_device, shards, g)
   t = min(tokens_per_device, bucket(max(group.size() for group, _ in units)))
   # Cut where a row is all that fits a device: short rows stand side by side anyway.
-  rows = [_row(bin_, t) for bin_ in _first_fit(units, t, cut=t == tokens_per_device)]
-  size = _rows_at_a_time(len(rows), max(1, tokens_per_device // t), shards)
-  return list(map(_fewer_pairs, _cut(rows, size)))
+  bins = _first_fit(units, t, cut=t == tokens_per_device)
+  size = _rows_at_a_time(len(bins), max(1, tokens_per_device // t), shards)
+  return [_fewer_pairs(_rows(part, t, size)) for part in _parts(bins, size)]
 
 
-def _cut(rows: list[Rows], size: int) -> list[Rows]:
-  """Micro-batches of `size` rows each; what is missing of the last is padding."""
-  rows = rows + [Rows(*map(np.zeros_like, rows[0][:9]))] * (-len(rows) % size)
-  parts = (zip(*rows[i : i + size]) for i in range(0, len(rows), size))
-  return [Rows(*(np.stack(x) for x in part if x[0] is not None)) for part in parts]
+def _parts(bins: list, size: int) -> list[list]:
+  """The bins of each micro-batch of `size` rows."""
+  return [bins[i : i + size] for i in range(0, len(bins), size)]
 
 
 def _pack_lines(units, t, shards, g) -> list[Rows]:
@@ -142,8 +141,8 @@ def _pack_lines(units, t, shards, g) -> list[Rows]:
     if l < max(of_length):
       full = sum(_tokens(bin_) >= WELL_FILLED * t for bin_ in bins) // shards * shards
     left = [unit for bin_ in bins[full:] for unit in bin_]
-    for part in _cut([_row(bin_, t) for bin_ in bins[:full]], shards) if full else []:
-      batches.append(_lay_out(part, l, g))
+    for part in _parts(bins[:full], shards):
+      batches.append(_lay_out(_rows(part, t, shards), l, g))
   return batches
 
 
@@ -171,23 +170,26 @@ def line_count(lines: int) -> int:
 
 def _lay_out(rows: Rows, l: int, g: int) -> Rows:
   """Rows with their lines of l places and the copies of each token, g at most."""
-  units = list(_units(rows))
-  lines = [0] * len(rows.tokens_bt)
-  for row, _, _, responses in units:
-    lines[row] += len(responses)
-  m = line_count(max(lines))
+  row, place, segment, branch = _tokens_of(rows)
+  position = rows.positions_bt[row, place]  # in its line as in its sequence
   b, t = rows.tokens_bt.shape
+  counts_bs = np.zeros((b, segment.max() + 1), int)  # responses of a group
+  np.maximum.at(counts_bs, (row, segment), branch)
+  firsts_bs = counts_bs.cumsum(axis=1) - counts_bs  # line of a group's first response
+  m = line_count(int(counts_bs.sum(axis=1).max()))
   lines_bml = np.full((b, m, l), -1, np.int32)
   copies_btg = np.full((b, t, g), -1, np.int32)
-  taken = [0] * b
-  for row, _, prompt, responses in units:
-    for i, response in enumerate(responses):
-      line, taken[row] = taken[row], taken[row] + 1
-      both = np.concatenate([prompt, response])
-      lines_bml[row, line, : len(both)] = both
-      at = line * l + np.arange(len(both))
-      copies_btg[row, prompt, i] = at[: len(prompt)]
-      copies_btg[row, response, 0] = at[len(prompt) :]
+
+  def copy(which, i, copy):
+    """Writes tokens into the lines of response i of their group."""
+    row_n, place_n, position_n = row[which], place[which], position[which]
+    line_n = firsts_bs[row_n, segment[which]] + i
+    lines_bml[row_n, line_n, position_n] = place_n
+    copies_btg[row_n, place_n, copy] = line_n * l + position_n
+
+  copy(branch > 0, branch[branch > 0] - 1, 0)
+  for i in range(counts_bs.max()):
+    copy((branch == 0) & (counts_bs[row, segment] > i), i, i)
   return rows._replace(lines_bml=lines_bml, copies_btg=copies_btg)
 
 
@@ -202,31 +204,30 @@ def _fewer_pairs(rows: Rows) -> Rows:
 
 def in_blocks(rows: Rows) -> Rows:
   """Rows with the places of their prompts and responses."""
-  units = list(_units(rows))
-  s = max(segment for _, segment, _, _ in units) + 1
-  p, g = bucket(max(len(prompt) for _, _, prompt, _ in units)), max(len(u[3]) for u in units)
-  r = bucket(max(len(response) for unit in units for response in unit[3]))
+  row, place, segment, branch = _tokens_of(rows)
+  prompt, response = branch == 0, branch > 0
   b, t = rows.tokens_bt.shape
-  prompts_bsp = np.full((b, s, p), -1, np.int32)
-  responses_bsgr = np.full((b, s, g, r), -1, np.int32)
+  s, g = segment.max() + 1, branch.max()
+  lengths_bs = np.zeros((b, s), int)  # tokens of a prompt
+  np.add.at(lengths_bs, (row[prompt], segment[prompt]), 1)
+  offset = rows.positions_bt[row, place] - np.where(prompt, 0, lengths_bs[row, segment])
+  p, r = bucket(int(lengths_bs.max())), bucket(int(offset[response].max()) + 1)
+  block = np.where(prompt, segment * p, s * p + (segment * g + branch - 1) * r)
   homes_bt = np.full((b, t), -1, np.int32)
-  for row, segment, prompt, responses in units:
-    prompts_bsp[row, segment, : len(prompt)] = prompt
-    homes_bt[row, prompt] = segment * p + np.arange(len(prompt))
-    for i, response in enumerate(responses):
-      responses_bsgr[row, segment, i, : len(response)] = response
-      homes_bt[row, response] = s * p + (segment * g + i) * r + np.arange(len(response))
-  return rows._replace(prompts_bsp=prompts_bsp, responses_bsgr=responses_bsgr, homes_bt=homes_bt)
+  homes_bt[row, place] = block + offset
+  blocks = np.full((b, s * p + s * g * r), -1, np.int32)
+  blocks[row, block + offset] = place
+  return rows._replace(
+    prompts_bsp=blocks[:, : s * p].reshape(b, s, p),
+    responses_bsgr=blocks[:, s * p :].reshape(b, s, g, r),
+    homes_bt=homes_bt,
+  )
 
 
-def _units(rows: Rows):
-  """(row, which in the row, places of the prompt, places of each response) of all groups."""
-  for row, (segments, branches) in enumerate(zip(rows.segments_bt, rows.branches_bt)):
-    for segment in range(segments.max()):
-      places = np.flatnonzero(segments == segment + 1)
-      branch = branches[places]
-      responses = [places[branch == i + 1] for i in range(branch.max())]
-      yield row, segment, places[branch == 0], responses
+def _tokens_of(rows: Rows) -> tuple[np.ndarray, ...]:
+  """(row, place in it, group of the row, branch) of every token that is no padding."""
+  row, place = np.nonzero(rows.segments_bt)
+  return row, place, rows.segments_bt[row, place] - 1, rows.branches_bt[row, place]
 
 
 def _rows_at_a_time(rows: int, most: int, shards: int) -> int:
@@ -241,6 +242,8 @@ def _rows_at_a_time(rows: int, most: int, shards: int) -> int:
 
 def _split(group, shares, limit):
   """The group as one or more (group, shares) of at most `limit` tokens, the prompt in each."""
+  if group.size() <= limit:
+    return [(group, shares)]
   parts, room = [], 0
   for response, share in zip(group.responses, shares):
     need = len(response.token_ids)
@@ -302,31 +305,54 @@ def _cut_to(unit, room):
   return part(taken), part(left)
 
 
-def _row(units, t) -> Rows:
-  """One row (rank 1 arrays) of the units."""
-  ints = np.zeros((4, t), np.int32)
-  scored = np.zeros((2, t), np.int32)
-  floats = np.zeros((3, t), np.float32)
-  tokens, positions, segments, branches = ints
-  sources, targets = scored
-  advantages, shares, sampler = floats
-  at = done = 0
-  for segment, (group, response_shares) in enumerate(units, 1):
-    p = len(group.prompt_ids)
-    tokens[at : at + p] = group.prompt_ids
-    positions[at : at + p] = np.arange(p)
-    segments[at : at + group.size()] = segment
-    last = at + p - 1  # the prompt's last token predicts the first of every response
-    at += p
-    for branch, (response, share) in enumerate(zip(group.responses, response_shares), 1):
-      n = len(response.token_ids)
-      here, new = slice(at, at + n), slice(done, done + n)
-      tokens[here] = targets[new] = response.token_ids
-      positions[here] = p + np.arange(n)
-      branches[here] = branch
-      sources[new] = np.concatenate([[last], at + np.arange(n - 1)])
-      advantages[new], shares[new] = response.advantage, share
-      if response.sampler_logprobs is not None:
-        sampler[new] = response.sampler_logprobs
-      at, done = at + n, done + n
-  return Rows(*ints, *scored, *floats)
+def _rows(bins, t: int, b: int) -> Rows:
+  """b rows of t tokens, one for each bin of units; what is missing is padding.
+
+  Everything is computed for all tokens at once, which stand one behind the other as they will in
+  the rows: of each unit the prompt and its responses (`parts`).
+  """
+  rows = Rows(*np.zeros((6, b, t), np.int32), *np.zeros((3, b, t), np.float32))
+  parts = [
+    (row, segment, branch, len(ids), advantage, share, ids, logprobs)
+    for row, units in enumerate(bins)
+    for segment, (group, shares) in enumerate(units, 1)
+    for branch, (ids, logprobs, advantage, share) in enumerate(_parts_of(group, shares))
+  ]
+  *numbers, ids, logprobs = zip(*parts)
+  row_n, segment_n, branch_n, length_n, advantage_n, share_n = map(np.array, numbers)
+  part = np.repeat(np.arange(len(parts)), length_n)
+  offset = np.arange(len(part)) - np.repeat(length_n.cumsum() - length_n, length_n)
+  row, branch = row_n[part], branch_n[part]
+  place = _count_from_row(row)
+  prompt_n = np.maximum.accumulate(np.where(branch_n == 0, np.arange(len(parts)), 0))
+  last_n = place[length_n.cumsum() - 1]  # place of a part's last token
+
+  rows.tokens_bt[row, place] = tokens = np.fromiter(itertools.chain(*ids), np.int32, len(part))
+  rows.positions_bt[row, place] = offset + np.where(branch > 0, length_n[prompt_n][part], 0)
+  rows.segments_bt[row, place] = segment_n[part]
+  rows.branches_bt[row, place] = branch
+
+  trained = branch > 0
+  part, offset, row, place = (x[trained] for x in (part, offset, row, place))
+  at = row, _count_from_row(row)
+  # The prompt's last token predicts the first of every response.
+  rows.sources_bs[at] = np.where(offset == 0, last_n[prompt_n][part], place - 1)
+  rows.targets_bs[at] = tokens[trained]
+  rows.advantages_bs[at] = advantage_n[part]
+  rows.shares_bs[at] = share_n[part]
+  if any(map(len, logprobs)):
+    rows.sampler_logprobs_bs[at] = np.fromiter(itertools.chain(*logprobs), np.float32, len(part))
+  return rows
+
+
+def _parts_of(group: PackedGroup, shares):
+  """(token ids, sampler's log-probs, advantage, share) of the prompt and of each response."""
+  yield group.prompt_ids, (), 0.0, 0.0
+  for response, share in zip(group.responses, shares):
+    logprobs = () if response.sampler_logprobs is None else response.sampler_logprobs
+    yield response.token_ids, logprobs, response.advantage, share
+
+
+def _count_from_row(row: np.ndarray) -> np.ndarray:
+  """How many stand before each in its row; `row` is in order."""
+  return np.arange(len(row)) - np.searchsorted(row, row)

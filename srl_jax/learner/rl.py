@@ -98,10 +98,11 @@ def _train(config, run: start.Run) -> None:
         run.bar.say_once("short", terminal.not_full(step, batch, config.batch.prompts))
       with phases("update"):
         results = train_on(config, policy, batch, reference, step) if batch.kept else None
-        # While the device makes the step, the host writes this one down and reads the next prompts.
+        # While the device makes the step, the host writes it down and reads the next prompts.
         row = metrics.batch_metrics(batch)
         run.log.write_rollouts(step + 1, batch.groups)
-        for _, index in queue.coming(config.batch.prompts) if not lag else ():
+        run.log.tell()
+        for _, index in queue.coming(2 * config.batch.prompts) if not lag else ():
           run.asked.prompt(index)
         row |= results() if results else {}
       if row.get("logprob_gap_exp", 0.0) > FAR_APART:
@@ -119,7 +120,7 @@ def _train(config, run: start.Run) -> None:
         if score is not None:
           progress.scores[str(progress.step)] = score
       row |= hosts.total(engine.stats())
-      row |= metrics.speed(policy.model.config, batch, phases.take())
+      row |= metrics.speed(policy.model.config, batch, row["sampled_tokens"], phases.take())
       row["epoch"] = queue.epochs()
       # Before the checkpoint: a run killed between the two cuts this line off and does the step
       # again. So the seconds of saving stand in the next line.

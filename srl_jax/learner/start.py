@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -189,6 +190,7 @@ def begin(
     step, name = policy.progress.step, workdir.name
     log = metrics.Log(workdir, config.log, step=step, name=name, config=config.to_dict())
     ends.callback(log.close)
+    gc.freeze()  # or the garbage collector walks all that is loaded, while the devices wait
     yield Run(
       workdir,
       examples,

@@ -204,9 +204,10 @@ def init_moments(tx: optax.GradientTransformation, model):
   return tx.init(model)
 
 
-@jax.jit
-def _zeros(model):
-  return jax.tree.map(jnp.zeros_like, model)
+@functools.partial(jax.jit, static_argnames="names")
+def zeros(model, names: tuple[str, ...]):
+  """(gradients, totals) to which accumulate adds; names are those of the totals."""
+  return jax.tree.map(jnp.zeros_like, model), {name: jnp.float32(0) for name in names}
 
 
 def on_device(rows: Rows) -> Rows:
@@ -231,7 +232,7 @@ def start_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None
   names = ["loss", "tokens", "entropy", "logprob"]
   if loss.kind == "policy":
     names += ["ratio", "clip_fraction", "importance_weight"] + (["kl"] if loss.kl else [])
-  grads, sums, logprobs = _zeros(model), {name: jnp.float32(0) for name in names}, []
+  (grads, sums), logprobs = zeros(model, tuple(names)), []
   for i, rows in enumerate(batches):
     pick = lambda given: None if given is None else given[i]  # noqa: B023
     grads, sums, part = accumulate(grads, sums, model, rows, pick(old), pick(reference), loss=loss)
@@ -245,7 +246,7 @@ def step_metrics(sums: dict) -> dict[str, float]:
 
   Raises FloatingPointError when the loss or the gradient is not finite.
   """
-  totals = {name: float(value) for name, value in sums.items()}
+  totals = {name: float(value) for name, value in jax.device_get(sums).items()}
   metrics = {name: totals.pop(name) for name in ("loss", "grad_norm")}
   if not np.isfinite(list(metrics.values())).all():
     raise FloatingPointError(f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}")

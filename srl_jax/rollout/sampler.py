@@ -233,7 +233,7 @@ class Sampler:
       p = -(-p // 128) * 128  # as kernels want it
     how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
     seed_step = np.array([params.seed, params.step], np.uint32)
-    slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
+    slots = None
     seats: list[Prompt | None] = [None] * count
     begins = np.zeros(count, int)  # ring place of each slot's first token
     column = 0  # slots.column
@@ -247,53 +247,57 @@ class Sampler:
         begins[chosen] = (column + 1) % params.max_tokens
         for i, prompt in zip(chosen, taken):
           seats[i] = prompt
-        slots = self._seat(slots, taken, chosen, batch, seed_step, n, p, how)
-      # With nothing waiting half of the rest each time: the caller works on the groups that came
-      # while the others decode, and at the end on one alone.
-      quantum = batch if waiting else max(1, (count - len(free)) // 2)
+        read = self._read(taken, batch, seed_step, n, p, how)
+        if slots is None:  # made while the device reads the first prompts
+          slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
+        sources = np.full(count, -1, np.int32)
+        sources[chosen] = np.arange(len(taken))
+        slots = _insert(slots, put(sources, "b"), *read, how=how)
+      # With nothing waiting seven eighths of the rest each time: the caller works on the groups
+      # that came while the others decode, and at the end on few.
+      quantum = batch if waiting else -(-7 * (count - len(free)) // 8)
       target = min(count, len(free) + quantum)
       slots = _decode(self.model, self.layers, slots, seed_step, target, how)
       yield from self._groups(finished)
       ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
-      ages, tokens, logprobs = map(on_host, (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr))
       column = int(on_host(slots.column))
-      finished = []
+      own = [i for i in ended if i % jax.process_count() == jax.process_index()]
+      order_br = (begins[own, None] + np.arange(params.max_tokens)) % params.max_tokens
+      # Copies, because the next program writes where these lie.
+      ages, *rings = (
+        on_host(x)[own] for x in (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr)
+      )
+      rings = [np.take_along_axis(ring_bgr, order_br[:, None], axis=2) for ring_bgr in rings]
+      finished = list(zip([seats[i] for i in own], ages, *rings))
       for i in ended:
-        prompt, seats[i] = seats[i], None
-        if i % jax.process_count() != jax.process_index():
-          continue
-        order = (begins[i] + np.arange(params.max_tokens)) % params.max_tokens
-        own = [order[: ages[i, g]] for g in range(n)]
-        finished.append([(prompt, tokens[i, g, o], logprobs[i, g, o]) for g, o in enumerate(own)])
+        seats[i] = None
     yield from self._groups(finished)
 
-  def _seat(self, slots, prompts, chosen, batch, seed_step, n, p, how):
-    """Slots in which `prompts` have taken the seats `chosen`."""
+  def _read(self, prompts, batch, seed_step, n, p, how):
+    """What _insert wants of prompts that take seats: lengths, streams, first tokens, memory."""
     tokens_bp = np.zeros((batch, p), np.int32)
     lengths_b = np.ones(batch, np.int32)
     streams_b = np.zeros(batch, np.uint32)
-    sources = np.full(slots.lengths_b.shape, -1, np.int32)
-    for row, (prompt, seat) in enumerate(zip(prompts, chosen)):
+    for row, prompt in enumerate(prompts):
       tokens_bp[row, : len(prompt.token_ids)] = prompt.token_ids
       lengths_b[row], streams_b[row] = len(prompt.token_ids), stream_of(prompt.id)
-      sources[seat] = row
     lengths_b, streams_b = put(lengths_b, "b"), put(streams_b, "b")
     first = _prefill(
       self.model, self.layers, put(tokens_bp, "bp"), lengths_b, streams_b, seed_step, n=n, how=how
     )
-    return _insert(slots, put(sources, "b"), lengths_b, streams_b, *first, how=how)
+    return lengths_b, streams_b, *first
 
   def _groups(self, finished) -> Iterator[list[Rollout]]:
-    """The groups of (prompt, tokens, log-probs) as rollouts, decoded one when it is asked for."""
-    for group in finished:
-      yield [self._rollout(*one) for one in group]
+    """Groups of (prompt, ages_g, tokens_gr, logprobs_gr) as rollouts, each when it is asked for."""
+    for prompt, *rows in finished:
+      yield [self._rollout(prompt, *row) for row in zip(*rows)]
 
-  def _rollout(self, prompt, tokens, logprobs) -> Rollout:
-    token_ids = tuple(tokens.tolist())
+  def _rollout(self, prompt, age, tokens_r, logprobs_r) -> Rollout:
+    token_ids = tuple(tokens_r[:age].tolist())
     return Rollout(
       prompt_id=prompt.id,
       token_ids=token_ids,
-      sampler_logprobs=tuple(logprobs.tolist()),
+      sampler_logprobs=tuple(logprobs_r[:age].tolist()),
       finish_reason="stop" if token_ids[-1] in self.stop_ids else "length",
       weight_version=self.version,
       text=self.tokenizer.decode(token_ids, skip_special_tokens=True),

@@ -23,6 +23,7 @@ def group(rewards, ticket=(0, 0), task="srl", failures=None):
     (dict(rewards=[0.5, 0.6]), 0.06, "low_std"),
     (dict(rewards=[0.0, 1.0]), 0.5, "low_std"),  # "exceeds" is strict
     (dict(rewards=[0.5, 0.5]), 0.0, "low_std"),
+    (dict(rewards=[0.9] * 7), 0.0, "low_std"),  # numpy's is 1e-16
     (dict(rewards=[-1, -1], failures=["no_open", "cut_off"]), 0.01, "all_failed"),
     (dict(rewards=[-1, 0.9], failures=["no_open", None]), 0.01, None),
     (dict(rewards=[0, 0], failures=["no_open", None]), 0.01, "low_std"),
