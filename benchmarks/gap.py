@@ -1,6 +1,6 @@
 """How long the device waits for the host in the quickstart's steady state, from JAX's profiler.
 
-  python -m benchmarks.gap             two minutes; prints a Markdown table
+  python -m benchmarks.gap             two minutes; prints Markdown tables
 
 Trains the quickstart on this machine's CPU and traces steps 201 to 260, when all its programs have
 been compiled. The device is idle while no program runs, on whichever thread. The host's gap is what
@@ -14,7 +14,9 @@ import bisect
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -47,12 +49,20 @@ def tracing(folder: pathlib.Path, first: int, last: int) -> Iterator[None]:
     yield
 
 
-def spans(folder: pathlib.Path, kind: str) -> list[tuple[float, float]]:
-  """(start, end) of every event of the trace whose name begins so, in seconds, by start."""
+class Span(NamedTuple):
+  """An event of the trace, in seconds."""
+
+  start: float
+  end: float
+  name: str
+
+
+def spans(folder: pathlib.Path, kind: str) -> list[Span]:
+  """Every event of the trace whose name begins so, by start."""
   file = next(folder.rglob("*.xplane.pb"))
   planes = jax.profiler.ProfileData.from_file(str(file)).planes
   return sorted(
-    (event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9)
+    Span(event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9, event.name)
     for plane in planes
     for line in plane.lines
     for event in line.events
@@ -60,21 +70,32 @@ def spans(folder: pathlib.Path, kind: str) -> list[tuple[float, float]]:
   )
 
 
-def pauses(runs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def pauses(runs: list[Span]) -> list[tuple[float, float]]:
   """(start, end) of the times at which nothing runs."""
-  found, end = [], runs[0][1]
-  for start, stop in runs:
-    if start > end:
-      found.append((end, start))
-    end = max(end, stop)
+  found, end = [], runs[0].end
+  for run in runs:
+    if run.start > end:
+      found.append((end, run.start))
+    end = max(end, run.end)
   return found
 
 
-def of_host(pauses: list[tuple[float, float]], calls: list[tuple[float, float]]) -> list[float]:
-  """Seconds of the pauses that the host made: whose next program had not been handed over yet."""
-  starts = [start for start, _ in calls]
-  newest = lambda end: calls[bisect.bisect(starts, end) - 1]
-  return [end - start for start, end in pauses if newest(end)[1] > start]
+def of_host(pauses: list[tuple[float, float]], calls: list[Span]) -> list[tuple[str, str, float]]:
+  """(program before, program after, seconds) of the pauses that the host made: in which it had not
+  handed over the next program yet.
+  """
+  starts, found = [call.start for call in calls], []
+  newest = lambda time: calls[bisect.bisect(starts, time) - 1]
+  for start, end in pauses:
+    if newest(end).end > start:
+      found.append((newest(start).name, newest(end).name, end - start))
+  return found
+
+
+def table(title: str, rows: Iterable[str]) -> str:
+  """Markdown; cells are parted by a bar."""
+  lines = [title, " | ".join(["---"] * (title.count("|") + 1)), *rows]
+  return "\n".join(f"| {line} |" for line in lines)
 
 
 def main() -> None:
@@ -94,13 +115,33 @@ def main() -> None:
     runs, calls = spans(folder, PROGRAM), spans(folder, CALL)
   idle = pauses(runs)
   found = of_host(idle, calls)
-  wall = runs[-1][1] - runs[0][0]
-  steps = given.last - given.first
+  steps, wall = given.last - given.first, runs[-1].end - runs[0].start
   share = lambda seconds: f"{100 * sum(seconds) / wall:.1f} %"
-  print(f"\n| steps traced | ms a step | idle | host gap | longest gap |\n{'|---' * 5}|")
+  seconds = [gap for *_, gap in found]
+  print()
   print(
-    f"| {given.first + 1}-{given.last} | {1e3 * wall / steps:.0f} | "
-    f"{share(end - start for start, end in idle)} | {share(found)} | {1e3 * max(found):.1f} ms |"
+    table(
+      "steps traced | ms a step | idle | host gap | longest gap",
+      [
+        f"{given.first + 1}-{given.last} | {1e3 * wall / steps:.0f} | "
+        f"{share(end - start for start, end in idle)} | {share(seconds)} | "
+        f"{1e3 * max(seconds):.1f} ms"
+      ],
+    )
+  )
+  between = Counter()
+  for before, after, gap in found:
+    between[before, after] += gap
+  name = lambda call: call.removeprefix(f"{CALL}(").rstrip(")").lstrip("_")
+  print()
+  print(
+    table(
+      "the host's gap after | and before | ms a step",
+      [
+        f"{name(before)} | {name(after)} | {1e3 * gap / steps:.1f}"
+        for (before, after), gap in between.most_common(6)
+      ],
+    )
   )
 
 
