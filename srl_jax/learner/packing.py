@@ -17,6 +17,7 @@ import numpy as np
 
 from srl_jax.data.batches import bucket
 from srl_jax.learner.grpo import token_shares
+from srl_jax.policy.kernels import query_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,12 +195,13 @@ def _lay_out(rows: Rows, l: int, g: int) -> Rows:
 
 
 def _fewer_pairs(rows: Rows) -> Rows:
-  """Rows in blocks if far fewer pairs of tokens meet in attention than under a mask."""
+  """Rows in blocks if fewer pairs of tokens meet in attention than under a mask."""
   blocks = in_blocks(rows)
   s, p = blocks.prompts_bsp.shape[1:]
   g, r = blocks.responses_bsgr.shape[2:]
-  pairs = s * (p * p + g * r * (p + r))
-  return blocks if pairs < 0.75 * rows.tokens_bt.shape[1] ** 2 else rows
+  causal = lambda t: sum((end - start) * end for start, end in query_parts(t))
+  pairs = s * (causal(p) + g * r * (p + r))
+  return blocks if pairs < 0.9 * causal(rows.tokens_bt.shape[1]) else rows
 
 
 def in_blocks(rows: Rows) -> Rows:

@@ -37,28 +37,39 @@ def causal(q_btnh, k_btkh, v_btkh, lengths_b, kernel: str):
 
 
 def masked(q_btnh, k_btkh, v_btkh, mask_bts):
-  """Attention under a mask in plain XLA; all scores exist at once, in float32."""
+  """Attention in plain XLA under a mask by which no token sees a later one.
+
+  In parts of the queries, each without the keys behind it. All scores of a part exist at once, in
+  float32.
+  """
+  parts = [
+    _masked(q_btnh[:, start:end], k_btkh[:, :end], v_btkh[:, :end], mask_bts[:, start:end, :end])
+    for start, end in query_parts(q_btnh.shape[1])
+  ]
+  return jnp.concatenate(parts, axis=1)
+
+
+def query_parts(t: int) -> list[tuple[int, int]]:
+  """(start, end) of the parts of t queries: four of them, which spares 3/8 of all pairs."""
+  size = max(128, -(-t // 4))
+  return [(start, min(start + size, t)) for start in range(0, t, size)]
+
+
+def _masked(q_btnh, k_bskh, v_bskh, mask_bts):
   b, t, n, h = q_btnh.shape
-  k = k_btkh.shape[2]
+  k = k_bskh.shape[2]
   q = q_btnh.reshape(b, t, k, n // k, h)
-  scores = jnp.einsum("btkqh,bskh->bkqts", q, k_btkh, preferred_element_type=jnp.float32)
+  scores = jnp.einsum("btkqh,bskh->bkqts", q, k_bskh, preferred_element_type=jnp.float32)
   scores = jnp.where(mask_bts[:, None, None], scores / math.sqrt(h), NEGATIVE)
   probs = jax.nn.softmax(scores, axis=-1)
-  out = jnp.einsum("bkqts,bskh->btkqh", probs.astype(v_btkh.dtype), v_btkh)
+  out = jnp.einsum("bkqts,bskh->btkqh", probs.astype(v_bskh.dtype), v_bskh)
   return out.reshape(b, t, n, h)
 
 
 def _xla(q_btnh, k_btkh, v_btkh, lengths_b):
-  """In four parts of the queries: the keys behind a part cost nothing, 3/8 of all pairs."""
-  t = q_btnh.shape[1]
-  size = max(128, -(-t // 4))
-  parts = []
-  for start in range(0, t, size):
-    end = min(start + size, t)
-    places = jnp.arange(end)
-    mask_bts = (places[start:, None] >= places) & (places < lengths_b[:, None, None])
-    parts.append(masked(q_btnh[:, start:end], k_btkh[:, :end], v_btkh[:, :end], mask_bts))
-  return jnp.concatenate(parts, axis=1)
+  places = jnp.arange(q_btnh.shape[1])
+  mask_bts = (places[:, None] >= places) & (places < lengths_b[:, None, None])
+  return masked(q_btnh, k_btkh, v_btkh, mask_bts)
 
 
 def _cudnn(q_btnh, k_btkh, v_btkh, lengths_b):

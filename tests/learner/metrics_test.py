@@ -162,6 +162,8 @@ def test_tensorboard_keeps_the_step_that_a_run_continues_from(tmp_path):
 
   writer = log(tmp_path, 2, tensorboard=True)
   writer.step(3, {"loss": 0.5})
+  writer.tell()
+  writer.step(4, {"loss": 0.25})  # told of when the log is closed
   writer.close()
   (path,) = (tmp_path / "tensorboard").iterdir()
   data, events = path.read_bytes(), []
@@ -171,8 +173,9 @@ def test_tensorboard_keeps_the_step_that_a_run_continues_from(tmp_path):
     data = data[16 + length :]
   starts = [e.step for e in events if e.session_log.status == SessionLog.START]
   assert starts == [3]
-  values = {v.tag: (e.step, v.simple_value) for e in events for v in e.summary.value}
-  assert values == {"loss": (3, 0.5), "programs_compiled": (3, 0.0)}
+  values = [(v.tag, e.step, v.simple_value) for e in events for v in e.summary.value]
+  compiled = [("programs_compiled", step, 0.0) for step in (3, 4)]
+  assert sorted(values) == [("loss", 3, 0.5), ("loss", 4, 0.25), *compiled]
 
 
 def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):

@@ -10,17 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
-from vllm_processes import ROOT, eventually
+from vllm_processes import ROOT, eventually, free_port
 
 pytestmark = pytest.mark.slow
 
 STEPS = 20
 
 
-def start(workdir, model, *flags):
+def start(workdir, model, *flags, **environment):
   """A run of the quickstart, STEPS long; what it prints goes to workdir.log."""
   command = [sys.executable, "-m", "srl_jax.train", "--config=configs/quickstart.py"]
   command += [
@@ -37,7 +38,7 @@ def start(workdir, model, *flags):
       cwd=ROOT,
       stdout=log,
       stderr=subprocess.STDOUT,
-      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
     )
 
 
@@ -109,6 +110,33 @@ def test_ahead_by_one_step_a_killed_run_uses_nothing_twice(served, untied, weigh
   assert max(used.values()) == 1
   versions = [group["weight_versions"][0] == step - 2 for step, group in groups(workdir)]
   assert np.mean(versions) > 0.7  # it really was ahead
+
+
+def answered(server):
+  """Requests that a server has answered."""
+  with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+    lines = answer.read().decode().splitlines()
+  return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:request_success_total"))
+
+
+def test_two_processes_with_a_server_each_are_one_run(served, servers, untied, tmp_path):
+  """Each gives its server the weights and samples its part of the prompts; both train on all."""
+  workdir, steps, both = tmp_path / "two", 3, [servers[name].wait() for name in "ab"]
+  before = list(map(answered, both))
+  flags = [*served, f"--config.rollout.servers={','.join(server.url for server in both)}"]
+  flags += ["--config.mesh=data=2", f"--config.train.steps={steps}"]
+  environment = {
+    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_NUM_CPU_DEVICES": "1",
+  }
+  runs = [start(workdir, untied, *flags, **environment, JAX_PROCESS_ID=str(i)) for i in range(2)]
+  assert [run.wait(400) for run in runs] == [0, 0], said(workdir)
+  assert [row["step"] for row in metrics(workdir)] == list(range(1, steps + 1))
+  assert max(row["logprob_gap_mean"] for row in metrics(workdir)) < 1e-3
+  assert all(set(group["weight_versions"]) == {step - 1} for step, group in groups(workdir))
+  sampled = [now - earlier for now, earlier in zip(map(answered, both), before)]
+  assert min(sampled) >= 0.4 * sum(sampled) > 0, sampled
 
 
 def test_a_run_whose_last_server_dies_saves_and_ends(
