@@ -62,13 +62,31 @@ def plan(shapes: list[str], tiny: bool) -> list[tuple[str, dict, dict, int]]:
   return found
 
 
-def measure(case: str, order: dict, who: dict, rounds: int, folder: pathlib.Path) -> dict:
+def measure(
+  case: str, order: dict, who: dict, rounds: int, folder: pathlib.Path
+) -> tuple[dict, dict]:
   """({name: its answers of the rounds that count, or the PeerError}, {name: versions}).
+
+  Whoever fails beside the others, for lack of memory most often, has another go alone.
 
   Args:
     case, order, who, rounds: of plan.
     folder: for the peers' logs.
   """
+  found, versions = in_turn(case, order, who, rounds, folder)
+  for name in [name for name, answers in found.items() if isinstance(answers, PeerError)]:
+    print(f"  {name} again, alone", flush=True)
+    again, of_name = in_turn(case, order, {name: who[name]}, rounds, folder)
+    found[name], versions[name] = again[name], of_name[name]
+    if not isinstance(again[name], PeerError):
+      found[name] = [answer | {"alone": True} for answer in again[name]]
+  return found, versions
+
+
+def in_turn(
+  case: str, order: dict, who: dict, rounds: int, folder: pathlib.Path
+) -> tuple[dict, dict]:
+  """As measure, all in turn."""
   with contextlib.ExitStack() as stack:
     peers, found, versions = {}, {name: [] for name in who}, {}
 

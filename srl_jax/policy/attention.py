@@ -59,17 +59,20 @@ class Cached(NamedTuple):
   """Keys and values of the tokens read so far, for b prompts of g responses each.
 
   All responses write their newest token to the same `column` of a ring of r slots, whenever they
-  began, so a write is one contiguous slice; a slot is a response's own if its age is below `ages`.
+  began, so a write is one slice; a slot is a response's own if its age is below `ages`. They lie as
+  the products with them want it (XLA puts a prompt's left and a response's own right), or they
+  would be turned around for every token.
 
-  Fields: prompt_k_bpkh, prompt_v_bpkh; lengths_b, tokens of each prompt (int32); k_bgrkh, v_bgrkh;
-  column, scalar int32; ages_bg, tokens of each response, the newest included (int32).
+  Fields: prompt_k_bkph, prompt_v_bkhp (see prompt_cache); lengths_b, tokens of each prompt (int32);
+  k_bgkhr, v_bgkrh; column, scalar int32; ages_bg, tokens of each response, the newest included
+  (int32).
   """
 
-  prompt_k_bpkh: jax.Array
-  prompt_v_bpkh: jax.Array
+  prompt_k_bkph: jax.Array
+  prompt_v_bkhp: jax.Array
   lengths_b: jax.Array
-  k_bgrkh: jax.Array
-  v_bgrkh: jax.Array
+  k_bgkhr: jax.Array
+  v_bgkrh: jax.Array
   column: jax.Array
   ages_bg: jax.Array
 
@@ -77,7 +80,7 @@ class Cached(NamedTuple):
 LETTERS = {
   Packed: Packed("bt", "bt", "bt", "bml", "btg", "bsp", "bsgr", "bt"),
   Padded: Padded("b"),
-  Cached: Cached("bpkh", "bpkh", "b", "bgrkh", "bgrkh", "", "bg"),
+  Cached: Cached("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg"),
 }
 
 
@@ -92,7 +95,7 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
 
   Returns:
     (out_btnh, memory): memory is (k_btkh, v_btkh), what a cache would keep; with Cached it is
-    (k_bgrkh, v_bgrkh) with the new tokens written.
+    (k_bgkhr, v_bgkrh) with the new tokens written.
   """
   run = {Packed: _packed, Padded: _padded, Cached: _cached}[type(state)]
   if not has_mesh():
@@ -100,7 +103,7 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
   letters = LETTERS[type(state)]
   specs = type(state)(*(None if x is None else act_spec(s) for x, s in zip(state, letters)))
   tokens = tuple(map(act_spec, ("btnh", "btkh", "btkh")))
-  memory = (act_spec("bgrkh" if run is _cached else "btkh"),) * 2
+  memory = tuple(map(act_spec, ("bgkhr", "bgkrh") if run is _cached else ("btkh", "btkh")))
   return jax.shard_map(
     lambda *args: run(*args, kernel),
     in_specs=(*tokens, specs),
@@ -214,19 +217,24 @@ def _from_places_back(places, grad_btnh):
 _from_places.defvjp(lambda x, lines, homes: (_take(x, homes), (lines, homes)), _from_places_back)
 
 
+def prompt_cache(k_btkh, v_btkh):
+  """(prompt_k_bkph, prompt_v_bkhp) of Cached, from the memory of a prompt that was read."""
+  return k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 3, 1)
+
+
 def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
   del kernel  # one token a row: there is nothing for them to do
   b, g, n, h = q_bgnh.shape
-  k, r = k_bgkh.shape[2], state.k_bgrkh.shape[2]
+  k, r = k_bgkh.shape[2], state.k_bgkhr.shape[4]
   q = q_bgnh.reshape(b, g, k, n // k, h)
-  write = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(
-    cache, new[:, :, None].astype(cache.dtype), state.column, axis=2
+  write = lambda ring, new, axis: jax.lax.dynamic_update_slice_in_dim(
+    ring, jnp.expand_dims(new, axis).astype(ring.dtype), state.column, axis=axis
   )
-  keys, values = write(state.k_bgrkh, k_bgkh), write(state.v_bgrkh, v_bgkh)
+  keys, values = write(state.k_bgkhr, k_bgkh, 4), write(state.v_bgkrh, v_bgkh, 3)
 
   f32 = dict(preferred_element_type=jnp.float32)
-  prompt = jnp.einsum("bgkqh,bpkh->bgkqp", q, state.prompt_k_bpkh, **f32)
-  own = jnp.einsum("bgkqh,bgrkh->bgkqr", q, keys, **f32)
+  prompt = jnp.einsum("bgkqh,bkph->bgkqp", q, state.prompt_k_bkph, **f32)
+  own = jnp.einsum("bgkqh,bgkhr->bgkqr", q, keys, **f32)
   p = prompt.shape[-1]
   in_prompt = jnp.arange(p) < state.lengths_b[:, None]
   age = (state.column - jnp.arange(r)) % r  # of each slot: 0 for the one just written
@@ -234,6 +242,6 @@ def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
   prompt = jnp.where(in_prompt[:, None, None, None], prompt / math.sqrt(h), NEGATIVE)
   own = jnp.where(in_own[:, :, None, None], own / math.sqrt(h), NEGATIVE)
   probs = jax.nn.softmax(jnp.concatenate([prompt, own], axis=-1), axis=-1).astype(values.dtype)
-  out = jnp.einsum("bgkqp,bpkh->bgkqh", probs[..., :p], state.prompt_v_bpkh)
-  out += jnp.einsum("bgkqr,bgrkh->bgkqh", probs[..., p:], values)
+  out = jnp.einsum("bgkqp,bkhp->bgkqh", probs[..., :p], state.prompt_v_bkhp)
+  out += jnp.einsum("bgkqr,bgkrh->bgkqh", probs[..., p:], values)
   return out.reshape(b, g, n, h), (keys, values)

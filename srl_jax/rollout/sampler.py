@@ -30,7 +30,7 @@ class Slots(NamedTuple):
   slots write at the same `column`, from wherever they began, so a write is one slice.
   """
 
-  caches: list[tuple]  # (prompt_k_bpkh, prompt_v_bpkh, k_bgrkh, v_bgrkh) of each layer
+  caches: list[tuple]  # (prompt_k_bkph, prompt_v_bkhp, k_bgkhr, v_bgkrh) of each layer
   lengths_b: jax.Array  # tokens of the prompt
   streams_b: jax.Array  # uint32, the prompt's random stream
   ages_bg: jax.Array  # tokens sampled so far
@@ -71,7 +71,7 @@ def _decoding_copy(model: Qwen2):
 def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   """Reads prompts and samples the first token of the n responses of each.
 
-  Returns (tokens_bg, logprobs_bg, [(k_bpkh, v_bpkh) of each layer]).
+  Returns (tokens_bg, logprobs_bg, [(prompt_k_bkph, prompt_v_bkhp) of each layer]).
   """
   b, p = tokens_bp.shape
   positions_bp = reshard(jnp.broadcast_to(jnp.arange(p), (b, p)), act_spec("bp"))
@@ -80,7 +80,7 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   x_bpd, memory = model.embed(tokens_bp), []
   for layer in layers:
     x_bpd, keys_values = layer(x_bpd, rotary, state)
-    memory.append(keys_values)
+    memory.append(attention.prompt_cache(*keys_values))
   last = (positions_bp == lengths_b[:, None] - 1).astype(x_bpd.dtype)
   last_b1d = jnp.einsum("bp,bpd->bd", last, x_bpd)[:, None]
   logits_b1v = model.logits(model.final_norm(last_b1d))
@@ -100,9 +100,9 @@ def _empty(layers, b, g, p, r, config) -> Slots:
     return reshard(jnp.full(shape, value, dtype), act_spec(letters))
 
   cache = lambda letters: filled(letters, dtype=config.dtype)
-  ring = ("bpkh", "bpkh", "bgrkh", "bgrkh")
+  letters = ("bkph", "bkhp", "bgkhr", "bgkrh")
   return Slots(
-    caches=[tuple(map(cache, ring)) for _ in range(layers)],
+    caches=[tuple(map(cache, letters)) for _ in range(layers)],
     lengths_b=filled("b", 1),
     streams_b=filled("b", dtype=jnp.uint32),
     ages_bg=filled("bg", 1),
@@ -129,7 +129,7 @@ def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_b
   done_bg = jnp.where(takes_b[:, None], False, slots.done_bg)
   slots = slots._replace(
     caches=[
-      (choose(k, old[0], "bpkh"), choose(v, old[1], "bpkh"), *old[2:])
+      (choose(k, old[0], "bkph"), choose(v, old[1], "bkhp"), *old[2:])
       for (k, v), old in zip(memory, slots.caches)
     ],
     lengths_b=choose(lengths_b, slots.lengths_b, "b"),

@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_pause_is_the_hosts_until_the_next_program_is_handed_over():
   """Of three pauses, XLA makes the first: b was handed over while a ran."""
   runs = [Span(0, 10, "a"), Span(2, 4, "part of a"), Span(11, 20, "b"), Span(23, 30, "c")]
-  runs.append(Span(34, 40, "d"))  # handed over before c had ended, but the call lasts into the pause
-  calls = [Span(0, 1, "call a"), Span(5, 6, "call b"), Span(22, 22.5, "call c"), Span(29, 31, "call d")]
+  runs.append(Span(34, 40, "d"))
+  calls = [Span(0, 1, "to a"), Span(5, 6, "to b"), Span(22, 22.5, "to c")]
+  calls.append(Span(29, 31, "to d"))  # begun before c had ended, but it lasts into the pause
   idle = pauses(runs)
   assert idle == [(10, 11), (20, 23), (30, 34)]
-  assert of_host(idle, calls) == [("call b", "call c", 3), ("call d", "call d", 4)]
+  assert of_host(idle, calls) == [("to b", "to c", 3), ("to d", "to d", 4)]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from benchmarks.peers import __main__ as main
 from benchmarks.peers import cases, table
 from benchmarks.peers.worker import Peer, PeerError
 
@@ -41,6 +42,25 @@ def test_page_says_which_goals_are_met():
   assert "2.50 (goal 2: met)" in line and "0.69 (goal 0.8: missed)" in line
   assert "failed: the process ended" in page and "- TRL: trl 1" in page
   assert "| ours, prompt shared | 1.1 (1, 1.2) | 2.2 | 116 |" in page
+
+
+def test_who_fails_beside_the_others_has_another_go_alone(tmp_path, monkeypatch):
+  together = []
+
+  def in_turn(case, order, who, rounds, folder):
+    together.append(list(who))
+    fails = lambda name: name == "broken" or (name == "large" and len(who) > 1)
+    found = {name: PeerError("ended") if fails(name) else [answer(2.0)] for name in who}
+    return found, {name: {"x": "1"} for name in who}
+
+  monkeypatch.setattr(main, "in_turn", in_turn)
+  found, _ = main.measure("sample", {}, dict.fromkeys(["ours", "large", "broken"]), 1, tmp_path)
+  assert together == [["ours", "large", "broken"], ["large"], ["broken"]]
+  assert "alone" not in found["ours"][0] and isinstance(found["broken"], PeerError)
+  lines = table.rows("sample", ORDER | {"prompts": 1}, found)
+  assert any(
+    line.startswith("| large (alone: it failed beside the others) | 2 (2)") for line in lines
+  )
 
 
 def test_page_holds_seconds_to_their_goal():

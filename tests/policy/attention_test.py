@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from srl_jax.policy import kernels, sharding
-from srl_jax.policy.attention import Cached, Packed, attend, visible
+from srl_jax.policy.attention import Cached, Packed, attend, prompt_cache, visible
 from srl_jax.policy.model import rotary_angles
 
 
@@ -110,26 +110,29 @@ def cached_case():
   lengths = np.array([6, 1, 3, 4], np.int32)
   ages = np.array([[1, 5], [2, 3], [4, 2], [1, 1]], np.int32)
   q, new_k, new_v = draw(b, g, n, h), draw(b, g, k, h), draw(b, g, k, h)
-  prompts, rings = (draw(b, p, k, h), draw(b, p, k, h)), (draw(b, g, r, k, h), draw(b, g, r, k, h))
+  prompts, rings = (draw(b, k, p, h), draw(b, k, h, p)), (draw(b, g, k, h, r), draw(b, g, k, r, h))
   return q, new_k, new_v, Cached(*prompts, lengths, *rings, np.int32(1), ages)
 
 
 def test_cached_reads_its_prompt_and_its_own_young_slots():
   q, new_k, new_v, state = cached_case()
-  out, (k_bgrkh, v_bgrkh) = jax.jit(attend)(q, new_k, new_v, state)
+  out, (k_bgkhr, v_bgkrh) = jax.jit(attend)(q, new_k, new_v, state)
   for b in range(4):
     for g in range(2):
       # Slots from the oldest of this response to the one just written, across the ring's end.
       slots = [(1 - age) % 5 for age in range(state.ages_bg[b, g])]
-      keys, values = state.k_bgrkh[b, g].copy(), state.v_bgrkh[b, g].copy()
-      keys[1], values[1] = new_k[b, g], new_v[b, g]
-      np.testing.assert_array_equal(k_bgrkh[b, g], keys)
-      np.testing.assert_array_equal(v_bgrkh[b, g], values)
+      keys, values = state.k_bgkhr[b, g].copy(), state.v_bgkrh[b, g].copy()
+      keys[:, :, 1], values[:, 1] = new_k[b, g], new_v[b, g]
+      np.testing.assert_array_equal(k_bgkhr[b, g], keys)
+      np.testing.assert_array_equal(v_bgkrh[b, g], values)
+      keys, values = keys.transpose(2, 0, 1), values.transpose(1, 0, 2)  # rkh
+      prompt_k = state.prompt_k_bkph[b].transpose(1, 0, 2)  # pkh
+      prompt_v = state.prompt_v_bkhp[b].transpose(2, 0, 1)
       length = state.lengths_b[b]
       expected = softmax_attention(
         q[b, g],
-        np.concatenate([state.prompt_k_bpkh[b, :length], keys[slots]]),
-        np.concatenate([state.prompt_v_bpkh[b, :length], values[slots]]),
+        np.concatenate([prompt_k[:length], keys[slots]]),
+        np.concatenate([prompt_v[:length], values[slots]]),
       )
       np.testing.assert_allclose(out[b, g], expected, atol=1e-5)
 
@@ -139,7 +142,7 @@ def test_cached_is_the_same_on_a_mesh():
   expected = jax.jit(attend)(q, new_k, new_v, state)
   mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
   put = lambda x, letters: sharding.put(x, letters, mesh)
-  state = Cached(*map(put, state, ("bpkh", "bpkh", "b", "bgrkh", "bgrkh", "", "bg")))
+  state = Cached(*map(put, state, ("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg")))
   with jax.set_mesh(mesh):
     out = jax.jit(attend)(put(q, "bgnh"), put(new_k, "bgkh"), put(new_v, "bgkh"), state)
   for ours, theirs in zip(jax.tree.leaves(out), jax.tree.leaves(expected)):
@@ -176,9 +179,9 @@ def test_greedy_decoding_equals_the_full_forward_pass(hf_case, case):
     x_bgd, rings = through_layers(model.embed(tokens_bg), at, state, (prompt_kv, rings))
     return model.logits(model.final_norm(x_bgd)), rings
 
-  prompt_kv = read(tokens)
+  prompt_kv = jax.vmap(prompt_cache)(*read(tokens))
   layers, k, h = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-  rings = tuple(jnp.zeros((layers, 2, 2, steps, k, h)) for _ in range(2))
+  rings = tuple(jnp.zeros((layers, 2, 2, k, *own)) for own in ((h, steps), (steps, h)))
   newest, written, seen = jnp.array([[20, 30], [40, 50]]), [], []
   for column in range(steps):
     written.append(newest)
