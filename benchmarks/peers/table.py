@@ -76,7 +76,8 @@ def rows(case: str, order: dict, found: dict) -> list[str]:
   lines = [head, ["---"] * len(head)]
   for name, answers in found.items():
     if isinstance(answers, PeerError):
-      lines.append([name, f"failed: {answers}"] + [""] * (len(head) - 2))
+      why = str(answers).partition(";")[0]  # not the name of its log
+      lines.append([name, f"failed: {why}"] + [""] * (len(head) - 2))
       continue
     median = _median(answers)
     alone = " (alone: it failed beside the others)" if answers[0].get("alone") else ""

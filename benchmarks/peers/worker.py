@@ -55,7 +55,9 @@ class Peer:
       self.process.stdin.flush()
       line = self.process.stdout.readline()
     if not line:
-      raise PeerError(f"the process ended; its output is in {self.log}")
+      killed = self.process.wait(60) == -signal.SIGKILL
+      why = " (it was killed, most often for lack of memory)" if killed else ""
+      raise PeerError(f"the process ended{why}; its output is in {self.log}")
     answer = json.loads(line)
     if "error" in answer:
       raise PeerError(f"{answer['error']}; more in {self.log}")

@@ -35,12 +35,12 @@ def test_page_says_which_goals_are_met():
     "ours, prompt shared": [answer(1.0, grad_norm=2.0), answer(1.2, grad_norm=1.9)],
     "ours, sharing off": [answer(4.0, grad_norm=2.0)],
     "TRL": [answer(2.75, grad_norm=2.0)],
-    "tunix": PeerError("the process ended"),
+    "tunix": PeerError("the process ended; its output is in a log"),
   }
   page = table.page([("update", ORDER, found, {"TRL": {"trl": "1"}})], command="COMMAND", minutes=1)
   line = next(line for line in page.splitlines() if line.startswith("| TRL"))
   assert "2.50 (goal 2: met)" in line and "0.69 (goal 0.8: missed)" in line
-  assert "failed: the process ended" in page and "- TRL: trl 1" in page
+  assert "failed: the process ended |" in page and "- TRL: trl 1" in page
   assert "| ours, prompt shared | 1.1 (1, 1.2) | 2.2 | 116 |" in page
 
 
@@ -104,7 +104,7 @@ def test_a_peer_answers_fails_and_ends(tmp_path):
     assert "noise on stdout" in (tmp_path / "log").read_text()
     peer.process.kill()
     peer.process.wait()
-    with pytest.raises(PeerError, match="the process ended"):
+    with pytest.raises(PeerError, match=r"the process ended \(it was killed"):
       peer.ask({"turn": 1})
   finally:
     peer.close()
