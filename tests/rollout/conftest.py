@@ -1,4 +1,4 @@
-"""The vLLM servers that tests share: three at most, each started when a test first asks for it."""
+"""The vLLM servers that tests share: four at most, each started when a test first asks for it."""
 
 import json
 import os
@@ -38,7 +38,10 @@ def untied(tmp_path_factory):
 
 
 class Servers(dict):
-  """{name: Running}: "real" has SmolLM2-135M, tied; "a" and "b" have `untied`. It starts them."""
+  """{name: Running}: "real" has SmolLM2-135M, tied; "a", "b", "c" have `untied`. It starts them.
+
+  Some tests kill "b", the last one kills "a".
+  """
 
   def __init__(self, models: dict, folder, weights_root):
     self.models, self.folder, self.weights_root = models, folder, weights_root
@@ -56,7 +59,7 @@ def servers(tmp_path_factory, weights_root, untied, request):
   require_server()
   # Where the real model cannot be built, its tests alone are skipped.
   real = lambda: request.getfixturevalue("real_models")("smollm2-135m")
-  models = {"real": real, "a": lambda: untied, "b": lambda: untied}
+  models = {"real": real, "a": lambda: untied, "b": lambda: untied, "c": lambda: untied}
   found = Servers(models, tmp_path_factory.mktemp("vllm"), weights_root)
   try:
     yield found

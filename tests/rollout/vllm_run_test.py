@@ -121,7 +121,7 @@ def answered(server):
 
 def test_two_processes_with_a_server_each_are_one_run(served, servers, untied, tmp_path):
   """Each gives its server the weights and samples its part of the prompts; both train on all."""
-  workdir, steps, both = tmp_path / "two", 3, [servers[name].wait() for name in "ab"]
+  workdir, steps, both = tmp_path / "two", 3, [servers[name].wait() for name in "ac"]
   before = list(map(answered, both))
   flags = [*served, f"--config.rollout.servers={','.join(server.url for server in both)}"]
   flags += ["--config.mesh=data=2", f"--config.train.steps={steps}"]
