@@ -15,7 +15,7 @@ import contextlib
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 from unittest import mock
 
@@ -57,17 +57,19 @@ class Span(NamedTuple):
   name: str
 
 
-def spans(folder: pathlib.Path, kind: str) -> list[Span]:
-  """Every event of the trace whose name begins so, by start."""
+def spans(folder: pathlib.Path) -> tuple[list[Span], list[Span]]:
+  """(runs of programs and of their parts, calls of the host) of the trace, by start."""
   file = next(folder.rglob("*.xplane.pb"))
   planes = jax.profiler.ProfileData.from_file(str(file)).planes
-  return sorted(
+  found = sorted(
     Span(event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9, event.name)
     for plane in planes
     for line in plane.lines
     for event in line.events
-    if event.name.startswith(kind)
+    if event.name.startswith((PROGRAM, CALL))
   )
+  of_kind = lambda kind: [span for span in found if span.name.startswith(kind)]
+  return of_kind(PROGRAM), of_kind(CALL)
 
 
 def pauses(runs: list[Span]) -> list[tuple[float, float]]:
@@ -80,22 +82,16 @@ def pauses(runs: list[Span]) -> list[tuple[float, float]]:
   return found
 
 
-def of_host(pauses: list[tuple[float, float]], calls: list[Span]) -> list[tuple[str, str, float]]:
+def of_host(idle: list[tuple[float, float]], calls: list[Span]) -> list[tuple[str, str, float]]:
   """(program before, program after, seconds) of the pauses that the host made: in which it had not
   handed over the next program yet.
   """
   starts, found = [call.start for call in calls], []
   newest = lambda time: calls[bisect.bisect(starts, time) - 1]
-  for start, end in pauses:
+  for start, end in idle:
     if newest(end).end > start:
       found.append((newest(start).name, newest(end).name, end - start))
   return found
-
-
-def table(title: str, rows: Iterable[str]) -> str:
-  """Markdown; cells are parted by a bar."""
-  lines = [title, " | ".join(["---"] * (title.count("|") + 1)), *rows]
-  return "\n".join(f"| {line} |" for line in lines)
 
 
 def main() -> None:
@@ -112,37 +108,25 @@ def main() -> None:
     mesh = make_mesh(common.mesh_spec(config))
     with jax.set_mesh(mesh), tracing(folder, given.first, given.last):
       rl.train(config, workdir)
-    runs, calls = spans(folder, PROGRAM), spans(folder, CALL)
+    runs, calls = spans(folder)
   idle = pauses(runs)
   found = of_host(idle, calls)
   steps, wall = given.last - given.first, runs[-1].end - runs[0].start
   share = lambda seconds: f"{100 * sum(seconds) / wall:.1f} %"
   seconds = [gap for *_, gap in found]
-  print()
+  print("\n| steps traced | ms a step | idle | host gap | longest gap |\n|---|---|---|---|---|")
   print(
-    table(
-      "steps traced | ms a step | idle | host gap | longest gap",
-      [
-        f"{given.first + 1}-{given.last} | {1e3 * wall / steps:.0f} | "
-        f"{share(end - start for start, end in idle)} | {share(seconds)} | "
-        f"{1e3 * max(seconds):.1f} ms"
-      ],
-    )
+    f"| {given.first + 1}-{given.last} | {1e3 * wall / steps:.0f} | "
+    f"{share(end - start for start, end in idle)} | {share(seconds)} | "
+    f"{1e3 * max(seconds):.1f} ms |"
   )
   between = Counter()
   for before, after, gap in found:
     between[before, after] += gap
   name = lambda call: call.removeprefix(f"{CALL}(").rstrip(")").lstrip("_")
-  print()
-  print(
-    table(
-      "the host's gap after | and before | ms a step",
-      [
-        f"{name(before)} | {name(after)} | {1e3 * gap / steps:.1f}"
-        for (before, after), gap in between.most_common(6)
-      ],
-    )
-  )
+  print("\n| the host's gap after | and before | ms a step |\n|---|---|---|")
+  for (before, after), gap in between.most_common(6):
+    print(f"| {name(before)} | {name(after)} | {1e3 * gap / steps:.1f} |")
 
 
 if __name__ == "__main__":

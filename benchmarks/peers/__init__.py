@@ -2,7 +2,7 @@
 
   __main__.py      what is measured, in which turns, and where the table goes
   cases.py         the shapes, the tokens and the texts, the same for everybody
-  environments.py  makes the environment of each peer, in benchmarks/.envs
+  environments.py  makes the environment of each peer, in .venv-NAME
   worker.py        both ends of the pipe between the measuring process and a peer's
   table.py         figures -> Markdown
   of_*.py          one peer each: what it does with an order; runs in that peer's environment

@@ -1,4 +1,4 @@
-"""The environment of each peer, made once: `benchmarks/.envs/NAME`, or the launch scripts' own."""
+"""The environment of each peer, made once: `.venv-NAME`, as the launch scripts make theirs."""
 
 import os
 import pathlib
@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "benchmarks" / ".envs"
 
 # Torch by itself first: where there is no GPU its CPU build is enough, and what comes after finds
 # it there.
@@ -29,7 +28,7 @@ def python_of(name: str) -> str:
   if name == "vllm":
     subprocess.run([ROOT / "launch" / "vllm_server.sh", "--install-only"], check=True)
     return str(ROOT / ".venv-vllm" / "bin" / "python")
-  folder = FOLDER / name
+  folder = ROOT / f".venv-{name}"
   python = folder / "bin" / "python"
   done, wanted = folder / ".done", " ".join(PACKAGES[name])
   if not done.exists() or done.read_text() != wanted:
@@ -45,7 +44,8 @@ def variables(name: str) -> dict[str, str]:
   """Environment variables of a peer's process."""
   common = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
   # Without byte code the imports alone take a minute.
-  common |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(FOLDER / "pycache" / name)}
+  compiled = ROOT / ".cache" / "pycache" / name
+  common |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(compiled)}
   if name != "vllm":
     return common
   cores = len(os.sched_getaffinity(0))

@@ -116,10 +116,10 @@ def pack(
   # Cut where a row is all that fits a device: short rows stand side by side anyway.
   bins = _first_fit(units, t, cut=t == tokens_per_device)
   size = _rows_at_a_time(len(bins), max(1, tokens_per_device // t), shards)
-  return [_fewer_pairs(_rows(part, t, size)) for part in _parts(bins, size)]
+  return [_fewer_pairs(_rows(part, t, size)) for part in _micro_batches(bins, size)]
 
 
-def _parts(bins: list, size: int) -> list[list]:
+def _micro_batches(bins: list, size: int) -> list[list]:
   """The bins of each micro-batch of `size` rows."""
   return [bins[i : i + size] for i in range(0, len(bins), size)]
 
@@ -142,7 +142,7 @@ def _pack_lines(units, t, shards, g) -> list[Rows]:
     if l < max(of_length):
       full = sum(_tokens(bin_) >= WELL_FILLED * t for bin_ in bins) // shards * shards
     left = [unit for bin_ in bins[full:] for unit in bin_]
-    for part in _parts(bins[:full], shards):
+    for part in _micro_batches(bins[:full], shards):
       batches.append(_lay_out(_rows(part, t, shards), l, g))
   return batches
 
@@ -181,16 +181,16 @@ def _lay_out(rows: Rows, l: int, g: int) -> Rows:
   lines_bml = np.full((b, m, l), -1, np.int32)
   copies_btg = np.full((b, t, g), -1, np.int32)
 
-  def copy(which, i, copy):
-    """Writes tokens into the lines of response i of their group."""
+  def write(which, i, copy):
+    """Writes tokens into the lines of response i of their group, as their copy of that number."""
     row_n, place_n, position_n = row[which], place[which], position[which]
     line_n = firsts_bs[row_n, segment[which]] + i
     lines_bml[row_n, line_n, position_n] = place_n
     copies_btg[row_n, place_n, copy] = line_n * l + position_n
 
-  copy(branch > 0, branch[branch > 0] - 1, 0)
+  write(branch > 0, branch[branch > 0] - 1, 0)
   for i in range(counts_bs.max()):
-    copy((branch == 0) & (counts_bs[row, segment] > i), i, i)
+    write((branch == 0) & (counts_bs[row, segment] > i), i, i)
   return rows._replace(lines_bml=lines_bml, copies_btg=copies_btg)
 
 

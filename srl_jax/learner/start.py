@@ -191,6 +191,7 @@ def begin(
     log = metrics.Log(workdir, config.log, step=step, name=name, config=config.to_dict())
     ends.callback(log.close)
     gc.freeze()  # or the garbage collector walks all that is loaded, while the devices wait
+    ends.callback(gc.unfreeze)
     yield Run(
       workdir,
       examples,
