@@ -186,7 +186,14 @@ def lookup(table_vd, tokens_bt, dtype):
 def einsum(letters: str, a, b, dtype=None):
   """jnp.einsum of an activation and a gathered weight; the result's letters give its layout."""
   out = act_spec(letters.split("->")[1]) if has_mesh() else None
-  return jnp.einsum(letters, a, b, preferred_element_type=dtype, out_sharding=out)
+  return _in_order(letters, a, b, preferred_element_type=dtype, out_sharding=out)
+
+
+def _in_order(letters: str, *operands, **how):
+  """jnp.einsum that sums over a head's letters as they lie in memory: it takes them by the
+  alphabet, and for bthn and hnd XLA would copy what lies as btnh and nhd.
+  """
+  return jnp.einsum(letters.replace("h", "z"), *operands, **how)
 
 
 def _einsum_back(letters, dtype, operands, grad):
@@ -205,7 +212,7 @@ def _einsum_back(letters, dtype, operands, grad):
     out = P(*map(axes.get, order), unreduced=spec.reduced) if has_mesh() else None
     names, arrays = zip(*factors)
     names = f"{','.join(names)}->{order}"
-    return jnp.einsum(names, *arrays, preferred_element_type=x.dtype, out_sharding=out)
+    return _in_order(names, *arrays, preferred_element_type=x.dtype, out_sharding=out)
 
   grad_a = product([(of_out, grad), (of_b, b)], a, of_a, of_a)
   factors = sorted([(of_a, a), (of_out, grad)], key=lambda factor: factor[1].size)

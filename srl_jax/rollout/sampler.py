@@ -18,7 +18,7 @@ import numpy as np
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention
 from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
-from srl_jax.policy.sharding import act_spec, gather, has_mesh, on_host, put, reshard, shards
+from srl_jax.policy.sharding import act_spec, gather, has_mesh, lookup, on_host, put, reshard, shards
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.picking import Decoding, pick_tokens, stream_of
 
@@ -164,12 +164,14 @@ def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, how):
 @functools.partial(jax.jit, donate_argnums=2, static_argnames="how")
 def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
   """Decodes until at least `free_slots` slots have ended (empty ones count)."""
-  r = slots.tokens_bgr.shape[-1]
+  p, r = slots.caches[0][0].shape[2], slots.tokens_bgr.shape[-1]
+  # A table: computed in a step, the angles are computed for every head of every layer on CPUs.
+  table = rotary_angles(jnp.arange(p + r)[None], model.config)
 
   def step(slots):
     column = (slots.column + 1) % r
     positions_bg = slots.lengths_b[:, None] + slots.ages_bg - 1
-    rotary = rotary_angles(positions_bg, model.config)
+    rotary = [lookup(angle[0], positions_bg, angle.dtype) for angle in table]
     x_bgd, caches = model.embed(slots.newest_bg), []
     for layer, (prompt_k, prompt_v, k, v) in zip(layers, slots.caches):
       state = attention.Cached(prompt_k, prompt_v, slots.lengths_b, k, v, column, slots.ages_bg)
