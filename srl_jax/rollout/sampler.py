@@ -18,7 +18,16 @@ import numpy as np
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention
 from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
-from srl_jax.policy.sharding import act_spec, gather, has_mesh, lookup, on_host, put, reshard, shards
+from srl_jax.policy.sharding import (
+  act_spec,
+  gather,
+  has_mesh,
+  lookup,
+  on_host,
+  put,
+  reshard,
+  shards,
+)
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.picking import Decoding, pick_tokens, stream_of
 
