@@ -38,15 +38,31 @@ def load(order, remat: bool):
   return config, params.create_model_from_safe_tensors(order["model"], config, dtype=jnp.float32)
 
 
+def _remembers_norm():
+  """An optax transformation that keeps the norm of the gradient that comes to it."""
+  return optax.GradientTransformation(
+    lambda params: jnp.zeros(()),
+    lambda grads, state, params=None: (grads, optax.global_norm(grads)),
+  )
+
+
 def prepare_update(order):
-  """tunix's own trainer with its GRPO loss, as its GRPOLearner wires them."""
+  """tunix's own trainer with its GRPO loss, as its GRPOLearner wires them.
+
+  The responses go in order["micro_batches"] parts, whose gradients tunix accumulates.
+  """
   _, model = load(order, order["remat"])
   settings = GRPOConfig(num_generations=order["samples"], beta=0.0, epsilon=cases.CLIP)
   settings.temperature = 1.0
+  parts = order["micro_batches"]
   tx = optax.chain(
-    optax.clip_by_global_norm(cases.GRAD_NORM), optax.adamw(cases.LEARNING_RATE, weight_decay=0.0)
+    _remembers_norm(),
+    optax.clip_by_global_norm(cases.GRAD_NORM),
+    optax.adamw(cases.LEARNING_RATE, weight_decay=0.0),
   )
-  trainer = Trainer(model, tx, TrainingConfig(eval_every_n_steps=10**6), dict)
+  accumulate = parts if parts > 1 else None
+  training = TrainingConfig(eval_every_n_steps=10**6, gradient_accumulation_steps=accumulate)
+  trainer = Trainer(model, tx, training, dict)
   grpo = function_registry.get_policy_loss_fn(settings.policy_loss_fn)
   trainer.with_loss_fn(
     lambda model, train_example, algo_config: grpo(
@@ -61,24 +77,37 @@ def prepare_update(order):
 
   def do(turn):
     prompt, responses, advantages = cases.group(order, turn)
-    prompt_ids = jnp.array([prompt] * order["samples"], jnp.int32)
-    completion_ids = jnp.array(responses, jnp.int32)
-    example = TrainExample(
-      prompt_ids=prompt_ids,
-      prompt_mask=jnp.ones_like(prompt_ids),
-      completion_ids=completion_ids,
-      completion_mask=jnp.ones_like(completion_ids),
-      advantages=jnp.array(advantages),
-      ref_per_token_logps=None,
-      old_per_token_logps=None,
-    )
-    jax.block_until_ready(example)
+    size = len(responses) // parts
+    examples = [
+      _example(prompt, responses[i : i + size], advantages[i : i + size])
+      for i in range(0, len(responses), size)
+    ]
+    jax.block_until_ready(examples)
     begun = time.perf_counter()
-    _, _, norm = step(example)
-    jax.block_until_ready((norm, jax.tree.leaves(trainer.optimizer), jax.tree.leaves(model)))
-    return {"seconds": time.perf_counter() - begun, "grad_norm": float(norm)}
+    for example in examples:
+      step(example)
+    jax.block_until_ready((jax.tree.leaves(trainer.optimizer), jax.tree.leaves(model)))
+    seconds = time.perf_counter() - begun
+    state = trainer.optimizer.opt_state
+    norm = (state if accumulate is None else state.inner_opt_state)[0][...]
+    return {"seconds": seconds, "grad_norm": float(norm), "micro_batches": parts}
 
   return do, versions("google-tunix", "jax", "flax")
+
+
+def _example(prompt, responses, advantages):
+  """tunix's batch of one group's responses."""
+  prompt_ids = jnp.array([prompt] * len(responses), jnp.int32)
+  completion_ids = jnp.array(responses, jnp.int32)
+  return TrainExample(
+    prompt_ids=prompt_ids,
+    prompt_mask=jnp.ones_like(prompt_ids),
+    completion_ids=completion_ids,
+    completion_mask=jnp.ones_like(completion_ids),
+    advantages=jnp.array(advantages),
+    ref_per_token_logps=None,
+    old_per_token_logps=None,
+  )
 
 
 class _Ids:

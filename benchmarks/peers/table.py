@@ -80,8 +80,10 @@ def rows(case: str, order: dict, found: dict) -> list[str]:
       lines.append([name, f"failed: {why}"] + [""] * (len(head) - 2))
       continue
     median = _median(answers)
-    alone = " (alone: it failed beside the others)" if answers[0].get("alone") else ""
-    cells = [name + alone, _seconds(case, name, answers), f"{_median(answers, 'cpu'):.3g}"]
+    notes = " (alone: it failed beside the others)" if answers[0].get("alone") else ""
+    if (parts := answers[0].get("micro_batches", 1)) > 1:
+      notes += f" (in {parts} micro-batches)"
+    cells = [name + notes, _seconds(case, name, answers), f"{_median(answers, 'cpu'):.3g}"]
     cells += [f"{amount / median:,.0f}"]
     cells += [_ratio(case, way, name, found) for way in ours if len(found) > len(ours)]
     # The same weights, tokens and loss give the same gradient: all did the same work.

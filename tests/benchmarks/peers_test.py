@@ -63,6 +63,13 @@ def test_who_fails_beside_the_others_has_another_go_alone(tmp_path, monkeypatch)
   )
 
 
+def test_page_says_who_went_in_micro_batches():
+  found = {"whole": [answer(2.0)], "cut": [answer(2.0) | {"micro_batches": 4}]}
+  lines = table.rows("sample", ORDER | {"prompts": 1}, found)
+  assert lines[-2].startswith("| whole |")
+  assert lines[-1].startswith("| cut (in 4 micro-batches) |")
+
+
 def test_page_holds_seconds_to_their_goal():
   order = {"pairs": 4096, "characters": 2000}
   of = lambda seconds: table.rows("reward", order, {"ours, 2 processes": [answer(seconds)]})[-1]
