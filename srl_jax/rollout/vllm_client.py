@@ -62,7 +62,7 @@ class VllmEngine:
     patience: float = 600.0,
     seconds_per_token: float = 1.0,
     check: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
   ):
     self.tokenizer, self.stop_ids, self.lag = tokenizer, tuple(stop_ids), lag
     self.seconds_per_token, self._check = seconds_per_token, check
