@@ -61,7 +61,7 @@ def _train(config, run: start.Run) -> None:
   scoring = metrics.Phases() if lag else phases
   sample = functools.partial(sample_batch, config, run, queue, scoring)
   ahead = overlap.Ahead(sample, queue, _sampled_before(config, run))
-  empty, first = 0, progress.step
+  begins_at, empty = progress.step, 0
 
   def save(score=None):
     with phases("save"):
@@ -126,7 +126,7 @@ def _train(config, run: start.Run) -> None:
       # Before the checkpoint: a run killed between the two cuts this line off and does the step
       # again. So the seconds of saving stand in the next line.
       run.log.step(progress.step, row)
-      if progress.step == first + 1:
+      if progress.step == begins_at + 1:
         gc.freeze()  # what the first step compiled too (see start.begin)
       if score is not None or progress.step % config.train.save_every == 0 or done():
         save(score)
