@@ -12,7 +12,7 @@ import numpy as np
 
 from srl_jax.learner import hosts
 from srl_jax.learner.dynamic_sampling import Batch, Group, spread
-from srl_jax.learner.flops import PEAKS, update_flops
+from srl_jax.learner.flops import PEAKS
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
@@ -202,17 +202,18 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
       path.unlink()
 
 
-def speed(
-  config, batch: Batch, sampled_tokens: float, seconds: dict[str, float]
-) -> dict[str, float]:
-  """Seconds of the phases, tokens per second of sampling and update together, MFU if known."""
+def speed(flops: float, sampled_tokens: float, seconds: dict[str, float]) -> dict[str, float]:
+  """Seconds of the phases, tokens per second of sampling and update together, MFU if known.
+
+  Args:
+    flops: of the update (flops.update_flops).
+  """
   work = sum(seconds.get(f"seconds_{name}", 0.0) for name in ("sample", "reward", "update", "sync"))
   out = seconds | {"seconds_step": work, "tokens_per_second": sampled_tokens / max(work, 1e-9)}
   kind = jax.devices()[0].device_kind
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
-  if peak and batch.kept:
+  if peak and flops:
     devices = jax.sharding.get_mesh().size
-    flops = update_flops(config, batch.kept)
     out["mfu_update"] = flops / (max(seconds["seconds_update"], 1e-9) * peak * devices)
   return out
 

@@ -27,6 +27,7 @@ from srl_jax.learner import (
   validation,
 )
 from srl_jax.learner.dynamic_sampling import Batch, Group, fill_batch
+from srl_jax.learner.flops import update_flops
 from srl_jax.policy.sharding import on_host, shards
 from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import EngineError
@@ -105,6 +106,8 @@ def _train(config, run: start.Run) -> None:
         run.log.tell()
         for _, index in queue.coming(2 * config.batch.prompts) if not lag else ():
           run.asked.prompt(index)
+        flops = update_flops(policy.model.config, batch.kept)
+        del batch  # thousands of numbers, which take their time to free
         row |= results() if results else {}
       if row.get("logprob_gap_exp", 0.0) > FAR_APART:
         run.bar.say_once("apart", terminal.far_apart(step, row["logprob_gap_exp"]))
@@ -121,7 +124,7 @@ def _train(config, run: start.Run) -> None:
         if score is not None:
           progress.scores[str(progress.step)] = score
       row |= hosts.total(engine.stats())
-      row |= metrics.speed(policy.model.config, batch, row["sampled_tokens"], phases.take())
+      row |= metrics.speed(flops, row["sampled_tokens"], phases.take())
       row["epoch"] = queue.epochs()
       # Before the checkpoint: a run killed between the two cuts this line off and does the step
       # again. So the seconds of saving stand in the next line.
@@ -222,19 +225,19 @@ def train_on(
   def results() -> dict:
     rows_of = []
     for (sums, logprobs), host_part in zip(started, packed):
+      trained = [rows.shares_bs > 0 for rows in host_part]
+      join = lambda arrays: np.concatenate([x[mask] for x, mask in zip(arrays, trained)])  # noqa: B023
+      # Known before the optimiser's part of the step has run.
+      gap = metrics.logprob_gap(
+        join(list(map(on_host, logprobs))), join([rows.sampler_logprobs_bs for rows in host_part])
+      )
       try:
-        found = update.step_metrics(sums)
+        rows_of.append(gap | update.step_metrics(sums))
       except FloatingPointError as error:
         raise ValueError(
           f"step {step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr or look "
           "at this step's rollouts"
         ) from error
-      trained = [rows.shares_bs > 0 for rows in host_part]
-      join = lambda arrays: np.concatenate([x[mask] for x, mask in zip(arrays, trained)])  # noqa: B023
-      found |= metrics.logprob_gap(
-        join(list(map(on_host, logprobs))), join([rows.sampler_logprobs_bs for rows in host_part])
-      )
-      rows_of.append(found)
     return {name: float(np.mean([row[name] for row in rows_of])) for name in rows_of[0]} | {
       "packed_share": metrics.packed_share([rows for part in packed for rows in part])
     }

@@ -24,7 +24,6 @@ from srl_jax.policy.sharding import (
   has_mesh,
   lookup,
   on_host,
-  put,
   reshard,
   shards,
 )
@@ -48,6 +47,20 @@ class Slots(NamedTuple):
   tokens_bgr: jax.Array
   logprobs_bgr: jax.Array
   column: jax.Array  # where the token read last stands
+
+
+class View(NamedTuple):
+  """What the host reads of slots: copies, for the next program writes where the slots lie.
+
+  Whole on every device, so that no process needs another program, which would wait in line behind
+  the next decodings, to read them.
+  """
+
+  done_b: jax.Array
+  ages_bg: jax.Array
+  tokens_bgr: jax.Array
+  logprobs_bgr: jax.Array
+  column: jax.Array
 
 
 def _is_stop(tokens_bg, stop_ids):
@@ -83,6 +96,8 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   Returns (tokens_bg, logprobs_bg, [(prompt_k_bkph, prompt_v_bkhp) of each layer]).
   """
   b, p = tokens_bp.shape
+  tokens_bp, lengths_b = reshard(tokens_bp, act_spec("bp")), reshard(lengths_b, act_spec("b"))
+  streams_b = reshard(streams_b, act_spec("b"))
   positions_bp = reshard(jnp.broadcast_to(jnp.arange(p), (b, p)), act_spec("bp"))
   state = attention.Padded(lengths_b)
   rotary = rotary_angles(positions_bp, model.config)
@@ -126,6 +141,7 @@ def _empty(layers, b, g, p, r, config) -> Slots:
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="how")
 def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_bg, memory, how):
   """Slots with new prompts: slot i takes prefilled prompt sources_b[i], or keeps its own (-1)."""
+  sources_b = reshard(sources_b, act_spec("b"))
   takes_b = sources_b >= 0
 
   def choose(new, old, letters):
@@ -172,7 +188,7 @@ def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, how):
 
 @functools.partial(jax.jit, donate_argnums=2, static_argnames="how")
 def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
-  """Decodes until at least `free_slots` slots have ended (empty ones count)."""
+  """Decodes until at least `free_slots` slots have ended (empty ones count): (slots, View)."""
   p, r = slots.caches[0][0].shape[2], slots.tokens_bgr.shape[-1]
   # A table: computed in a step, the angles are computed for every head of every layer on CPUs.
   table = rotary_angles(jnp.arange(p + r)[None], model.config)
@@ -193,7 +209,25 @@ def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
     slots = slots._replace(caches=caches, column=column, ages_bg=ages_bg)
     return _record(slots, goes_on_bg, tokens_bg, logprobs_bg, how)
 
-  return jax.lax.while_loop(lambda s: s.done_bg.all(axis=1).sum() < free_slots, step, slots)
+  slots = jax.lax.while_loop(lambda s: s.done_bg.all(axis=1).sum() < free_slots, step, slots)
+  rings = slots.tokens_bgr, slots.logprobs_bgr
+  view = View(slots.done_bg.all(axis=1), slots.ages_bg, *rings, slots.column)
+  return slots, jax.tree.map(lambda x: reshard(x, jax.P()), view)
+
+
+def _goals(free: int, count: int, batch: int, waiting: bool) -> Iterator[int]:
+  """How many of `count` slots are to be free after each decoding, of which `free` are now.
+
+  Where prompts wait, as many more as are read at once. Else three quarters of the rest each time,
+  one behind the other: the caller works on the groups that came while the others decode, and at
+  the end on one.
+  """
+  if waiting:
+    yield min(count, free + batch)
+    return
+  while free < count:
+    free = count - (count - free) // 4
+    yield free
 
 
 class Sampler:
@@ -248,9 +282,8 @@ class Sampler:
     seats: list[Prompt | None] = [None] * count
     begins = np.zeros(count, int)  # ring place of each slot's first token
     column = 0  # slots.column
-    waiting, finished = list(prompts)[::-1], []
+    waiting, view, ended = list(prompts)[::-1], None, []
     while waiting or any(seats):
-      self._check()
       free = [i for i, prompt in enumerate(seats) if prompt is None]
       while waiting and free:
         taken = [waiting.pop() for _ in range(min(batch, len(waiting), len(free)))]
@@ -263,26 +296,19 @@ class Sampler:
           slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
         sources = np.full(count, -1, np.int32)
         sources[chosen] = np.arange(len(taken))
-        slots = _insert(slots, put(sources, "b"), *read, how=how)
-      # With nothing waiting seven eighths of the rest each time: the caller works on the groups
-      # that came while the others decode, and at the end on few.
-      quantum = batch if waiting else -(-7 * (count - len(free)) // 8)
-      target = min(count, len(free) + quantum)
-      slots = _decode(self.model, self.layers, slots, seed_step, target, how)
-      yield from self._groups(finished)
-      ended = [i for i in np.flatnonzero(on_host(slots.done_bg).all(axis=1)) if seats[i]]
-      column = int(on_host(slots.column))
-      own = [i for i in ended if i % jax.process_count() == jax.process_index()]
-      order_br = (begins[own, None] + np.arange(params.max_tokens)) % params.max_tokens
-      # Copies, because the next program writes where these lie.
-      ages, *rings = (
-        on_host(x)[own] for x in (slots.ages_bg, slots.tokens_bgr, slots.logprobs_bgr)
-      )
-      rings = [np.take_along_axis(ring_bgr, order_br[:, None], axis=2) for ring_bgr in rings]
-      finished = list(zip([seats[i] for i in own], ages, *rings))
-      for i in ended:
-        seats[i] = None
-    yield from self._groups(finished)
+        slots = _insert(slots, sources, *read, how=how)
+      views = []
+      for goal in _goals(len(free), count, batch, bool(waiting)):
+        slots, newer = _decode(self.model, self.layers, slots, seed_step, goal, how)
+        views.append(newer)
+      for newer in views:
+        yield from self._groups(view, ended)  # the caller works on them while the device decodes
+        self._check()
+        view, column = newer, int(on_host(newer.column))
+        ended = [(i, begins[i], seats[i]) for i in np.flatnonzero(on_host(view.done_b)) if seats[i]]
+        for i, *_ in ended:
+          seats[i] = None
+    yield from self._groups(view, ended)
 
   def _read(self, prompts, batch, seed_step, n, p, how):
     """What _insert wants of prompts that take seats: lengths, streams, first tokens, memory."""
@@ -292,16 +318,24 @@ class Sampler:
     for row, prompt in enumerate(prompts):
       tokens_bp[row, : len(prompt.token_ids)] = prompt.token_ids
       lengths_b[row], streams_b[row] = len(prompt.token_ids), stream_of(prompt.id)
-    lengths_b, streams_b = put(lengths_b, "b"), put(streams_b, "b")
     first = _prefill(
-      self.model, self.layers, put(tokens_bp, "bp"), lengths_b, streams_b, seed_step, n=n, how=how
+      self.model, self.layers, tokens_bp, lengths_b, streams_b, seed_step, n=n, how=how
     )
     return lengths_b, streams_b, *first
 
-  def _groups(self, finished) -> Iterator[list[Rollout]]:
-    """Groups of (prompt, ages_g, tokens_gr, logprobs_gr) as rollouts, each when it is asked for."""
-    for prompt, *rows in finished:
-      yield [self._rollout(prompt, *row) for row in zip(*rows)]
+  def _groups(self, view: View | None, ended) -> Iterator[list[Rollout]]:
+    """This process's groups of [(slot, ring place of its first token, prompt)] that ended."""
+    if not ended:
+      return
+    ages_bg, tokens_bgr, logprobs_bgr = map(
+      on_host, (view.ages_bg, view.tokens_bgr, view.logprobs_bgr)
+    )
+    r = tokens_bgr.shape[-1]
+    for slot, begin, prompt in ended:
+      if slot % jax.process_count() == jax.process_index():
+        order_r = (begin + np.arange(r)) % r
+        rings = tokens_bgr[slot][:, order_r], logprobs_bgr[slot][:, order_r]
+        yield [self._rollout(prompt, *row) for row in zip(ages_bg[slot], *rings)]
 
   def _rollout(self, prompt, age, tokens_r, logprobs_r) -> Rollout:
     token_ids = tuple(tokens_r[:age].tolist())

@@ -274,9 +274,9 @@ def test_decoding_ends_with_the_longest_response(monkeypatch):
   columns, decode = [], S._decode
 
   def spy(*args):
-    slots = decode(*args)
-    columns.append(int(slots.column))
-    return slots
+    slots, view = decode(*args)
+    columns.append(int(view.column))
+    return slots, view
 
   monkeypatch.setattr(S, "_decode", spy)
   found = sample(PROMPTS[:4], stops=tuple(range(0, 96, 2)))
