@@ -51,6 +51,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
   return {name: float(value) for name, value in out.items()}
 
 
+@np.errstate(all="ignore")  # update.step_metrics speaks up if the step went wrong
 def logprob_gap(logprobs: np.ndarray, sampler_logprobs: np.ndarray) -> dict[str, float]:
   """How far trainer and engine disagree on the sampled tokens; both float32 [tokens]."""
   gap = np.abs(logprobs - sampler_logprobs)

@@ -107,7 +107,7 @@ def _train(config, run: start.Run) -> None:
         for _, index in queue.coming(2 * config.batch.prompts) if not lag else ():
           run.asked.prompt(index)
         flops = update_flops(policy.model.config, batch.kept)
-        del batch  # thousands of numbers, which take their time to free
+        del batch  # of thousands of numbers: freed now, while the device works
         row |= results() if results else {}
       if row.get("logprob_gap_exp", 0.0) > FAR_APART:
         run.bar.say_once("apart", terminal.far_apart(step, row["logprob_gap_exp"]))
@@ -227,7 +227,7 @@ def train_on(
     for (sums, logprobs), host_part in zip(started, packed):
       trained = [rows.shares_bs > 0 for rows in host_part]
       join = lambda arrays: np.concatenate([x[mask] for x, mask in zip(arrays, trained)])  # noqa: B023
-      # Known before the optimiser's part of the step has run.
+      # First, because these are known before the optimiser's part of the step has run.
       gap = metrics.logprob_gap(
         join(list(map(on_host, logprobs))), join([rows.sampler_logprobs_bs for rows in host_part])
       )

@@ -254,7 +254,7 @@ def make_engine(config, policy: Policy, stop: StopSignal) -> Engine:
   """The rollout engine of a config; while it samples or waits it asks `stop`, which may raise."""
   rollout = config.rollout
   if rollout.engine == "builtin":
-    # All processes decode together, so they can stop at any token round, together.
+    # All processes decode together, so they can stop between two decodings, together.
     return Sampler(policy.tokenizer, policy.stop_ids, rollout.width, stop.agree)
   servers = [url.strip() for url in rollout.servers.split(",")]
   return VllmEngine(

@@ -112,6 +112,17 @@ def has_mesh() -> bool:
   return not jax.sharding.get_abstract_mesh().empty
 
 
+def keep_mesh(function):
+  """`function` for another thread, with the mesh that is set in this one."""
+  mesh = jax.sharding.get_mesh()
+
+  def call(*args, **kwargs):
+    with jax.set_mesh(mesh):
+      return function(*args, **kwargs)
+
+  return function if mesh.empty else call
+
+
 def shards(letter: str, mesh=None) -> int:
   """Devices that this letter of an activation is cut over, on `mesh` or the set one; 1 without."""
   sizes = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
@@ -239,6 +250,9 @@ def put(x, letters: str, mesh=None):
 
 
 def on_host(x) -> np.ndarray:
-  """The whole array on the host; with several processes all must ask for it."""
+  """The whole array on the host.
+
+  With several processes all must ask for it, unless it lies whole on every device.
+  """
   here = x.is_fully_addressable or x.is_fully_replicated
   return np.asarray(x if here else jax.reshard(x, P()))

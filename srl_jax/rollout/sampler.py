@@ -7,6 +7,8 @@ prompt id, sample index, position) and by nothing else: neither the slot nor its
 what is sampled.
 """
 
+import concurrent.futures
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from srl_jax.policy.sharding import (
   act_spec,
   gather,
   has_mesh,
+  keep_mesh,
   lookup,
   on_host,
   reshard,
@@ -218,9 +221,8 @@ def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
 def _goals(free: int, count: int, batch: int, waiting: bool) -> Iterator[int]:
   """How many of `count` slots are to be free after each decoding, of which `free` are now.
 
-  Where prompts wait, as many more as are read at once. Else three quarters of the rest each time,
-  one behind the other: the caller works on the groups that came while the others decode, and at
-  the end on one.
+  Where prompts wait, as many more as are read at once. Else three quarters of the rest each time:
+  the caller works on the groups that came while the others decode, and at the end on few.
   """
   if waiting:
     yield min(count, free + batch)
@@ -233,11 +235,15 @@ def _goals(free: int, count: int, batch: int, waiting: bool) -> Iterator[int]:
 class Sampler:
   """The built-in engine (rollout.engine.Engine).
 
+  A thread starts the decodings, two ahead at most, so that the device goes on while the caller
+  works on the groups that came: on NVIDIA a program with a loop comes back when it has ended. With
+  several processes the caller must not start programs of its own between two groups.
+
   Args:
     tokenizer: decodes the responses' text.
     stop_ids: token ids that end a response.
     width: responses that decode side by side; a group of n takes n of them.
-    check: called now and then, by all processes at the same place; what it raises ends `sample`.
+    check: called before each decoding, by all processes; what it raises ends `sample`.
   """
 
   def __init__(
@@ -251,6 +257,7 @@ class Sampler:
     self.stop_ids = tuple(stop_ids)
     self.width = width
     self._check = check
+    self._starter = concurrent.futures.ThreadPoolExecutor(1, "decode")
     self.version = None
 
   def load_weights(self, model: Qwen2, version: int) -> None:
@@ -261,6 +268,7 @@ class Sampler:
     return {}
 
   def close(self) -> None:
+    self._starter.shutdown()
     self.model = self.layers = None
 
   def sample(
@@ -283,6 +291,13 @@ class Sampler:
     begins = np.zeros(count, int)  # ring place of each slot's first token
     column = 0  # slots.column
     waiting, view, ended = list(prompts)[::-1], None, []
+
+    @keep_mesh
+    def decode(goal) -> View:
+      nonlocal slots
+      slots, newer = _decode(self.model, self.layers, slots, seed_step, goal, how)
+      return newer
+
     while waiting or any(seats):
       free = [i for i, prompt in enumerate(seats) if prompt is None]
       while waiting and free:
@@ -297,17 +312,15 @@ class Sampler:
         sources = np.full(count, -1, np.int32)
         sources[chosen] = np.arange(len(taken))
         slots = _insert(slots, sources, *read, how=how)
-      views = []
-      for goal in _goals(len(free), count, batch, bool(waiting)):
-        slots, newer = _decode(self.model, self.layers, slots, seed_step, goal, how)
-        views.append(newer)
-      for newer in views:
-        yield from self._groups(view, ended)  # the caller works on them while the device decodes
-        self._check()
-        view, column = newer, int(on_host(newer.column))
-        ended = [(i, begins[i], seats[i]) for i in np.flatnonzero(on_host(view.done_b)) if seats[i]]
-        for i, *_ in ended:
-          seats[i] = None
+      goals = _goals(len(free), count, batch, bool(waiting))
+      with contextlib.closing(self._ahead(decode, goals)) as views:
+        for newer in views:
+          yield from self._groups(view, ended)  # the caller works on them while the device decodes
+          view = newer.result()
+          column, done_b = int(on_host(view.column)), on_host(view.done_b)
+          ended = [(i, begins[i], seats[i]) for i in np.flatnonzero(done_b) if seats[i]]
+          for i, *_ in ended:
+            seats[i] = None
     yield from self._groups(view, ended)
 
   def _read(self, prompts, batch, seed_step, n, p, how):
@@ -322,6 +335,19 @@ class Sampler:
       self.model, self.layers, tokens_bp, lengths_b, streams_b, seed_step, n=n, how=how
     )
     return lengths_b, streams_b, *first
+
+  def _ahead(self, decode, goals) -> Iterator[concurrent.futures.Future]:
+    """The Views of `decode` for each goal, each when the one behind it has been handed over too."""
+    started = []
+    try:
+      for goal in goals:
+        self._check()
+        started.append(self._starter.submit(decode, goal))
+        if len(started) > 1:
+          yield started[-2]
+      yield started[-1]
+    finally:  # who leaves early may start other programs: behind these, on every process
+      concurrent.futures.wait(started)
 
   def _groups(self, view: View | None, ended) -> Iterator[list[Rollout]]:
     """This process's groups of [(slot, ring place of its first token, prompt)] that ended."""

@@ -77,6 +77,14 @@ def test_logprob_gap_by_hand():
   assert 0.99 < found["logprob_gap_p99"] <= 1.0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_logprob_gap_leaves_complaints_to_the_step(wrong):
+  assert not math.isfinite(
+    metrics.logprob_gap(np.array([wrong, -2.0]), np.array([-1.5, -1.0]))["logprob_gap_mean"]
+  )
+
+
 def test_rollout_lines_have_all_that_is_needed_to_read_them():
   first, *_ = map(json.loads, metrics.rollout_lines(BATCH.groups).splitlines())
   assert first == {

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -302,6 +304,92 @@ def test_groups_come_as_they_end_and_carry_the_version(groups):
   after = {g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}
   assert {r.weight_version for group in after.values() for r in group} == {42}
   assert tokens(after) != tokens(groups)
+
+
+def test_groups_come_while_others_decode(monkeypatch):
+  """A device that is slow to come back from the second decoding holds up nobody."""
+  begun, go_on, decode = threading.Event(), threading.Event(), S._decode
+  calls = []
+
+  def slow(*args):
+    calls.append(args)
+    if len(calls) == 2:
+      begun.set()
+      assert go_on.wait(60)
+    return decode(*args)
+
+  monkeypatch.setattr(S, "_decode", slow)
+  stream = engine().sample(PROMPTS[:4], N, PARAMS)
+  first = next(stream)
+  assert begun.wait(60) and not go_on.is_set()
+  go_on.set()
+  assert len({first[0].prompt_id} | {group[0].prompt_id for group in stream}) == 4
+
+
+@pytest.mark.parametrize("spec", [None, "data=2,fsdp=2,tensor=2"])
+def test_what_the_host_reads_outlives_the_next_decodings(monkeypatch, spec):
+  views, decode = [], S._decode
+
+  def spy(*args):
+    slots, view = decode(*args)
+    views.append((view, jax.tree.map(np.array, view)))
+    return slots, view
+
+  monkeypatch.setattr(S, "_decode", spy)
+  with jax.set_mesh(make_mesh(spec)) if spec else contextlib.nullcontext():
+    list(engine().sample(PROMPTS, N, PARAMS))
+  assert len(views) > 2
+  for view, at_first in views:
+    assert all(x.is_fully_replicated for x in view)
+    jax.tree.map(np.testing.assert_array_equal, at_first, jax.tree.map(np.array, view))
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_stop_leaves_no_decoding_behind(monkeypatch, groups, calls):
+  """`check` raises before the first, second, third decoding; afterwards all is as before."""
+  begun, ended, decode, left = [], [], S._decode, calls
+
+  def spy(*args):
+    begun.append(args)
+    time.sleep(0.1)  # as on a device on which this takes its time
+    found = decode(*args)
+    ended.append(found)
+    return found
+
+  def check():
+    nonlocal left
+    left -= 1
+    if left == 0:
+      raise KeyError("stop")
+
+  monkeypatch.setattr(S, "_decode", spy)
+  made = S.Sampler(Words(), STOPS, 16, check)
+  made.load_weights(policy(), 1)
+  came = {}
+  try:
+    for group in made.sample(PROMPTS, N, PARAMS):
+      assert group[0].prompt_id not in came
+      came[group[0].prompt_id] = group
+  except KeyError:  # here, where a run saves, and where the traceback holds what was left behind
+    assert len(begun) == len(ended)
+  assert left == 0 and len(came) < len(PROMPTS)
+  assert len(begun) == calls - 1
+  assert tokens(came) == {id: tokens(groups)[id] for id in came}
+  assert_same({g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}, groups)
+
+
+@pytest.mark.parametrize(
+  "given, goals",
+  [
+    (dict(free=0, count=16, batch=4, waiting=False), [12, 15, 16]),
+    (dict(free=3, count=4, batch=1, waiting=False), [4]),
+    (dict(free=0, count=48, batch=12, waiting=False), [36, 45, 48]),
+    (dict(free=2, count=16, batch=4, waiting=True), [6]),
+    (dict(free=14, count=16, batch=4, waiting=True), [16]),
+  ],
+)
+def test_when_decoding_comes_back(given, goals):
+  assert list(S._goals(**given)) == goals
 
 
 @pytest.mark.parametrize("spec", [None, "data=2,fsdp=2,tensor=2"])
