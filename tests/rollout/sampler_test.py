@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import threading
 import time
 
@@ -414,6 +415,19 @@ def test_sampling_leaves_the_policy_as_it_was():
   list(made.sample(PROMPTS[:2], N, PARAMS))
   for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(model)):
     assert (a == np.asarray(b)).all()
+
+
+def test_sampling_leaves_nothing_on_the_device():
+  """Not until the garbage collector comes round: caches are gigabytes, and an update follows."""
+  made = engine()
+  list(made.sample(PROMPTS, N, PARAMS))
+  gc.disable()
+  try:
+    before = len(jax.live_arrays())
+    list(made.sample(PROMPTS, N, PARAMS))
+    assert len(jax.live_arrays()) == before
+  finally:
+    gc.enable()
 
 
 def test_a_run_compiles_a_handful_of_programs():
