@@ -21,6 +21,7 @@ from unittest import mock
 
 import jax
 
+from benchmarks import arguments
 from configs import common, quickstart
 from srl_jax.learner import metrics, rl
 from srl_jax.policy.sharding import make_mesh
@@ -98,9 +99,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--first", type=int, default=200, help="the trace begins after this step")
-  parser.add_argument("--last", type=int, default=260, help="and ends with this one")
+  step = arguments.at_least(1)
+  parser.add_argument("--first", type=step, default=200, help="the trace begins after this step")
+  parser.add_argument("--last", type=step, default=260, help="and ends with this one")
   given = parser.parse_args()
+  if given.last <= given.first:
+    parser.error(f"--last={given.last} must be more than --first={given.first}")
   config = quickstart.get_config(f"steps={given.last}")
   config.eval.benchmark, config.train.eval_every, config.train.save_every = "", 0, 10**6
   with tempfile.TemporaryDirectory() as name:

@@ -533,9 +533,10 @@ def table(results: dict) -> str:
   info, found = results["machine"], results["sections"]
   peak = next((value for name, value in PEAKS.items() if name in info["device"]), None)
   versions = ", ".join(f"{name} {version or 'none'}" for name, version in info["versions"].items())
+  command = "python -m benchmarks.gpu" + " --tiny" * results["tiny"]
   lines = [
     f"{info['device']}, driver {info['driver'] or 'none'}, {versions}, {results['date']}; "
-    "`python -m benchmarks.gpu`. Memory in GiB: the most in use, what `plan` would say of the "
+    f"`{command}`. Memory in GiB: the most in use, what `plan` would say of the "
     "compiled programs, and their ratio.",
     "",
     "| section | seconds | TFLOP/s | MFU | tokens/s computed | in sequences | measured | estimated "
@@ -621,9 +622,15 @@ def main() -> None:
   if folder is None and not given.tiny and not wanted:
     folder = ROOT / "benchmarks"
   started = time.monotonic()
-  results = dict(machine=machine(), date=str(datetime.date.today()), sections={})
+  today = str(datetime.date.today())
+  results = dict(machine=machine(), date=today, tiny=given.tiny, sections={})
   if results["machine"]["platform"] == "cpu" and not given.tiny:
     sys.exit("JAX finds no card here, only a CPU; --tiny runs on any machine")
+  if folder:
+    try:
+      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      sys.exit(f"--output: {error}")
   with tempfile.TemporaryDirectory() as cache:
     for name in todo:
       if wanted and name.split()[0] not in wanted:
@@ -645,7 +652,6 @@ def main() -> None:
 
 def write(results: dict, folder: pathlib.Path) -> None:
   """gpu.json and gpu.md."""
-  folder.mkdir(parents=True, exist_ok=True)
   (folder / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
   (folder / "gpu.md").write_text(table(results), encoding="utf-8")
 

@@ -26,6 +26,7 @@ from collections import Counter
 
 import numpy as np
 
+from benchmarks import arguments
 from benchmarks.host_texts import (
   CASES,
   LONGEST,
@@ -36,6 +37,7 @@ from benchmarks.host_texts import (
   make_example,
 )
 from configs import common
+from srl_jax import errors
 from srl_jax.data import prompts
 from srl_jax.data.batches import PromptQueue
 from srl_jax.learner import grpo, metrics, packing, validation
@@ -258,19 +260,21 @@ def main() -> None:
   )
   parser.add_argument("--tokenizer", required=True, help="folder with Qwen2.5's tokenizer")
   parser.add_argument("--fit", help="folder of the real data files: print their LENGTHS and end")
-  parser.add_argument("--cases", default=";".join(CASES), help="of " + "; ".join(CASES))
-  parser.add_argument("--groups", type=int, default=512)
-  parser.add_argument("--samples", type=int, default=8)
+  cases = arguments.some_of(CASES, ";")
+  parser.add_argument("--cases", type=cases, default=list(CASES), help="of " + "; ".join(CASES))
+  parser.add_argument("--groups", type=arguments.at_least(1), default=512)
+  parser.add_argument("--samples", type=arguments.at_least(2), default=8)
   parser.add_argument("--shrink", type=float, default=1.0, help="divides all lengths")
-  parser.add_argument("--output", default=str(ROOT / "benchmarks" / "host.md"))
+  output = ROOT / "benchmarks" / "host.md"
+  parser.add_argument("--output", type=arguments.new_file, default=output)
   given = parser.parse_args()
+  tokenizer = prompts.load_tokenizer(given.tokenizer)  # here, too, for its errors
   if given.fit:
-    tokenizer = prompts.load_tokenizer(given.tokenizer)
     for name, lengths in fit(pathlib.Path(given.fit), tokenizer).items():
       print(f'  "{name}": {lengths},')
     return
   found = {}
-  for name in given.cases.split(";"):
+  for name in given.cases:
     found[name] = in_its_own_process(
       *(CASES[name], given.tokenizer),
       **dict(groups=given.groups, samples=given.samples, shrink=given.shrink, seed=0),
@@ -285,9 +289,10 @@ def main() -> None:
     options=" ".join(sys.argv[1:]),
     table=table(found),
   )
-  pathlib.Path(given.output).write_text(text, encoding="utf-8")
+  given.output.write_text(text, encoding="utf-8")
   print(text)
 
 
 if __name__ == "__main__":
-  main()
+  with errors.in_one_line():
+    main()

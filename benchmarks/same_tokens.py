@@ -14,13 +14,19 @@ import argparse
 import pathlib
 import sys
 
+from srl_jax import errors
 from srl_jax.data.rows import json_lines
 
 
 def responses(folder: pathlib.Path, benchmark: str) -> dict[str, list[dict]]:
   """{prompt id: its rollouts} of a benchmark's greedy responses."""
   file = folder / benchmark / "greedy.rollouts.jsonl"
-  return {row["prompt_id"]: row["rollouts"] for _, row in json_lines(file)}
+  found = {}
+  for place, row in json_lines(file):
+    if not {"prompt_id", "rollouts"} <= row.keys():
+      raise ValueError(f"{place}: no response of srl_jax.evaluate; give its --output folders")
+    found[row["prompt_id"]] = row["rollouts"]
+  return found
 
 
 def parting(ours: dict, theirs: dict) -> tuple[int, float] | None:
@@ -41,21 +47,24 @@ def main() -> int:
   parser.add_argument("--within", type=float, default=1e-3, help="log-prob")
   given = parser.parse_args()
   first, second = given.folders
+  benchmarks = sorted(path.parent.name for path in first.glob("*/greedy.rollouts.jsonl"))
+  if not benchmarks:
+    raise ValueError(f"{first}: no */greedy.rollouts.jsonl; give srl_jax.evaluate's --output")
   far = 0
   print("| benchmark | responses | the same | parted at token (difference in log-prob) |")
   print("|---|---|---|---|")
-  for folder in sorted(path.parent for path in first.glob("*/greedy.rollouts.jsonl")):
-    ours, theirs = responses(first, folder.name), responses(second, folder.name)
+  for name in benchmarks:
+    ours, theirs = responses(first, name), responses(second, name)
     if ours.keys() != theirs.keys():
-      print(f"error: {first} and {second} have other problems of {folder.name}", file=sys.stderr)
-      return 2
+      raise ValueError(f"{first} and {second} have other problems of {name}")
     found = {id: parting(ours[id][0], theirs[id][0]) for id in ours}
     parted = {id: at for id, at in found.items() if at}
     far += sum(gap > given.within for _, gap in parted.values())
     listed = ", ".join(f"{id}: {i} ({gap:.1e})" for id, (i, gap) in parted.items())
-    print(f"| {folder.name} | {len(found)} | {len(found) - len(parted)} | {listed} |")
+    print(f"| {name} | {len(found)} | {len(found) - len(parted)} | {listed} |")
   return 1 if far else 0
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  with errors.in_one_line():
+    sys.exit(main())

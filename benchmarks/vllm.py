@@ -1,25 +1,24 @@
 """Time of a weight push, and tokens per second of both rollout engines on the same prompts.
 
   launch/vllm_server.sh MODEL --dtype=float32 --max-model-len=1024 &
-  python benchmarks/vllm.py --model=MODEL --server=http://127.0.0.1:8101
+  python -m benchmarks.vllm --model=MODEL --server=http://127.0.0.1:8101
 
 Responses run to their full length (no stop token), so both engines make the same number of tokens.
 """
 
 import argparse
-import pathlib
 import statistics
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
 import jax
 
+from benchmarks import arguments
+from srl_jax import errors
 from srl_jax.data import prompts
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import load_hf
-from srl_jax.rollout.engine import Prompt, SamplingParams
+from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
 
@@ -27,16 +26,19 @@ TURNS = 3
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  number = arguments.at_least(1)
   parser.add_argument("--model", required=True, help="folder")
   parser.add_argument("--server", required=True, help="base URLs, commas between")
   parser.add_argument("--weights_root", default="/dev/shm")
   parser.add_argument("--mesh", default="data=1,fsdp=1,tensor=1")
   parser.add_argument("--dtype", default="float32", help="of the policy's computation")
-  parser.add_argument("--prompts", type=int, default=16)
-  parser.add_argument("--prompt_tokens", type=int, default=256)
-  parser.add_argument("--samples", type=int, default=8)
-  parser.add_argument("--max_tokens", type=int, default=64)
+  parser.add_argument("--prompts", type=number, default=16)
+  parser.add_argument("--prompt_tokens", type=number, default=256)
+  parser.add_argument("--samples", type=number, default=8)
+  parser.add_argument("--max_tokens", type=number, default=64)
   given = parser.parse_args()
   with jax.set_mesh(make_mesh(given.mesh)):
     _, model = load_hf(given.model, compute_dtype=given.dtype)
@@ -79,4 +81,8 @@ def measure(engine, model, batch, given, turn: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-  main()
+  with errors.in_one_line():
+    try:
+      main()
+    except EngineError as error:
+      sys.exit(f"error: {error}")

@@ -6,6 +6,7 @@ system refuses. A ValueError from inside a library, and every other exception, i
 its traceback.
 """
 
+import contextlib
 import difflib
 import dis
 import errno
@@ -21,7 +22,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-_OURS = ("srl_jax", "configs", "config_config", "launch", "__main__")
+_OURS = ("srl_jax", "configs", "benchmarks", "config_config", "launch", "__main__")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _REFUSED += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
@@ -61,19 +62,26 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
       _fail(f"unexpected argument {argv[1]!r}; every setting is a flag, --name=value")
     if own is not None:
       own.mark_as_parsed()
-    try:
+    with in_one_line():
       main(argv)
-    except ValueError as error:
-      if not _raised_by_us(error):
-        raise
-      _fail(str(error))
-    except OSError as error:
-      refusal = _refusal(error)
-      if not refusal:
-        raise
-      _fail(refusal)
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+  """Bad input that is met in here ends the process with one line and exit code 2."""
+  try:
+    yield
+  except ValueError as error:
+    if not _raised_by_us(error):
+      raise
+    _fail(str(error))
+  except OSError as error:
+    refusal = _refusal(error)
+    if not refusal:
+      raise
+    _fail(refusal)
 
 
 def _refusal(error: OSError) -> str | None:

@@ -1,6 +1,6 @@
 """Measures our update, sampler and reward beside those of other projects, on this machine's CPU.
 
-  python -m benchmarks.peers                     everything, about 40 minutes; writes peers.md
+  python -m benchmarks.peers                     everything, about 35 minutes; writes peers.md
   python -m benchmarks.peers --cases=update --shapes=tiny --output=peers_tiny.md
   python -m benchmarks.peers --tiny              ours and the standard library, seconds: a test
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+from benchmarks import arguments
 from benchmarks.peers import environments, table
 from benchmarks.peers.worker import Peer, PeerError
 
@@ -126,19 +127,27 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--shapes", default="tiny,135M", help="commas between")
-  parser.add_argument("--cases", default="update,sample,reward", help="commas between")
+  shapes, cases = ["tiny", "135M"], ["update", "sample", "reward"]
+  listed = lambda known: dict(type=arguments.some_of(known), default=known, help=",".join(known))
+  parser.add_argument("--shapes", **listed(shapes))
+  parser.add_argument("--cases", **listed(cases))
   parser.add_argument("--tiny", action="store_true")
-  parser.add_argument("--output", default=str(environments.ROOT / "benchmarks" / "peers.md"))
+  parser.add_argument(
+    "--output",
+    type=arguments.new_file,
+    help="file of the page; default: benchmarks/peers.md, and none for a part of it",
+  )
   given = parser.parse_args()
+  if given.output is None and (given.shapes, given.cases, given.tiny) == (shapes, cases, False):
+    given.output = environments.ROOT / "benchmarks" / "peers.md"
   logs = pathlib.Path(tempfile.mkdtemp(prefix="peers-"))
   print(f"logs in {logs}", flush=True)
   writer = Peer(
     [environments.python_of("ours"), "-m", "benchmarks.peers.of_srl_jax"], {}, logs / "models.log"
   )
   parts, begun = [], time.time()
-  for case, order, who, rounds in plan(given.shapes.split(","), given.tiny):
-    if case not in given.cases.split(","):
+  for case, order, who, rounds in plan(given.shapes, given.tiny):
+    if case not in given.cases:
       continue
     if "shape" in order:
       order["model"] = str(logs / f"model-{order['shape']}")
@@ -149,7 +158,8 @@ def main() -> int:
   writer.close()
   command = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
   text = table.page(parts, command=command, minutes=(time.time() - begun) / 60)
-  pathlib.Path(given.output).write_text(text)
+  if given.output:
+    given.output.write_text(text)
   print(text)
   failed = [e for *_, found, _ in parts for e in found.values() if isinstance(e, PeerError)]
   return 1 if failed else 0

@@ -269,13 +269,13 @@ class Sampler:
 
   def close(self) -> None:
     self._starter.shutdown()
-    self.model = self.layers = None
+    self.model = self.layers = self.version = None
 
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
   ) -> Iterator[list[Rollout]]:
     if self.version is None:
-      raise RuntimeError("Sampler.sample: call load_weights first")
+      raise RuntimeError("Sampler.sample: there are no weights; call load_weights first")
     if not prompts:
       return
     rows = shards("b")
@@ -291,11 +291,12 @@ class Sampler:
     begins = np.zeros(count, int)  # ring place of each slot's first token
     column = 0  # slots.column
     waiting, view, ended = list(prompts)[::-1], None, []
+    weights, version = (self.model, self.layers), self.version  # these, to the last response
 
     @keep_mesh
     def decode(goal) -> View:
       nonlocal slots
-      slots, newer = _decode(self.model, self.layers, slots, seed_step, goal, how)
+      slots, newer = _decode(*weights, slots, seed_step, goal, how)
       return newer
 
     while waiting or any(seats):
@@ -306,7 +307,7 @@ class Sampler:
         begins[chosen] = (column + 1) % params.max_tokens
         for i, prompt in zip(chosen, taken):
           seats[i] = prompt
-        read = self._read(taken, batch, seed_step, n, p, how)
+        read = self._read(weights, taken, batch, seed_step, n, p, how)
         if slots is None:  # made while the device reads the first prompts
           slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
         sources = np.full(count, -1, np.int32)
@@ -315,15 +316,17 @@ class Sampler:
       goals = _goals(len(free), count, batch, bool(waiting))
       with contextlib.closing(self._ahead(decode, goals)) as views:
         for newer in views:
-          yield from self._groups(view, ended)  # the caller works on them while the device decodes
+          yield from self._groups(
+            view, ended, version
+          )  # the caller works on them while the device decodes
           view = newer.result()
           column, done_b = int(on_host(view.column)), on_host(view.done_b)
           ended = [(i, begins[i], seats[i]) for i in np.flatnonzero(done_b) if seats[i]]
           for i, *_ in ended:
             seats[i] = None
-    yield from self._groups(view, ended)
+    yield from self._groups(view, ended, version)
 
-  def _read(self, prompts, batch, seed_step, n, p, how):
+  def _read(self, weights, prompts, batch, seed_step, n, p, how):
     """What _insert wants of prompts that take seats: lengths, streams, first tokens, memory."""
     tokens_bp = np.zeros((batch, p), np.int32)
     lengths_b = np.ones(batch, np.int32)
@@ -331,9 +334,7 @@ class Sampler:
     for row, prompt in enumerate(prompts):
       tokens_bp[row, : len(prompt.token_ids)] = prompt.token_ids
       lengths_b[row], streams_b[row] = len(prompt.token_ids), stream_of(prompt.id)
-    first = _prefill(
-      self.model, self.layers, tokens_bp, lengths_b, streams_b, seed_step, n=n, how=how
-    )
+    first = _prefill(*weights, tokens_bp, lengths_b, streams_b, seed_step, n=n, how=how)
     return lengths_b, streams_b, *first
 
   def _ahead(self, decode, goals) -> Iterator[concurrent.futures.Future]:
@@ -349,7 +350,7 @@ class Sampler:
     finally:  # who leaves early may start other programs: behind these, on every process
       concurrent.futures.wait(started)
 
-  def _groups(self, view: View | None, ended) -> Iterator[list[Rollout]]:
+  def _groups(self, view: View | None, ended, version) -> Iterator[list[Rollout]]:
     """This process's groups of [(slot, ring place of its first token, prompt)] that ended."""
     if not ended:
       return
@@ -361,15 +362,15 @@ class Sampler:
       if slot % jax.process_count() == jax.process_index():
         order_r = (begin + np.arange(r)) % r
         rings = tokens_bgr[slot][:, order_r], logprobs_bgr[slot][:, order_r]
-        yield [self._rollout(prompt, *row) for row in zip(ages_bg[slot], *rings)]
+        yield [self._rollout(prompt, version, *row) for row in zip(ages_bg[slot], *rings)]
 
-  def _rollout(self, prompt, age, tokens_r, logprobs_r) -> Rollout:
+  def _rollout(self, prompt, version, age, tokens_r, logprobs_r) -> Rollout:
     token_ids = tuple(tokens_r[:age].tolist())
     return Rollout(
       prompt_id=prompt.id,
       token_ids=token_ids,
       sampler_logprobs=tuple(logprobs_r[:age].tolist()),
       finish_reason="stop" if token_ids[-1] in self.stop_ids else "length",
-      weight_version=self.version,
+      weight_version=version,
       text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
     )

@@ -119,7 +119,8 @@ class Fleet:
         break
       if not told:
         told = True
-        self.say(f"waiting for {', '.join(m.server.url for m in waiting)} ...")
+        urls = ", ".join(m.server.url for m in waiting)
+        self.say(f"waiting for {urls}, {START_SECONDS:.0f} s at most ...")
       self.check()
       time.sleep(1)
     ready = self.ready()

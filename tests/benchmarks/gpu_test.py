@@ -96,6 +96,7 @@ def test_the_page_holds_failures_ratios_and_memory():
   )
   results = dict(
     machine=MACHINE,
+    tiny=False,
     date="2026-01-01",
     sections={
       "update_7b 1500/1000 shared": speed(

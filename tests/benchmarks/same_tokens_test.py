@@ -34,3 +34,22 @@ def test_same_tokens(tmp_path, tokens, logprobs, code, said):
   command = [sys.executable, "-m", "benchmarks.same_tokens", tmp_path / "a", tmp_path / "b"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == code and said in done.stdout
+
+
+@pytest.mark.parametrize(
+  "row, said",
+  [
+    (None, "greedy.rollouts.jsonl does not exist"),
+    ({"id": "p0"}, "greedy.rollouts.jsonl:1: no response of srl_jax.evaluate"),
+    ({"prompt_id": "p9", "rollouts": []}, "have other problems of amc23"),
+  ],
+)
+def test_folders_that_cannot_be_compared(tmp_path, row, said):
+  write(tmp_path / "a", [1], [-0.1])
+  file = tmp_path / "b" / "amc23" / "greedy.rollouts.jsonl"
+  file.parent.mkdir(parents=True)
+  if row:
+    file.write_text(json.dumps(row) + "\n")
+  command = [sys.executable, "-m", "benchmarks.same_tokens", tmp_path / "a", tmp_path / "b"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1

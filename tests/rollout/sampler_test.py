@@ -300,8 +300,11 @@ def test_one_token_responses_need_no_decoding():
 def test_groups_come_as_they_end_and_carry_the_version(groups):
   made = engine(version=41)
   stream = made.sample(PROMPTS, N, PARAMS)
-  assert {r.weight_version for r in next(stream)} == {41}
+  before = {g[0].prompt_id: g for g in [next(stream)]}
   made.load_weights(policy(seed=1), 42)
+  before |= {g[0].prompt_id: g for g in stream}  # goes on with the weights that it began with
+  assert tokens(before) == tokens(groups)
+  assert {r.weight_version for group in before.values() for r in group} == {41}
   after = {g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}
   assert {r.weight_version for group in after.values() for r in group} == {42}
   assert tokens(after) != tokens(groups)
@@ -452,3 +455,7 @@ def test_no_prompts_and_no_weights():
   assert list(engine().sample([], N, PARAMS)) == []
   with pytest.raises(RuntimeError, match="call load_weights first"):
     next(S.Sampler(Words(), STOPS, 16).sample(PROMPTS, N, PARAMS))
+  closed = engine()
+  closed.close()
+  with pytest.raises(RuntimeError, match="call load_weights first"):
+    next(closed.sample(PROMPTS, N, PARAMS))
