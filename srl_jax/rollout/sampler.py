@@ -316,9 +316,8 @@ class Sampler:
       goals = _goals(len(free), count, batch, bool(waiting))
       with contextlib.closing(self._ahead(decode, goals)) as views:
         for newer in views:
-          yield from self._groups(
-            view, ended, version
-          )  # the caller works on them while the device decodes
+          # The caller works on these while the device decodes.
+          yield from self._groups(view, ended, version)
           view = newer.result()
           column, done_b = int(on_host(view.column)), on_host(view.done_b)
           ended = [(i, begins[i], seats[i]) for i in np.flatnonzero(done_b) if seats[i]]
