@@ -117,6 +117,18 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   return tokens_bg, logprobs_bg, memory
 
 
+def _read(model, layers, prompts, batch, seed_step, n, p, how):
+  """What _insert wants of prompts that take seats: lengths, streams, first tokens, memory."""
+  tokens_bp = np.zeros((batch, p), np.int32)
+  lengths_b = np.ones(batch, np.int32)
+  streams_b = np.zeros(batch, np.uint32)
+  for row, prompt in enumerate(prompts):
+    tokens_bp[row, : len(prompt.token_ids)] = prompt.token_ids
+    lengths_b[row], streams_b[row] = len(prompt.token_ids), stream_of(prompt.id)
+  first = _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n=n, how=how)
+  return lengths_b, streams_b, *first
+
+
 @functools.partial(jax.jit, static_argnums=range(6))
 def _empty(layers, b, g, p, r, config) -> Slots:
   """Slots in which nobody sits, for `layers` layers."""
@@ -278,11 +290,12 @@ class Sampler:
       raise RuntimeError("Sampler.sample: there are no weights; call load_weights first")
     if not prompts:
       return
+    model, layers, version = self.model, self.layers, self.version  # these, to the last response
     rows = shards("b")
     count = max(1, self.width // n // rows) * rows  # slots
     batch = max(1, count // 4 // rows) * rows  # prompts read at once
     p = bucket(max(len(prompt.token_ids) for prompt in prompts))
-    if self.model.config.attention != "xla":
+    if model.config.attention != "xla":
       p = -(-p // 128) * 128  # as kernels want it
     how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
     seed_step = np.array([params.seed, params.step], np.uint32)
@@ -291,12 +304,11 @@ class Sampler:
     begins = np.zeros(count, int)  # ring place of each slot's first token
     column = 0  # slots.column
     waiting, view, ended = list(prompts)[::-1], None, []
-    weights, version = (self.model, self.layers), self.version  # these, to the last response
 
     @keep_mesh
     def decode(goal) -> View:
       nonlocal slots
-      slots, newer = _decode(*weights, slots, seed_step, goal, how)
+      slots, newer = _decode(model, layers, slots, seed_step, goal, how)
       return newer
 
     while waiting or any(seats):
@@ -307,9 +319,9 @@ class Sampler:
         begins[chosen] = (column + 1) % params.max_tokens
         for i, prompt in zip(chosen, taken):
           seats[i] = prompt
-        read = self._read(weights, taken, batch, seed_step, n, p, how)
+        read = _read(model, layers, taken, batch, seed_step, n, p, how)
         if slots is None:  # made while the device reads the first prompts
-          slots = _empty(len(self.layers), count, n, p, params.max_tokens, self.model.config)
+          slots = _empty(len(layers), count, n, p, params.max_tokens, model.config)
         sources = np.full(count, -1, np.int32)
         sources[chosen] = np.arange(len(taken))
         slots = _insert(slots, sources, *read, how=how)
@@ -324,17 +336,6 @@ class Sampler:
           for i, *_ in ended:
             seats[i] = None
     yield from self._groups(view, ended, version)
-
-  def _read(self, weights, prompts, batch, seed_step, n, p, how):
-    """What _insert wants of prompts that take seats: lengths, streams, first tokens, memory."""
-    tokens_bp = np.zeros((batch, p), np.int32)
-    lengths_b = np.ones(batch, np.int32)
-    streams_b = np.zeros(batch, np.uint32)
-    for row, prompt in enumerate(prompts):
-      tokens_bp[row, : len(prompt.token_ids)] = prompt.token_ids
-      lengths_b[row], streams_b[row] = len(prompt.token_ids), stream_of(prompt.id)
-    first = _prefill(*weights, tokens_bp, lengths_b, streams_b, seed_step, n=n, how=how)
-    return lengths_b, streams_b, *first
 
   def _ahead(self, decode, goals) -> Iterator[concurrent.futures.Future]:
     """The Views of `decode` for each goal, each when the one behind it has been handed over too."""

@@ -348,17 +348,29 @@ def test_what_the_host_reads_outlives_the_next_decodings(monkeypatch, spec):
     jax.tree.map(np.testing.assert_array_equal, at_first, jax.tree.map(np.array, view))
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3])
-def test_a_stop_leaves_no_decoding_behind(monkeypatch, groups, calls):
-  """`check` raises before the first, second, third decoding; afterwards all is as before."""
-  begun, ended, decode, left = [], [], S._decode, calls
+@pytest.fixture
+def decodings(monkeypatch):
+  """([decodings that were begun], [that came back]), on a device on which they take their time."""
+  begun, ended, decode = [], [], S._decode
 
-  def spy(*args):
+  def slow(*args):
     begun.append(args)
-    time.sleep(0.1)  # as on a device on which this takes its time
+    time.sleep(0.1)
     found = decode(*args)
     ended.append(found)
     return found
+
+  monkeypatch.setattr(S, "_decode", slow)
+  return begun, ended
+
+
+@pytest.mark.parametrize("prompts, calls", [(12, 1), (12, 2), (12, 3), (4, 2)])
+def test_a_stop_leaves_no_decoding_behind(decodings, groups, prompts, calls):
+  """`check` raises before the first, second, third decoding; afterwards all is as before.
+
+  With four prompts in four slots the first is under way when the second is refused.
+  """
+  (begun, ended), left = decodings, calls
 
   def check():
     nonlocal left
@@ -366,20 +378,36 @@ def test_a_stop_leaves_no_decoding_behind(monkeypatch, groups, calls):
     if left == 0:
       raise KeyError("stop")
 
-  monkeypatch.setattr(S, "_decode", spy)
   made = S.Sampler(Words(), STOPS, 16, check)
   made.load_weights(policy(), 1)
   came = {}
   try:
-    for group in made.sample(PROMPTS, N, PARAMS):
+    for group in made.sample(PROMPTS[:prompts], N, PARAMS):
       assert group[0].prompt_id not in came
       came[group[0].prompt_id] = group
   except KeyError:  # here, where a run saves, and where the traceback holds what was left behind
     assert len(begun) == len(ended)
-  assert left == 0 and len(came) < len(PROMPTS)
+  assert left == 0 and len(came) < prompts
   assert len(begun) == calls - 1
   assert tokens(came) == {id: tokens(groups)[id] for id in came}
   assert_same({g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}, groups)
+
+
+def test_an_error_leaves_no_decoding_behind(decodings):
+  """The second decoding is under way when the first one's responses turn out to be unreadable."""
+
+  class Broken:
+    def decode(self, ids, skip_special_tokens):
+      raise KeyError("no such token")
+
+  begun, ended = decodings
+  made = S.Sampler(Broken(), STOPS, 16)
+  made.load_weights(policy(), 1)
+  try:
+    list(made.sample(PROMPTS[:4], N, PARAMS))
+  except KeyError:  # as above
+    assert len(begun) == len(ended)
+  assert len(begun) == 2
 
 
 @pytest.mark.parametrize(
