@@ -22,7 +22,8 @@ from unittest import mock
 import jax
 
 from benchmarks import arguments
-from configs import common, quickstart
+from configs import quickstart
+from srl_jax import config as common
 from srl_jax.learner import metrics, rl
 from srl_jax.policy.sharding import make_mesh
 

@@ -36,8 +36,8 @@ from benchmarks.host_texts import (
   make_answer,
   make_example,
 )
-from configs import common
-from srl_jax import errors
+from srl_jax import command_line
+from srl_jax import config as common
 from srl_jax.data import prompts
 from srl_jax.data.batches import PromptQueue
 from srl_jax.learner import grpo, metrics, packing, validation
@@ -204,7 +204,7 @@ include what else the machine did. Made by
 
 `prompts` encodes them, `answers` reads and checks the JSON of a vLLM server, `texts` decodes and
 `rewards` scores the responses; a run does these four while its servers sample the other groups.
-The step waits for `filter`, `pack` and `metrics` alone. `pack in lines` replaces `pack` where
+The step waits for `filter`, `pack` and `metrics` folders. `pack in lines` replaces `pack` where
 attention kernels are used. The predicted update is 6 FLOPs per matmul parameter of Qwen2.5-7B and
 token, with the prompt computed once, on 8 H100s at 40 % (../shared/notes/performance.md: 68 s for
 prompts of 1,500 and responses of 1,000 tokens); sampling takes 35 to 65 s besides. Lengths are
@@ -248,7 +248,7 @@ def table(found: dict[str, dict]) -> str:
 
 
 def in_its_own_process(*arguments, **settings) -> dict:
-  """`measure`, in a process whose memory is the case's alone."""
+  """`measure`, in a process whose memory is the case's folders."""
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
     return pool.submit(measure, *arguments, **settings).result()
@@ -294,5 +294,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  with errors.in_one_line():
+  with command_line.in_one_line():
     main()

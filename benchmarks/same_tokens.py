@@ -14,8 +14,9 @@ import argparse
 import pathlib
 import sys
 
-from srl_jax import errors
+from srl_jax import command_line
 from srl_jax.data.rows import json_lines
+from srl_jax.errors import UserError
 
 
 def responses(folder: pathlib.Path, benchmark: str) -> dict[str, list[dict]]:
@@ -24,7 +25,7 @@ def responses(folder: pathlib.Path, benchmark: str) -> dict[str, list[dict]]:
   found = {}
   for place, row in json_lines(file):
     if not {"prompt_id", "rollouts"} <= row.keys():
-      raise ValueError(f"{place}: no response of srl_jax.evaluate; give its --output folders")
+      raise UserError(f"{place}: no response of srl_jax.evaluate; give its --output folders")
     found[row["prompt_id"]] = row["rollouts"]
   return found
 
@@ -49,14 +50,14 @@ def main() -> int:
   first, second = given.folders
   benchmarks = sorted(path.parent.name for path in first.glob("*/greedy.rollouts.jsonl"))
   if not benchmarks:
-    raise ValueError(f"{first}: no */greedy.rollouts.jsonl; give srl_jax.evaluate's --output")
+    raise UserError(f"{first}: no */greedy.rollouts.jsonl; give srl_jax.evaluate's --output")
   far = 0
   print("| benchmark | responses | the same | parted at token (difference in log-prob) |")
   print("|---|---|---|---|")
   for name in benchmarks:
     ours, theirs = responses(first, name), responses(second, name)
     if ours.keys() != theirs.keys():
-      raise ValueError(f"{first} and {second} have other problems of {name}")
+      raise UserError(f"{first} and {second} have other problems of {name}")
     found = {id: parting(ours[id][0], theirs[id][0]) for id in ours}
     parted = {id: at for id, at in found.items() if at}
     far += sum(gap > given.within for _, gap in parted.values())
@@ -66,5 +67,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  with errors.in_one_line():
+  with command_line.in_one_line():
     sys.exit(main())

@@ -14,11 +14,12 @@ import time
 import jax
 
 from benchmarks import arguments
-from srl_jax import errors
+from srl_jax import command_line
 from srl_jax.data import prompts
+from srl_jax.errors import EngineError
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import load_hf
-from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
+from srl_jax.rollout.engine import Prompt, SamplingParams
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
 
@@ -81,7 +82,7 @@ def measure(engine, model, batch, given, turn: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-  with errors.in_one_line():
+  with command_line.in_one_line():
     try:
       main()
     except EngineError as error:

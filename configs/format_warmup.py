@@ -9,7 +9,7 @@ none of this; models of 135M and 0.5B parameters do. The problems are sums, so t
 the real data is not touched, only the form: a think block, then one step.
 """
 
-from configs import common
+from srl_jax import config as common
 
 
 def get_config(arg=None):

@@ -14,7 +14,7 @@ rounded otherwise on two, and after hundreds of steps at this learning rate that
 
 import pathlib
 
-from configs import common
+from srl_jax import config as common
 
 HERE = pathlib.Path(__file__).resolve().parent
 

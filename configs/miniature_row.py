@@ -13,7 +13,9 @@ a second stage, half as long and more careful (with --config.init_from=WORKDIR),
 for as long as SRL and that stage together.
 """
 
-from configs import common, quickstart
+from configs import quickstart
+from srl_jax import config as common
+from srl_jax.errors import UserError
 
 ROWS = ("srl", "srl_no_filter", "srl_long", "one_step", "rlvr", "rlvr_after")
 ROWS += ("sft_outline", "sft_reasoning")
@@ -23,7 +25,7 @@ WHOLE_COST = 8  # a step of whole solutions, in steps of SRL
 def get_config(arg=None):
   args = common.parse_arg(arg, row="srl", seed=0, steps=0)
   if args.row not in ROWS:
-    raise ValueError(f"config argument row={args.row!r}: use one of {', '.join(ROWS)}")
+    raise UserError(f"config argument row={args.row!r}: use one of {', '.join(ROWS)}")
   config = quickstart.get_config(f"seed={args.seed}")
   config.train.steps = args.steps or config.train.steps
   config.eval.benchmark = ""  # the table measures the finished runs

@@ -9,7 +9,7 @@ problems; of the hard ones it solves, turn by turn and by greedy decoding, next 
 
 import pathlib
 
-from configs import common
+from srl_jax import config as common
 
 HERE = pathlib.Path(__file__).resolve().parent
 

@@ -10,7 +10,8 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 20.2; 50.0, 13.3, 6.7, 34.9 before.
 """
 
-from configs import common, sft_outline, srl_math
+from configs import sft_outline, srl_math
+from srl_jax import config as common
 
 
 def get_config(arg=None):

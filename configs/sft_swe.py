@@ -10,7 +10,8 @@ The paper's figures, resolve rate in % (oracle file edit, end to end): 8.4, 4.2 
 SFT model of others from the same base that it compares with; 5.8, 3.2 for the base itself.
 """
 
-from configs import common, srl_swe
+from configs import srl_swe
+from srl_jax import config as common
 
 
 def get_config(arg=None):

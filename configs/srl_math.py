@@ -12,7 +12,7 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 36.4 after SRL; 50.0, 13.3, 6.7, 34.9 before.
 """
 
-from configs import common
+from srl_jax import config as common
 
 ARGUMENTS = dict(
   model="Qwen/Qwen2.5-7B-Instruct",

@@ -15,7 +15,7 @@ The paper's figures, resolve rate in % (oracle file edit, end to end): 14.8, 8.6
 before; 8.4, 4.2 SWE-Gym-7B, which was fine-tuned from the same model.
 """
 
-from configs import common
+from srl_jax import config as common
 
 SWE_SMITH = "SWE-bench/SWE-smith-trajectories"
 

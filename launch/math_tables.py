@@ -10,7 +10,8 @@ import sys
 from typing import NamedTuple
 
 from launch import stages
-from srl_jax import errors
+from srl_jax import command_line
+from srl_jax.errors import UserError
 from srl_jax.evals import paper
 
 
@@ -48,13 +49,13 @@ TABLES = {
 }
 S1K_MODEL = "simplescaling/s1.1-7B"
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "Folder of the rows' folders.")
 _ROWS = flags.DEFINE_list("rows", [], f"Some of the table's: {', '.join(ROWS)}.")
 _SAMPLES = flags.DEFINE_integer("samples", 32, "k of avg@k.", 1)
 _SAMPLED = flags.DEFINE_list("sampled", ["amc23", "aime24", "aime25"], "Greedy and avg@k.")
-_GREEDY = flags.DEFINE_list("greedy", ["minerva_math"], "Benchmarks by greedy decoding alone.")
+_GREEDY = flags.DEFINE_list("greedy", ["minerva_math"], "Benchmarks by greedy decoding folders.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be started.")
 
 
@@ -71,7 +72,7 @@ def main(passed: Passed, argv: list[str]) -> None:
   chosen = TABLES[_TABLE.value]
   unknown = set(_ROWS.value) - set(chosen)
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"--rows: table {_TABLE.value} has no {', '.join(sorted(unknown))}; it has"
       f" {', '.join(chosen)}"
     )
@@ -133,4 +134,4 @@ if __name__ == "__main__":
   sys.argv, *passed = stages.split_flags(sys.argv, ":", "--config.", "--evaluate.")
   arguments, train, evaluate = passed
   passed = Passed("".join(arguments), train, [f"--{flag.partition('.')[2]}" for flag in evaluate])
-  errors.run(functools.partial(main, passed), flags.values)
+  command_line.run(functools.partial(main, passed), flags.values)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from launch import stages
-from srl_jax import errors
+from srl_jax import command_line
+from srl_jax.errors import UserError
 from srl_jax.evals import miniature_table
 
 
@@ -43,7 +44,7 @@ ARMS = {
 }
 QUICK_STEPS = 400  # of SRL; all other rows follow
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/miniature", "Folder of all runs.")
 _QUICK = flags.DEFINE_bool("quick", False, f"Seed 0 alone, and {QUICK_STEPS} steps of SRL.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of every row.", 1)
@@ -61,9 +62,9 @@ def main(argv: list[str]) -> None:
   del argv
   unknown = set(_ARMS.value) - set(ARMS)
   if unknown:
-    raise ValueError(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
+    raise UserError(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
   if _QUICK.value and _STEPS.value:
-    raise ValueError("--quick has its own number of steps: give one of --quick and --steps")
+    raise UserError("--quick has its own number of steps: give one of --quick and --steps")
   root = pathlib.Path(_WORKDIR.value)
   steps = QUICK_STEPS if _QUICK.value else _STEPS.value
   arms = {name: arm for name, arm in ARMS.items() if name in _ARMS.value}
@@ -150,4 +151,4 @@ def _chains(name: str, seeds, root: pathlib.Path) -> list[list[pathlib.Path]]:
 
 
 if __name__ == "__main__":
-  errors.run(main, flags.values)
+  command_line.run(main, flags.values)

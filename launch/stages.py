@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from srl_jax import errors
+from srl_jax import command_line
+from srl_jax.errors import UserError
 from srl_jax.evals import math_benchmarks
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -57,7 +58,7 @@ def training(
     overrides: flags --config.a.b=value.
     after: name of the training stage whose best checkpoint it starts from.
 
-  Raises ValueError if the folder holds a finished run of another config.
+  Raises UserError if the folder holds a finished run of another config.
   """
   if after:
     overrides = [*overrides, f"--config.init_from={root / after}"]
@@ -113,8 +114,8 @@ def evaluation(
 
 
 def config_of(file: str, overrides: Sequence[str] = ()):
-  """The config that srl_jax.train would run; ValueError if it is not sound."""
-  from configs import common
+  """The config that srl_jax.train would run; UserError if it is not sound."""
+  from srl_jax import config as common
 
   alone = flags.FlagValues()
   argv = ["", f"--config={file}", *overrides]
@@ -122,7 +123,7 @@ def config_of(file: str, overrides: Sequence[str] = ()):
   try:
     alone(argv)
   except (flags.Error, AttributeError, KeyError) as error:  # as ml_collections raises them
-    raise ValueError(f"{file}: {errors.without_traceback(str(error))}") from error
+    raise UserError(f"{file}: {command_line.without_traceback(str(error))}") from error
   common.check(alone.config)
   return alone.config
 
@@ -144,7 +145,7 @@ def run(stages: Sequence[Stage], logs: pathlib.Path, jobs: int = 1) -> None:
     logs: folder of the logs NAME.log.
     jobs: most stages at a time.
 
-  Raises ValueError, once the others have stopped, when a stage fails.
+  Raises UserError, once the others have stopped, when a stage fails.
   """
   waiting = [stage for stage in stages if not stage.finished()]
   running: dict[int, tuple[Stage, subprocess.Popen, float]] = {}  # by lane
@@ -200,13 +201,13 @@ def _start(stage: Stage, logs: pathlib.Path, lane: int, jobs: int) -> subprocess
 
 
 def _judge(stage: Stage, code: int, seconds: float, logs: pathlib.Path, jobs: int) -> None:
-  """Says that a stage has ended; raises ValueError if it has not done its work."""
+  """Says that a stage has ended; raises UserError if it has not done its work."""
   if code == 0 and stage.finished():
     print(f"{time.strftime('%H:%M:%S')}  {stage.name}: {seconds:.0f} s", flush=True)
     return
   said = f"; its output is in {logs / stage.name}.log" if jobs > 1 else ""
   how = f"ended with code {code}" if code else "was stopped before its end"
-  raise ValueError(f"{stage.name}: {how}{said}. It was: {shlex.join(stage.command)}")
+  raise UserError(f"{stage.name}: {how}{said}. It was: {shlex.join(stage.command)}")
 
 
 def split_flags(argv: list[str], *prefixes: str) -> tuple[list[str], ...]:

@@ -30,9 +30,10 @@ from typing import Any
 
 from absl import logging
 
-from srl_jax import alone, errors
+from srl_jax import command_line, folders
+from srl_jax.errors import UserError
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _MODEL = flags.DEFINE_string("model", None, "Model folder, workdir or hub name.", required=True)
 _BENCHMARKS = flags.DEFINE_list(
   "benchmarks",
@@ -94,19 +95,19 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)  # orbax tells every rename
   if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
-    raise ValueError(
+    raise UserError(
       "--servers: give the base URLs of the servers with --engine=vllm, and only then"
     )
   if _TEMPERATURE.value <= 0:
-    raise ValueError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
+    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
   benchmarks = _load_benchmarks()
   output = pathlib.Path(_OUTPUT.value)
   import jax  # after the flags and files: a mistake in them must not wait for it
 
-  from configs import common
+  from srl_jax import config as common
+  from srl_jax.errors import EngineError
   from srl_jax.evals import passes, tables
   from srl_jax.policy.sharding import make_mesh
-  from srl_jax.rollout.engine import EngineError
 
   run = _read_run(pathlib.Path(_MODEL.value))
   settings = _settings(run)
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> None:
     ends.enter_context(jax.set_mesh(make_mesh(common.MESHES.get(mesh, mesh))))
     solver, settings["weights"] = _load(run, settings, min(_WIDTH.value, responses))
     try:
-      ends.enter_context(alone.alone_in(output))
+      ends.enter_context(folders.locked(output))
       _claim(output, settings)
       for name, tasks in benchmarks.items():
         for k in dict.fromkeys((0, _SAMPLES.value)):
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> None:
       print(f"\nstopped; the same command goes on from what {output} holds", flush=True)
       raise SystemExit(130) from None
     except EngineError as error:
-      raise ValueError(f"{error}. The same command goes on from what {output} holds") from error
+      raise UserError(f"{error}. The same command goes on from what {output} holds") from error
     finally:
       solver.engine.close()
   print(tables.write(output, settings))
@@ -143,22 +144,21 @@ def _load_benchmarks() -> dict[str, list]:
   for spec in _BENCHMARKS.value:
     name = math_benchmarks.benchmark_name(spec)
     if name in benchmarks:
-      raise ValueError(f"--benchmarks: two are called {name!r}; rename a file or run them apart")
+      raise UserError(f"--benchmarks: two are called {name!r}; rename a file or run them apart")
     benchmarks[name] = math_benchmarks.load_benchmark(spec, _DATA.value)[: _LIMIT.value]
   if not benchmarks:
-    raise ValueError("--benchmarks: name at least one")
+    raise UserError("--benchmarks: name at least one")
   return benchmarks
 
 
 def _read_run(path: pathlib.Path) -> dict | None:
   """The config of the run in a workdir, flat; None if `path` is a model."""
-  from srl_jax.learner import start
   from srl_jax.learner.checkpoint import Checkpoints, read_config
 
   if Checkpoints.present(path) and (path / "config.json").exists():
-    return start.flatten(read_config(path))
+    return folders.flatten(read_config(path))
   if (path / "metrics.jsonl").exists():
-    raise ValueError(f"--model={path}: a run without a checkpoint; wait until it has saved one")
+    raise UserError(f"--model={path}: a run without a checkpoint; wait until it has saved one")
   return None
 
 
@@ -179,7 +179,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
   mode = "whole" if mode == "off" else mode
   stepwise = mode == "stepwise"
   if stepwise and _STYLE.value == "plain":
-    raise ValueError("--style=plain is for --mode=whole; a next step is asked for in think tags")
+    raise UserError("--style=plain is for --mode=whole; a next step is asked for in think tags")
   # Not the limit of another mode: a step's would cut whole solutions off.
   same = run if (run or {}).get("eval.mode", mode) in (mode, "off") else None
   style = "think" if stepwise else _choose(run, _STYLE, "prompt.style", "plain")
@@ -218,29 +218,28 @@ def _stored_dtype() -> str:
 
 
 def _check_same(output: pathlib.Path, settings: dict) -> None:
-  """Raises ValueError if the folder holds figures of other settings than these."""
+  """Raises UserError if the folder holds figures of other settings than these."""
   path = output / "settings.json"
   if not path.exists():
     return
   try:
     before = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
-    raise ValueError(f"{path}: not JSON ({error}); give another --output") from error
-  differ = [key for key in settings if key in before and before[key] != settings[key]]
-  if set(differ) - set(_TOLD_ONLY):
-    short = lambda value: repr(value) if len(repr(value)) < 80 else f"{repr(value)[:76]}...'"
-    changes = (f"{key} was {short(before[key])}, is {short(settings[key])}" for key in differ)
-    raise ValueError(
-      f"{output} holds an evaluation of something else: {'; '.join(changes)}. Give another"
-      " --output, or set these back to continue that one"
-    )
+    raise UserError(f"{path}: not JSON ({error}); give another --output") from error
+  shared = settings.keys() & before.keys()  # the weights' checksum is known once they are loaded
+  folders.check_same_settings(
+    output,
+    {key: before[key] for key in shared},
+    {key: settings[key] for key in shared},
+    holds="an evaluation of something else",
+    flag="--output",
+    free=_TOLD_ONLY,
+  )
 
 
 def _claim(output: pathlib.Path, settings: dict) -> None:
-  from srl_jax.learner import start
-
   _check_same(output, settings)
-  start.write_json(output / "settings.json", settings)
+  folders.write_json(output / "settings.json", settings)
 
 
 def _load(run: dict | None, settings: dict, width: int):
@@ -307,4 +306,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-  errors.run(main, flags.values)
+  command_line.run(main, flags.values)

@@ -12,9 +12,10 @@ import pathlib
 
 from absl import logging
 
-from srl_jax import errors
+from srl_jax import command_line
+from srl_jax.errors import UserError
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Folder to write: new, or empty (default: WORKDIR/export)."
@@ -45,7 +46,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
     step: which checkpoint; by default the best on validation, else the last.
     dtype: float32 or bfloat16; by default the type that the run computed in.
 
-  Raises ValueError when there is no such checkpoint, the run's model cannot be found, or `output`
+  Raises UserError when there is no such checkpoint, the run's model cannot be found, or `output`
   has something in it.
   """
   import jax
@@ -55,7 +56,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
 
   workdir = pathlib.Path(workdir)
   if not (workdir / "config.json").exists() or not Checkpoints.present(workdir):
-    raise ValueError(
+    raise UserError(
       f"{workdir}: no run with a checkpoint (config.json and checkpoints/); give the --workdir of "
       "a run that has saved"
     )
@@ -67,7 +68,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   step = checkpoints.best_step() if step is None else step
   if step not in checkpoints.steps():
     kept = ", ".join(map(str, checkpoints.steps()))
-    raise ValueError(f"{workdir}: no checkpoint of step {step}; it has {kept}")
+    raise UserError(f"{workdir}: no checkpoint of step {step}; it has {kept}")
   device = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
   shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), model.abstract(config))
   policy, _, _ = checkpoints.restore(step, shapes)
@@ -77,4 +78,4 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
 
 
 if __name__ == "__main__":
-  errors.run(main, flags.values)
+  command_line.run(main, flags.values)

@@ -28,12 +28,13 @@ from absl import flags as absl_flags
 from absl import logging
 from ml_collections import config_flags
 
-from configs import common
-from srl_jax import errors
+from srl_jax import command_line
+from srl_jax import config as common
+from srl_jax.errors import UserError
 from srl_jax.planning import report, topologies
 from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh, shards
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _TOPOLOGY = flags.DEFINE_enum(
   "topology", None, list(topologies.TOPOLOGIES), "Hardware to plan for.", required=True
 )
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
   del argv
   config = absl_flags.FLAGS.config
   if config is None:
-    raise ValueError("--config: name a config file, for example configs/srl_math.py")
+    raise UserError("--config: name a config file, for example configs/srl_math.py")
   platform = topologies.TOPOLOGIES[_TOPOLOGY.value].platform
   if not topologies.installed(platform):
     python = topologies.install(platform)
@@ -72,7 +73,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     name: of topologies.TOPOLOGIES.
     prompt_tokens, response_tokens: means, for the forecast of a step.
 
-  Returns what --json prints. Raises ValueError for a config that is wrong in itself.
+  Returns what --json prints. Raises UserError for a config that is wrong in itself.
   topologies.prepare must have run.
   """
   from srl_jax.planning import estimate, models, programs  # the install does not wait for them
@@ -137,7 +138,7 @@ def mesh_spec(config, name: str) -> str:
 def command() -> None:
   """Runs `main`; a crash keeps its traceback and ends with code 3."""
   try:
-    errors.run(main, flags.values)
+    command_line.run(main, flags.values)
   except Exception:  # Python would end with 1, which says that a config does not fit
     traceback.print_exc()
     sys.exit(3)

@@ -27,12 +27,13 @@ from typing import Any
 
 import ml_collections
 
-from srl_jax import errors
+from srl_jax import command_line
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import runs as runs_lib
 from srl_jax.data import solutions, sources
+from srl_jax.errors import UserError
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _SOURCE = flags.DEFINE_string(
   "source", None, "Name of a Hugging Face dataset, or a file of JSON lines.", required=True
 )
@@ -87,9 +88,9 @@ def main(argv: list[str]) -> None:
   del argv
   output = pathlib.Path(_OUTPUT.value)
   if output.exists() and not output.is_dir():
-    raise ValueError(f"--output={output} is a file: name a folder")
+    raise UserError(f"--output={output} is a file: name a folder")
   if _HARD.value and (_DOMAIN.value == "swe" or not _MODEL.value):
-    raise ValueError("--hard needs a --model, and problems with final answers (--domain=math)")
+    raise UserError("--hard needs a --model, and problems with final answers (--domain=math)")
   data, trials = _data(), []
   made = dict(data=data, method=_METHOD.value, seed=_SEED.value)
   if _DOMAIN.value == "swe":
@@ -120,7 +121,7 @@ def _data() -> ml_collections.ConfigDict:
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in fields or not column:
-      raise ValueError(f"--fields: {item!r} is none of {', '.join(f'{f}=COLUMN' for f in fields)}")
+      raise UserError(f"--fields: {item!r} is none of {', '.join(f'{f}=COLUMN' for f in fields)}")
     fields[field] = column
   source = _SOURCE.value
   is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
@@ -151,7 +152,7 @@ def _keep_hard(
 
   tasks = [Task(problem.id, problem.text, problem.answer) for problem in problems if problem.answer]
   if not tasks:
-    raise ValueError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
+    raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
   trial = hard_problems.Trial(
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
@@ -187,7 +188,7 @@ def _keep_hard(
     )
   counts["kept"] = len(kept)
   if not kept:
-    raise ValueError(
+    raise UserError(
       f"--hard: {trial.model} solves each of {len(tasks)} problems in more than"
       f" {_MAX_SUCCESS_RATE.value:g} of its samples: raise --max_success_rate or --samples, or give"
       " harder problems"
@@ -281,4 +282,4 @@ def _write(
 
 
 if __name__ == "__main__":
-  errors.run(main, flags.values)
+  command_line.run(main, flags.values)

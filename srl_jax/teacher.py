@@ -13,7 +13,6 @@ The same command goes on where it stopped. An API key is read from OPENAI_API_KE
 
 import concurrent.futures
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -21,14 +20,15 @@ from typing import Any
 
 import ml_collections
 
-from srl_jax import alone, errors
+from srl_jax import command_line, folders
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import prompts, rows, solutions
 from srl_jax.data.chat import ChatServer
 from srl_jax.data.problems import Problem
+from srl_jax.errors import UserError
 from srl_jax.rewards.answers import answers_equal, extract_answer
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _SERVER = flags.DEFINE_string("server", None, "URL, with or without /v1 at its end.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
 _PROBLEMS = flags.DEFINE_string("problems", None, "File of JSON lines.", required=True)
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
   problems = _read_problems()
   server = ChatServer(_SERVER.value, _MODEL.value, timeout=_TIMEOUT.value)
   output = pathlib.Path(_OUTPUT.value)
-  with alone.alone_in(output):
+  with folders.locked(output):
     _ask_all(server, problems, output)
 
 
@@ -99,12 +99,12 @@ def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.P
 
 
 def _read_problems() -> dict[str, Problem]:
-  """{id: problem} of the file; ValueError for a row without a problem or a gold answer."""
+  """{id: problem} of the file; UserError for a row without a problem or a gold answer."""
   fields = dict.fromkeys(("problem", "solution", "answer", "id", "reasoning"), "")
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in ("problem", "answer", "id") or not column:
-      raise ValueError(f"--fields: {item!r} is none of problem=COLUMN, answer=COLUMN, id=COLUMN")
+      raise UserError(f"--fields: {item!r} is none of problem=COLUMN, answer=COLUMN, id=COLUMN")
     fields[field] = column
   data = ml_collections.ConfigDict(dict(source="jsonl", path=_PROBLEMS.value, fields=fields))
   problems, counts = problems_lib.read_problems(data, method="rlvr")  # which needs gold answers
@@ -118,22 +118,16 @@ def _read_problems() -> dict[str, Problem]:
 
 def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dict[str, Any]]:
   """The attempts of earlier runs; a last line that was cut off is removed from the file."""
-  if not path.exists():
-    return []
-  written = path.read_bytes()
-  whole = written[: written.rfind(b"\n") + 1]
-  if len(whole) < len(written):
-    os.truncate(path, len(whole))
-  attempts = [row for _, row in rows.json_lines(path)] if whole else []
+  attempts = [row for _, row in rows.json_lines(path)] if folders.cut_to_whole_lines(path) else []
   for attempt in attempts:
     if attempt["model"] != _MODEL.value:
-      raise ValueError(
+      raise UserError(
         f"{path} holds answers of {attempt['model']!r}, not of {_MODEL.value!r}: give another"
         " --output"
       )
     problem = problems.get(attempt["id"])
     if not problem or problem.text != attempt["problem"]:
-      raise ValueError(
+      raise UserError(
         f"{path} holds answers to a problem {attempt['id']!r} that {_PROBLEMS.value} does not have"
         " like that: give another --output"
       )
@@ -184,7 +178,7 @@ def _ask(server: ChatServer, problem: Problem) -> tuple[str, str]:
   try:
     return server.chat(messages, temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
   except ValueError as error:
-    raise ValueError(f"problem {problem.id}: {error}") from error
+    raise UserError(f"problem {problem.id}: {error}") from error
 
 
 def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
@@ -217,14 +211,12 @@ def _write_solutions(
 ) -> None:
   """Writes the kept solutions in the order of the problems; the file is never half of it."""
   kept = {attempt["id"]: attempt for attempt in made if not attempt["reason"]}
-  partial = path.with_suffix(".partial")
-  with partial.open("w", encoding="utf-8") as file:
+  with folders.replacing(path) as file:
     for id, problem in problems.items():
       if id in kept:
         solution = prompts.outside_think_blocks(kept[id]["text"])
         line = {"id": id, "problem": problem.text, "answer": problem.answer, "solution": solution}
         file.write(json.dumps(line | {"model": kept[id]["model"]}, ensure_ascii=False) + "\n")
-  partial.replace(path)
 
 
 def _table(problems: dict[str, Problem], made: list[dict[str, Any]]) -> str:
@@ -238,4 +230,4 @@ def _table(problems: dict[str, Problem], made: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-  errors.run(main, flags.values)
+  command_line.run(main, flags.values)

@@ -8,7 +8,8 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from srl_jax import alone, errors
+from srl_jax import command_line, folders
+from srl_jax.errors import EngineError, Stopped, UserError
 
 config_flags.DEFINE_config_file("config", None, "config file, with arguments after a colon")
 flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)")
@@ -18,27 +19,27 @@ FLAGS = flags.FLAGS
 def main(argv) -> None:
   del argv
   if FLAGS.config is None:
-    raise ValueError("--config: name a config file, for example configs/quickstart.py")
+    raise UserError("--config: name a config file, for example configs/quickstart.py")
   logging.set_verbosity(logging.WARNING)  # orbax tells every rename
   import jax  # after the flags: a mistake in them must not wait for it
 
-  from configs import common
-  from srl_jax.learner import hosts, rl, sft, start
+  from srl_jax import config as common
+  from srl_jax import hosts
+  from srl_jax.learner import rl, sft, start
   from srl_jax.policy.sharding import make_mesh
-  from srl_jax.rollout.engine import EngineError
 
   config = FLAGS.config
   common.check(config)
-  hosts.begin()
+  hosts.initialize()
   workdir = pathlib.Path(FLAGS.workdir or pathlib.Path("runs") / config_name())
   run = sft.train if config.method == "sft" else rl.train
   try:
     with contextlib.ExitStack() as ends:
       if hosts.is_writer():
-        ends.enter_context(alone.alone_in(workdir))
-      hosts.first(None)  # whose workdir it is, and what is in it, nobody asks before
+        ends.enter_context(folders.locked(workdir))
+      hosts.barrier()  # whose workdir it is, and what is in it, nobody asks before
       start.claim_workdir(workdir, config)
-      if summary := hosts.first(start.finished(workdir, config)):
+      if summary := hosts.broadcast(start.finished(workdir, config)):
         if hosts.is_writer():
           print(f"{workdir} is finished; its table:\n{table(summary, workdir)}", flush=True)
         return
@@ -46,7 +47,7 @@ def main(argv) -> None:
         (workdir / "summary.json").unlink(missing_ok=True)
       ends.enter_context(jax.set_mesh(make_mesh(common.mesh_spec(config))))
       summary = run(config, workdir)
-  except hosts.Stopped as stopped:
+  except Stopped as stopped:
     if hosts.is_writer():
       again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
       print(f"\nstopped by {stopped}; saved. Continue with the same command: {again}", flush=True)
@@ -55,12 +56,12 @@ def main(argv) -> None:
     print(f"error: {error}. What was trained is saved; the same command continues", file=sys.stderr)
     raise SystemExit(os.EX_TEMPFAIL) from error
   except jax.errors.JaxRuntimeError as error:
-    hosts.end(error)
+    hosts.abort(error)
     raise
   if hosts.is_writer():
-    start.write_json(workdir / "summary.json", summary)
+    folders.write_json(workdir / "summary.json", summary)
     print(table(summary, workdir), flush=True)
-  hosts.first(None)  # a process that ends waits for the others, but not for long
+  hosts.barrier()  # a process that ends waits for the others, but not for long
 
 
 def config_name() -> str:
@@ -85,4 +86,4 @@ def table(summary: dict, workdir: pathlib.Path) -> str:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command_line.run(main)

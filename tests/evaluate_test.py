@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from srl_jax import alone
+from srl_jax import folders
 from srl_jax.evals import math_benchmarks
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.policy import hf_files, weights
@@ -138,7 +138,7 @@ def test_damaged_and_busy_outputs(base, tmp_path):
   (tmp_path / "damaged" / "settings.json").write_text("{")
   flags = [f"--model={base}", "--benchmarks=arithmetic:1", "--max_tokens=2"]
   assert "settings.json: not JSON" in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
-  with alone.alone_in(tmp_path / "busy"):
+  with folders.locked(tmp_path / "busy"):
     assert f"busy: process {os.getpid()}" in evaluate(f"--output={tmp_path}/busy", *flags, code=2)
 
 

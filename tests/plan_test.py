@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import common, srl_math
-from srl_jax import errors, plan
+from configs import srl_math
+from srl_jax import command_line, plan
+from srl_jax import config as common
 from srl_jax.planning import topologies
 from srl_jax.policy.sharding import parse_mesh
 
@@ -56,7 +57,7 @@ def test_a_crash_is_no_verdict(monkeypatch, capsys):
   def crash(*_):
     raise RuntimeError("of the compiler")
 
-  monkeypatch.setattr(errors, "run", crash)
+  monkeypatch.setattr(command_line, "run", crash)
   with pytest.raises(SystemExit) as ended:
     plan.command()
   assert ended.value.code == 3 and "RuntimeError: of the compiler" in capsys.readouterr().err

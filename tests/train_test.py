@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from configs import quickstart
-from srl_jax import alone
+from srl_jax import folders
 from srl_jax.learner import start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DRIVER = """
 import json, os, sys, traceback
 import jax
-from configs import common
-from srl_jax import errors, train
+from srl_jax import config as common
+from srl_jax import command_line, train
 from srl_jax.learner import rl, sft, start
 
 for i, arguments in enumerate(json.loads(sys.argv[1])):
@@ -30,7 +30,7 @@ for i, arguments in enumerate(json.loads(sys.argv[1])):
       os.dup2(os.open(f"{sys.argv[2]}/{i}.{name}", os.O_WRONLY | os.O_CREAT), number)
     sys.argv = ["train.py", *arguments]
     try:
-      errors.run(train.main)
+      command_line.run(train.main)
     except SystemExit as end:
       code = end.code
     except BaseException:
@@ -100,7 +100,7 @@ def results(folder, tmp_path_factory):
   ]
   command = [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(lines), str(said)]
   environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-  with alone.alone_in(folder / "busy"):
+  with folders.locked(folder / "busy"):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   codes = [int(line.split()[1]) for line in done.stdout.splitlines()]

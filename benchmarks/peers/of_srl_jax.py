@@ -6,7 +6,7 @@ import jax
 
 from benchmarks.peers import cases
 from benchmarks.peers.worker import serve, versions
-from configs.common import defaults
+from srl_jax.config import defaults
 from srl_jax.learner import optimizer, packing, update
 from srl_jax.policy.model import ModelConfig, init
 from srl_jax.policy.sharding import make_mesh

@@ -26,6 +26,7 @@ import re
 
 from srl_jax.data.prompts import CLOSE, OPEN
 from srl_jax.data.sources import Examples, StepExample
+from srl_jax.errors import UserError
 
 DATA_SEED = 0  # of the sets of hard problems: the same problems for every run and every arm
 HARD_STEPS, HARD_DIGITS = 6, 2
@@ -105,12 +106,10 @@ def problems(
     digits: of every number of the problem, 1 or 2.
 
   Raises:
-    ValueError: unknown split, or fewer than n such problems within reach.
+    UserError: unknown split, or fewer than n such problems within reach.
   """
   if split not in SPLIT_PERCENT:
-    raise ValueError(
-      f"data.split={split!r} of the built-in problems: use one of {[*SPLIT_PERCENT]}"
-    )
+    raise UserError(f"data.split={split!r} of the built-in problems: use one of {[*SPLIT_PERCENT]}")
   rng = random.Random(f"arithmetic/{split}/{steps}/{digits}/{seed}")
   found: dict[str, Problem] = {}
   for _ in range(100 * n + 1000):
@@ -118,7 +117,7 @@ def problems(
       return list(found.values())
     problem = _draw(rng, split, steps, digits)
     found.setdefault(problem.text, dataclasses.replace(problem, id=f"{split}-{len(found)}"))
-  raise ValueError(
+  raise UserError(
     f"{n} different problems of {steps} steps and {digits} digits asked for, {len(found)} found:"
     " ask for fewer"
   )
@@ -193,17 +192,17 @@ def load(data, method: str, seed: int) -> Examples:
     seed: of the warm-up's draw.
 
   Raises:
-    ValueError: a path, split or method that this family does not have.
+    UserError: a path, split or method that this family does not have.
   """
   match = re.fullmatch(r"(hard|reasoned|mix)(?::([1-9]\d*))?", data.path)
   if not match:
-    raise ValueError(
+    raise UserError(
       f"data.path={data.path!r} of the built-in problems: use 'hard', 'reasoned' or 'mix', with a"
       " number such as 'hard:500' if wanted"
     )
   kind, count = match[1], int(match[2] or DEFAULT_COUNT[match[1]])
   if kind != "hard" and method != "sft":
-    raise ValueError(f"data.path={kind!r} holds responses to learn: method='sft', not {method!r}")
+    raise UserError(f"data.path={kind!r} holds responses to learn: method='sft', not {method!r}")
   if kind == "mix":
     held_out = problems("calibration", data.holdout)
     train = _warm_up(data.split, count, seed)
@@ -236,7 +235,7 @@ def _examples(problem: Problem, method: str, data) -> list[StepExample]:
   if method == "rlvr":
     return [dataclasses.replace(one, target="")]
   if method != "srl":
-    raise ValueError(f"method={method!r}: use srl, one_step, rlvr or sft")
+    raise UserError(f"method={method!r}: use srl, one_step, rlvr or sft")
   used = len(problem.steps) if data.keep_last_step else len(problem.steps) - 1
   examples = []
   for k in range(used):

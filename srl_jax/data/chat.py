@@ -11,6 +11,8 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+from srl_jax.errors import UserError
+
 # Tries of a request where the server is busy (rate limits count by the minute) or says nothing.
 _TRIES_BUSY, _TRIES_SILENT = 8, 3
 _LONGEST_PAUSE = 60.0  # seconds
@@ -31,19 +33,19 @@ class ChatServer:
     model: its name there.
     timeout: seconds to wait for an answer.
 
-  The key in OPENAI_API_KEY is sent if there is one. Raises ValueError for something that is no URL.
+  The key in OPENAI_API_KEY is sent if there is one. Raises UserError for something that is no URL.
   """
 
   def __init__(self, url: str, model: str, *, timeout: float):
     if "@" in url:  # not shown: it has a password in it
-      raise ValueError("--server: an address with a user name; give an API key in OPENAI_API_KEY")
+      raise UserError("--server: an address with a user name; give an API key in OPENAI_API_KEY")
     try:
       parts = urllib.parse.urlsplit(url)
       known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # brackets, or the port
       known = False
     if not known:
-      raise ValueError(f"--server={url!r} is no URL: write for example http://localhost:8000")
+      raise UserError(f"--server={url!r} is no URL: write for example http://localhost:8000")
     base = url.rstrip("/")
     self.url = f"{base if parts.path.strip('/') else base + '/v1'}/chat/completions"
     self.model, self.timeout = model, timeout
@@ -55,7 +57,7 @@ class ChatServer:
     """Returns the text of one answer and the finish reason ("stop", "length", ...).
 
     Raises:
-      ValueError: the server refuses the request, or gives no answer, asked again and again.
+      UserError: the server refuses the request, or gives no answer, asked again and again.
     """
     body = {
       "model": self.model,
@@ -69,11 +71,11 @@ class ChatServer:
       except urllib.error.HTTPError as error:
         fault, tries = f"HTTP {error.code}: {_said(error)}", _TRIES_BUSY
         if error.code not in (408, 429) and error.code < 500:
-          raise ValueError(f"{self.url}: {fault}{_remedy(error.code)}") from error
+          raise UserError(f"{self.url}: {fault}{_remedy(error.code)}") from error
       except (OSError, http.client.HTTPException) as error:
         fault, tries = str(getattr(error, "reason", error)) or type(error).__name__, _TRIES_SILENT
       if number == tries:
-        raise ValueError(
+        raise UserError(
           f"{self.url}: no answer in {tries} tries ({fault}); see to the server and run the same"
           " command again"
         )
@@ -94,7 +96,7 @@ class ChatServer:
       return choice["message"]["content"] or "", choice["finish_reason"] or ""
     except (LookupError, TypeError, ValueError) as error:
       start = " ".join(data[:200].decode(errors="replace").split())
-      raise ValueError(
+      raise UserError(
         f"{self.url}: the answer is no chat completion: {start!r}; is it an OpenAI-compatible"
         " server?"
       ) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from srl_jax.data import rows, solutions
 from srl_jax.data.prompts import CLOSE, OPEN
+from srl_jax.errors import UserError
 
 METHODS = ("srl", "one_step", "rlvr", "sft")
 LONGEST_ANSWER = 400  # characters
@@ -38,9 +39,7 @@ def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, i
   the same problem). Arguments and errors: `sources.load_examples`.
   """
   if method == "rlvr" and not data.fields.answer:
-    raise ValueError(
-      "method='rlvr' needs the gold answers: name their column in data.fields.answer"
-    )
+    raise UserError("method='rlvr' needs the gold answers: name their column in data.fields.answer")
   counts = collections.Counter()
   problems: dict[str, Problem] = {}
   ids: dict[str, str] = {}
@@ -53,7 +52,7 @@ def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, i
       counts[reason] += 1
       continue
     if problem.id in ids:
-      raise ValueError(
+      raise UserError(
         f"{place}: the id {problem.id!r} already names another problem ({ids[problem.id]});"
         " name a column of unique ids in data.fields.id, or '' to do without"
       )
@@ -61,7 +60,7 @@ def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, i
   counts["kept"] = len(problems)
   if not problems:
     reasons = ", ".join(f"{k} {n}" for k, n in counts.items() if k not in ("rows", "kept"))
-    raise ValueError(f"{data.path}: none of {counts['rows']} rows can be used ({reasons})")
+    raise UserError(f"{data.path}: none of {counts['rows']} rows can be used ({reasons})")
   return list(problems.values()), dict(counts)
 
 
@@ -90,7 +89,7 @@ def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
   if not column and field in ("answer", "id", "reasoning"):
     return ""
   if column not in row:
-    raise ValueError(
+    raise UserError(
       f"{place}: no field {column!r}, which data.fields.{field} names (prepare:"
       f" --fields={field}=...); the row has {', '.join(map(repr, row))}"
     )
@@ -101,10 +100,10 @@ def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
     field in ("problem", "solution", "reasoning") and not isinstance(value, str)
   ):
     kind = type(value).__name__
-    raise ValueError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
+    raise UserError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
   text = str(value).strip()
   if any("\ud800" <= char <= "\udfff" for char in text):
-    raise ValueError(f"{place}: the field {column!r} has half a character (a lone surrogate)")
+    raise UserError(f"{place}: the field {column!r} has half a character (a lone surrogate)")
   return text
 
 

@@ -20,6 +20,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from srl_jax.errors import UserError
+
 OPEN, CLOSE = "<think>", "</think>"
 _TAG = re.compile(r"</?think>")
 # A block ends at its tag, or runs to the end of a text that never closes it.
@@ -231,21 +233,21 @@ def system_prompt(
     domain: math, or swe, where srl and sft ask for the next function call (`data.domain`).
 
   Raises:
-    ValueError: unknown task, style or domain, or a system_file that is missing or empty.
+    UserError: unknown task, style or domain, or a system_file that is missing or empty.
   """
   if system_file:
     return _read_system_file(pathlib.Path(system_file))
   if domain == "swe" and task in ("srl", "sft"):
     return NEXT_CALL
   if domain != "math":
-    raise ValueError(
+    raise UserError(
       f"no system prompt for task={task!r} in the domain {domain!r}: swe takes srl and sft"
     )
   if task == "srl" and style == "think":
     return NEXT_STEP
   if task in ("one_step", "rlvr", "sft") and style in ("plain", "think"):
     return WHOLE_PLAIN if style == "plain" else WHOLE_THINK
-  raise ValueError(
+  raise UserError(
     f"no system prompt for task={task!r} with prompt.style={style!r}: srl takes 'think';"
     " one_step, rlvr and sft take 'plain' or 'think'"
   )
@@ -288,17 +290,17 @@ def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
 
 def _read_system_file(path: pathlib.Path) -> str:
   if not path.is_file():
-    raise ValueError(
+    raise UserError(
       f"prompt.system_file={str(path)!r} is no file: give a text file or leave it unset"
     )
   try:
     text = path.read_text(encoding="utf-8").strip()
   except UnicodeDecodeError as error:
-    raise ValueError(
+    raise UserError(
       f"prompt.system_file={str(path)!r} is not UTF-8 ({error}): save it as UTF-8"
     ) from error
   if not text:
-    raise ValueError(
+    raise UserError(
       f"prompt.system_file={str(path)!r} is empty: write the prompt or leave it unset"
     )
   return text
@@ -314,11 +316,11 @@ def load_tokenizer(folder: str | pathlib.Path):
   so replace the pre-tokenizer of any other model that is written as a qwen2 (SmolLM2).
 
   Raises:
-    ValueError: no tokenizer.json, one that cannot be read, or no chat template, or one that fails.
+    UserError: no tokenizer.json, one that cannot be read, or no chat template, or one that fails.
   """
   folder = pathlib.Path(folder)
   if not (folder / "tokenizer.json").is_file():
-    raise ValueError(
+    raise UserError(
       f"{folder} has no tokenizer.json: give a model folder with its fast tokenizer"
       " (tokenizer.json and tokenizer_config.json)"
     )
@@ -329,16 +331,16 @@ def load_tokenizer(folder: str | pathlib.Path):
   try:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
   except Exception as error:  # the tokenizers library raises bare Exceptions
-    raise ValueError(f"{folder}: the tokenizer cannot be read ({error}): copy it again") from error
+    raise UserError(f"{folder}: the tokenizer cannot be read ({error}): copy it again") from error
   if not tokenizer.chat_template:
-    raise ValueError(
+    raise UserError(
       f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or"
       " chat_template.jinja): use an instruct model's tokenizer"
     )
   try:
     encode(tokenizer, build_messages("A question.", [], None, "A system prompt."))
   except Exception as error:  # jinja2's own, and whatever an expression of the template raises
-    raise ValueError(
+    raise UserError(
       f"{folder}: its chat template cannot write a system and a user message"
       f" ({type(error).__name__}: {error}): use a model with another one, or mend it"
     ) from error
@@ -362,7 +364,7 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
     folder: the model folder; generation_config.json and config.json in it may name more.
 
   Raises:
-    ValueError: no end is named anywhere, or a file of the folder is not JSON.
+    UserError: no end is named anywhere, or a file of the folder is not JSON.
   """
   found = [_end_of_turn(tokenizer), tokenizer.eos_token_id]
   for name in ("generation_config.json", "config.json"):
@@ -371,11 +373,11 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
       try:
         eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
       except (AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON object ({error}): copy it again") from error
+        raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
       found += eos if isinstance(eos, list) else [eos]
   ids = list(dict.fromkeys(i for i in found if i is not None))
   if not ids:
-    raise ValueError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
+    raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
   return ids
 
 

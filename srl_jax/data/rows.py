@@ -6,18 +6,20 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from srl_jax.errors import UserError
+
 
 def read(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of the source that a config's group `data` names.
 
   Raises:
-    ValueError: an unknown source, or as `json_lines` and `hub_rows`.
+    UserError: an unknown source, or as `json_lines` and `hub_rows`.
   """
   if data.source == "jsonl":
     return json_lines(data.path)
   if data.source == "hub":
     return hub_rows(data.path, data.split)
-  raise ValueError(f"data.source={data.source!r}: use hub, jsonl or arithmetic")
+  raise UserError(f"data.source={data.source!r}: use hub, jsonl or arithmetic")
 
 
 def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -26,11 +28,11 @@ def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]
   The file is streamed. A byte order mark, CRLF and blank lines are fine.
 
   Raises:
-    ValueError: the file is missing or has no row, or a line is broken or holds no object.
+    UserError: the file is missing or has no row, or a line is broken or holds no object.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise ValueError(f"{path} does not exist or is no file: give a file with a JSON object a line")
+    raise UserError(f"{path} does not exist or is no file: give a file with a JSON object a line")
   empty = True
   with path.open("rb") as file:
     for number, line in enumerate(file, start=1):
@@ -42,20 +44,20 @@ def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]
       try:
         row = json.loads(line.decode())
       except (RecursionError, ValueError) as error:
-        raise ValueError(f"{place}: broken JSON: {error}") from error
+        raise UserError(f"{place}: broken JSON: {error}") from error
       if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected a JSON object, found a {type(row).__name__}")
+        raise UserError(f"{place}: expected a JSON object, found a {type(row).__name__}")
       empty = False
       yield place, row
   if empty:
-    raise ValueError(f"{path} is empty: expected a JSON object on every line")
+    raise UserError(f"{path} is empty: expected a JSON object on every line")
 
 
 def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a Hugging Face dataset; place is `name[split] row k`.
 
   Raises:
-    ValueError: the dataset cannot be loaded; the reason stands in the message.
+    UserError: the dataset cannot be loaded; the reason stands in the message.
   """
   logging.getLogger("datasets").setLevel(logging.WARNING)  # at INFO it lists installed packages
   import datasets  # slow to import, and files do not need it
@@ -66,7 +68,7 @@ def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = datasets.load_dataset(name, split=split)
   except Exception as error:  # the hub, its HTTP client, the cache and the formats have their own
     reason = " ".join(str(error).split())
-    raise ValueError(
+    raise UserError(
       f"cannot load split {split!r} of {name!r} from the Hugging Face hub"
       f" ({type(error).__name__}: {reason}): check name, split and network, or download the data"
       " and give the file"

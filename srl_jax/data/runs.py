@@ -14,6 +14,7 @@ from typing import Any
 from srl_jax.data import prompts, rows, sources
 from srl_jax.data.problems import normal
 from srl_jax.data.trajectories import AgentStep, read_messages, shorten, split_actions, text_of
+from srl_jax.errors import UserError
 
 _DESCRIPTION = re.compile(r"<pr_description>\n(.*?)\n</pr_description>", re.DOTALL)
 
@@ -41,7 +42,7 @@ def read_runs(data: Any, *, seed: int) -> tuple[list[Run], dict[str, int]]:
   `data.swe.runs`, which a draw by seed and id decides).
 
   Raises:
-    ValueError: rows without the column of messages, one id for two runs, or no usable run.
+    UserError: rows without the column of messages, one id for two runs, or no usable run.
   """
   counts, runs, complaint = collections.Counter(), {}, ""
   for place, row in rows.read(data):
@@ -57,7 +58,7 @@ def read_runs(data: Any, *, seed: int) -> tuple[list[Run], dict[str, int]]:
     if not reason and run.id in runs:
       reason = "duplicate"
       if run != runs[run.id]:
-        raise ValueError(
+        raise UserError(
           f"{place}: the id {run.id!r} already names another run; name a column of unique ids in"
           " data.fields.id, or '' to do without"
         )
@@ -67,7 +68,7 @@ def read_runs(data: Any, *, seed: int) -> tuple[list[Run], dict[str, int]]:
       runs[run.id] = run
   if not runs:
     reasons = ", ".join(f"{k} {n}" for k, n in counts.items() if k != "rows")
-    raise ValueError(
+    raise UserError(
       f"{data.path}: none of {counts['rows']} rows can be used ({reasons}{complaint}); rows without"
       " the columns resolved and model need data.swe.resolved=False and data.swe.expert=''"
       " (prepare: --noresolved --expert=)"
@@ -96,7 +97,7 @@ def _run(row: dict[str, Any], place: str, data: Any) -> Run:
   fields = data.fields
   for field in ("solution", "id") if fields.id else ("solution",):
     if fields[field] not in row:
-      raise ValueError(
+      raise UserError(
         f"{place}: no field {fields[field]!r}, which data.fields.{field} names (prepare:"
         f" --fields={field}=...); the row has {', '.join(map(repr, row))}"
       )
@@ -128,9 +129,9 @@ def make_examples(
   are drawn.
   """
   if method not in ("srl", "sft"):
-    raise ValueError(f"method={method!r}: runs have steps but no final answer; use srl or sft")
+    raise UserError(f"method={method!r}: runs have steps but no final answer; use srl or sft")
   if data.title_hint:
-    raise ValueError("data.title_hint=True: actions have no titles; set it to False")
+    raise UserError("data.title_hint=True: actions have no titles; set it to False")
   examples = [example for run in runs for example in step_examples(run, method, data)]
   split = sources.hold_out(examples, counts, data.holdout, seed, key=_description)
   first: dict[str, str] = {}  # of each held-out issue the run with the smallest id

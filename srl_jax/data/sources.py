@@ -13,6 +13,7 @@ from typing import Any
 
 from srl_jax.data import rows, solutions
 from srl_jax.data.problems import METHODS, Problem, normal, read_problems
+from srl_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +142,10 @@ def load_examples(data: Any, *, method: str, seed: int) -> Examples:
     seed: with the problems' ids, it alone decides which `data.holdout` problems are held out.
 
   Raises:
-    ValueError: input that is missing, empty, broken or of no use, with the place and the remedy.
+    UserError: input that is missing, empty, broken or of no use, with the place and the remedy.
   """
   if method not in METHODS:
-    raise ValueError(f"method={method!r}: use one of {', '.join(METHODS)}")
+    raise UserError(f"method={method!r}: use one of {', '.join(METHODS)}")
   if data.source == "arithmetic":
     from srl_jax.data import arithmetic  # it imports this module
 
@@ -191,7 +192,7 @@ def hold_out(
     text = key(example.problem)
     ids[text] = min(example.problem_id, ids.get(text, example.problem_id))
   if not 0 <= holdout < len(ids):
-    raise ValueError(
+    raise UserError(
       f"data.holdout={holdout}: must be at least 0 and leave a problem to train on; there are"
       f" {len(ids)} usable problems"
     )
@@ -209,7 +210,7 @@ def _read_prepared(folder: pathlib.Path, data: Any, method: str) -> Examples:
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     settings, counts = summary["settings"], summary["counts"]
   except (OSError, KeyError, ValueError) as error:
-    raise ValueError(
+    raise UserError(
       f"{folder} has no readable summary.json: set data.path to a file of JSON lines or to a folder"
       " that srl_jax.prepare wrote"
     ) from error
@@ -228,7 +229,7 @@ def _read_prepared(folder: pathlib.Path, data: Any, method: str) -> Examples:
   for key, value in wanted.items():
     before = settings.get(key)
     if before != value:
-      raise ValueError(
+      raise UserError(
         f"{folder} was prepared with {key}={before!r}, the config has {value!r}: run prepare again"
         " or change the config"
       )
@@ -244,16 +245,16 @@ def _read_step_examples(path: pathlib.Path, method: str) -> list[StepExample]:
   for place, row in rows.json_lines(path):
     missing = sorted(_KEYS - row.keys())
     if missing:
-      raise ValueError(f"{place}: a step example without {', '.join(map(repr, missing))}")
+      raise UserError(f"{place}: a step example without {', '.join(map(repr, missing))}")
     example = StepExample(**{key: row[key] for key in _KEYS})
     if example.task != method:
-      raise ValueError(
+      raise UserError(
         f"{place}: prepared for method={example.task!r}, the config has {method!r}: run"
         f" srl_jax.prepare with --method={method}"
       )
     # One string for all steps of a problem: an agent's run repeats its issue some thirty times.
     problem = texts.setdefault(example.problem_id, example.problem)
     if problem != example.problem:
-      raise ValueError(f"{place}: the problem_id {example.problem_id!r} names two problems")
+      raise UserError(f"{place}: the problem_id {example.problem_id!r} names two problems")
     examples.append(dataclasses.replace(example, problem=problem))
   return examples

@@ -1,6 +1,6 @@
 """Runs of a software agent (SWE-smith), cut into thoughts, actions and observations (paper, 5.3).
 
-The action is "the environment-consumable command" alone. Whether a run was written as
+The action is "the environment-consumable command" folders. Whether a run was written as
 text or as tool calls, its actions have the same form, the one that SWE-agent's function-calling
 parser reads and that runs written as text have word for word:
 
@@ -15,6 +15,8 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from srl_jax.errors import UserError
 
 SUBMIT = "<function=submit>\n</function>"
 # Their values stand on lines of their own.
@@ -55,7 +57,7 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
       observation.
 
   Raises:
-    ValueError: no list of messages, or an assistant's message without exactly one function call.
+    UserError: no list of messages, or an assistant's message without exactly one function call.
   """
   messages = read_messages(messages)
   steps = []
@@ -66,7 +68,7 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
       thought, action = _take_apart(message)
       observation = _observation(messages[i + 1 : i + 2])
     except ValueError as error:
-      raise ValueError(f"message {i}: {error}") from error
+      raise UserError(f"message {i}: {error}") from error
     if action != SUBMIT or all(step.action != SUBMIT for step in steps):
       steps.append(AgentStep(thought, action, observation))
   return steps
@@ -85,12 +87,12 @@ def read_messages(messages: str | Sequence[dict[str, Any]]) -> Sequence[dict[str
     try:
       messages = json.loads(messages)
     except ValueError as error:
-      raise ValueError(f"the messages are broken JSON: {error}") from error
+      raise UserError(f"the messages are broken JSON: {error}") from error
   if not isinstance(messages, Sequence) or not messages:
-    raise ValueError("expected a list of messages, or its JSON")
+    raise UserError("expected a list of messages, or its JSON")
   for i, message in enumerate(messages):
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-      raise ValueError(f"message {i} is no object with a role")
+      raise UserError(f"message {i} is no object with a role")
   return messages
 
 
@@ -103,7 +105,7 @@ def text_of(message: dict[str, Any]) -> str:
   parts = content if isinstance(content, list) else [{"text": content}]
   texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
   if not all(isinstance(text, str) for text in texts):
-    raise ValueError("its content is neither a text nor a list of texts")
+    raise UserError("its content is neither a text nor a list of texts")
   return "".join(texts).replace("\r\n", "\n")
 
 
@@ -112,17 +114,17 @@ def _take_apart(message: dict[str, Any]) -> tuple[str, str]:
   if message.get("tool_calls"):
     calls = message["tool_calls"]
     if len(calls) > 1:
-      raise ValueError(f"{len(calls)} function calls, expected one")
+      raise UserError(f"{len(calls)} function calls, expected one")
     return text_of(message).strip(), _tool_action(calls[0])
   text = text_of(message)
   call = _CALL.search(text)
   if not call:
-    raise ValueError("it does not end with a function call")
+    raise UserError("it does not end with a function call")
   body, at = call["body"], 0
   while parameter := _PARAMETER.match(body, at):
     at = parameter.end()
   if at < len(body):
-    raise ValueError("expected one function call with nothing between its parameters")
+    raise UserError("expected one function call with nothing between its parameters")
   return text[: call.start()].strip(), call[0].strip()
 
 
@@ -132,7 +134,7 @@ def _tool_action(call: dict[str, Any]) -> str:
     name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")
     items = arguments.items()
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"its tool call has no function with arguments in JSON ({error})") from error
+    raise UserError(f"its tool call has no function with arguments in JSON ({error})") from error
   lines = [f"<function={name}>"]
   for key, value in items:
     value = value if isinstance(value, str) else json.dumps(value)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from srl_jax import folders
 from srl_jax.data import prompts, rows
 from srl_jax.evals import passes
 from srl_jax.evals.math_benchmarks import Solver
@@ -57,7 +58,7 @@ def success_rates(
     tell: called with the pass's name and its responses so far.
 
   Raises:
-    ValueError: no such model, or a folder that holds samples of another trial.
+    UserError: no such model, or a folder that holds samples of another trial.
   """
   model_folder = hf_files.resolve_model(trial.model)
   _claim(folder, trial)
@@ -82,15 +83,12 @@ def success_rates(
 
 
 def _claim(folder: pathlib.Path, trial: Trial) -> None:
-  """Makes the folder this trial's; ValueError if it is another one's."""
+  """Makes the folder this trial's; UserError if it is another one's."""
   path, now = folder / "settings.json", dataclasses.asdict(trial)
   if path.exists():
     before = json.loads(path.read_text("utf-8"))
-    differ = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in now if before.get(k) != now[k]]
-    if differ:
-      raise ValueError(
-        f"{folder} holds samples of another trial: {'; '.join(differ)}. Give another --output, or"
-        " set these back to go on with that one"
-      )
+    folders.check_same_settings(
+      folder, before, now, holds="samples of another trial", flag="--output"
+    )
   folder.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(now, indent=1) + "\n", "utf-8")
+  folders.write_json(path, now)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from srl_jax import folders
 from srl_jax.data.rows import json_lines
+from srl_jax.errors import UserError
 from srl_jax.rollout.engine import Engine, Prompt, Rollout, SamplingParams
 
 
@@ -31,12 +33,13 @@ class Journal:
     self.engine, self.path, self.tell = engine, path, tell
     self.responses = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._written = {row["prompt_id"]: row for row in _whole_lines(path)}
+    rows = [row for _, row in json_lines(path)] if folders.cut_to_whole_lines(path) else []
+    self._written = {row["prompt_id"]: row for row in rows}
 
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
   ) -> Iterator[list[Rollout]]:
-    """Engine.sample; ValueError where the file holds another prompt's responses under an id."""
+    """Engine.sample; UserError where the file holds another prompt's responses under an id."""
     checksums = {prompt.id: _checksum(prompt) for prompt in prompts}
     for prompt in prompts:
       if prompt.id in self._written:
@@ -67,7 +70,7 @@ class Journal:
   def _recall(self, id: str, checksum: int, n: int) -> list[Rollout]:
     row = self._written[id]
     if (row["prompt"], len(row["rollouts"])) != (checksum, n):
-      raise ValueError(
+      raise UserError(
         f"{self.path}: holds other responses for {id!r}, of another prompt: the problems or the"
         " prompts have changed since; give another --output"
       )
@@ -79,15 +82,3 @@ class Journal:
 
 def _checksum(prompt: Prompt) -> int:
   return zlib.crc32(np.array(prompt.token_ids, "<i4").tobytes())
-
-
-def _whole_lines(path: pathlib.Path) -> list[dict]:
-  """The file's rows; a last line that a killed process left unfinished is cut off."""
-  if not path.exists():
-    return []
-  data = path.read_bytes()
-  whole = data.rfind(b"\n") + 1
-  if whole < len(data):
-    with path.open("r+b") as file:
-      file.truncate(whole)
-  return [row for _, row in json_lines(path)] if whole else []

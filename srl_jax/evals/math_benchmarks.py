@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srl_jax.data import arithmetic, rows
+from srl_jax.errors import UserError
 from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
 from srl_jax.rollout.episodes import Ask, Episode, Task, solve_stepwise, solve_whole
@@ -55,7 +56,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
     folder: where NAME.jsonl of the names in HUB lie; by default the hub has them.
 
   Raises:
-    ValueError: an unknown name, or rows that are missing, broken or without problem or answer.
+    UserError: an unknown name, or rows that are missing, broken or without problem or answer.
   """
   name, _, count = spec.partition(":")
   if name == "arithmetic" and (not count or count.isdigit() and int(count) > 0):
@@ -64,7 +65,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   if pathlib.Path(spec).suffix in (".jsonl", ".json"):
     return _tasks(benchmark_name(spec), rows.json_lines(spec))
   if spec not in HUB:
-    raise ValueError(
+    raise UserError(
       f"benchmark {spec!r} is unknown; use {', '.join(HUB)}, arithmetic, arithmetic:N or a file of"
       " JSON lines (NAME.jsonl)"
     )
@@ -74,7 +75,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   found = rows.hub_rows(source.dataset, source.split)
   tasks = _tasks(spec, ((p, row) for p, row in found if source.url in str(row.get("url", ""))))
   if len(tasks) != source.size:
-    raise ValueError(
+    raise UserError(
       f"{source.dataset}[{source.split}]: {len(tasks)} problems where {spec} has {source.size}: the"
       " dataset has changed; give the problems as a file"
     )
@@ -86,11 +87,11 @@ def _tasks(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Task]
   for number, (place, row) in enumerate(found):
     problem = row.get("problem") or row.get("question")
     if not isinstance(problem, str) or not problem.strip():
-      raise ValueError(f"{place}: no text under 'problem' or 'question'; it has {', '.join(row)}")
+      raise UserError(f"{place}: no text under 'problem' or 'question'; it has {', '.join(row)}")
     own = (row[key] for key in ("id", "unique_id", "idx") if row.get(key) is not None)
     id = f"{name}-{next(own, number)}"
     if id in places:
-      raise ValueError(f"{place}: the id {id!r} already names the problem of {places[id]}")
+      raise UserError(f"{place}: the id {id!r} already names the problem of {places[id]}")
     places[id] = place
     tasks.append(Task(id, problem.strip(), _gold(place, row)))
   return tasks
@@ -103,7 +104,7 @@ def _gold(place: str, row: dict[str, Any]) -> str:
   if isinstance(answer, float) and answer.is_integer():
     answer = int(answer)  # AMC's answers are floats: 27.0
   if isinstance(answer, bool | list | dict | None) or not str(answer).strip():
-    raise ValueError(f"{place}: no gold answer: neither 'answer' nor a \\boxed{{}} in 'solution'")
+    raise UserError(f"{place}: no gold answer: neither 'answer' nor a \\boxed{{}} in 'solution'")
   return str(answer).strip()
 
 

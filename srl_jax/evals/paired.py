@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from srl_jax.errors import UserError
+
 
 class Summary(NamedTuple):
   """An arm. Fields: mean, over seeds and problems; spread, the standard deviation of the seeds'
@@ -45,11 +47,11 @@ def difference(a_sp: np.ndarray, b_sp: np.ndarray, *, draws: int = 10_000) -> Di
   wide side). With one seed the interval speaks of other problems only; with few, little can be
   said of other seeds, so by_seed belongs beside it. The draws are the same at every call.
 
-  Raises ValueError for arms of other shapes.
+  Raises UserError for arms of other shapes.
   """
   a_sp, b_sp = np.asarray(a_sp, float), np.asarray(b_sp, float)
   if a_sp.shape != b_sp.shape or a_sp.ndim != 2:
-    raise ValueError(f"paired arms need the same seeds and problems: {a_sp.shape}, {b_sp.shape}")
+    raise UserError(f"paired arms need the same seeds and problems: {a_sp.shape}, {b_sp.shape}")
   difference_sp = a_sp - b_sp
   s, p = difference_sp.shape
   rng = np.random.default_rng(0)

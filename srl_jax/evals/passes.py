@@ -13,6 +13,7 @@ import json
 import pathlib
 from collections.abc import Callable, Sequence
 
+from srl_jax import folders
 from srl_jax.data.rows import json_lines
 from srl_jax.evals.journal import Journal
 from srl_jax.evals.math_benchmarks import Solver, grade
@@ -54,8 +55,7 @@ def solve(
     }
     for episode, graded in zip(episodes, grade(episodes))
   ]
-  partial = folder / f"{name}.partial"
-  with partial.open("w", encoding="utf-8") as file:
+  with folders.replacing(folder / f"{name}.jsonl") as file:
     for i, task in enumerate(tasks):
       line = {
         "id": task.id,
@@ -65,7 +65,6 @@ def solve(
         "samples": marked[i * n : (i + 1) * n],
       }
       file.write(json.dumps(line, ensure_ascii=False) + "\n")
-  partial.replace(folder / f"{name}.jsonl")
 
 
 def read(output: pathlib.Path) -> dict[str, dict[str, list[dict]]]:

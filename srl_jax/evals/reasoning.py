@@ -26,12 +26,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srl_jax import errors
+from srl_jax import command_line
 from srl_jax.data.prompts import OPEN
+from srl_jax.errors import UserError
 from srl_jax.evals import passes, plots, tables
 from srl_jax.evals.figures import mean_and_error
 
-flags = errors.own_flags()
+flags = command_line.own_flags()
 _EVALUATIONS = flags.DEFINE_list(
   "evaluations", None, "Two output folders of srl_jax.evaluate.", required=True
 )
@@ -66,11 +67,11 @@ def main(argv: list[str]) -> None:
   folders = [pathlib.Path(folder) for folder in _EVALUATIONS.value]
   labels = _LABELS.value or [folder.name for folder in folders]
   if len(folders) != 2 or len(set(labels)) != 2 or len(labels) != 2:
-    raise ValueError("--evaluations and --labels: give two folders, and two different names")
+    raise UserError("--evaluations and --labels: give two folders, and two different names")
   lines = [_lines(folder, _RESPONSES.value) for folder in folders]
   common = [key for key in lines[0] if key in lines[1]]
   if not common:
-    raise ValueError(f"{folders[0]} and {folders[1]} have no problem in common")
+    raise UserError(f"{folders[0]} and {folders[1]} have no problem in common")
   readings = {
     label: [[read(line, sample) for sample in line["samples"]] for line in map(its.get, common)]
     for label, its in zip(labels, lines)
@@ -180,7 +181,7 @@ def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
   }
   if not chosen:
     there = sorted({name for its in found.values() for name in its})
-    raise ValueError(
+    raise UserError(
       f"{folder}: no responses called {name!r}; it has {', '.join(there) or 'none'}. Give output"
       " folders of srl_jax.evaluate, and --responses to match"
     )
@@ -224,4 +225,4 @@ def _text(result: dict) -> str:
 
 
 if __name__ == "__main__":
-  errors.run(main, flags.values)
+  command_line.run(main, flags.values)

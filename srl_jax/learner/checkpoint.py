@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from srl_jax.errors import UserError
+
 keeping = ocp.training.preservation_policies
 
 
@@ -35,16 +37,14 @@ class Progress:
 
 
 def read_config(workdir: pathlib.Path) -> dict:
-  """The config of the run in `workdir`, nested; ValueError where config.json is damaged."""
+  """The config of the run in `workdir`, nested; UserError where config.json is damaged."""
   path = workdir / "config.json"
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
-    raise ValueError(
-      f"{path}: not JSON ({error}); copy it again or give another workdir"
-    ) from error
+    raise UserError(f"{path}: not JSON ({error}); copy it again or give another workdir") from error
   if not isinstance(config, dict):
-    raise ValueError(f"{path}: no run's config; copy it again or give another workdir")
+    raise UserError(f"{path}: no run's config; copy it again or give another workdir")
   return config
 
 
@@ -96,7 +96,7 @@ class Checkpoints:
         in whose layout on the mesh that is set they come back; without moments only the model is
         read and None stands in their place.
 
-    Raises ValueError when the files are damaged, or of another model.
+    Raises UserError when the files are damaged, or of another model.
     """
     wanted = {"model": jax.tree.map(_described, model), "progress": None}
     if moments is not None:
@@ -106,7 +106,7 @@ class Checkpoints:
       return found["model"], found.get("moments"), _from_bytes(found["progress"])
     except (KeyError, OSError, TypeError, ValueError) as error:  # as orbax and tensorstore find it
       reason = " ".join(str(error).split())[:200]
-      raise ValueError(
+      raise UserError(
         f"{self.folder / str(step)}: cannot be read as a checkpoint of this model"
         f" ({type(error).__name__}: {reason}). If its files are damaged, remove this folder: the"
         " checkpoint before it is then the last one"

@@ -7,6 +7,8 @@ rho = exp(logprobs - old_logprobs),  A = (r - mean(r)) / std(r) within a group.
 import jax.numpy as jnp
 import numpy as np
 
+from srl_jax.errors import UserError
+
 AGGREGATES = ("sequence", "token", "constant")
 
 
@@ -23,13 +25,13 @@ def group_advantages(rewards_bg, *, ddof: int = 0, eps: float = 1e-6, scale: str
   Returns:
     float32 advantages_bg.
 
-  Raises ValueError for an unknown scale or a group of no more than ddof responses.
+  Raises UserError for an unknown scale or a group of no more than ddof responses.
   """
   rewards = np.asarray(rewards_bg, np.float64)
   if scale not in ("std", "none"):
-    raise ValueError(f"advantage_scale: {scale!r} is unknown; use 'std' or 'none'")
+    raise UserError(f"advantage_scale: {scale!r} is unknown; use 'std' or 'none'")
   if rewards.shape[-1] <= ddof:
-    raise ValueError(
+    raise UserError(
       f"advantage_ddof: {ddof} needs groups of more than {ddof} responses, got {rewards.shape[-1]}"
     )
   centred = rewards - rewards.mean(axis=-1, keepdims=True)
@@ -60,7 +62,7 @@ def token_shares(lengths_b, aggregate: str, max_tokens: int):
     return 0.0 * lengths_b + 1.0 / lengths_b.sum().clip(1)
   if aggregate == "constant":
     return 0.0 * lengths_b + 1.0 / (b * max_tokens)
-  raise ValueError(f"aggregate: {aggregate!r} is unknown; use one of {', '.join(AGGREGATES)}")
+  raise UserError(f"aggregate: {aggregate!r} is unknown; use one of {', '.join(AGGREGATES)}")
 
 
 def clipped_objective(logprobs, old_logprobs, advantages, *, clip_low, clip_high, weights=None):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import time
 from collections import Counter
@@ -10,7 +9,8 @@ from collections import Counter
 import jax
 import numpy as np
 
-from srl_jax.learner import hosts
+from srl_jax import folders, hosts
+from srl_jax.errors import UserError
 from srl_jax.learner.dynamic_sampling import Batch, Group, spread
 from srl_jax.learner.flops import PEAKS
 
@@ -137,7 +137,7 @@ class Log:
       try:
         import wandb  # not among the requirements: who asks for it installs it
       except ImportError as error:
-        raise ValueError(
+        raise UserError(
           f"log.wandb: {log.wandb!r} needs the package wandb; pip install wandb, or leave it empty"
         ) from error
       self._wandb = wandb.init(project=log.wandb, name=name, config=config, resume="allow", id=name)
@@ -149,9 +149,7 @@ class Log:
     """Writes down what was sampled for a step."""
     if groups and hosts.is_writer():
       path = self.rollouts / f"step_{step:06d}.jsonl"
-      partial = path.with_suffix(".partial")
-      partial.write_text(rollout_lines(groups), encoding="utf-8")
-      os.replace(partial, path)
+      folders.write_text(path, rollout_lines(groups))
 
   def step(self, step: int, metrics: dict) -> None:
     """Writes one step's metrics, with the number of programs that were compiled in it."""
@@ -189,15 +187,10 @@ class Log:
 
 def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
   """Removes what was written after `step`, a last half line included."""
-  if metrics.exists():
-    kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-      if not line.endswith("\n") or json.loads(line)["step"] > step:
-        break
-      kept.append(line)
-    partial = metrics.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, metrics)
+  if folders.cut_to_whole_lines(metrics):
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    earlier = [line for line in lines if json.loads(line)["step"] <= step]
+    folders.write_text(metrics, "".join(earlier))
   for path in rollouts.glob("step_*"):
     if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
       path.unlink()

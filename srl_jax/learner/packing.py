@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srl_jax.data.batches import bucket
+from srl_jax.errors import UserError
 from srl_jax.learner.grpo import token_shares
 from srl_jax.policy.kernels import query_parts
 
@@ -101,7 +102,7 @@ def pack(
   Returns:
     Micro-batches; their sums over shares_bs are 1 in all.
 
-  Raises ValueError when a prompt and one of its responses are longer than tokens_per_device.
+  Raises UserError when a prompt and one of its responses are longer than tokens_per_device.
   """
   lengths = np.array([len(r.token_ids) for group in groups for r in group.responses])
   shares = iter(token_shares(lengths, aggregate, max_tokens).tolist())
@@ -250,7 +251,7 @@ def _split(group, shares, limit):
   for response, share in zip(group.responses, shares):
     need = len(response.token_ids)
     if len(group.prompt_ids) + need > limit:
-      raise ValueError(
+      raise UserError(
         f"batch.tokens_per_device: {limit} is less than a prompt of {len(group.prompt_ids)} tokens "
         f"and its response of {need}; raise it, or lower data.max_prompt_tokens or "
         "rollout.max_tokens"

@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from srl_jax import hosts
 from srl_jax.data.batches import PromptQueue
+from srl_jax.errors import EngineError, Stopped, UserError
 from srl_jax.learner import (
   grpo,
-  hosts,
   metrics,
   overlap,
   packing,
@@ -30,7 +31,7 @@ from srl_jax.learner.dynamic_sampling import Batch, Group, fill_batch
 from srl_jax.learner.flops import update_flops
 from srl_jax.policy.sharding import on_host, shards
 from srl_jax.rewards.scoring import Score
-from srl_jax.rollout.engine import EngineError
+from srl_jax.rollout.engine import rollout_from_json
 
 FAR_APART = 1.05  # exp of the mean |log-prob of trainer - of engine| beyond which the run warns
 MAX_EMPTY_STEPS = 10  # steps in a row without one group to train on, before the run gives up
@@ -40,8 +41,8 @@ def train(config, workdir: pathlib.Path) -> dict:
   """Runs the experiment of `config` in `workdir`, from its last checkpoint if it has one.
 
   Call it with the mesh set. Returns the summary (the final table as data). Raises, after saving,
-  hosts.Stopped when a signal asks the run to stop and EngineError when the engine cannot go on;
-  ValueError on bad input.
+  Stopped when a signal asks the run to stop and EngineError when the engine cannot go on;
+  UserError on bad input.
   """
   steps_of = lambda count: -(-config.train.epochs * count // config.batch.prompts)
   with start.begin(config, workdir, steps_of, config.algorithm.steps_per_batch) as run:
@@ -91,7 +92,7 @@ def _train(config, run: start.Run) -> None:
       phases.seconds["sample"] -= phases.seconds["reward"]
       empty = 0 if batch.kept else empty + 1
       if empty == MAX_EMPTY_STEPS:
-        raise ValueError(
+        raise UserError(
           f"step {step + 1}: {empty} steps in a row without a group to train on. "
           f"{run.workdir}/rollouts tells what was sampled. Lower algorithm.std_epsilon, or give "
           "data whose format the model can follow and whose steps it does not know already"
@@ -123,7 +124,7 @@ def _train(config, run: start.Run) -> None:
         score = found.get("validation_accuracy", found.get("validation_reward"))
         if score is not None:
           progress.scores[str(progress.step)] = score
-      row |= hosts.total(engine.stats())
+      row |= hosts.sum_counts(engine.stats())
       row |= metrics.speed(flops, row["sampled_tokens"], phases.take())
       row["epoch"] = queue.epochs()
       # Before the checkpoint: a run killed between the two cuts this line off and does the step
@@ -135,7 +136,7 @@ def _train(config, run: start.Run) -> None:
         save(score)
       run.bar.show(progress.step, terminal.parts_of(row))
       run.stop.agree()
-  except (hosts.Stopped, EngineError):
+  except (Stopped, EngineError):
     save()  # prompts of a batch that was not finished are drawn again
     raise
 
@@ -159,16 +160,18 @@ def sample_batch(config, run: start.Run, queue, phases, step: int) -> Batch:
           yield validation.score(config, asked, ticket, prompt, rollouts)
 
     def from_another(fields):
-      rollouts = list(map(hosts.rollout_of, fields["rollouts"]))
+      rollouts = list(map(rollout_from_json, fields["rollouts"]))
       ticket, prompt = wanted[rollouts[0].prompt_id]
       scores = [Score(*score) for score in fields["scores"]]
       return Group(ticket, asked.examples[ticket[1]], prompt, rollouts, scores)
 
-    groups = hosts.together(
-      lambda: list(of_this_process()),
-      lambda group: dict(rollouts=list(map(vars, group.rollouts)), scores=group.scores),
-      from_another,
-    )
+    found, error = [], None
+    try:
+      for group in of_this_process():
+        found.append(dict(rollouts=list(map(vars, group.rollouts)), scores=group.scores))
+    except (EngineError, Stopped) as ended:
+      error = ended
+    groups = list(map(from_another, hosts.all_gather_lists(found, error)))
     found = {group.ticket: group for group in groups}
     return [found[ticket] for ticket in tickets]
 
@@ -234,7 +237,7 @@ def train_on(
       try:
         rows_of.append(gap | update.step_metrics(sums))
       except FloatingPointError as error:
-        raise ValueError(
+        raise UserError(
           f"step {step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr or look "
           "at this step's rollouts"
         ) from error

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from srl_jax import hosts
 from srl_jax.data.batches import epoch_order
-from srl_jax.learner import hosts, packing, start, terminal, update, validation
+from srl_jax.errors import Stopped, UserError
+from srl_jax.learner import packing, start, terminal, update, validation
 from srl_jax.policy.sharding import on_host, shards
 
 STOP_WORST = 0.25
@@ -84,10 +86,10 @@ def _train(config, run: start.Run) -> None:
       run.bar.show(progress.step, shown)
       run.stop.agree()
   except FloatingPointError as error:
-    raise ValueError(
+    raise UserError(
       f"step {progress.step + 1}: {error}; the last checkpoint is untouched. Lower optimizer.lr"
     ) from error
-  except hosts.Stopped:
+  except Stopped:
     save()
     raise
 
@@ -143,4 +145,4 @@ def validate(config, policy, solver, held_out: start.Asked, loss) -> dict:
       exact.setdefault(len(example.context), []).append(rollout.text == example.target)
     found["validation_exact"] = float(np.mean(sum(exact.values(), [])))
     found["validation_exact_worst"] = float(min(map(np.mean, exact.values())))
-  return hosts.first(found | validation.final_answers(config, solver, held_out))
+  return hosts.broadcast(found | validation.final_answers(config, solver, held_out))

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import gc
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -14,17 +13,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from srl_jax import folders, hosts
 from srl_jax.data import prompts
 from srl_jax.data.sources import Examples, StepExample, load_examples
+from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
-from srl_jax.learner import hosts, metrics, optimizer, terminal, update
+from srl_jax.learner import metrics, optimizer, terminal, update
 from srl_jax.learner.checkpoint import Checkpoints, Progress, read_config
 from srl_jax.learner.stop import StopSignal
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import Qwen2, abstract, init
 from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
-from srl_jax.rollout.engine import Engine, Prompt, SamplingParams
+from srl_jax.rollout.engine import Engine, Prompt, ReplicatedSampling, SamplingParams
 from srl_jax.rollout.episodes import asker
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
@@ -45,34 +46,23 @@ FREE_KEYS = (
 )
 
 
-def flatten(config) -> dict:
-  """{"a.b": value} of a ConfigDict or nested dicts."""
-  flat = {}
-  for key, value in config.items():
-    if hasattr(value, "items"):
-      flat |= {f"{key}.{inner}": x for inner, x in flatten(value).items()}
-    else:
-      flat[key] = list(value) if isinstance(value, tuple) else value
-  return flat
-
-
 def claim_workdir(workdir: pathlib.Path, config) -> None:
   """Makes `workdir` this config's: a new folder, or one that holds a run of the same config.
 
-  Raises ValueError when it holds another run's checkpoints, with the keys that differ, or more
+  Raises UserError when it holds another run's checkpoints, with the keys that differ, or more
   steps than the config asks for.
   """
   if (workdir / "config.json").exists() and Checkpoints.present(workdir):
     check_same_run(workdir, config)
     step = _last_step(workdir)
     if 0 < config.train.steps < step:
-      raise ValueError(
+      raise UserError(
         f"workdir {workdir} has {step} steps already, more than train.steps={config.train.steps}; "
         "give another --workdir"
       )
   if hosts.is_writer():
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", config.to_dict())
+    folders.write_json(workdir / "config.json", config.to_dict())
 
 
 def finished(workdir: pathlib.Path, config) -> dict | None:
@@ -91,27 +81,15 @@ def _last_step(workdir: pathlib.Path) -> int:
 
 
 def check_same_run(workdir: pathlib.Path, config) -> None:
-  """Raises ValueError, with the keys that differ, if the run in `workdir` is not of this config."""
-  before = flatten(read_config(workdir))
-  now = flatten(config)
-  keys = [key for key in {**before, **now} if key not in FREE_KEYS]
-  differ = [
-    f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-    for key in keys
-    if before.get(key) != now.get(key)
-  ]
-  if differ:
-    raise ValueError(
-      f"workdir {workdir} holds a run of another config: {'; '.join(differ)}. Give another "
-      "--workdir, or set these back to continue that run"
-    )
-
-
-def write_json(path: pathlib.Path, data) -> None:
-  """Writes data so that the file is either the old or the new one, never half of it."""
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-  os.replace(partial, path)
+  """Raises UserError, with the keys that differ, if the run in `workdir` is not of this config."""
+  folders.check_same_settings(
+    workdir,
+    folders.flatten(read_config(workdir)),
+    folders.flatten(config),
+    holds="a run of another config",
+    flag="--workdir",
+    free=FREE_KEYS,
+  )
 
 
 @dataclasses.dataclass
@@ -168,7 +146,7 @@ def begin(
     steps_of: number of examples -> steps of train.epochs; train.steps goes before it.
     updates: optimiser steps of one step.
 
-  Call it with the mesh set. Raises hosts.Stopped when a signal comes meanwhile; ValueError on bad
+  Call it with the mesh set. Raises Stopped when a signal comes meanwhile; UserError on bad
   input.
   """
   with contextlib.ExitStack() as ends:
@@ -220,7 +198,7 @@ def load_policy(config, tx: optax.GradientTransformation, checkpoints: Checkpoin
   mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
   check_mesh(mesh, architecture.sizes())
   tokenizer = prompts.load_tokenizer(folder)
-  steps = hosts.first(checkpoints.steps())
+  steps = hosts.broadcast(checkpoints.steps())
   if steps:
     shapes = abstract(architecture)
     moments = jax.eval_shape(tx.init, shapes)
@@ -241,11 +219,11 @@ def load_weights(config, folder: pathlib.Path) -> Qwen2:
     try:
       folder = resolve_model(config.init_from) if config.init_from else folder
     except ValueError as error:
-      raise ValueError(f"init_from: no run with a checkpoint is there; {error}") from error
+      raise UserError(f"init_from: no run with a checkpoint is there; {error}") from error
     return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
   checkpoints = Checkpoints(config.init_from)
   shapes = abstract(architecture.on_platform(platform()))
-  model, _, _ = checkpoints.restore(hosts.first(checkpoints.best_step()), shapes)
+  model, _, _ = checkpoints.restore(hosts.broadcast(checkpoints.best_step()), shapes)
   checkpoints.close()
   return model
 
@@ -258,7 +236,7 @@ def make_engine(config, policy: Policy, stop: StopSignal) -> Engine:
     return Sampler(policy.tokenizer, policy.stop_ids, rollout.width, stop.agree)
   servers = [url.strip() for url in rollout.servers.split(",")]
   return VllmEngine(
-    hosts.mine(servers),  # one server: the first process has it
+    hosts.local_part(servers),  # one server: the first process has it
     policy.tokenizer,
     policy.stop_ids,
     weights_root=rollout.weights_root,
@@ -281,7 +259,7 @@ def make_solver(config, policy: Policy, engine: Engine) -> Solver:
   """Solves whole problems as config.eval says."""
   task = "srl" if config.eval.mode == "stepwise" else "rlvr"
   return Solver(
-    engine=hosts.Everywhere(engine),
+    engine=ReplicatedSampling(engine),
     ask=asker(policy.tokenizer, task, config.prompt.style, config.prompt.system_file),
     mode=config.eval.mode,
     params=dataclasses.replace(sampling_params(config), max_tokens=config.eval.max_tokens),
@@ -300,7 +278,7 @@ class Asked:
   """
 
   def __init__(self, config, tokenizer, examples: list[StepExample]):
-    """Raises ValueError when there are examples and none is short enough."""
+    """Raises UserError when there are examples and none is short enough."""
     self._tokenizer, self._domain = tokenizer, config.data.domain
     self._system = functools.cache(
       lambda task: prompts.system_prompt(
@@ -320,11 +298,11 @@ class Asked:
         return prompt + len(response) + 1 <= room  # and the token that ends it
       return prompt <= limit
 
-    mine = [i for i in hosts.mine(range(len(examples))) if fits(examples[i])]
-    short = sorted(sum(hosts.gather(mine), []))
+    mine = [i for i in hosts.local_part(range(len(examples))) if fits(examples[i])]
+    short = sorted(sum(hosts.all_gather_json(mine), []))
     if examples and not short:
       more = f", or with their responses than batch.tokens_per_device ({room})"
-      raise ValueError(
+      raise UserError(
         f"data.max_prompt_tokens: all {len(examples)} prompts are longer than {limit} tokens"
         f"{more if config.method == 'sft' else ''}; raise it"
       )

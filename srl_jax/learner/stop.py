@@ -4,7 +4,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from srl_jax.learner import hosts
+from srl_jax import hosts
+from srl_jax.errors import Stopped
 
 
 class StopSignal:
@@ -25,17 +26,17 @@ class StopSignal:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
   def check(self) -> None:
-    """Raises hosts.Stopped once a signal has come to this process."""
+    """Raises Stopped once a signal has come to this process."""
     if self.name and not self._held:
-      raise hosts.Stopped(self.name)
+      raise Stopped(self.name)
 
   def agree(self) -> None:
     """As `check`, once a signal has come to any process; all must call it at the same place."""
     if not self._held:
       # Not by `check`: what comes while the others are waited for, they do not know of yet.
-      asked = next(filter(None, hosts.gather(self.name)), None)
+      asked = next(filter(None, hosts.all_gather_json(self.name)), None)
       if asked:
-        raise hosts.Stopped(asked)
+        raise Stopped(asked)
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ import collections
 import sys
 import time
 
-from srl_jax.learner import hosts
+from srl_jax import hosts
 from srl_jax.learner.dynamic_sampling import Batch
 
 

@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 
+from srl_jax import hosts
 from srl_jax.data.sources import StepExample
 from srl_jax.evals import math_benchmarks
-from srl_jax.learner import hosts, start
+from srl_jax.learner import start
 from srl_jax.learner.dynamic_sampling import Group
 from srl_jax.policy.model import abstract
 from srl_jax.rewards.scoring import score_group
@@ -47,7 +48,7 @@ def validate(config, solver, held_out: start.Asked) -> dict:
       scores += score(config, held_out, (0, place), wanted[place], rollouts).scores
     found["validation_reward"] = float(np.mean([score.reward for score in scores]))
     found["validation_failures"] = float(np.mean([score.failure is not None for score in scores]))
-  return hosts.first(found | final_answers(config, solver, held_out))
+  return hosts.broadcast(found | final_answers(config, solver, held_out))
 
 
 def final_answers(config, solver, held_out: start.Asked) -> dict:
@@ -67,12 +68,12 @@ def held_out_tasks(examples: list[StepExample]) -> list[Task]:
 def measure(config, solver) -> dict:
   """The config's benchmark: greedy, avg@k, pass@k."""
   tasks = math_benchmarks.load_benchmark(config.eval.benchmark)
-  return hosts.first(math_benchmarks.measure(solver, tasks, config.eval.samples))
+  return hosts.broadcast(math_benchmarks.measure(solver, tasks, config.eval.samples))
 
 
 def finish(config, run: start.Run) -> dict:
   """The summary; the benchmark is measured with the weights that validation liked best."""
-  progress, best = run.policy.progress, hosts.first(run.checkpoints.best_step())
+  progress, best = run.policy.progress, hosts.broadcast(run.checkpoints.best_step())
   summary = {
     "method": config.method,
     "steps": progress.step,

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from srl_jax.errors import UserError
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -52,7 +54,7 @@ def collectives(hlo: str, per_node: int = 0) -> list[Collective]:
     hlo: text of the compiled module.
     per_node: devices of a node, in the order of their ids; 0 where all are one slice.
 
-  Both branches of a condition count. Raises ValueError for a loop whose length cannot be read.
+  Both branches of a condition count. Raises UserError for a loop whose length cannot be read.
   """
   bodies, entry = _computations(hlo)
   times = _times(bodies, entry)
@@ -124,7 +126,7 @@ def _trips(line: str, condition: list[str]) -> int:
     return int(known[1])
   limits = re.findall(r"constant\((\d+)\)", "\n".join(condition))
   if len(limits) != 1:
-    raise ValueError(f"the compiled program has a loop whose length cannot be read: {line[:200]}")
+    raise UserError(f"the compiled program has a loop whose length cannot be read: {line[:200]}")
   return int(limits[0])
 
 
@@ -174,7 +176,7 @@ def _groups(line: str) -> np.ndarray:
     return _ids(iota[2]).reshape(-1, int(iota[1]))
   if listed := _LISTED.search(line):
     return np.array([ids.split(",") for ids in re.findall(r"\{([\d,]+)\}", listed[1])], int)
-  raise ValueError(f"a collective of the compiled program has unknown groups: {line[:300]}")
+  raise UserError(f"a collective of the compiled program has unknown groups: {line[:300]}")
 
 
 def _ids(text: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import re
 
 import huggingface_hub
 
+from srl_jax.errors import UserError
 from srl_jax.policy.hf_files import load_config
 from srl_jax.policy.model import ModelConfig
 
@@ -23,7 +24,7 @@ QWEN = {
 def architecture(name: str, dtype: str) -> ModelConfig:
   """The architecture of a model folder, of a Qwen2.5 by its name, or of a hub model (config.json).
 
-  Raises ValueError when it is none of these.
+  Raises UserError when it is none of these.
   """
   if pathlib.Path(name).expanduser().is_dir():
     return load_config(pathlib.Path(name).expanduser(), dtype)
@@ -36,7 +37,7 @@ def architecture(name: str, dtype: str) -> ModelConfig:
       pathlib.Path(huggingface_hub.hf_hub_download(name, "config.json")).parent, dtype
     )
   except (OSError, ValueError) as error:
-    raise ValueError(
+    raise UserError(
       f"model {name!r}: not a folder here, no Qwen2.5 ({', '.join(QWEN)}), and no config.json of "
       f"that name from the Hugging Face hub ({str(error).strip().splitlines()[0]})"
     ) from error

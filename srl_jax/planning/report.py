@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 
+from srl_jax.errors import UserError
 from srl_jax.planning.topologies import GIB, TOPOLOGIES
 
 HEADER = """\
@@ -155,12 +156,12 @@ def table(reports: list[dict]) -> str:
 def into_page(page: str, reports: list[dict]) -> str:
   """`page` with its short table, between two marks, made anew.
 
-  Raises ValueError where the marks are missing.
+  Raises UserError where the marks are missing.
   """
   before, begin, rest = page.partition(BEGIN)
   _, end, after = rest.partition(END)
   if not (begin and end):
-    raise ValueError(f"no place for the table: write {BEGIN} and {END}, a line each")
+    raise UserError(f"no place for the table: write {BEGIN} and {END}, a line each")
   # Of every line of the table the topology, mesh, micro-batch, peak, step and verdict.
   lines = [row(report).split("|") for report in reports]
   rows = ["|".join(["", *(cells[i] for i in (1, 3, 4, 9, 11, 14)), ""]) for cells in lines]

@@ -16,6 +16,8 @@ import jax
 from jax.experimental import topologies
 from packaging.requirements import Requirement
 
+from srl_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-plan"
 GIB = 2**30
@@ -99,7 +101,7 @@ def installed(platform: str) -> bool:
 def install(platform: str) -> pathlib.Path:
   """Puts the compiler into .venv-plan, which sees this Python's packages too.
 
-  Returns the interpreter there. Raises ValueError when the compiler cannot be installed.
+  Returns the interpreter there. Raises UserError when the compiler cannot be installed.
   """
   python = ENVIRONMENT / "bin" / "python"
   if not python.exists():
@@ -113,7 +115,7 @@ def install(platform: str) -> pathlib.Path:
     print(f"installing {wanted}, {compiler.size}, into {ENVIRONMENT}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", wanted]
     if subprocess.run(command).returncode:
-      raise ValueError(
+      raise UserError(
         f"{wanted} could not be installed into {ENVIRONMENT} (pip's message is above); programs "
         f"for {platform} cannot be compiled without it"
       )

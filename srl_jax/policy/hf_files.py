@@ -13,6 +13,7 @@ import huggingface_hub
 import ml_dtypes
 import numpy as np
 
+from srl_jax.errors import UserError
 from srl_jax.policy.model import ModelConfig
 
 DISK_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -41,7 +42,7 @@ class Stored(NamedTuple):
 def resolve_model(name: str) -> pathlib.Path:
   """Folder of a model: `name` itself where it is one, else the Hugging Face hub's, downloaded.
 
-  Raises ValueError when it is neither.
+  Raises UserError when it is neither.
   """
   folder = pathlib.Path(name).expanduser()
   if folder.is_dir():
@@ -53,7 +54,7 @@ def resolve_model(name: str) -> pathlib.Path:
     ValueError,
   ) as error:  # the hub's errors are OSErrors and, for names, ValueErrors
     reason = str(error).strip().splitlines()[0]
-    raise ValueError(
+    raise UserError(
       f"model {name!r}: not a folder here, and not to be had from the Hugging Face hub ({reason}); "
       "give the path of a local folder with config.json and safetensors files"
     ) from error
@@ -62,21 +63,21 @@ def resolve_model(name: str) -> pathlib.Path:
 def load_config(folder, dtype: str = "float32") -> ModelConfig:
   """Architecture in `folder`/config.json (of transformers 4 or 5), to be computed in `dtype`.
 
-  Raises ValueError for a file that is missing, broken, of another architecture, or that asks for
+  Raises UserError for a file that is missing, broken, of another architecture, or that asks for
   something that model.py does not compute.
   """
   path = pathlib.Path(folder) / "config.json"
   try:
     raw = json.loads(path.read_text())
   except FileNotFoundError as error:
-    raise ValueError(f"{path}: no such file; a model folder needs config.json") from error
+    raise UserError(f"{path}: no such file; a model folder needs config.json") from error
   except ValueError as error:
-    raise ValueError(f"{path}: not JSON ({error}); copy the file again") from error
+    raise UserError(f"{path}: not JSON ({error}); copy the file again") from error
   if not isinstance(raw, dict):
-    raise ValueError(f"{path}: a JSON {type(raw).__name__}, not an object; copy the file again")
+    raise UserError(f"{path}: a JSON {type(raw).__name__}, not an object; copy the file again")
   rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
   if not isinstance(rope, dict):
-    raise ValueError(
+    raise UserError(
       f"{path}: rope_scaling / rope_parameters is {rope!r}, not an object; copy the file again"
     )
   kind = rope.get("rope_type", rope.get("type", "default"))
@@ -95,16 +96,16 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
     ("quantization_config", raw.get("quantization_config"), None),
   ]:
     if value != wanted:
-      raise ValueError(f"{path}: {key} is {value!r}, srl_jax computes {wanted!r} only; {remedy}")
+      raise UserError(f"{path}: {key} is {value!r}, srl_jax computes {wanted!r} only; {remedy}")
   fields = {key: raw.get(key, rope.get(key)) for key in REQUIRED}
   for key, value in fields.items():
     if not isinstance(value, (int, float)) or value <= 0:
-      raise ValueError(f"{path}: {key} is {value!r}, not a positive number; {remedy}")
+      raise UserError(f"{path}: {key} is {value!r}, not a positive number; {remedy}")
     if key not in ("rope_theta", "rms_norm_eps") and not isinstance(value, int):
-      raise ValueError(f"{path}: {key} is {value!r}, not a whole number; copy the file again")
+      raise UserError(f"{path}: {key} is {value!r}, not a whole number; copy the file again")
   heads, shared = fields["num_attention_heads"], fields["num_key_value_heads"]
   if heads % shared:
-    raise ValueError(
+    raise UserError(
       f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}; "
       "copy the file again"
     )
@@ -151,7 +152,7 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
 
 
 def read_headers(folder) -> dict[str, Stored]:
-  """{Hugging Face name: Stored} of all tensors in the folder; ValueError if a file is not whole."""
+  """{Hugging Face name: Stored} of all tensors in the folder; UserError if a file is not whole."""
   folder = pathlib.Path(folder)
   if (folder / WEIGHTS).exists():
     files = [WEIGHTS]
@@ -160,30 +161,30 @@ def read_headers(folder) -> dict[str, Stored]:
       weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
       files = sorted({f"{file}" for file in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise ValueError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
+      raise UserError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
   else:
-    raise ValueError(
+    raise UserError(
       f"{folder}: no weights ({WEIGHTS} or {INDEX}); srl_jax reads safetensors only, which "
       "transformers' save_pretrained writes"
     )
   stored = {}
   for path in (folder / file for file in files):
     if not path.exists():
-      raise ValueError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
+      raise UserError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
     try:
       with path.open("rb") as file:
         start = 8 + (length := struct.unpack("<Q", file.read(8))[0])
         if start > path.stat().st_size:
-          raise ValueError("the header is longer than the file")
+          raise UserError("the header is longer than the file")
         header = json.loads(file.read(length))
       header.pop("__metadata__", None)
       for name, entry in header.items():
         begin, end = entry["data_offsets"]
         if start + end > path.stat().st_size:
-          raise ValueError(f"{name} ends beyond the file")
+          raise UserError(f"{name} ends beyond the file")
         stored[name] = Stored(path, start + begin, tuple(entry["shape"]), entry["dtype"])
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-      raise ValueError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+      raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
   return stored
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from srl_jax.errors import UserError
+
 AXES = ("data", "fsdp", "tensor")
 
 # Weights at rest: the model dimension is cut over fsdp, heads, mlp and vocabulary over tensor.
@@ -35,15 +37,15 @@ ACT_AXES |= {"a": "data", "w": ("tensor", "fsdp")}
 def parse_mesh(spec: str) -> dict[str, int]:
   """Sizes of the mesh axes in the order of AXES, from "data=1,fsdp=8,tensor=1".
 
-  An axis that is left out has size 1. Raises ValueError for an unknown axis or a size below 1.
+  An axis that is left out has size 1. Raises UserError for an unknown axis or a size below 1.
   """
   sizes = {}
   for item in filter(None, (part.strip() for part in spec.split(","))):
     name, _, value = item.partition("=")
     if name in sizes:
-      raise ValueError(f"mesh: {spec!r} gives {name} twice")
+      raise UserError(f"mesh: {spec!r} gives {name} twice")
     if name not in AXES or not value.isdigit() or int(value) < 1:
-      raise ValueError(
+      raise UserError(
         f"mesh: {item!r} in {spec!r} is not AXIS=SIZE with an axis of {', '.join(AXES)} and a "
         "size >= 1; write for example data=1,fsdp=8,tensor=1"
       )
@@ -58,13 +60,13 @@ def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
     spec: "data=1,fsdp=8,tensor=1".
     devices: defaults to all of jax.devices(); with one process, spare devices are left idle.
 
-  Raises ValueError when there are fewer devices than the mesh needs.
+  Raises UserError when there are fewer devices than the mesh needs.
   """
   shape = tuple(parse_mesh(spec).values())
   devices = list(jax.devices() if devices is None else devices)
   needed = int(np.prod(shape))
   if needed > len(devices) or (jax.process_count() > 1 and needed != len(devices)):
-    raise ValueError(
+    raise UserError(
       f"mesh: {spec!r} needs {needed} devices, this run has {len(devices)} "
       f"({devices[0].platform}); set config.mesh to sizes whose product is {len(devices)}"
     )
@@ -72,14 +74,14 @@ def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
   try:
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:needed])
   except NotImplementedError as error:  # of a TPU's torus
-    raise ValueError(
+    raise UserError(
       f"mesh: {spec!r} cannot be laid on these chips ({error}); choose sizes that are products of "
       "the torus's own, such as data=16,fsdp=16 on v6e-256"
     ) from error
 
 
 def check_mesh(spec: str, sizes: dict[str, int]) -> None:
-  """Raises ValueError unless each axis divides every dimension of the weights that it cuts.
+  """Raises UserError unless each axis divides every dimension of the weights that it cuts.
 
   Args:
     spec: as make_mesh.
@@ -91,7 +93,7 @@ def check_mesh(spec: str, sizes: dict[str, int]) -> None:
     if odd:
       most = math.gcd(*(sizes[letter] for letter in cut))
       legal = [n for n in range(1, most + 1) if most % n == 0]
-      raise ValueError(
+      raise UserError(
         f"mesh: {axis}={count} does not divide the model's {' and '.join(odd)}; legal values of "
         f"{axis} are {', '.join(map(str, legal))}"
       )

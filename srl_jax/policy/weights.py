@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
+from srl_jax.errors import UserError
 from srl_jax.policy.hf_files import (
   COMPANIONS,
   DISK_TYPES,
@@ -74,7 +75,7 @@ def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=N
     (config, model): ModelConfig and Qwen2.
 
   Raises:
-    ValueError: a model that model.py does not compute, files that are missing or cut short, or
+    UserError: a model that model.py does not compute, files that are missing or cut short, or
       tensors that are missing, too many, or of a shape other than config.json says. Nothing has
       been allocated by then.
   """
@@ -108,10 +109,10 @@ def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[
 
 
 def check_new(folder) -> pathlib.Path:
-  """`folder` as a path; ValueError where something is there that save_hf would overwrite."""
+  """`folder` as a path; UserError where something is there that save_hf would overwrite."""
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise ValueError(f"{folder}: exists and is not empty; give a new folder or remove it first")
+    raise UserError(f"{folder}: exists and is not empty; give a new folder or remove it first")
   return folder
 
 
@@ -124,7 +125,7 @@ def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=Non
     dtype: type of the weights in the files, float32 or bfloat16; by default as they are kept.
     source: folder whose tokenizer, chat template, generation settings and special token ids go in.
 
-  Raises ValueError when `folder` is there and not empty.
+  Raises UserError when `folder` is there and not empty.
   """
   folder = check_new(folder)
   dtype = jnp.dtype(dtype or model.norm.dtype)
@@ -195,7 +196,7 @@ def _expected(config):
 
 
 def _check_tensors(folder, config, stored):
-  """`stored` less a tied model's repeated head; ValueError unless it is what config.json says."""
+  """`stored` less a tied model's repeated head; UserError unless it is what config.json says."""
   expected, faults = _expected(config), []
   stored = dict(stored)
   head, embedding = (HF_WEIGHTS[name][0] for name in ("lm_head", "embed_tokens"))
@@ -218,7 +219,7 @@ def _check_tensors(folder, config, stored):
   ]
   if faults:
     more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-    raise ValueError(
+    raise UserError(
       f"{folder}: the weights do not fit config.json: {'; '.join(faults[:LISTED])}{more}. "
       "Put the config.json and the safetensors files of one Qwen2 checkpoint there"
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from srl_jax.data import prompts
 from srl_jax.data.sources import StepExample
+from srl_jax.errors import UserError
 from srl_jax.rewards.answers import equal_pairs, extract_answer
 from srl_jax.rewards.similarity import similarities
 
@@ -53,7 +54,7 @@ def score_group(
     workers: processes that long texts' similarities may use.
 
   Raises:
-    ValueError: a task without a reward, or rlvr without a gold answer.
+    UserError: a task without a reward, or rlvr without a gold answer.
   """
   groups = [(example, texts, finish_reasons)]
   return score_groups(groups, reward=reward, think_opened=think_opened, workers=workers)[0]
@@ -75,7 +76,7 @@ def score_groups(
     workers: processes that a large batch of similarities may use.
 
   Raises:
-    ValueError: as `score_group`.
+    UserError: as `score_group`.
   """
   parts = [
     (example, *_take_apart(example, text, reason, think_opened))
@@ -116,13 +117,13 @@ def _take_apart(
     failure = prompts.whole_format_failure(text, finish_reason, think_opened=think_opened)
   elif example.task == "rlvr":
     if example.answer is None:
-      raise ValueError(
+      raise UserError(
         f"example {example.id} has no gold answer, which the task rlvr is scored by: name the"
         " source's answer column in data.fields, or leave such rows out"
       )
     failure = None if finish_reason == "stop" else "cut_off"
   else:
-    raise ValueError(f"example {example.id}: no reward for task {example.task!r}")
+    raise UserError(f"example {example.id}: no reward for task {example.task!r}")
   action = prompts.outside_think_blocks(text, think_opened=think_opened)
   monologue = "\n".join(prompts.monologues(text, think_opened=think_opened))
   return failure, action, monologue

@@ -8,6 +8,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from srl_jax import hosts
+from srl_jax.errors import EngineError, Stopped
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
@@ -59,10 +62,6 @@ class Rollout:
   text: str
 
 
-class EngineError(Exception):
-  """An engine cannot go on. The weights are untouched: the run saves its checkpoint and ends."""
-
-
 class Engine(Protocol):
   """Samples responses from the newest weights that were loaded into it."""
 
@@ -82,3 +81,32 @@ class Engine(Protocol):
 
   def close(self) -> None:
     """Frees what the engine holds; it cannot sample afterwards."""
+
+
+def rollout_from_json(fields: dict) -> Rollout:
+  """The rollout whose fields went through JSON, which has no tuples."""
+  tuples = {name: tuple(fields[name]) for name in ("token_ids", "sampler_logprobs")}
+  return Rollout(**fields | tuples)
+
+
+class ReplicatedSampling:
+  """Samples with an engine and gives all groups to every process, not only their part of them.
+
+  For validation and evaluation, whose figures every process computes.
+  """
+
+  def __init__(self, engine: Engine):
+    self._engine = engine
+
+  def sample(
+    self, prompts: Sequence[Prompt], n: int, params: SamplingParams
+  ) -> Iterator[list[Rollout]]:
+    """As Engine.sample; raises on every process the EngineError or Stopped of any."""
+    groups, error = [], None
+    try:
+      for group in self._engine.sample(prompts, n, params):
+        groups.append([vars(rollout) for rollout in group])
+    except (EngineError, Stopped) as ended:
+      error = ended
+    for group in hosts.all_gather_lists(groups, error):
+      yield [rollout_from_json(fields) for fields in group]

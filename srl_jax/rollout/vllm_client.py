@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from srl_jax.errors import EngineError, UserError
 from srl_jax.policy.model import Qwen2
-from srl_jax.rollout.engine import EngineError, Prompt, Rollout, SamplingParams
+from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.vllm_fleet import Fleet, Weights
 from srl_jax.rollout.vllm_server import ServerError, read_group
 from srl_jax.rollout.vllm_weights import GENERATE, Probe, WeightsFolder, take_part
@@ -165,7 +166,7 @@ class VllmEngine:
       return
     for member in self._fleet.ready():
       if member.limits.logprobs_mode != "processed_logprobs":
-        raise ValueError(
+        raise UserError(
           f"{member.server.url} gives log-probs before the temperature ({temperature}) is applied; "
           "start it with launch/vllm_server.sh or --logprobs-mode=processed_logprobs"
         )
@@ -207,7 +208,7 @@ class VllmEngine:
           return None
         self._fleet.fault(member, error, fatal=isinstance(error.__cause__, TimeoutError))
       except ValueError as error:
-        raise ValueError(f"prompt {prompt.id} ({len(prompt.token_ids)} tokens): {error}") from error
+        raise UserError(f"prompt {prompt.id} ({len(prompt.token_ids)} tokens): {error}") from error
       else:
         self._fleet.good(member)
         reason = why_rejected(group, self.version, self.lag)
@@ -235,7 +236,7 @@ class VllmEngine:
 def _agreed(fleet: Fleet | None) -> tuple[str, int, slice]:
   """What all processes go by: the servers' type, their least max_model_len; this one's prompts.
 
-  Raises ValueError, in each process, when the types differ or nobody has a server.
+  Raises UserError, in each process, when the types differ or nobody has a server.
   """
   mine = (TYPES.index(fleet.dtype), fleet.max_model_len) if fleet else (-1, 0)
   found = [mine]
@@ -243,10 +244,10 @@ def _agreed(fleet: Fleet | None) -> tuple[str, int, slice]:
     found = multihost_utils.process_allgather(np.array(mine)).tolist()
   having = [index for index, (_, length) in enumerate(found) if length]
   if not having:
-    raise ValueError("rollout.servers: no process has the address of a server")
+    raise UserError("rollout.servers: no process has the address of a server")
   types = {TYPES[found[index][0]] for index in having}
   if len(types) > 1:
-    raise ValueError(
+    raise UserError(
       "rollout.servers: the processes' servers compute in float32 and bfloat16; start all of them "
       "with one --dtype"
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from srl_jax.rollout.engine import EngineError
+from srl_jax.errors import EngineError, UserError
 from srl_jax.rollout.vllm_server import Server, ServerError
 from srl_jax.rollout.vllm_weights import Probe, push
 
@@ -35,7 +35,7 @@ class Limits:
 
 
 def read_limits(server: Server) -> Limits:
-  """A server's settings; ValueError when it was started without its control routes."""
+  """A server's settings; UserError when it was started without its control routes."""
   try:
     found = server.call("GET", "/server_info?config_format=json", timeout=60)["vllm_config"]
     model, scheduler = found["model_config"], found["scheduler_config"]
@@ -46,7 +46,7 @@ def read_limits(server: Server) -> Limits:
       logprobs_mode=model["logprobs_mode"],
     )
   except ValueError as error:
-    raise ValueError(f"{error}; start this server with launch/vllm_server.sh") from error
+    raise UserError(f"{error}; start this server with launch/vllm_server.sh") from error
   except (KeyError, TypeError) as error:
     raise ServerError(f"{server.url}/server_info: answer not understood ({error!r})") from error
 
@@ -87,7 +87,7 @@ class Fleet:
     check: called now and then while the start or `push` waits; what it raises ends the wait.
     say: prints a line.
 
-  Raises ValueError when no server is ready in START_SECONDS, or they differ in their type.
+  Raises UserError when no server is ready in START_SECONDS, or they differ in their type.
   """
 
   def __init__(
@@ -126,13 +126,13 @@ class Fleet:
     ready = self.ready()
     if not ready:
       tried = ", ".join(f"{member.server.url} ({member.reason})" for member in self.members)
-      raise ValueError(
+      raise UserError(
         f"rollout.servers: none is ready within {START_SECONDS:.0f} s: {tried}; start one with "
         "launch/vllm_server.sh MODEL"
       )
     types = {member.limits.dtype for member in ready}
     if len(types) > 1 or not types <= {"float32", "bfloat16"}:
-      raise ValueError(
+      raise UserError(
         f"rollout.servers: the servers compute in {', '.join(sorted(types))}; start all of them "
         "with --dtype=float32 or all with --dtype=bfloat16"
       )

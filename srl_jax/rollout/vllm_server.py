@@ -11,6 +11,8 @@ import threading
 import urllib.parse
 from collections.abc import Sequence
 
+from srl_jax.errors import UserError
+
 CONNECT_SECONDS = 5.0
 LARGEST_ANSWER = 1 << 28  # bytes
 
@@ -37,12 +39,12 @@ class Server:
     public: take an address outside loopback and private networks. The routes that take weights are
       open to whoever reaches them, whatever the API key.
 
-  Raises ValueError for something that is no base URL, or a public address without `public`.
+  Raises UserError for something that is no base URL, or a public address without `public`.
   """
 
   def __init__(self, url: str, *, public: bool = False):
     if "@" in url:  # not shown: it has a password in it
-      raise ValueError(
+      raise UserError(
         "rollout.servers: an address with a user name; the servers know API keys only, which are "
         "read from VLLM_API_KEY"
       )
@@ -50,10 +52,10 @@ class Server:
       parts = urllib.parse.urlsplit(url)
       self.host, self.port = parts.hostname, parts.port
     except ValueError as error:  # brackets, or the port
-      raise ValueError(f"rollout.servers: {url!r} is not a base URL ({error})") from error
+      raise UserError(f"rollout.servers: {url!r} is not a base URL ({error})") from error
     rest = parts.path.strip("/") or parts.query or parts.fragment
     if parts.scheme not in ("http", "https") or not self.host or rest:
-      raise ValueError(
+      raise UserError(
         f"rollout.servers: {url!r} is not a base URL; write for example http://127.0.0.1:8101"
       )
     self.secure = parts.scheme == "https"
@@ -69,10 +71,10 @@ class Server:
     try:
       found = {entry[4][0] for entry in socket.getaddrinfo(self.host, self.port)}
     except OSError as error:
-      raise ValueError(f"rollout.servers: {self.url}: unknown host ({error})") from error
+      raise UserError(f"rollout.servers: {self.url}: unknown host ({error})") from error
     for address in found:
       if not ipaddress.ip_address(address.partition("%")[0]).is_private:
-        raise ValueError(
+        raise UserError(
           f"rollout.servers: {self.url} is the public address {address}, and a server's weight "
           "routes are open to all who reach it. Use a private network or a tunnel, or set "
           "rollout.public_servers=True"
@@ -88,7 +90,7 @@ class Server:
 
     Raises:
       ServerError: no answer, status 5xx, 408 or 429, or an answer that is not JSON.
-      ValueError: any other status; the request is wrong and would be everywhere.
+      UserError: any other status; the request is wrong and would be everywhere.
     """
     kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
     connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
@@ -117,7 +119,7 @@ class Server:
     if answer.status != 200:
       said = f"{where} answered {answer.status}: {_message(data)}"
       if 400 <= answer.status < 500 and answer.status not in (408, 429):
-        raise ValueError(said)
+        raise UserError(said)
       raise ServerError(said, answer.status)
     try:
       return json.loads(data or b"null")
@@ -166,9 +168,9 @@ def read_group(answer, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list
         or reason != ("stop" if stopped else "length")
         or not versions
       ):
-        raise ValueError(f"choice {choice['index']} contradicts itself")
+        raise UserError(f"choice {choice['index']} contradicts itself")
     if len(group) != n:
-      raise ValueError(f"{len(group)} choices, not {n}")
+      raise UserError(f"{len(group)} choices, not {n}")
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ServerError(f"answer not understood: {error!r} in {str(answer)[:300]}") from error
   return group

@@ -20,10 +20,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from srl_jax.errors import EngineError, UserError
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import put, reshard, shards
 from srl_jax.policy.weights import hf_tensors
-from srl_jax.rollout.engine import EngineError
 from srl_jax.rollout.vllm_server import Server, ServerError
 
 MAX_FILE_BYTES = 1 << 30  # tensors on the host at one time; a larger one has its own file
@@ -42,7 +42,7 @@ class WeightsFolder:
     root: shared by the run and all servers (their SRL_WEIGHTS_ROOT): /dev/shm on one machine, a
       folder on a cluster file system otherwise. Folders that killed runs left there are removed.
 
-  Raises ValueError when the root is not a folder that can be written to.
+  Raises UserError when the root is not a folder that can be written to.
   """
 
   def __init__(self, root: str):
@@ -52,7 +52,7 @@ class WeightsFolder:
       # Mode 0700 and a name that cannot be guessed: nobody else can put files there first.
       self.path = pathlib.Path(tempfile.mkdtemp(prefix="srl_jax-", dir=self.root))
     except OSError as error:
-      raise ValueError(
+      raise UserError(
         f"rollout.weights_root: {root!r} cannot be used for weights ({error.strerror}); give a "
         "folder that this run and its servers share, with room for the weights twice"
       ) from error

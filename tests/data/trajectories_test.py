@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from configs import common
+from srl_jax import config as common
 from srl_jax.data import prompts, runs
 from srl_jax.data.sources import load_examples
 from srl_jax.data.trajectories import AgentStep, shorten, split_actions

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common, quickstart
+from configs import quickstart
+from srl_jax import config as common
 from srl_jax.data import prompts
 from srl_jax.learner import rl, start, update
 from srl_jax.learner.checkpoint import Checkpoints

@@ -14,9 +14,9 @@ import pytest
 from configs import quickstart
 from srl_jax.data import prompts
 from srl_jax.data.sources import StepExample
+from srl_jax.errors import Stopped
 from srl_jax.learner import start
 from srl_jax.learner.checkpoint import Checkpoints, Progress
-from srl_jax.learner.hosts import Stopped
 from srl_jax.policy import model as M
 from srl_jax.policy.hf_files import load_config
 from srl_jax.policy.sharding import make_mesh

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from srl_jax.learner import hosts
+from srl_jax import hosts
+from srl_jax.errors import Stopped
 from srl_jax.learner.stop import StopSignal
 
 
@@ -23,9 +24,9 @@ def test_a_signal_is_asked_about(number):
   try:
     stop.check()
     os.kill(os.getpid(), number)
-    with pytest.raises(hosts.Stopped, match=number.name):
+    with pytest.raises(Stopped, match=number.name):
       stop.check()
-    with pytest.raises(hosts.Stopped, match=number.name):
+    with pytest.raises(Stopped, match=number.name):
       stop.agree()
   finally:
     stop.restore()
@@ -38,7 +39,7 @@ def test_the_question_waits_while_it_is_held(stop):
     os.kill(os.getpid(), signal.SIGTERM)
     stop.check()
     stop.agree()
-  with pytest.raises(hosts.Stopped, match="SIGTERM"):
+  with pytest.raises(Stopped, match="SIGTERM"):
     stop.agree()
 
 
@@ -50,15 +51,15 @@ def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop,
     return [name, None]
 
   with monkeypatch.context() as patched:
-    patched.setattr(hosts, "gather", gather)
+    patched.setattr(hosts, "all_gather_json", gather)
     stop.agree()
-  with pytest.raises(hosts.Stopped, match="SIGTERM"):
+  with pytest.raises(Stopped, match="SIGTERM"):
     stop.agree()
 
 
 def test_what_another_process_was_asked(stop, monkeypatch):
-  monkeypatch.setattr(hosts, "gather", lambda name: [name, "SIGTERM"])
-  with pytest.raises(hosts.Stopped, match="SIGTERM"):
+  monkeypatch.setattr(hosts, "all_gather_json", lambda name: [name, "SIGTERM"])
+  with pytest.raises(Stopped, match="SIGTERM"):
     stop.agree()
   stop.check()
 

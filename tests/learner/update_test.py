@@ -491,7 +491,7 @@ def test_xla_says_so_when_it_replicates(warnings_of_xla):
 
 
 def abstract_accumulate(config, t, loss):
-  """The compiled `accumulate` of one row of t tokens in lines of 512, from shapes alone."""
+  """The compiled `accumulate` of one row of t tokens in lines of 512, from shapes folders."""
   shape = lambda *sizes, dtype=np.int32: jax.ShapeDtypeStruct(sizes, dtype)
   ints, floats = shape(1, t), shape(1, t, dtype=np.float32)
   lines = (shape(1, t // 512, 512), shape(1, t, 1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import common
+from srl_jax import config as common
 from srl_jax.planning import estimate
 from srl_jax.planning.collectives import Collective
 from srl_jax.planning.models import architecture

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common
+from srl_jax import config as common
 from srl_jax.learner import update
 from srl_jax.planning import estimate, programs
 from srl_jax.planning.models import architecture

@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from srl_jax.errors import EngineError
 from srl_jax.policy import model as policy_model
 from srl_jax.rollout import vllm_fleet
-from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
+from srl_jax.rollout.engine import Prompt, SamplingParams
 from srl_jax.rollout.vllm_client import VllmEngine, why_rejected
 from srl_jax.rollout.vllm_server import Server, ServerError, read_group
 from srl_jax.rollout.vllm_weights import Probe

@@ -19,10 +19,11 @@ from safetensors.numpy import save_file
 from vllm_processes import MINIATURE, eventually
 
 from srl_jax.data import prompts
+from srl_jax.errors import EngineError
 from srl_jax.policy import model as policy_model
 from srl_jax.policy.weights import hf_tensors, load_hf
 from srl_jax.rollout import vllm_weights
-from srl_jax.rollout.engine import EngineError, Prompt, SamplingParams
+from srl_jax.rollout.engine import Prompt, SamplingParams
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_server import Server, read_group
 

@@ -158,8 +158,8 @@ def _process(port: str, index: int, folder: pathlib.Path) -> dict[str, str]:
 
   from vllm_client_test import FakeServer, Tokenizer, ask
 
+  from srl_jax.errors import EngineError
   from srl_jax.policy.weights import load_hf
-  from srl_jax.rollout.engine import EngineError
   from srl_jax.rollout.vllm_client import VllmEngine
 
   jax.config.update("jax_cpu_collectives_implementation", "gloo")

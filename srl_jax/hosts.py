@@ -1,10 +1,10 @@
-"""Several processes, one run. With one process everything here is an identity.
+"""Collectives over the hosts of a run. With one process everything here is an identity.
 
 All processes run the same program and take the same decisions. Arrays are global and JAX moves
-them; what lives on hosts (rollouts, scores, a signal) goes through the key-value store of JAX's
-coordination service, as JSON. Not over the devices: a batch that is sampled ahead (overlap) is
-exchanged in a thread of its own, and device programs of two threads would start in another order
-on every host.
+them; host data (rollouts, scores, a signal) goes as JSON through the key-value store of JAX's
+coordination service. It does not go over the devices, because a batch that is prefetched is
+exchanged from a thread, and device programs of two threads would start in a different order on
+each host.
 """
 
 import itertools
@@ -13,29 +13,25 @@ import os
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 
-from srl_jax.rollout.engine import Engine, EngineError, Prompt, Rollout, SamplingParams
+from srl_jax.errors import EngineError, Stopped, UserError
 
 HEARTBEAT_SECONDS = 30  # of silence, after which a process is dead and all others end
 SHUTDOWN_SECONDS = 30  # that a process which ends waits for the others
 _turns = itertools.count()
 
 
-class Stopped(Exception):
-  """The run was asked to stop (SIGTERM or Ctrl-C), here or on another host."""
-
-
-def begin() -> None:
+def initialize() -> None:
   """Joins the processes of this run, if the environment says that there are several.
 
   It says so by JAX_COORDINATOR_ADDRESS (host:port of process 0) with JAX_NUM_PROCESSES and
   JAX_PROCESS_ID, or by what SLURM, Open MPI or a TPU pod set for every process; what is not given
   jax.distributed.initialize finds out itself. Call it before anything touches a device.
 
-  Raises ValueError when the environment says half of it.
+  Raises UserError when the environment says half of it.
   """
   if not _several(os.environ):
     return
@@ -50,14 +46,14 @@ def begin() -> None:
       shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f"the environment names several processes, but not all that it takes to join them ({error}); "
       f"set JAX_COORDINATOR_ADDRESS=host:port, {' and '.join(given.values())} in each"
     ) from error
 
 
 def _several(environment) -> bool:
-  """Whether this is one of several processes of a run; see `begin`."""
+  """Whether this is one of several processes of a run; see `initialize`."""
   count = lambda name: int(environment.get(name, 1))
   workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
   return (
@@ -74,12 +70,12 @@ def is_writer() -> bool:
   return jax.process_index() == 0
 
 
-def mine(items: Sequence) -> Sequence:
+def local_part(items: Sequence) -> Sequence:
   """This process's part of items that all processes have."""
   return items[jax.process_index() :: jax.process_count()]
 
 
-def gather(value) -> list:
+def all_gather_json(value) -> list:
   """The values (JSON) of all processes, in their order; all must call in the same order."""
   if jax.process_count() == 1:
     return [value]
@@ -106,73 +102,46 @@ def _wait_for(client, key: str) -> bytes:
         raise
 
 
-def first(value):
-  """The value (JSON) of the first process: what clocks or time limits may change is one for all."""
-  return gather(value if is_writer() else None)[0]
+def broadcast(value):
+  """Process 0's value (JSON), so that what depends on its clock or its files is the same on all."""
+  return all_gather_json(value if is_writer() else None)[0]
 
 
-def total(counts: dict[str, float]) -> dict[str, float]:
+def barrier() -> None:
+  """Returns when all processes have come here."""
+  all_gather_json(None)
+
+
+def sum_counts(counts: dict[str, float]) -> dict[str, float]:
   """The sums of all processes' counts."""
-  parts = gather(counts)
+  parts = all_gather_json(counts)
   names = dict.fromkeys(name for part in parts for name in part)
   return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def together(
-  compute: Callable[[], list], encode: Callable = lambda x: x, decode: Callable = lambda x: x
-) -> list:
-  """The lists that `compute` gives on all processes, as one list in the order of the processes.
+def all_gather_lists(entries: list, error: Exception | None = None) -> list:
+  """The lists (JSON) of all processes as one list, in the order of the processes.
 
   Args:
-    encode, decode: an entry to JSON and back.
-
-  Raises on every process what one of them raised: Stopped or EngineError. Whatever else is raised
-  ends that process, and so the run.
+    entries: this process's list.
+    error: what ended this process's part, an EngineError or Stopped, or None. Every process then
+      raises it, so that all of them leave the same work undone.
   """
-  if jax.process_count() == 1:
-    return compute()
-  kinds = {"EngineError": EngineError, "Stopped": Stopped}
-  try:
-    part = {"entries": list(map(encode, compute()))}
-  except tuple(kinds.values()) as error:
+  part = {"entries": entries}
+  if error is not None:
     part = {"kind": type(error).__name__, "message": str(error)}
-  parts = gather(part)
+  parts = all_gather_json(part)
+  kinds = {"EngineError": EngineError, "Stopped": Stopped}
   for found in parts:
     if "kind" in found:
       raise kinds[found["kind"]](found["message"])
-  return [decode(entry) for found in parts for entry in found["entries"]]
+  return [entry for found in parts for entry in found["entries"]]
 
 
-def rollout_of(fields: dict) -> Rollout:
-  """The rollout that was made JSON by dataclasses.asdict."""
-  pairs = {name: tuple(fields[name]) for name in ("token_ids", "sampler_logprobs")}
-  return Rollout(**fields | pairs)
+def abort(error: Exception) -> None:
+  """Ends this process at once if it is one of several: an ordinary exit would wait for the others.
 
-
-class Everywhere:
-  """An engine that gives all groups to every process, where the engine itself gives each its part.
-
-  For validation: what follows from them is computed on every process.
-  """
-
-  def __init__(self, engine: Engine):
-    self._engine = engine
-
-  def sample(
-    self, prompts: Sequence[Prompt], n: int, params: SamplingParams
-  ) -> Iterator[list[Rollout]]:
-    yield from together(
-      lambda: list(self._engine.sample(prompts, n, params)),
-      encode=lambda group: [vars(rollout) for rollout in group],
-      decode=lambda group: list(map(rollout_of, group)),
-    )
-
-
-def end(error: Exception) -> None:
-  """Ends this process if it is one of several and the devices, or the others, failed it.
-
-  At once: an ordinary exit would wait for the others. Those whom nothing fails meanwhile are ended
-  by JAX, with a message of its own, HEARTBEAT_SECONDS after the last sign of this one.
+  JAX's heartbeat aborts the other processes within HEARTBEAT_SECONDS.
   """
   if jax.process_count() == 1:
     return

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from srl_jax.learner import hosts, optimizer
+from srl_jax import hosts
+from srl_jax.learner import optimizer
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.policy.hf_files import load_config
 from srl_jax.policy.model import abstract
 from srl_jax.policy.sharding import make_mesh
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two busy cores compile for minutes; only what the coordination service says ends a process.
 PATIENT = "--xla_cpu_collective_timeout_seconds=900"
 PATIENT += " --xla_cpu_collective_call_terminate_timeout_seconds=900"
@@ -59,30 +60,27 @@ def logs(tmp_path):
 
 EXCHANGE = """
 import jax
-from srl_jax.learner import hosts
-from srl_jax.rollout.engine import EngineError, Rollout
+from srl_jax import hosts
+from srl_jax.errors import EngineError, Stopped
+from srl_jax.rollout.engine import ReplicatedSampling, Rollout
 
-hosts.begin()
+hosts.initialize()
 me = jax.process_index()
 assert jax.process_count() == 2 and jax.device_count() == 8
 big = [me, "\\u00e4" * 1_000_000, {"x": [0.1, None]}]
-assert hosts.gather(big) == [[i, *big[1:]] for i in range(2)]
+assert hosts.all_gather_json(big) == [[i, *big[1:]] for i in range(2)]
 for turn in range(50):
-  assert hosts.gather([turn, me]) == [[turn, 0], [turn, 1]]
-assert hosts.mine(range(5)) == (range(0, 5, 2), range(1, 5, 2))[me]
-assert hosts.first("first" if me == 0 else "second") == "first"
-assert hosts.total({"a": 1.0} if me else {"a": 2.0, "b": 5.0}) == {"a": 3.0, "b": 5.0}
-assert hosts.together(lambda: [me, me + 10], str, float) == [0.0, 10.0, 1.0, 11.0]
+  assert hosts.all_gather_json([turn, me]) == [[turn, 0], [turn, 1]]
+assert hosts.local_part(range(5)) == (range(0, 5, 2), range(1, 5, 2))[me]
+assert hosts.broadcast("first" if me == 0 else "second") == "first"
+assert hosts.sum_counts({"a": 1.0} if me else {"a": 2.0, "b": 5.0}) == {"a": 3.0, "b": 5.0}
+assert hosts.all_gather_lists([me, me + 10]) == [0, 10, 1, 11]
 assert hosts.is_writer() == (me == 0)
 
-def fail(*kinds):
-  if kinds[me]:
-    raise kinds[me]("of process " + str(me))
-  return []
-
-for kinds, wanted in (((None, EngineError), EngineError), ((hosts.Stopped, None), hosts.Stopped)):
+for kinds, wanted in (((None, EngineError), EngineError), ((Stopped, None), Stopped)):
+  error = kinds[me] and kinds[me]("of process " + str(me))
   try:
-    hosts.together(lambda: fail(*kinds))
+    hosts.all_gather_lists([], error)
   except wanted as error:
     assert str(error) == "of process " + str(kinds.index(wanted))
   else:
@@ -90,10 +88,10 @@ for kinds, wanted in (((None, EngineError), EngineError), ((hosts.Stopped, None)
 
 class Engine:
   def sample(self, prompts, n, params):
-    for prompt in hosts.mine(prompts):
+    for prompt in hosts.local_part(prompts):
       yield [Rollout(prompt, (1, 2), (-0.5, -0.1), "stop", 3, "text")] * n
 
-found = list(hosts.Everywhere(Engine()).sample(["a", "b", "c"], 2, None))
+found = list(ReplicatedSampling(Engine()).sample(["a", "b", "c"], 2, None))
 assert [group[0].prompt_id for group in found] == ["a", "c", "b"]
 assert found[2] == [Rollout("b", (1, 2), (-0.5, -0.1), "stop", 3, "text")] * 2
 print("all well")
@@ -109,13 +107,13 @@ def test_processes_exchange_what_they_have(logs):
 KILLED = """
 import sys, time
 import jax
-from srl_jax.learner import hosts
+from srl_jax import hosts
 
-hosts.begin()
+hosts.initialize()
 print("up", flush=True)
 if jax.process_index() == int(sys.argv[1]):
   time.sleep(600)
-hosts.gather(1)
+hosts.all_gather_json(1)
 """
 
 
@@ -132,10 +130,12 @@ def test_who_waits_for_a_killed_process_ends(logs, victim):
 
 
 def test_one_process_is_all(tmp_path):
-  assert hosts.gather({"a": 1}) == [{"a": 1}] and hosts.first(3) == 3 and hosts.is_writer()
-  assert hosts.total({"a": 1.0}) == {"a": 1.0} and hosts.mine([1, 2, 3]) == [1, 2, 3]
+  assert (
+    hosts.all_gather_json({"a": 1}) == [{"a": 1}] and hosts.broadcast(3) == 3 and hosts.is_writer()
+  )
+  assert hosts.sum_counts({"a": 1.0}) == {"a": 1.0} and hosts.local_part([1, 2, 3]) == [1, 2, 3]
   made = object()
-  assert hosts.together(lambda: [made]) == [made]
+  assert hosts.all_gather_lists([made]) == [made]
 
 
 @pytest.mark.parametrize(

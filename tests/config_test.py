@@ -8,13 +8,15 @@ import re
 import jax
 import pytest
 
-from configs import common, miniature_row, quickstart
+from configs import miniature_row, quickstart
+from srl_jax import config as common
+from srl_jax import folders
 from srl_jax.learner import start
 from srl_jax.planning import models, programs
 from srl_jax.policy.sharding import check_mesh, make_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.stem != "common")
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.py"))
 
 
 def build(path, arg=None):
@@ -29,7 +31,7 @@ def test_every_config_is_sound(path):
   """It builds, passes the checks, has every key and no other, and its mesh cuts its model."""
   config = build(path)
   common.check(config)
-  assert start.flatten(config).keys() == start.flatten(common.defaults()).keys()
+  assert folders.flatten(config).keys() == folders.flatten(common.defaults()).keys()
   with pytest.raises(AttributeError):
     config.algorithm.clip = 0.2
   with pytest.raises(TypeError):
@@ -80,8 +82,8 @@ def test_the_same_file_runs_small(name):
 
 def changes(path, base):
   """{key: value} that a config has otherwise than another one."""
-  before = start.flatten(build(ROOT / "configs" / f"{base}.py"))
-  return {k: v for k, v in start.flatten(build(path)).items() if v != before[k]}
+  before = folders.flatten(build(ROOT / "configs" / f"{base}.py"))
+  return {k: v for k, v in folders.flatten(build(path)).items() if v != before[k]}
 
 
 ABLATIONS = {
@@ -129,7 +131,7 @@ def test_the_rows_of_the_miniature_are_the_quickstart_with_another_method():
   for config in rows.values():
     common.check(config)
     for key in ("model", "mesh", "algorithm.max_rounds", "batch.prompts", "data.holdout"):
-      assert start.flatten(config)[key] == start.flatten(quick)[key]
+      assert folders.flatten(config)[key] == folders.flatten(quick)[key]
   assert {row: config.method for row, config in rows.items()} == dict(
     **dict(srl="srl", srl_no_filter="srl", srl_long="srl", one_step="one_step", rlvr="rlvr"),
     **dict(rlvr_after="rlvr", sft_outline="sft", sft_reasoning="sft"),
@@ -158,12 +160,13 @@ def test_the_defaults_are_the_papers():
 
 def test_every_key_is_read_somewhere():
   """An option that nothing reads is worse than none."""
-  sources = "\n".join(path.read_text() for path in (ROOT / "srl_jax").rglob("*.py"))
-  sources += (ROOT / "configs" / "common.py").read_text().split("CHOICES = {")[1]
-  for key in start.flatten(common.defaults()):
+  files = (ROOT / "srl_jax").rglob("*.py")
+  sources = "\n".join(file.read_text() for file in files if file.name != "config.py")
+  sources += (ROOT / "srl_jax" / "config.py").read_text().split("CHOICES = {")[1]
+  for key in folders.flatten(common.defaults()):
     if not key.startswith("data.fields."):  # read by their position, fields[name]
       assert re.search(rf"\b{'.'.join(['config', *key.split('.')][-2:])}\b", sources), key
-  assert set(start.FREE_KEYS) <= start.flatten(common.defaults()).keys()
+  assert set(start.FREE_KEYS) <= folders.flatten(common.defaults()).keys()
 
 
 # ---- arguments of a config file

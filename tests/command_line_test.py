@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = """
 from absl import flags
 from ml_collections import config_flags
-from srl_jax import errors
+from srl_jax import command_line
+from srl_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config")
 MODE = flags.DEFINE_string("mode", "", "")
@@ -24,7 +25,7 @@ def main(argv):
       try:
         int("x")
       except ValueError as error:
-        raise ValueError(
+        raise UserError(
           "rows.jsonl:3: broken\\nbeyond repair"
         ) from error
   if MODE.value == "library":
@@ -44,7 +45,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command_line.run(main)
 """
 
 CONFIG = """

@@ -6,6 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from srl_jax.errors import UserError
 from srl_jax.policy.sharding import AXES, parse_mesh
 
 # Devices -> mesh. Weights are cut inside a node or a slice (fsdp), copied between nodes (data).
@@ -28,13 +29,13 @@ def parse_arg(arg: str | None, **defaults):
     **defaults: each allowed name with its default, whose type the value gets.
 
   Returns:
-    ConfigDict of all names. Raises ValueError for an unknown name or a value of the wrong type.
+    ConfigDict of all names. Raises UserError for an unknown name or a value of the wrong type.
   """
   values = ConfigDict(defaults)
   for item in filter(None, (arg or "").split(",")):
     name, given, text = item.partition("=")
     if name not in defaults:
-      raise ValueError(
+      raise UserError(
         f"config argument {name!r} is unknown; this config takes {', '.join(defaults) or 'none'}"
       )
     values[name] = _typed(name, text if given else "true", defaults[name])
@@ -45,11 +46,11 @@ def _typed(name, text, default):
   if isinstance(default, bool):
     if text.lower() in ("true", "false"):
       return text.lower() == "true"
-    raise ValueError(f"config argument {name}={text!r} is not true or false")
+    raise UserError(f"config argument {name}={text!r} is not true or false")
   try:
     return type(default)(text)
   except ValueError:
-    raise ValueError(f"config argument {name}={text!r} is not a {type(default).__name__}") from None
+    raise UserError(f"config argument {name}={text!r} is not a {type(default).__name__}") from None
 
 
 def defaults() -> ConfigDict:
@@ -205,7 +206,7 @@ NOT_NEGATIVE = (
 def mesh_spec(config) -> str:
   """config.mesh as "data=1,fsdp=8,tensor=1"."""
   if config.mesh not in MESHES and "=" not in config.mesh:
-    raise ValueError(
+    raise UserError(
       f"mesh: {config.mesh!r} is not one of {', '.join(MESHES)}, nor sizes such as "
       f"{','.join(f'{axis}=1' for axis in AXES)}"
     )
@@ -215,26 +216,26 @@ def mesh_spec(config) -> str:
 
 
 def check(config) -> None:
-  """Raises ValueError for a value that is out of range, or two that contradict each other."""
+  """Raises UserError for a value that is out of range, or two that contradict each other."""
 
   def value(key):
     try:
       return functools.reduce(lambda group, name: group[name], key.split("."), config)
     except (KeyError, TypeError):
-      raise ValueError(f"{key}: the config has none; begin it with common.defaults()") from None
+      raise UserError(f"{key}: the config has none; begin it with common.defaults()") from None
 
   for key in (*CHOICES, *POSITIVE, *NOT_NEGATIVE, "optimizer.b2", "optimizer.warmup"):
     if isinstance(value(key), float) and not math.isfinite(value(key)):
-      raise ValueError(f"{key}: {value(key)!r} is not a number to compute with")
+      raise UserError(f"{key}: {value(key)!r} is not a number to compute with")
   for key, allowed in CHOICES.items():
     if value(key) not in allowed:
-      raise ValueError(f"{key}: {value(key)!r} is unknown; use {' | '.join(map(str, allowed))}")
+      raise UserError(f"{key}: {value(key)!r} is unknown; use {' | '.join(map(str, allowed))}")
   for key in POSITIVE:
     if not value(key) > 0:
-      raise ValueError(f"{key}: {value(key)!r} must be greater than 0")
+      raise UserError(f"{key}: {value(key)!r} must be greater than 0")
   for key in NOT_NEGATIVE:
     if not value(key) >= 0:
-      raise ValueError(f"{key}: {value(key)!r} must not be negative")
+      raise UserError(f"{key}: {value(key)!r} must not be negative")
   mesh_spec(config)
   _check_together(config)
 
@@ -309,4 +310,4 @@ def _check_together(config) -> None:
     ]
   for broken, message in rules:
     if broken:
-      raise ValueError(message)
+      raise UserError(message)

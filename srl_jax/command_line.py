@@ -1,0 +1,188 @@
+"""Flags and exit codes of the commands: bad input ends in one line on stderr and exit code 2.
+
+Bad input is a flag that does not parse (config overrides included), a config file that raises, a
+UserError, and a path or a disk that the operating system refuses. Every other exception is a bug
+and keeps its traceback.
+"""
+
+import contextlib
+import difflib
+import errno
+import functools
+import os
+import re
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
+
+import ml_collections
+from absl import app, flags
+from ml_collections.config_flags import config_flags
+
+from srl_jax.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_REFUSED += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def own_flags() -> types.SimpleNamespace:
+  """absl's DEFINE functions for the flags of one command, and `values`, which `run` takes.
+
+  absl's own ones define every flag for the whole process, so no two commands that both have an
+  --output could be imported together.
+  """
+  values = flags.FlagValues()
+  kinds = ("DEFINE_bool", "DEFINE_enum", "DEFINE_float", "DEFINE_integer", "DEFINE_list")
+  define = {
+    kind: functools.partial(getattr(flags, kind), flag_values=values)
+    for kind in (*kinds, "DEFINE_string")
+  }
+  return types.SimpleNamespace(values=values, **define)
+
+
+def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) -> None:
+  """Parses the command line into absl's flags, calls `main(argv)` and exits the process.
+
+  Exit codes: 0; 2 with one line `error: ...` on stderr for bad input; 1 with a traceback for bugs.
+
+  Args:
+    main: the command.
+    own: its flags, from `own_flags().values`, besides absl's.
+  """
+  if own is not None:
+    flags.FLAGS.append_flag_values(own)
+    for name in own:
+      flags.FLAGS.register_flag_by_module(sys.argv[0], own[name])  # for --help
+
+  def guarded(argv: list[str]) -> None:
+    if len(argv) > 1:
+      _fail(f"unexpected argument {argv[1]!r}; every setting is a flag, --name=value")
+    if own is not None:
+      own.mark_as_parsed()
+    with in_one_line():
+      main(argv)
+
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+  """Bad input that is met in here ends the process with one line and exit code 2."""
+  try:
+    yield
+  except UserError as error:
+    _fail(str(error))
+  except OSError as error:
+    refusal = _refusal(error)
+    if not refusal:
+      raise
+    _fail(refusal)
+
+
+def _refusal(error: OSError) -> str | None:
+  """What to tell of a path that cannot be used or a full disk; None for any other error."""
+  path = f"{error.filename}: " if error.filename is not None else ""
+  if error.errno in _FULL:
+    return f"{path}{error.strerror}: make room on the disk, then give the same command again"
+  if path and error.errno in _REFUSED:
+    return f"{path}{error.strerror}: check the path and its permissions"
+  return None
+
+
+def _fail(message: str) -> None:
+  print("error: " + " ".join(message.split()), file=sys.stderr)
+  sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Returns what is left of the command line; ends the process if a flag is wrong."""
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    # Python before 3.11.4 has a ValueError for null bytes, which comes as a flag's error.
+    what = "; a config is a Python file" if "null bytes" in str(error) else ""
+    _fail(without_traceback(str(error)) + what)
+  except SyntaxError as error:
+    place = f"{error.filename}:{error.lineno}: " if error.filename else ""
+    _fail(f"{place}{error.msg}; a config is a Python file")
+  except Exception as error:  # a config file may raise anything
+    for _, file, _ in _config_flags(argv):
+      _check_exists(file)
+      _check_runs(file, error)
+    # What ml_collections raises for an override of a key that is not there.
+    unknown = isinstance(error, AttributeError | KeyError) and _unknown_key(argv)
+    if not unknown:
+      raise
+    _fail(unknown)
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    if config_flags.is_config_flag(flag) and flag.present:
+      # ml_collections reports a missing file only when the config is first used.
+      _check_exists(config_flags.get_config_filename(flag))
+  return rest
+
+
+def without_traceback(message: str) -> str:
+  """A flag error's message without the traceback that an error in a config brings along."""
+  head, traced, tail = message.partition("Error whilst parsing config file:")
+  if not traced:
+    return message
+  last = tail.strip().splitlines()[-1].strip()
+  return head + last.removeprefix("srl_jax.errors.UserError: ").removeprefix("ValueError: ")
+
+
+def _check_exists(file: str) -> None:
+  path = file.split(":", 1)[0]
+  if not os.path.isfile(path):
+    _fail(f"config file {path!r} does not exist (looked in {os.path.abspath(path)})")
+
+
+def _check_runs(file: str, error: Exception) -> None:
+  """Ends the process if the config file raised the error, or has no config to give."""
+  path = file.split(":", 1)[0]
+  lines = [
+    entry.lineno
+    for entry in traceback.extract_tb(error.__traceback__)
+    if os.path.abspath(entry.filename) == os.path.abspath(path)
+  ]
+  if lines:
+    _fail(f"{path}:{lines[-1]}: {type(error).__name__}: {error}")
+  if isinstance(error, AttributeError) and "'get_config'" in str(error):
+    _fail(f"{path}: it has no function get_config, which returns the config")
+
+
+def _config_flags(argv: list[str]) -> Iterator[tuple[str, str, list[str]]]:
+  """Yields name, file and overridden keys of every config flag on the command line."""
+  for name in flags.FLAGS:
+    if not config_flags.is_config_flag(flags.FLAGS[name]):
+      continue
+    line = "\n".join(argv)
+    file = re.search(rf"(?m)^--?{name}[=\n](.*)$", line)
+    if file:
+      yield name, file[1], re.findall(rf"(?m)^--?(?:no)?{name}\.([^=\n]+)", line)
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+  """Returns the complaint about the first override of a key that its config does not have."""
+  for name, file, overrides in _config_flags(argv):
+    alone = flags.FlagValues()
+    config_flags.DEFINE_config_file(name, flag_values=alone, sys_argv=[])
+    alone([argv[0], f"--{name}={file}"])
+    known = _keys(alone[name].value)
+    for key in overrides:
+      if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+        return f"--{name}.{key}: the config {file} has no key {key!r}{hint}"
+  return None
+
+
+def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+  keys = []
+  for key in config:
+    keys.append(prefix + key)
+    if isinstance(config[key], ml_collections.ConfigDict):
+      keys += _keys(config[key], f"{prefix}{key}.")
+  return keys

@@ -1,0 +1,133 @@
+"""Folders that commands write to: one writer at a time, whole files only, one set of settings."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TextIO
+
+import filelock
+
+from srl_jax.errors import UserError
+
+# A file server frees the locks of a dead host only after its lease, usually 90 s.
+LEASE_SECONDS = 120.0
+
+
+# ---------------------------------------------------------------------------------- one writer
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Creates `folder` if need be and holds its lock, FOLDER/.lock, until the end of the block.
+
+  The operating system frees the lock however the process ends. On a file system without locks a
+  warning goes to stderr and nothing is locked.
+
+  Raises UserError, which names the holder, at once if that process runs on this host. A holder on
+  another host may have died, so its lock is waited for, LEASE_SECONDS at most.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  lock, holder = filelock.FileLock(folder / ".lock"), folder / ".lock_holder"
+  _acquire(lock, holder, folder)
+  try:
+    write_text(holder, f"process {os.getpid()} on {socket.gethostname()}\n")
+    yield
+  finally:
+    lock.release()
+
+
+def _acquire(lock: filelock.FileLock, holder: pathlib.Path, folder: pathlib.Path) -> None:
+  deadline = time.monotonic() + LEASE_SECONDS
+  while True:
+    try:
+      return lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+      name = holder.read_text("utf-8").strip() if holder.exists() else ""
+      is_local = not name or name.endswith(f" on {socket.gethostname()}")
+      if is_local or time.monotonic() > deadline:
+        raise UserError(
+          f"{folder}: {name or 'another process'} works in it; wait for its end, stop it, or give"
+          " another folder"
+        ) from error
+      time.sleep(1)
+
+
+# ---------------------------------------------------------------------------------- whole files
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[TextIO]:
+  """Yields a text file that takes the place of `path` when the block ends without an error."""
+  partial = path.with_suffix(".partial")
+  with partial.open("w", encoding="utf-8") as file:
+    yield file
+  os.replace(partial, path)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is at any time either the old or the new one as a whole."""
+  with replacing(path) as file:
+    file.write(text)
+
+
+def write_json(path: pathlib.Path, data: Any) -> None:
+  """As `write_text`, of JSON."""
+  write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def cut_to_whole_lines(path: pathlib.Path) -> bool:
+  """Removes a last line that a killed process left unfinished; returns whether lines are left."""
+  if not path.exists():
+    return False
+  data = path.read_bytes()
+  whole = data.rfind(b"\n") + 1  # bytes up to the end of the last finished line
+  if whole < len(data):
+    os.truncate(path, whole)
+  return whole > 0
+
+
+# ---------------------------------------------------------------------------------- one owner
+
+
+def flatten(settings: Mapping) -> dict[str, Any]:
+  """{"a.b": value} of nested mappings (a ConfigDict or dicts)."""
+  flat = {}
+  for key, value in settings.items():
+    if hasattr(value, "items"):
+      flat |= {f"{key}.{inner}": x for inner, x in flatten(value).items()}
+    else:
+      flat[key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def check_same_settings(
+  folder: pathlib.Path,
+  before: Mapping[str, Any],
+  now: Mapping[str, Any],
+  *,
+  holds: str,
+  flag: str,
+  free: Collection[str] = (),
+) -> None:
+  """Raises UserError, with what differs, unless `folder` was written with the same settings.
+
+  Args:
+    before, now: flat settings of the folder and of this command; keys in `free` may differ.
+    holds: what the folder holds, for the message: "a run of another config".
+    flag: the flag that names another folder: "--workdir".
+  """
+  short = lambda value: repr(value) if len(repr(value)) < 80 else f"{repr(value)[:76]}...'"
+  differ = [
+    f"{key} was {short(before.get(key))}, is {short(now.get(key))}"
+    for key in {**before, **now}
+    if key not in free and before.get(key) != now.get(key)
+  ]
+  if differ:
+    raise UserError(
+      f"{folder} holds {holds}: {'; '.join(differ)}. Give another {flag}, or set these back to"
+      " continue"
+    )

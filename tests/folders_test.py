@@ -1,0 +1,117 @@
+"""Two commands never write to one folder at the same time."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from srl_jax import folders
+from srl_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HOLDER = """
+import pathlib, sys, time
+from srl_jax import folders
+from srl_jax.errors import UserError
+with folders.locked(pathlib.Path(sys.argv[1])):
+  print("in", flush=True)
+  time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """A process in tmp_path/"run"."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "in\n"
+  yield process
+  process.kill()
+  process.wait()
+
+
+def test_a_second_process_is_told_who_is_there(holder, tmp_path):
+  who = f"run: process {holder.pid} on {socket.gethostname()} works in it"
+  with pytest.raises(ValueError, match=who), folders.locked(tmp_path / "run"):
+    pass
+
+
+def test_a_killed_process_leaves_no_lock(holder, tmp_path):
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  with folders.locked(tmp_path / "run"):
+    assert f"process {os.getpid()} on" in (tmp_path / "run" / ".lock_holder").read_text()
+
+
+def test_one_after_the_other(tmp_path):
+  for _ in range(2):
+    with folders.locked(tmp_path / "a" / "run"):
+      pass
+
+
+def test_another_host_may_have_died(holder, tmp_path, monkeypatch):
+  """Its lock goes with the file server's lease; then, and not before, it is an error."""
+  (tmp_path / "run" / ".lock_holder").write_text("process 7 on elsewhere\n")
+  pauses = []
+
+  def sleep(seconds):
+    pauses.append(seconds)
+    if len(pauses) == 3:
+      holder.kill()
+      holder.wait()
+
+  monkeypatch.setattr(folders.time, "sleep", sleep)
+  with folders.locked(tmp_path / "run"):
+    assert pauses == [1, 1, 1]
+
+
+def test_another_host_that_lives(holder, tmp_path, monkeypatch):
+  (tmp_path / "run" / ".lock_holder").write_text("process 7 on elsewhere\n")
+  monkeypatch.setattr(folders, "LEASE_SECONDS", -1.0)
+  with pytest.raises(ValueError, match="process 7 on elsewhere"), folders.locked(tmp_path / "run"):
+    pass
+
+
+# ---- whole files
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+  folders.write_json(tmp_path / "a.json", {"a": 1})
+  with pytest.raises(RuntimeError), folders.replacing(tmp_path / "a.json") as file:
+    file.write("half of")
+    raise RuntimeError
+  assert (tmp_path / "a.json").read_text() == '{\n "a": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+  "text, left", [("", ""), ("a\nb\n", "a\nb\n"), ("a\nhalf", "a\n"), ("half", "")]
+)
+def test_a_half_written_line_is_removed(tmp_path, text, left):
+  path = tmp_path / "rows.jsonl"
+  path.write_text(text)
+  assert folders.cut_to_whole_lines(path) == bool(left)
+  assert path.read_text() == left
+
+
+def test_no_file_has_no_lines(tmp_path):
+  assert not folders.cut_to_whole_lines(tmp_path / "rows.jsonl")
+
+
+# ---- one owner
+
+
+def test_other_settings_are_refused_with_what_differs(tmp_path):
+  check = lambda before, now: folders.check_same_settings(
+    tmp_path, before, now, holds="a run of another config", flag="--workdir", free=("mesh",)
+  )
+  check({"seed": 1, "mesh": "a"}, {"seed": 1, "mesh": "b"})
+  with pytest.raises(UserError, match="seed was 1, is 2; lr was None, is 0.1. Give another --work"):
+    check({"seed": 1}, {"seed": 2, "lr": 0.1})
