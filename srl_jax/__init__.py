@@ -26,3 +26,5 @@ of a prompt), p prompt tokens, r response tokens, s trained tokens of a row, c a
 d model, n query heads, k key/value heads, h head size, f mlp, v vocabulary, l layers; a and w are b
 and v as sharding.ACT_AXES cuts them for the loss.
 """
+
+__version__ = "0.2.0"

@@ -1,7 +1,6 @@
-"""Scores on held-out problems while a run goes, and the benchmark before and after it."""
+"""Scores on held-out problems during a run, and the benchmark before and after it."""
 
 import dataclasses
-import os
 import time
 
 import numpy as np
@@ -9,80 +8,82 @@ import numpy as np
 from srl_jax import hosts
 from srl_jax.data.sources import StepExample
 from srl_jax.evals import math_benchmarks
-from srl_jax.learner import start
-from srl_jax.learner.dynamic_sampling import Group
+from srl_jax.learner.rollouts import sampling_params, score
+from srl_jax.learner.run import Run
 from srl_jax.policy.model import abstract
-from srl_jax.rewards.scoring import score_group
-from srl_jax.rollout.engine import Prompt
 from srl_jax.rollout.episodes import Task
 
-# Processes for the similarities of a group, where they are work enough: the whole solutions of the
-# one-step reward are.
-WORKERS = min(8, os.cpu_count() or 1)
+
+def validate_if_due(run: Run) -> dict[str, float]:
+  """The scores of a step that is validated, every train.eval_every steps; else {}."""
+  if not run.is_due(run.config.train.eval_every):
+    return {}
+  with run.stop.held():  # a stop waits until the line of this step has the scores
+    found = validate(run)
+  score = found.get("validation_accuracy", found.get("validation_reward"))
+  if score is not None:
+    run.progress.scores[str(run.state.step)] = score
+  return found
 
 
-def score(config, asked: start.Asked, ticket, prompt: Prompt, rollouts) -> Group:
-  """The scored group of a ticket's prompt."""
-  example = asked.examples[ticket[1]]
-  scores = score_group(
-    example,
-    [rollout.text for rollout in rollouts],
-    [rollout.finish_reason for rollout in rollouts],
-    reward=config.reward,
-    think_opened=asked.think_opened,
-    workers=WORKERS,
-  )
-  return Group(ticket, example, prompt, rollouts, scores)
-
-
-def validate(config, solver, held_out: start.Asked) -> dict:
-  """Greedy step reward on the held-out examples and, if eval.mode asks, their final answers."""
-  found = {}
-  if held_out.examples:
-    params = dataclasses.replace(start.sampling_params(config), temperature=0.0, top_p=1.0)
-    wanted = held_out.all_prompts()
-    places = {prompt.id: i for i, prompt in enumerate(wanted)}
+def validate(run: Run) -> dict[str, float]:
+  """Mean reward of greedy responses to the held-out prompts and, unless eval.mode is off, the
+  accuracy of final answers; {} if nothing is held out.
+  """
+  found, prompts = {}, run.held_out.all_prompts()
+  if prompts:
+    params = dataclasses.replace(sampling_params(run.config), temperature=0.0)
+    index_of = {prompt.id: i for i, prompt in enumerate(prompts)}
     scores = []
-    for rollouts in solver.engine.sample(wanted, 1, params):
-      place = places[rollouts[0].prompt_id]
-      scores += score(config, held_out, (0, place), wanted[place], rollouts).scores
+    for rollouts in run.solver.engine.sample(prompts, 1, params):
+      scores += score(run.config, run.held_out, index_of[rollouts[0].prompt_id], rollouts)
     found["validation_reward"] = float(np.mean([score.reward for score in scores]))
     found["validation_failures"] = float(np.mean([score.failure is not None for score in scores]))
-  return hosts.broadcast(found | final_answers(config, solver, held_out))
+  return hosts.broadcast(found | final_answers(run))
 
 
-def final_answers(config, solver, held_out: start.Asked) -> dict:
+def final_answers(run: Run) -> dict[str, float]:
   """Accuracy of greedy decoding on the held-out problems with a gold answer; {} if eval.mode is off
   or there are none.
   """
-  tasks = held_out_tasks(held_out.examples) if config.eval.mode != "off" else []
-  return {"validation_accuracy": math_benchmarks.accuracy(solver, tasks)} if tasks else {}
+  problems = held_out_problems(run.held_out.examples) if run.config.eval.mode != "off" else []
+  if not problems:
+    return {}
+  return {"validation_accuracy": math_benchmarks.accuracy(run.solver, problems)}
 
 
-def held_out_tasks(examples: list[StepExample]) -> list[Task]:
+def held_out_problems(examples: list[StepExample]) -> list[Task]:
   """The problems of examples that have a gold answer."""
-  tasks = {e.problem_id: Task(e.problem_id, e.problem, e.answer) for e in examples if e.answer}
-  return list(tasks.values())
+  problems = {e.problem_id: Task(e.problem_id, e.problem, e.answer) for e in examples if e.answer}
+  return list(problems.values())
 
 
-def measure(config, solver) -> dict:
-  """The config's benchmark: greedy, avg@k, pass@k."""
-  tasks = math_benchmarks.load_benchmark(config.eval.benchmark)
-  return hosts.broadcast(math_benchmarks.measure(solver, tasks, config.eval.samples))
+def measure_untrained(run: Run) -> None:
+  """Measures the config's benchmark before the first step, if it has one; into run.progress."""
+  if run.config.eval.benchmark and not run.progress.before:
+    run.line.say(f"measuring the untrained model on {run.config.eval.benchmark} ...")
+    run.progress.before = benchmark(run)
 
 
-def finish(config, run: start.Run) -> dict:
-  """The summary; the benchmark is measured with the weights that validation liked best."""
-  progress, best = run.policy.progress, hosts.broadcast(run.checkpoints.best_step())
+def benchmark(run: Run) -> dict[str, float]:
+  """The config's benchmark with the engine's weights: greedy, avg@k, pass@k."""
+  problems = math_benchmarks.load_benchmark(run.config.eval.benchmark)
+  samples = run.config.eval.samples
+  return hosts.broadcast(math_benchmarks.measure(run.solver, problems, samples))
+
+
+def summarise(run: Run) -> dict:
+  """The run's summary; the benchmark is measured at the step with the best validation score."""
+  best = hosts.broadcast(run.checkpoints.best_step())
   summary = {
-    "method": config.method,
-    "steps": progress.step,
+    "method": run.config.method,
+    "steps": run.state.step,
     "best_step": best,
-    "validation": progress.scores,
+    "validation": run.progress.scores,
   }
-  if config.eval.benchmark:
-    run.bar.say(f"measuring step {best} on {config.eval.benchmark} ...")
-    shapes = abstract(run.policy.model.config)
-    run.engine.load_weights(run.checkpoints.restore(best, shapes)[0], best)
-    summary |= {"before": progress.before, "after": measure(config, run.solver)}
-  return summary | {"seconds": time.monotonic() - run.begun}
+  if run.config.eval.benchmark:
+    run.line.say(f"measuring step {best} on {run.config.eval.benchmark} ...")
+    model, _, _ = run.checkpoints.restore(best, abstract(run.state.model.config))
+    run.engine.load_weights(model, best)
+    summary |= {"before": run.progress.before, "after": benchmark(run)}
+  return summary | {"seconds": time.monotonic() - run.start_time}

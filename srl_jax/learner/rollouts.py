@@ -1,0 +1,84 @@
+"""The batch of a step: draw prompts, sample a group for each, score it, keep what teaches."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+
+from srl_jax import hosts
+from srl_jax.data.batches import PromptQueue
+from srl_jax.errors import EngineError, Stopped
+from srl_jax.learner.dynamic_sampling import Batch, Group, Ticket, add_round, draw_size
+from srl_jax.learner.run import Run
+from srl_jax.rewards.scoring import Score, score_group
+from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
+from srl_jax.rollout.prompt_set import PromptSet
+
+# Worker processes for the similarities of a group with long texts (the one-step reward's).
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+def sampling_params(config, step: int = 0) -> SamplingParams:
+  """How a config samples at a step."""
+  rollout = config.rollout
+  return SamplingParams(rollout.max_tokens, rollout.temperature, seed=config.seed, step=step)
+
+
+def sample_batch(run: Run, queue: PromptQueue, step: int) -> Batch:
+  """Samples rounds of groups until config.batch.prompts are kept or max_rounds are made.
+
+  Returns the same batch on every process; its kept groups may be fewer, or none.
+  """
+  algorithm, size = run.config.algorithm, run.config.batch.prompts
+  rounds = algorithm.max_rounds if algorithm.dynamic_sampling else 1
+  epsilon = algorithm.std_epsilon if algorithm.dynamic_sampling else -1.0
+  batch = Batch()
+  while len(batch.kept) < size and batch.rounds < rounds:
+    tickets = queue.take(draw_size(batch, size))
+    groups, seconds = sample_groups(run, tickets, step)
+    batch = add_round(batch, groups, size, epsilon)
+    batch = dataclasses.replace(batch, seconds_reward=batch.seconds_reward + seconds)
+  queue.put_back([group.ticket for group in batch.groups if group.dropped == "surplus"])
+  return batch
+
+
+def sample_groups(run: Run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group], float]:
+  """(A scored group for each ticket, in their order; seconds of scoring), on every process."""
+  asked = {}  # by the prompt's id in this step; an example may be drawn again in a later epoch
+  for epoch, index in tickets:
+    prompt = run.train_prompts.prompt(index)
+    prompt = dataclasses.replace(prompt, id=f"{prompt.id}@{epoch}")
+    asked[prompt.id] = (epoch, index), prompt
+  prompts = [prompt for _, prompt in asked.values()]
+  params = sampling_params(run.config, step)
+  local, error, seconds = [], None, 0.0
+  try:
+    # Groups come as they end: one is scored while the engine samples the others.
+    for rollouts in run.engine.sample(prompts, run.config.rollout.samples, params):
+      start = time.perf_counter()
+      (_, index), _ = asked[rollouts[0].prompt_id]
+      scores = score(run.config, run.train_prompts, index, rollouts)
+      local.append({"rollouts": [vars(rollout) for rollout in rollouts], "scores": scores})
+      seconds += time.perf_counter() - start
+  except (EngineError, Stopped) as ended:
+    error = ended
+  groups = {}
+  for found in hosts.all_gather_lists(local, error):
+    rollouts = [rollout_from_json(fields) for fields in found["rollouts"]]
+    ticket, prompt = asked[rollouts[0].prompt_id]
+    scores = [Score(*fields) for fields in found["scores"]]
+    example = run.train_prompts.examples[ticket[1]]
+    groups[ticket] = Group(ticket, example, prompt, rollouts, scores)
+  return [groups[ticket] for ticket in tickets], seconds
+
+
+def score(config, prompts: PromptSet, index: int, rollouts: Sequence[Rollout]) -> list[Score]:
+  """The scores of the rollouts of prompts.examples[index]."""
+  return score_group(
+    prompts.examples[index],
+    [rollout.text for rollout in rollouts],
+    [rollout.finish_reason for rollout in rollouts],
+    reward=config.reward,
+    think_opened=prompts.think_opened,
+    workers=WORKERS,
+  )
