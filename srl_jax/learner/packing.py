@@ -1,10 +1,11 @@
 """Groups -> rows of fixed size, with each prompt once and its responses behind it.
 
-A row is a line of t tokens that holds several groups; segments tell the groups apart, branches the
-responses of a group (policy.attention.Packed). Which tokens are trained stands beside it: the
-log-prob of token targets_bs is read from the hidden state at place sources_bs, so all responses of
-a group read their first token from the one last token of their prompt. How attention can be spared
-work stands beside it too: lines for kernels, blocks for plain XLA (policy.attention.Packed).
+A row of t tokens holds several groups; segments number the groups, branches the responses of a
+group (policy.attention.Packed). A row also holds, for every trained token, the index of the hidden
+state that predicts it, its label, advantage, loss weight and log-prob under the sampler. All
+responses of a group read their first token's log-prob from the one last token of their prompt. A
+layout (attention.Lines for kernels, cpu.Blocks on CPUs) holds the indices by which attention skips
+pairs of tokens that do not see each other.
 """
 
 import bisect
@@ -18,7 +19,8 @@ import numpy as np
 from srl_jax.data.batches import bucket
 from srl_jax.errors import UserError
 from srl_jax.learner.grpo import token_shares
-from srl_jax.policy.kernels import query_parts
+from srl_jax.policy import cpu
+from srl_jax.policy.attention import Lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,29 +53,28 @@ class PackedGroup:
 
 
 class Rows(NamedTuple):
-  """b rows of t tokens, and what is trained of each, in the first places of s (= t).
+  """b rows of t tokens, and the trained tokens of each, which come first in s (= t).
 
-  int32 and float32; padding is 0. From lines_bml on: see policy.attention.Packed.
+  Fields (int32 up to targets_bs, then float32; padding is 0):
+    tokens_bt, positions_bt, segments_bt, branches_bt: see policy.attention.Packed.
+    hidden_index_bs: index into t of the hidden state that predicts the trained token.
+    targets_bs: the trained token.
+    advantages_bs: its response's advantage.
+    loss_weights_bs: its weight in the loss, see grpo.token_shares; 0 marks padding.
+    sampler_logprobs_bs: its log-prob when it was sampled.
+    layout: policy.attention.Packed's, or None.
   """
 
   tokens_bt: np.ndarray
   positions_bt: np.ndarray
   segments_bt: np.ndarray
   branches_bt: np.ndarray
-  sources_bs: np.ndarray
+  hidden_index_bs: np.ndarray
   targets_bs: np.ndarray
   advantages_bs: np.ndarray
-  shares_bs: np.ndarray  # share of the loss; 0 marks padding
+  loss_weights_bs: np.ndarray
   sampler_logprobs_bs: np.ndarray
-  lines_bml: np.ndarray | None = None
-  copies_btg: np.ndarray | None = None
-  prompts_bsp: np.ndarray | None = None
-  responses_bsgr: np.ndarray | None = None
-  homes_bt: np.ndarray | None = None
-
-  def layout(self) -> tuple:
-    """The fields that attention.Packed has behind its first three."""
-    return self[9:]
+  layout: Lines | cpu.Blocks | None = None
 
 
 WELL_FILLED = 0.9  # share of a row's places; see _pack_lines
@@ -87,7 +88,7 @@ def pack(
   shards: int,
   aggregate: str,
   max_tokens: int,
-  lines: bool = False,
+  layout: str | None,
 ) -> list[Rows]:
   """Packs groups into micro-batches of a handful of shapes.
 
@@ -96,11 +97,11 @@ def pack(
     tokens_per_device: most tokens of a device's part of a micro-batch.
     shards: devices that the rows are cut over (data x fsdp).
     aggregate, max_tokens: see grpo.token_shares; taken over all the groups.
-    lines: lay rows out for attention kernels (ModelConfig.attention other than xla); without, they
-      are laid out in blocks where that is less work than masking all pairs of a row.
+    layout: ModelConfig.layout. "lines": attention.Lines, for accelerators. "blocks": cpu.Blocks
+      where that is less work than masking all pairs of a row, else None. None: no layout.
 
   Returns:
-    Micro-batches; their sums over shares_bs are 1 in all.
+    Micro-batches; their sums over loss_weights_bs are 1 in all.
 
   Raises UserError when a prompt and one of its responses are longer than tokens_per_device.
   """
@@ -109,7 +110,7 @@ def pack(
   units = []
   for group in groups:
     units += _split(group, [next(shares) for _ in group.responses], tokens_per_device)
-  if lines:
+  if layout == "lines":
     # Of whole groups: how they are cut differs from batch to batch, the compiled g must not.
     g = max(len(group.responses) for group in groups)
     return _pack_lines(units, tokens_per_device, shards, g)
@@ -117,7 +118,10 @@ def pack(
   # Cut where a row is all that fits a device: short rows stand side by side anyway.
   bins = _first_fit(units, t, cut=t == tokens_per_device)
   size = _rows_at_a_time(len(bins), max(1, tokens_per_device // t), shards)
-  return [_fewer_pairs(_rows(part, t, size)) for part in _micro_batches(bins, size)]
+  batches = [_rows(part, t, size) for part in _micro_batches(bins, size)]
+  if layout == "blocks":
+    batches = [_with_blocks(rows) for rows in batches]
+  return batches
 
 
 def _micro_batches(bins: list, size: int) -> list[list]:
@@ -171,7 +175,7 @@ def line_count(lines: int) -> int:
 
 
 def _lay_out(rows: Rows, l: int, g: int) -> Rows:
-  """Rows with their lines of l places and the copies of each token, g at most."""
+  """Rows with attention.Lines of l tokens each, and at most g copies of a token."""
   row, place, segment, branch = _tokens_of(rows)
   position = rows.positions_bt[row, place]  # in its line as in its sequence
   b, t = rows.tokens_bt.shape
@@ -179,52 +183,25 @@ def _lay_out(rows: Rows, l: int, g: int) -> Rows:
   np.maximum.at(counts_bs, (row, segment), branch)
   firsts_bs = counts_bs.cumsum(axis=1) - counts_bs  # line of a group's first response
   m = line_count(int(counts_bs.sum(axis=1).max()))
-  lines_bml = np.full((b, m, l), -1, np.int32)
-  copies_btg = np.full((b, t, g), -1, np.int32)
+  token_index_bml = np.full((b, m, l), -1, np.int32)
+  copy_index_btg = np.full((b, t, g), -1, np.int32)
 
   def write(which, i, copy):
     """Writes tokens into the lines of response i of their group, as their copy of that number."""
     row_n, place_n, position_n = row[which], place[which], position[which]
     line_n = firsts_bs[row_n, segment[which]] + i
-    lines_bml[row_n, line_n, position_n] = place_n
-    copies_btg[row_n, place_n, copy] = line_n * l + position_n
+    token_index_bml[row_n, line_n, position_n] = place_n
+    copy_index_btg[row_n, place_n, copy] = line_n * l + position_n
 
   write(branch > 0, branch[branch > 0] - 1, 0)
   for i in range(counts_bs.max()):
     write((branch == 0) & (counts_bs[row, segment] > i), i, i)
-  return rows._replace(lines_bml=lines_bml, copies_btg=copies_btg)
+  return rows._replace(layout=Lines(token_index_bml, copy_index_btg))
 
 
-def _fewer_pairs(rows: Rows) -> Rows:
-  """Rows in blocks if fewer pairs of tokens meet in attention than under a mask."""
-  blocks = in_blocks(rows)
-  s, p = blocks.prompts_bsp.shape[1:]
-  g, r = blocks.responses_bsgr.shape[2:]
-  causal = lambda t: sum((end - start) * end for start, end in query_parts(t))
-  pairs = s * (causal(p) + g * r * (p + r))
-  return blocks if pairs < 0.9 * causal(rows.tokens_bt.shape[1]) else rows
-
-
-def in_blocks(rows: Rows) -> Rows:
-  """Rows with the places of their prompts and responses."""
-  row, place, segment, branch = _tokens_of(rows)
-  prompt, response = branch == 0, branch > 0
-  b, t = rows.tokens_bt.shape
-  s, g = segment.max() + 1, branch.max()
-  lengths_bs = np.zeros((b, s), int)  # tokens of a prompt
-  np.add.at(lengths_bs, (row[prompt], segment[prompt]), 1)
-  offset = rows.positions_bt[row, place] - np.where(prompt, 0, lengths_bs[row, segment])
-  p, r = bucket(int(lengths_bs.max())), bucket(int(offset[response].max()) + 1)
-  block = np.where(prompt, segment * p, s * p + (segment * g + branch - 1) * r)
-  homes_bt = np.full((b, t), -1, np.int32)
-  homes_bt[row, place] = block + offset
-  blocks = np.full((b, s * p + s * g * r), -1, np.int32)
-  blocks[row, block + offset] = place
-  return rows._replace(
-    prompts_bsp=blocks[:, : s * p].reshape(b, s, p),
-    responses_bsgr=blocks[:, s * p :].reshape(b, s, g, r),
-    homes_bt=homes_bt,
-  )
+def _with_blocks(rows: Rows) -> Rows:
+  arrays = rows.positions_bt, rows.segments_bt, rows.branches_bt
+  return rows._replace(layout=cpu.blocks_if_cheaper(*arrays, bucket))
 
 
 def _tokens_of(rows: Rows) -> tuple[np.ndarray, ...]:
@@ -339,10 +316,10 @@ def _rows(bins, t: int, b: int) -> Rows:
   part, offset, row, place = (x[trained] for x in (part, offset, row, place))
   at = row, _count_from_row(row)
   # The prompt's last token predicts the first of every response.
-  rows.sources_bs[at] = np.where(offset == 0, last_n[prompt_n][part], place - 1)
+  rows.hidden_index_bs[at] = np.where(offset == 0, last_n[prompt_n][part], place - 1)
   rows.targets_bs[at] = tokens[trained]
   rows.advantages_bs[at] = advantage_n[part]
-  rows.shares_bs[at] = share_n[part]
+  rows.loss_weights_bs[at] = share_n[part]
   if any(map(len, logprobs)):
     rows.sampler_logprobs_bs[at] = np.fromiter(itertools.chain(*logprobs), np.float32, len(part))
   return rows

@@ -209,8 +209,8 @@ def train_on(
   """
   algorithm = config.algorithm
   loss = policy_loss_of(config)
-  lines = policy.model.config.attention != "xla"
-  packed = [_pack(config, part, lines) for part in _deal(batch.kept, algorithm.steps_per_batch)]
+  layout = policy.model.config.layout
+  packed = [_pack(config, part, layout) for part in _deal(batch.kept, algorithm.steps_per_batch)]
   parts = [list(map(update.on_device, part)) for part in packed]
   olds = [None]
   if len(parts) > 1:  # ratios of the later steps are against the policy that sampled
@@ -228,7 +228,7 @@ def train_on(
   def results() -> dict:
     rows_of = []
     for (sums, logprobs), host_part in zip(started, packed):
-      trained = [rows.shares_bs > 0 for rows in host_part]
+      trained = [rows.loss_weights_bs > 0 for rows in host_part]
       join = lambda arrays: np.concatenate([x[mask] for x, mask in zip(arrays, trained)])  # noqa: B023
       # First, because these are known before the optimiser's part of the step has run.
       gap = metrics.logprob_gap(
@@ -268,8 +268,8 @@ def _deal(groups: list[Group], k: int) -> list[list[Group]]:
   return [groups[i::k] for i in range(min(k, len(groups)))]
 
 
-def _pack(config, groups: list[Group], lines: bool) -> list[packing.Rows]:
-  """Micro-batches; with lines for the platform's attention kernel."""
+def _pack(config, groups: list[Group], layout: str) -> list[packing.Rows]:
+  """Micro-batches, in the layout of the platform's attention."""
   advantages_bg = grpo.group_advantages(
     [group.rewards for group in groups],
     ddof=config.algorithm.advantage_ddof,
@@ -291,5 +291,5 @@ def _pack(config, groups: list[Group], lines: bool) -> list[packing.Rows]:
     shards=shards("b"),
     aggregate=config.algorithm.aggregate,
     max_tokens=config.rollout.max_tokens,
-    lines=lines,
+    layout=layout,
   )

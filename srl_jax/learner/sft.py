@@ -119,7 +119,7 @@ def _pack(config, policy, groups) -> list[packing.Rows]:
     shards=shards("b"),
     aggregate="token",
     max_tokens=config.rollout.max_tokens,
-    lines=policy.model.config.attention != "xla",
+    layout=policy.model.config.layout,
   )
 
 
@@ -132,7 +132,7 @@ def validate(config, policy, solver, held_out: start.Asked, loss) -> dict:
     value = 0.0
     for rows in _pack(config, policy, _responses(policy, held_out, range(count))):
       logprobs_bs = on_host(update.score(policy.model, update.on_device(rows), loss=loss))
-      value -= float((logprobs_bs * rows.shares_bs).sum())
+      value -= float((logprobs_bs * rows.loss_weights_bs).sum())
     found["validation_loss"] = value
   if config.train.stop_at:
     wanted = held_out.all_prompts()

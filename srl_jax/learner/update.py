@@ -1,9 +1,10 @@
 """The update: micro-batches of packed rows in, new weights out. Two programs and no more.
 
 `accumulate` adds one micro-batch's gradient and metrics to running sums, `apply` makes the
-optimiser step. Every term of a loss carries its share of the whole batch (packing.Rows.shares_bs),
-so how the batch was cut changes nothing. With one optimiser step for each batch the old log-probs
-are the new ones without their gradient, and no pass is run for them.
+optimiser step. Every term of a loss carries its weight in the whole batch
+(packing.Rows.loss_weights_bs), so how the batch was cut changes nothing. With one optimiser step
+for each batch the old log-probs are the new ones without their gradient, and no pass is run for
+them.
 """
 
 import functools
@@ -55,25 +56,32 @@ def token_logprobs(model: Qwen2, rows: Rows, loss: Loss):
   many), in the backward pass too.
 
   Returns:
-    (logprobs_bs, entropy_bs): float32; anything where shares_bs is 0.
+    (logprobs_bs, entropy_bs): float32; anything where loss_weights_bs is 0.
   """
-  hidden_btd = model.hidden(*rows[:4], rows.layout(), remat=loss.remat)
+  hidden_btd = model.hidden(
+    rows.tokens_bt,
+    rows.positions_bt,
+    rows.segments_bt,
+    rows.branches_bt,
+    rows.layout,
+    remat=loss.remat,
+  )
   logits_of = model.loss_logits()
   b, s = rows.targets_bs.shape
   # Short, so that little is computed beyond a row's last trained token.
   chunk = min(s, max(min(loss.chunk, LEAST_CHUNK), loss.chunk * shards("b") // b))
   # Up to a multiple of the chunk, with padding, so that the chunk never shrinks to a divisor of s.
-  sources_bs, targets_bs, shares_bs = (
+  hidden_index_bs, targets_bs, loss_weights_bs = (
     jnp.pad(x_bs, ((0, 0), (0, -s % chunk)))
-    for x_bs in (rows.sources_bs, rows.targets_bs, rows.shares_bs)
+    for x_bs in (rows.hidden_index_bs, rows.targets_bs, rows.loss_weights_bs)
   )
 
   @jax.checkpoint
   def of_chunk(start):
     cut = lambda x_bs: jax.lax.dynamic_slice_in_dim(x_bs, start, chunk, axis=1)
-    trained = (cut(shares_bs) > 0).any()
+    trained = (cut(loss_weights_bs) > 0).any()
     # Trained tokens come first in a row, so the last chunks may be padding for all rows.
-    return jax.lax.cond(trained, _of_tokens, _of_padding, cut(sources_bs), cut(targets_bs))
+    return jax.lax.cond(trained, _of_tokens, _of_padding, cut(hidden_index_bs), cut(targets_bs))
 
   def _of_tokens(sources_bc, targets_bc):
     hidden_acd = spread(_take(hidden_btd, sources_bc))
@@ -119,7 +127,7 @@ def _sequence_sums(values_bs, rows: Rows):
   if has_mesh():
     specs = (act_spec("bs"), act_spec("bs"), act_spec("bt"))
     of_rows = jax.shard_map(of_rows, in_specs=specs, out_specs=act_spec("bs"))
-  return of_rows(values_bs, rows.sources_bs, rows.branches_bt)
+  return of_rows(values_bs, rows.hidden_index_bs, rows.branches_bt)
 
 
 def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss):
@@ -134,11 +142,11 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
     the number of tokens; metrics are means once they are divided by `tokens`.
   """
   logprobs_bs, entropy_bs = token_logprobs(model, rows, loss)
-  mask = rows.shares_bs > 0
+  mask = rows.loss_weights_bs > 0
   inside = lambda x: jnp.where(mask, x, 0.0)
   logprobs = inside(logprobs_bs)
   if loss.kind == "likelihood":
-    value = -(logprobs * rows.shares_bs).sum()
+    value = -(logprobs * rows.loss_weights_bs).sum()
     terms = {"logprob": logprobs}
   else:
     old = jax.lax.stop_gradient(logprobs) if old_logprobs_bs is None else inside(old_logprobs_bs)
@@ -162,7 +170,7 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
       kl = grpo.kl_estimate(logprobs, inside(reference_logprobs_bs))
       objective -= loss.kl * kl
       terms["kl"] = kl
-    value = -(objective * rows.shares_bs).sum()
+    value = -(objective * rows.loss_weights_bs).sum()
   terms["entropy"] = entropy_bs
   sums = {name: inside(term).sum() for name, term in terms.items()}
   return value, (sums | {"loss": value, "tokens": mask.sum()}, logprobs_bs)
@@ -212,7 +220,7 @@ def zeros(model, names: tuple[str, ...]):
 
 def on_device(rows: Rows) -> Rows:
   """Host rows -> the mesh that is set."""
-  return Rows(*(None if x is None else put(x, "b") for x in rows))
+  return jax.tree.map(lambda x: put(x, "b"), rows)
 
 
 def start_step(tx, model, moments, batches: Sequence[Rows], loss: Loss, old=None, reference=None):
