@@ -222,7 +222,7 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
     shards=1,
     aggregate="sequence",
     max_tokens=given.response,
-    lines=True,
+    layout="lines",
   )
   packed = [learner.on_device(part) for part in rows]
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-7))
@@ -249,7 +249,9 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   return dict(
     seconds=seconds,
     micro_batches=len(packed),
-    shapes=sorted({str(part.tokens_bt.shape + part.lines_bml.shape[1:]) for part in rows}),
+    shapes=sorted(
+      {str(part.tokens_bt.shape + part.layout.token_index_bml.shape[1:]) for part in rows}
+    ),
     real_share=tokens / sum(part.tokens_bt.size for part in rows),
     tokens_per_second=tokens / second,
     sequence_tokens_per_second=given.groups * SAMPLES * (given.prompt + given.response) / second,
@@ -310,13 +312,13 @@ def check() -> dict:
     model = init(dataclasses.replace(config, attention="xla"), 0)
     model = jax.tree.map(lambda x: x * 2, model)  # far from uniform
     model.config = model.layers.config = config
-    (rows,) = packing.pack(groups, lines=True, **how)
+    (rows,) = packing.pack(groups, layout="lines", **how)
     if not lines:
-      rows = packing.Rows(*rows[:9])
+      rows = rows._replace(layout=None)
     run = jax.jit(jax.grad(learner.batch_loss, has_aux=True), static_argnums=4)
     grad, (_, logprobs) = run(model, learner.on_device(rows), None, None, loss)
-    kept = rows.shares_bs > 0
-    segments = np.take_along_axis(rows.segments_bt, rows.sources_bs, axis=1)
+    kept = rows.loss_weights_bs > 0
+    segments = np.take_along_axis(rows.segments_bt, rows.hidden_index_bs, axis=1)
     flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(grad)])
     return flat, np.asarray(logprobs)[kept], segments[kept]
 

@@ -142,9 +142,9 @@ def measure(
     settings = dict(
       tokens_per_device=2 * longest, shards=CHIPS, aggregate="sequence", max_tokens=longest
     )
-    rows = packing.pack(packed, **settings)
+    rows = packing.pack(packed, layout="blocks", **settings)
   with clock("pack in lines"):
-    lines = packing.pack(packed, lines=True, **settings)
+    lines = packing.pack(packed, layout="lines", **settings)
   with tempfile.TemporaryDirectory() as folder:
     log = metrics.Log(pathlib.Path(folder), config.log, step=0, name="host", config={})
     with clock("metrics"):
@@ -176,8 +176,8 @@ def shape_of(batch, rows, lines) -> dict:
     rows=list(rows[0].tokens_bt.shape),
     packed_share=metrics.packed_share(rows),
     lines_packed_share=metrics.packed_share(lines),
-    lines_share=sum((part.lines_bml >= 0).sum() for part in lines)
-    / sum(part.lines_bml.size for part in lines),
+    lines_share=sum((part.layout.token_index_bml >= 0).sum() for part in lines)
+    / sum(part.layout.token_index_bml.size for part in lines),
     update_seconds=float(flops / (CHIPS * CHIP_FLOPS * MFU)),
   )
 

@@ -51,6 +51,7 @@ def prepare_update(order):
       shards=1,
       aggregate="sequence",
       max_tokens=order["response"],
+      layout=model.config.layout,
     )
     batches = [update.on_device(part) for part in rows]
     begun = time.perf_counter()

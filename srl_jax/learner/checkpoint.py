@@ -49,9 +49,7 @@ def read_config(workdir: pathlib.Path) -> dict:
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
-    raise UserError(
-      f"{path}: not JSON ({error}); copy it again or give another workdir"
-    ) from error
+    raise UserError(f"{path}: not JSON ({error}); copy it again or give another workdir") from error
   if not isinstance(config, dict):
     raise UserError(f"{path}: no run's config; copy it again or give another workdir")
   return {"version": "0.1.0"} | config  # 0.1.0 wrote none

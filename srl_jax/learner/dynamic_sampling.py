@@ -76,9 +76,7 @@ def draw_size(batch: Batch, size: int) -> int:
   return min(size, math.ceil((size - len(batch.kept)) / share))
 
 
-def add_round(
-  batch: Batch, sampled: Sequence[Group], size: int, std_epsilon: float
-) -> Batch:
+def add_round(batch: Batch, sampled: Sequence[Group], size: int, std_epsilon: float) -> Batch:
   """The batch with the groups of another round, each kept or marked with why it is dropped.
 
   Kept groups beyond `size` are surplus. Their rollouts are not used again: in the next step they

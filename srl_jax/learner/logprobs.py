@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from srl_jax.learner.packing import Rows
+from srl_jax.learner.rows import Rows
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import act_spec, has_mesh, reshard, shards, spread
 
@@ -24,21 +24,25 @@ def token_logprobs(model: Qwen2, rows: Rows, *, temperature: float, chunk: int, 
   Returns:
     (logprobs_bs, entropy_bs): float32; anything where loss_weights_bs is 0.
   """
-  hidden_btd = model.hidden(*rows[:4], rows.layout(), remat=remat)
+  hidden_btd = model.hidden(
+    rows.tokens_bt, rows.positions_bt, rows.segments_bt, rows.branches_bt, rows.layout, remat=remat
+  )
   logits_of = model.loss_logits()
   b, s = rows.targets_bs.shape
   # Chunks of a row's share, so that little is computed beyond its last trained token.
   chunk = min(s, max(min(chunk, MIN_CHUNK), chunk * shards("b") // b))
   # Padded to a multiple of the chunk: a divisor of s could be 1.
   pad = lambda x_bs: jnp.pad(x_bs, ((0, 0), (0, -s % chunk)))
-  index_bs, targets_bs = pad(rows.sources_bs), pad(rows.targets_bs)
-  trained_bs = pad(rows.shares_bs) > 0
+  index_bs, targets_bs = pad(rows.hidden_index_bs), pad(rows.targets_bs)
+  trained_bs = pad(rows.loss_weights_bs) > 0
 
   @jax.checkpoint
   def of_chunk(start):
     cut = lambda x_bs: jax.lax.dynamic_slice_in_dim(x_bs, start, chunk, axis=1)
     # Trained tokens come first in a row, so the last chunks may be padding for all rows.
-    return jax.lax.cond(cut(trained_bs).any(), of_tokens, of_padding, cut(index_bs), cut(targets_bs))
+    return jax.lax.cond(
+      cut(trained_bs).any(), of_tokens, of_padding, cut(index_bs), cut(targets_bs)
+    )
 
   def of_tokens(index_bc, targets_bc):
     hidden_acd = spread(_take(hidden_btd, index_bc))

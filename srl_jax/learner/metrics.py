@@ -10,7 +10,7 @@ import numpy as np
 
 from srl_jax.learner.dynamic_sampling import Batch, population_std
 from srl_jax.learner.flops import PEAKS, update_flops
-from srl_jax.learner.packing import Rows
+from srl_jax.learner.rows import Rows
 from srl_jax.learner.update import StepOutput, step_metrics
 from srl_jax.policy.model import ModelConfig
 from srl_jax.policy.sharding import on_host
@@ -103,7 +103,7 @@ def update_metrics(
   for output, micro_batches in zip(outputs, rows):
     sampler, logprobs = [], []
     for part, logprobs_bs in zip(micro_batches, output.logprobs):
-      trained_bs = part.shares_bs > 0
+      trained_bs = part.loss_weights_bs > 0
       logprobs.append(on_host(logprobs_bs)[trained_bs])
       sampler.append(part.sampler_logprobs_bs[trained_bs])
     gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))

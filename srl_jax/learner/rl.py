@@ -15,8 +15,8 @@ from srl_jax.errors import EngineError, Stopped, UserError
 from srl_jax.learner import metrics, update, validation
 from srl_jax.learner.batch import pack_groups
 from srl_jax.learner.dynamic_sampling import Batch, Group
-from srl_jax.learner.packing import Rows
 from srl_jax.learner.rollouts import sample_batch
+from srl_jax.learner.rows import Rows
 from srl_jax.learner.run import Run
 from srl_jax.policy.model import Qwen2
 
@@ -61,7 +61,7 @@ def train(run: Run, reference: Qwen2 | None = None) -> dict:
           row |= validation.validate_if_due(run)
 
         row |= metrics.speed(run.state.model.config, batch, timers.take())
-        # Before the checkpoint: a run killed between the two removes this line and repeats the step.
+        # Before the checkpoint: a run killed between them removes this line and repeats the step.
         run.log.step(run.state.step, row)
         show(run, row)
         with timers("save"):
@@ -133,7 +133,7 @@ def train_on(
   """
   loss, state = update.loss_of(run.config), run.state
   k = min(run.config.algorithm.steps_per_batch, len(groups))
-  layout = state.model.config.attention
+  layout = state.model.config.layout
   rows = [pack_groups(groups[i::k], run.config, layout) for i in range(k)]
   parts = [[update.on_device(row) for row in part] for part in rows]
   score = lambda model, part: [update.score(model, row, loss=loss) for row in part]

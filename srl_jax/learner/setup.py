@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from srl_jax import hosts
+from srl_jax.data.prompts import load_tokenizer, stop_ids
 from srl_jax.data.sources import Examples, load_examples
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
@@ -27,6 +28,7 @@ from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.progress import ProgressLine
 from srl_jax.rollout.engine import Engine, ReplicatedSampling
+from srl_jax.rollout.episodes import asker
 from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
@@ -128,9 +130,7 @@ def load_state(
     model = load_weights(config, folder)
     return TrainState(0, model, init_moments(tx, model)), Progress()
   shapes = abstract(architecture)
-  model, moments, progress = checkpoints.restore(
-    steps[-1], shapes, jax.eval_shape(tx.init, shapes)
-  )
+  model, moments, progress = checkpoints.restore(steps[-1], shapes, jax.eval_shape(tx.init, shapes))
   return TrainState(steps[-1], model, moments), progress
 
 

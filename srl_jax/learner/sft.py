@@ -14,9 +14,9 @@ from srl_jax import hosts
 from srl_jax.data.batches import epoch_order
 from srl_jax.errors import Stopped
 from srl_jax.learner import metrics, update, validation
-from srl_jax.learner.batch import pack
-from srl_jax.learner.packing import PackedGroup, Response, Rows
+from srl_jax.learner.batch import pack_targets
 from srl_jax.learner.rollouts import sampling_params
+from srl_jax.learner.rows import Rows
 from srl_jax.learner.run import Run
 from srl_jax.policy.sharding import on_host
 from srl_jax.rollout.prompt_set import PromptSet
@@ -42,7 +42,7 @@ def train(run: Run) -> dict:
         run.state.step, len(run.train_prompts.examples), config.batch.prompts, config.seed
       )
       with timers("update"):
-        rows = pack_targets(run, run.train_prompts, chosen)
+        rows = pack_examples(run, run.train_prompts, chosen)
         state, output = update.train_step(
           run.tx, run.state, [update.on_device(part) for part in rows], loss
         )
@@ -68,15 +68,13 @@ def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
   return epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
 
 
-def pack_targets(run: Run, prompts: PromptSet, chosen: Sequence[int]) -> list[Rows]:
+def pack_examples(run: Run, prompts: PromptSet, chosen: Sequence[int]) -> list[Rows]:
   """The micro-batches of the chosen examples: each prompt with its target and the end token."""
-  targets = [prompts.examples[i].target for i in chosen]
-  tokens = run.tokenizer(targets, add_special_tokens=False)["input_ids"]
-  groups = []
-  for i, ids in zip(chosen, tokens):
-    response = Response([*ids, run.stop_ids[0]], sampler_logprobs=None, advantage=0.0)
-    groups.append(PackedGroup(prompts.prompt(i).token_ids, [response]))
-  return pack(groups, run.config, run.state.model.config.attention, aggregate="token")
+  texts = [prompts.examples[i].target for i in chosen]
+  tokens = run.tokenizer(texts, add_special_tokens=False)["input_ids"]
+  targets = [[*ids, run.stop_ids[0]] for ids in tokens]
+  prompt_ids = [prompts.prompt(i).token_ids for i in chosen]
+  return pack_targets(prompt_ids, targets, run.config, run.state.model.config.layout)
 
 
 def validate_if_due(run: Run, loss: update.Loss) -> dict[str, float]:
@@ -104,9 +102,9 @@ def validate_if_due(run: Run, loss: update.Loss) -> dict[str, float]:
 def held_out_loss(run: Run, loss: update.Loss) -> float:
   """Minus the mean log-prob of the held-out targets' tokens."""
   value = 0.0
-  for rows in pack_targets(run, run.held_out, range(len(run.held_out.examples))):
+  for rows in pack_examples(run, run.held_out, range(len(run.held_out.examples))):
     logprobs_bs = on_host(update.score(run.state.model, update.on_device(rows), loss=loss))
-    value -= float((logprobs_bs * rows.shares_bs).sum())
+    value -= float((logprobs_bs * rows.loss_weights_bs).sum())
   return value
 
 

@@ -18,7 +18,7 @@ from ml_collections import FrozenConfigDict
 from srl_jax.errors import UserError
 from srl_jax.learner import grpo
 from srl_jax.learner.logprobs import token_logprobs
-from srl_jax.learner.packing import Rows
+from srl_jax.learner.rows import Rows
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import put
 
@@ -83,10 +83,10 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
   logprobs_bs, entropy_bs = token_logprobs(
     model, rows, temperature=loss.temperature, chunk=loss.chunk, remat=loss.remat
   )
-  trained_bs = rows.shares_bs > 0
+  trained_bs = rows.loss_weights_bs > 0
   inside = lambda x_bs: jnp.where(trained_bs, x_bs, 0.0)
   if loss.algorithm is None:
-    value, terms = -(inside(logprobs_bs) * rows.shares_bs).sum(), {}
+    value, terms = -(inside(logprobs_bs) * rows.loss_weights_bs).sum(), {}
   else:
     if old_logprobs_bs is None:
       old_logprobs_bs = jax.lax.stop_gradient(logprobs_bs)
@@ -97,7 +97,7 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
       logprobs_bs,
       old_logprobs_bs,
       rows.advantages_bs,
-      rows.shares_bs,
+      rows.loss_weights_bs,
       weights_bs,
       reference_logprobs_bs,
       algorithm=loss.algorithm,

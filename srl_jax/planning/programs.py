@@ -56,7 +56,7 @@ def state_of(config, model_config: ModelConfig, mesh) -> State:
   model = _on(mesh, abstract(model_config))
   tx = optimizer.make(config.optimizer, 1000)
   moments = _on(mesh, jax.eval_shape(tx.init, model))
-  rows = largest_rows(config, mesh, lines=model_config.attention != "xla")
+  rows = largest_rows(config, mesh, layout=model_config.layout)
   return State(model, tx, moments, rows, loss_of(config))
 
 
@@ -69,7 +69,7 @@ def loss_of(config) -> update.Loss:
   return rl.policy_loss_of(config)
 
 
-def largest_rows(config, mesh, lines: bool) -> packing.Rows:
+def largest_rows(config, mesh, layout: str) -> packing.Rows:
   """A micro-batch at its largest: the longest prompts, with the longest responses or with short
   ones, of which a row holds more and so has more lines; whichever has more places.
 
@@ -77,15 +77,15 @@ def largest_rows(config, mesh, lines: bool) -> packing.Rows:
   """
   lengths = (config.rollout.max_tokens, SHORT_RESPONSE)
   rows = max(
-    (_full_rows(config, shards("b", mesh), lines, length) for length in lengths),
-    key=lambda rows: sum(x.size for x in rows if x is not None),
+    (_full_rows(config, shards("b", mesh), layout, length) for length in lengths),
+    key=lambda rows: sum(x.size for x in jax.tree.leaves(rows)),
   )
   sharding = NamedSharding(mesh, act_spec("b"))
   shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(shape, rows)
 
 
-def _full_rows(config, devices: int, lines: bool, length: int) -> packing.Rows:
+def _full_rows(config, devices: int, layout: str, length: int) -> packing.Rows:
   """A micro-batch of as many groups of the longest prompts as rows hold; responses of `length`."""
   room = config.batch.tokens_per_device
   prompt = config.data.max_prompt_tokens
@@ -99,7 +99,7 @@ def _full_rows(config, devices: int, lines: bool, length: int) -> packing.Rows:
     shards=devices,
     aggregate=config.algorithm.aggregate,
     max_tokens=config.rollout.max_tokens,
-    lines=lines,
+    layout=layout,
   )[0]
 
 

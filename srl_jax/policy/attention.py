@@ -14,39 +14,43 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from srl_jax.policy.kernels import NEGATIVE, causal, masked
+from srl_jax.policy import cpu
+from srl_jax.policy.kernels import NEGATIVE, causal, masked, take_tokens
 from srl_jax.policy.sharding import act_spec, has_mesh
+
+
+class Lines(NamedTuple):
+  """Packed rows as whole causal sequences, which is all that attention kernels can take.
+
+  Each of the m lines of a row holds a prompt and one of its responses, so attention reads a prompt
+  once for each response. The linear layers still see every token of the row once.
+
+  Fields (int32):
+    token_index_bml: indices into the t tokens of the row; -1 after a line's end.
+    copy_index_btg: where the copies of each token are among the m * l entries of token_index_bml:
+      one of a response's token, up to g of a prompt's; -1 for none.
+  """
+
+  token_index_bml: jax.Array
+  copy_index_btg: jax.Array
 
 
 class Packed(NamedTuple):
   """Which tokens of a row see each other.
 
   A token sees those of its own segment at its own position or before; with branches only those of
-  branch 0 (the shared prompt) and of its own branch.
-
-  That is the whole rule, and with the first three fields alone it is applied as a mask on all pairs
-  of a row. Two layouts come to the same with less work; linear layers see every token once in any.
-  Lines, for kernels, which know whole sequences only: each line is a prompt and one response.
-  Blocks, for plain XLA: prompts attend to themselves, responses to their prompt and to themselves.
+  branch 0 (the shared prompt) and of its own branch. Without a layout this rule is applied as a
+  mask on all pairs of a row, which is the reference; the layouts give the same with less work.
 
   Fields (int32): positions_bt; segments_bt, 0 for padding, 1.. for sequences or groups;
-  branches_bt, 0 for a prompt, 1.. for its responses, or None.
-  Lines, or None: lines_bml, the place in the row of each token of m lines, -1 after a line's end;
-  copies_btg, where a token stands among the m * l places of lines_bml, once or (a prompt's) up to g
-  times, -1 for none.
-  Blocks, or None: prompts_bsp and responses_bsgr, the places of the tokens of s groups, -1 after an
-  end; homes_bt, where a token stands among the s * p places of prompts_bsp and the s * g * r of
-  responses_bsgr behind them, -1 for padding.
+  branches_bt, 0 for a prompt, 1.. for its responses, or None; layout, Lines for the kernels of
+  accelerators, cpu.Blocks, or None.
   """
 
   positions_bt: jax.Array
   segments_bt: jax.Array
   branches_bt: jax.Array | None = None
-  lines_bml: jax.Array | None = None
-  copies_btg: jax.Array | None = None
-  prompts_bsp: jax.Array | None = None
-  responses_bsgr: jax.Array | None = None
-  homes_bt: jax.Array | None = None
+  layout: Lines | cpu.Blocks | None = None
 
 
 class Padded(NamedTuple):
@@ -77,11 +81,7 @@ class Cached(NamedTuple):
   ages_bg: jax.Array
 
 
-LETTERS = {
-  Packed: Packed("bt", "bt", "bt", "bml", "btg", "bsp", "bsgr", "bt"),
-  Padded: Padded("b"),
-  Cached: Cached("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg"),
-}
+CACHED = Cached("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg")  # shape letters of its fields
 
 
 def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
@@ -91,7 +91,7 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
     q_btnh, k_btkh, v_btkh: queries, keys and values of the new tokens, rotary embedding applied.
       With `Cached`, t is the letter g: one new token of each of g responses.
     state: Packed, Padded or Cached.
-    kernel: of kernels.KERNELS, for Packed with lines and for Padded.
+    kernel: of kernels.KERNELS, for Packed with Lines and for Padded.
 
   Returns:
     (out_btnh, memory): memory is (k_btkh, v_btkh), what a cache would keep; with Cached it is
@@ -100,21 +100,22 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
   run = {Packed: _packed, Padded: _padded, Cached: _cached}[type(state)]
   if not has_mesh():
     return run(q_btnh, k_btkh, v_btkh, state, kernel)
-  letters = LETTERS[type(state)]
-  specs = type(state)(*(None if x is None else act_spec(s) for x, s in zip(state, letters)))
+  # Every array of Packed and Padded has the batch in front and no other sharded dimension.
+  specs = Cached(*map(act_spec, CACHED)) if run is _cached else act_spec("b")
   tokens = tuple(map(act_spec, ("btnh", "btkh", "btkh")))
   memory = tuple(map(act_spec, ("bgkhr", "bgkrh") if run is _cached else ("btkh", "btkh")))
   return jax.shard_map(
     lambda *args: run(*args, kernel),
     in_specs=(*tokens, specs),
     out_specs=(tokens[0], memory),
-    check_vma=kernel == "xla",  # the kernels' own calls do not say how their results vary
+    # The calls of the kernels do not declare over which mesh axes their results vary.
+    check_vma=kernel not in ("cudnn", "splash"),
   )(q_btnh, k_btkh, v_btkh, state)
 
 
 def visible(state: Packed):
   """mask_bts: whether token t of a row sees token s (see Packed)."""
-  positions, segments, branches, *_ = state
+  positions, segments, branches = state.positions_bt, state.segments_bt, state.branches_bt
   mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
   mask &= positions[:, None, :] <= positions[:, :, None]
   if branches is not None:
@@ -123,98 +124,36 @@ def visible(state: Packed):
 
 
 def _packed(q_btnh, k_btkh, v_btkh, state, kernel):
-  if state.lines_bml is not None:
-    out_btnh = _by_lines(q_btnh, k_btkh, v_btkh, state, kernel)
-  elif state.prompts_bsp is not None:
-    out_btnh = _by_blocks(q_btnh, k_btkh, v_btkh, state)
+  if isinstance(state.layout, Lines):
+    out_btnh = _by_lines(q_btnh, k_btkh, v_btkh, state.layout, kernel)
+  elif isinstance(state.layout, cpu.Blocks):
+    out_btnh = cpu.attend_by_blocks(q_btnh, k_btkh, v_btkh, state.layout)
   else:
     out_btnh = masked(q_btnh, k_btkh, v_btkh, visible(state))
   return out_btnh, (k_btkh, v_btkh)
 
 
-def _by_lines(q_btnh, k_btkh, v_btkh, state, kernel):
-  b, m, l = state.lines_bml.shape
-  lines, copies = state.lines_bml.reshape(b, m * l), state.copies_btg
-  # Only the first copy of a token is read from below, so only it brings queries a gradient.
-  rows = [_to_places(q_btnh, lines, copies[:, :, :1])]
-  rows += [_to_places(x, lines, copies) for x in (k_btkh, v_btkh)]
-  q, k, v = (x.reshape(b * m, l, *x.shape[2:]) for x in rows)
-  lengths = (state.lines_bml >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * m)
+def _by_lines(q_btnh, k_btkh, v_btkh, lines: Lines, kernel):
+  b, m, l = lines.token_index_bml.shape
+  tokens_bs = lines.token_index_bml.reshape(b, m * l)
+  first_btg = lines.copy_index_btg[:, :, :1]
+  # Of a token's copies only the first one's output is used below, so only its query has a gradient.
+  q = take_tokens(q_btnh, tokens_bs, first_btg)
+  k = take_tokens(k_btkh, tokens_bs, lines.copy_index_btg)
+  v = take_tokens(v_btkh, tokens_bs, lines.copy_index_btg)
+  q, k, v = (x.reshape(b * m, l, *x.shape[2:]) for x in (q, k, v))
+  lengths = (lines.token_index_bml >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * m)
   out = causal(q, k, v, lengths, kernel)
-  return _from_places(out.reshape(b, m * l, *out.shape[2:]), lines, copies[:, :, 0])
+  out_bsnh = out.reshape(b, m * l, *out.shape[2:])
 
-
-def _by_blocks(q_btnh, k_btkh, v_btkh, state):
-  b, s, p = state.prompts_bsp.shape
-  g, r = state.responses_bsgr.shape[2:]
-  n, k, h = q_btnh.shape[2], k_btkh.shape[2], k_btkh.shape[3]
-  places = [state.prompts_bsp.reshape(b, s * p), state.responses_bsgr.reshape(b, s * g * r)]
-  places, homes = jnp.concatenate(places, axis=1), state.homes_bt
-  laid = [_to_places(x, places, homes[:, :, None]) for x in (q_btnh, k_btkh, v_btkh)]
-  of_prompt = [x[:, : s * p].reshape(b * s, p, *x.shape[2:]) for x in laid]
-  lengths = (state.prompts_bsp >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * s)
-  prompt_out = causal(*of_prompt, lengths, "xla").reshape(b, s * p, n, h)
-
-  own = [x[:, s * p :].reshape(b * s, g, r, *x.shape[2:]) for x in laid]
-  q = own[0].reshape(b * s, g, r, k, n // k, h)
-  f32 = dict(preferred_element_type=jnp.float32)
-  to_prompt = jnp.einsum("zgrkqh,zpkh->zkqgrp", q, of_prompt[1], **f32)
-  to_own = jnp.einsum("zgrkqh,zgukh->zkqgru", q, own[1], **f32)
-  in_prompt = (jnp.arange(p) < lengths[:, None])[:, None, None, None, None]
-  real = (state.responses_bsgr >= 0).reshape(b * s, g, 1, r)
-  in_own = (real & (jnp.arange(r)[:, None] >= jnp.arange(r)))[:, None, None]
-  scores = [jnp.where(in_prompt, to_prompt / math.sqrt(h), NEGATIVE)]
-  scores += [jnp.where(in_own, to_own / math.sqrt(h), NEGATIVE)]
-  probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v_btkh.dtype)
-  out = jnp.einsum("zkqgrp,zpkh->zgrkqh", probs[..., :p], of_prompt[2])
-  out += jnp.einsum("zkqgru,zgukh->zgrkqh", probs[..., p:], own[2])
-  out = jnp.concatenate([prompt_out, out.reshape(b, s * g * r, n, h)], axis=1)
-  return _from_places(out, places, homes)
+  # Entry s of the lines is the first copy of its token if the token's first index is s.
+  first_bs = jnp.take_along_axis(first_btg[:, :, 0], jnp.maximum(tokens_bs, 0), axis=1)
+  is_first_bs = (tokens_bs >= 0) & (first_bs == jnp.arange(m * l))
+  return take_tokens(out_bsnh, first_btg[:, :, 0], jnp.where(is_first_bs, tokens_bs, -1)[..., None])
 
 
 def _padded(q_btnh, k_btkh, v_btkh, state, kernel):
   return causal(q_btnh, k_btkh, v_btkh, state.lengths_b, kernel), (k_btkh, v_btkh)
-
-
-def _take(x_btnh, places_bs):
-  """x at the places of each row, 0 where a place is -1."""
-  taken = jax.vmap(lambda x, places: x[jnp.maximum(places, 0)])(x_btnh, places_bs)
-  return jnp.where(places_bs[:, :, None, None] >= 0, taken, 0)
-
-
-# Both moves know their way back, so their gradients are gathers too: XLA would scatter, which on
-# GPUs means atomic additions, in bfloat16.
-
-
-@jax.custom_vjp
-def _to_places(x_btnh, places_bs, copies_btg):
-  """x at the places of each row; the gradient of a token is summed over its copies."""
-  return _take(x_btnh, places_bs)
-
-
-def _to_places_back(copies_btg, grad_bsnh):
-  grads = (_take(grad_bsnh, copies_btg[:, :, g]) for g in range(copies_btg.shape[2]))
-  total_btnh = sum(grad.astype(jnp.float32) for grad in grads)
-  return total_btnh.astype(grad_bsnh.dtype), None, None
-
-
-_to_places.defvjp(lambda x, lines, copies: (_take(x, lines), copies), _to_places_back)
-
-
-@jax.custom_vjp
-def _from_places(x_bsnh, places_bs, homes_bt):
-  """x at the places homes_bt; places_bs says where each place of x came from."""
-  return _take(x_bsnh, homes_bt)
-
-
-def _from_places_back(places, grad_btnh):
-  places_bs, homes_bt = places
-  home_bs = jnp.take_along_axis(homes_bt, jnp.maximum(places_bs, 0), axis=1)
-  at_home_bs = (places_bs >= 0) & (home_bs == jnp.arange(places_bs.shape[1]))
-  return _take(grad_btnh, jnp.where(at_home_bs, places_bs, -1)), None, None
-
-
-_from_places.defvjp(lambda x, lines, homes: (_take(x, homes), (lines, homes)), _from_places_back)
 
 
 def prompt_cache(k_btkh, v_btkh):

@@ -1,8 +1,9 @@
-"""Causal self-attention of whole sequences, one a row: the kernel of each platform.
+"""Causal self-attention of whole sequences, one per row: the kernel of each platform.
 
-A device's own part only: attention.attend cuts the batch and the heads before. NVIDIA has cuDNN's
-flash attention (bfloat16 and float16, head size <= 128; it knows the rows' lengths, no segments),
-TPUs have splash attention (padding is a segment of its own), everything else XLA's plain form.
+Everything here runs on one device's shard; attention.attend shards the batch and the heads.
+NVIDIA GPUs use cuDNN's flash attention (bfloat16 and float16, head size <= 128; it takes the rows'
+lengths but no segments), TPUs use splash attention (padding is a separate segment). Where neither
+fits, attention is plain XLA.
 """
 
 import math
@@ -10,17 +11,33 @@ import math
 import jax
 import jax.numpy as jnp
 
-KERNELS = ("xla", "cudnn", "splash")
+KERNELS = ("cudnn", "splash", "xla", "cpu")
+BLOCK = {"cudnn": 128, "splash": 128}  # these kernels need sequence lengths in multiples of it
 NEGATIVE = -1e30  # finite, so that a row of nothing but padding gives finite numbers
 
 
 def choose(platform: str, dtype: str, head_dim: int) -> str:
-  """The kernel for a platform ("gpu", "cuda", "tpu", "cpu", ...) and compute type."""
+  """The attention of a platform ("gpu", "cuda", "tpu", "cpu", ...), compute type and head size.
+
+  This is the only place where the platform decides. Rows for "cpu" come in blocks (policy.cpu);
+  rows for all others come in lines (attention.Lines).
+  """
   if platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128:
     return "cudnn"
   if platform == "tpu" and head_dim % 64 == 0:
     return "splash"
-  return "xla"
+  return "cpu" if platform == "cpu" else "xla"
+
+
+def layout(kernel: str) -> str:
+  """The layout of packed rows that a kernel of KERNELS reads: "blocks" or "lines"."""
+  return "blocks" if kernel == "cpu" else "lines"
+
+
+def padded_length(length: int, kernel: str) -> int:
+  """`length` rounded up to what the kernel can take."""
+  block = BLOCK.get(kernel, 1)
+  return -(-length // block) * block
 
 
 def causal(q_btnh, k_btkh, v_btkh, lengths_b, kernel: str):
@@ -28,9 +45,9 @@ def causal(q_btnh, k_btkh, v_btkh, lengths_b, kernel: str):
 
   Args:
     lengths_b: int32, real tokens of each row; they come first. The output beyond them is 0.
-    kernel: of KERNELS; cudnn and splash want t in multiples of 128.
+    kernel: of KERNELS; t must be a multiple of its BLOCK.
   """
-  run = {"xla": _xla, "cudnn": _cudnn, "splash": _splash}[kernel]
+  run = {"cudnn": _cudnn, "splash": _splash, "xla": _xla, "cpu": _xla}[kernel]
   out_btnh = run(q_btnh, k_btkh, v_btkh, lengths_b)
   real_bt = jnp.arange(q_btnh.shape[1]) < lengths_b[:, None]
   return jnp.where(real_bt[:, :, None, None], out_btnh, 0)
@@ -119,3 +136,37 @@ def _splash_kernel(t: int, heads: int, interpret: bool):
   return splash.make_splash_mqa_single_device(
     mask, block_sizes=splash.BlockSizes(**sizes), interpret=interpret
   )
+
+
+@jax.custom_vjp
+def take_tokens(x_btnh, index_bs, inverse_btg):
+  """x_bsnh: the tokens of each row at the given indices, 0 where an index is -1.
+
+  The gradient is written as a gather as well: XLA would derive a scatter-add, which on GPUs is
+  atomic additions in bfloat16.
+
+  Args:
+    index_bs: int32, indices into t.
+    inverse_btg: int32, indices into s: the up to g outputs whose gradients a token receives, or -1.
+  """
+  del inverse_btg
+  return _gather(x_btnh, index_bs)
+
+
+def _gather(x_btnh, index_bs):
+  taken = jax.vmap(lambda x, index: x[jnp.maximum(index, 0)])(x_btnh, index_bs)
+  return jnp.where(index_bs[:, :, None, None] >= 0, taken, 0)
+
+
+def _take_tokens_fwd(x_btnh, index_bs, inverse_btg):
+  return _gather(x_btnh, index_bs), inverse_btg
+
+
+def _take_tokens_bwd(inverse_btg, grad_bsnh):
+  total_btnh = 0.0  # summed in float32
+  for g in range(inverse_btg.shape[2]):
+    total_btnh += _gather(grad_bsnh, inverse_btg[:, :, g]).astype(jnp.float32)
+  return total_btnh.astype(grad_bsnh.dtype), None, None
+
+
+take_tokens.defvjp(_take_tokens_fwd, _take_tokens_bwd)

@@ -80,6 +80,11 @@ class ModelConfig:
     kernel = kernels.choose(platform, self.dtype, self.head_dim)
     return dataclasses.replace(self, attention=kernel)
 
+  @property
+  def layout(self) -> str:
+    """The layout of packed rows that `attention` reads: "blocks" or "lines" (packing.pack)."""
+    return kernels.layout(self.attention)
+
   def sizes(self) -> dict[str, int]:
     """Length of each shape letter of LAYOUT."""
     return dict(
@@ -149,7 +154,7 @@ class Qwen2(nnx.Module):
     return lookup(self.embed_tokens[...], tokens_bt, self.config.dtype)
 
   def hidden(
-    self, tokens_bt, positions_bt, segments_bt, branches_bt=None, layout=(), *, remat="none"
+    self, tokens_bt, positions_bt, segments_bt, branches_bt=None, layout=None, *, remat="none"
   ):
     """Final hidden states of packed rows.
 
@@ -158,13 +163,13 @@ class Qwen2(nnx.Module):
         sequences, which do not see each other): int32.
       branches_bt: int32 or None; 0 for the tokens of a prompt, 1.. for the responses that share it
         (positions of a response go on from the prompt's length).
-      layout: the remaining fields of attention.Packed, which spare attention work, or ().
+      layout: attention.Lines, cpu.Blocks or None, see attention.Packed.
       remat: what the backward pass computes again instead of keeping it, of REMAT.
 
     Returns:
       hidden_btd in the compute type, after the final norm; garbage at padding.
     """
-    state = Packed(positions_bt, segments_bt, branches_bt, *layout)
+    state = Packed(positions_bt, segments_bt, branches_bt, layout)
     rotary = rotary_angles(positions_bt, self.config)
 
     def body(x_btd, layer):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srl_jax.data.batches import bucket
-from srl_jax.policy import attention
+from srl_jax.policy import attention, kernels
 from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
 from srl_jax.policy.sharding import (
   act_spec,
@@ -295,8 +295,7 @@ class Sampler:
     count = max(1, self.width // n // rows) * rows  # slots
     batch = max(1, count // 4 // rows) * rows  # prompts read at once
     p = bucket(max(len(prompt.token_ids) for prompt in prompts))
-    if model.config.attention != "xla":
-      p = -(-p // 128) * 128  # as kernels want it
+    p = kernels.padded_length(p, model.config.attention)
     how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
     seed_step = np.array([params.seed, params.step], np.uint32)
     slots = None

@@ -7,25 +7,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srl_jax.data.batches import bucket
 from srl_jax.learner.packing import (
   PackedGroup,
   Response,
-  Rows,
-  in_blocks,
   line_bucket,
   line_count,
   pack,
 )
+from srl_jax.policy import cpu
 
-SETTINGS = dict(shards=1, aggregate="sequence", max_tokens=16)
+SETTINGS = dict(shards=1, aggregate="sequence", max_tokens=16, layout="blocks")
+LINES = SETTINGS | {"layout": "lines"}
 
 
 def unpack(batches):
   """[(prompt, response, advantage, shares, sampler log-probs)] read back from rows, by branch."""
   found = []
   for rows in batches:
-    for row in (Rows(*parts) for parts in zip(*rows[:9])):
-      tokens, positions, segments, branches, sources, targets, *floats = row[:9]
+    for i in range(len(rows.tokens_bt)):
+      tokens, positions, segments, branches, sources, targets = (
+        x[i]
+        for x in (
+          rows.tokens_bt,
+          rows.positions_bt,
+          rows.segments_bt,
+          rows.branches_bt,
+          rows.hidden_index_bs,
+          rows.targets_bs,
+        )
+      )
+      floats = [x[i] for x in (rows.advantages_bs, rows.loss_weights_bs, rows.sampler_logprobs_bs)]
       trained = floats[1] > 0
       assert not trained[trained.sum() :].any()  # they come first
       read = iter(np.flatnonzero(trained))
@@ -69,7 +81,7 @@ def test_every_response_is_there_once(groups, tokens_per_device, shards):
   """Whether a group is cut over rows (32), or several share one (128)."""
   batches = pack(groups, tokens_per_device=tokens_per_device, **SETTINGS | {"shards": shards})
   assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
-  np.testing.assert_allclose(sum(rows.shares_bs.sum() for rows in batches), 1, rtol=1e-6)
+  np.testing.assert_allclose(sum(rows.loss_weights_bs.sum() for rows in batches), 1, rtol=1e-6)
   assert len({rows.tokens_bt.shape for rows in batches}) == 1
   b, t = batches[0].tokens_bt.shape
   assert b % shards == 0 and b * t <= max(tokens_per_device * shards, 32 * shards)
@@ -110,7 +122,7 @@ def test_responses_without_sampler_logprobs(groups):
   (rows,) = pack(
     [PackedGroup([1, 2], [Response([3, 4], None, 1.0)])], tokens_per_device=64, **SETTINGS
   )
-  assert not rows.sampler_logprobs_bs.any() and (rows.shares_bs > 0).sum() == 2
+  assert not rows.sampler_logprobs_bs.any() and (rows.loss_weights_bs > 0).sum() == 2
 
 
 def test_too_long_is_refused_with_the_keys_to_change():
@@ -145,14 +157,16 @@ def test_any_lengths(shapes, tokens_per_device, shards):
 
 @pytest.mark.parametrize("tokens_per_device, shards", [(64, 1), (1024, 1), (256, 2)])
 def test_lines_lay_out_every_response_with_its_prompt(groups, tokens_per_device, shards):
-  batches = pack(
-    groups, tokens_per_device=tokens_per_device, lines=True, **SETTINGS | {"shards": shards}
-  )
+  batches = pack(groups, tokens_per_device=tokens_per_device, **LINES | {"shards": shards})
   assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
   for rows in batches:
-    assert rows.lines_bml.shape[2] % 128 == 0
+    assert rows.layout.token_index_bml.shape[2] % 128 == 0
     for tokens_t, segments_t, branches_t, lines_ml, copies_tg in zip(
-      rows.tokens_bt, rows.segments_bt, rows.branches_bt, rows.lines_bml, rows.copies_btg
+      rows.tokens_bt,
+      rows.segments_bt,
+      rows.branches_bt,
+      rows.layout.token_index_bml,
+      rows.layout.copy_index_btg,
     ):
       found = [tuple(tokens_t[line[line >= 0]]) for line in lines_ml if (line >= 0).any()]
       wanted = []
@@ -172,8 +186,8 @@ def test_lines_of_like_length_stand_together():
   """Short groups fill rows of short lines; the one that is left goes with the longer groups."""
   group = lambda p, r: PackedGroup([1] * p, [Response([2] * r, [0.0] * r, 1.0) for _ in range(2)])
   groups = [group(100, 30)] * 9 + [group(400, 40)]  # 160 tokens, four to a row; and 480
-  batches = pack(groups, tokens_per_device=640, lines=True, **SETTINGS)
-  assert [rows.lines_bml.shape[2] for rows in batches] == [256, 256, 512]
+  batches = pack(groups, tokens_per_device=640, **LINES)
+  assert [rows.layout.token_index_bml.shape[2] for rows in batches] == [256, 256, 512]
   assert [(rows.segments_bt > 0).sum() for rows in batches] == [640, 640, 640]
   assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
 
@@ -194,8 +208,11 @@ def test_line_counts(lines, compiled):
 
 def test_a_row_of_24_lines_has_no_empty_ones():
   group = PackedGroup([1] * 20, [Response([2] * 20, [0.0] * 20, 1.0) for _ in range(8)])
-  (rows,) = pack([group] * 3, tokens_per_device=640, lines=True, **SETTINGS)
-  assert rows.lines_bml.shape == (1, 24, 128) and (rows.lines_bml >= 0).any(axis=2).all()
+  (rows,) = pack([group] * 3, tokens_per_device=640, **LINES)
+  assert (
+    rows.layout.token_index_bml.shape == (1, 24, 128)
+    and (rows.layout.token_index_bml >= 0).any(axis=2).all()
+  )
 
 
 def test_ragged_batches_have_few_shapes():
@@ -214,24 +231,26 @@ def test_ragged_batches_have_few_shapes():
       PackedGroup([1] * int(prompt), [Response([2] * int(n), None, 1.0) for n in lengths])
       for prompt, lengths in zip(ragged(60, 500, 16), ragged(middle, 500, 16, 8))
     ]
-    batches = pack(groups, tokens_per_device=1024, lines=True, **SETTINGS)
-    shapes |= {(*rows.lines_bml.shape[1:], rows.copies_btg.shape[2]) for rows in batches}
+    batches = pack(groups, tokens_per_device=1024, **LINES)
+    shapes |= {
+      (*rows.layout.token_index_bml.shape[1:], rows.layout.copy_index_btg.shape[2])
+      for rows in batches
+    }
   assert len(shapes) <= 20 and {g for *_, g in shapes} == {8}
 
 
 def test_blocks_hold_every_token_once(groups):
   (rows,) = pack(groups, tokens_per_device=1000, **SETTINGS)
-  rows = in_blocks(rows)
+  blocks = cpu.in_blocks(rows.positions_bt, rows.segments_bt, rows.branches_bt, bucket)
   b, t = rows.tokens_bt.shape
   for row in range(b):
-    places = np.concatenate([rows.prompts_bsp[row].ravel(), rows.responses_bsgr[row].ravel()])
+    prompts, responses = blocks.prompt_index_bsp[row], blocks.response_index_bsgr[row]
+    places = np.concatenate([prompts.ravel(), responses.ravel()])
     real = rows.segments_bt[row] > 0
     assert sorted(places[places >= 0]) == np.flatnonzero(real).tolist()
-    homes = rows.homes_bt[row]
-    assert (places[homes[real]] == np.flatnonzero(real)).all() and (homes[~real] == -1).all()
-    for places, branch in [(rows.prompts_bsp[row], 0)] + [
-      (rows.responses_bsgr[row, :, i], i + 1) for i in range(rows.responses_bsgr.shape[2])
-    ]:
+    inverse = blocks.block_index_bt[row]
+    assert (places[inverse[real]] == np.flatnonzero(real)).all() and (inverse[~real] == -1).all()
+    for branch, places in enumerate([prompts, *responses.transpose(1, 0, 2)]):
       for segment, of_segment in enumerate(places):
         found = of_segment[of_segment >= 0]
         assert (rows.segments_bt[row, found] == segment + 1).all()
@@ -243,10 +262,11 @@ def test_blocks_where_they_spare_work():
   """Eight responses of 100 to a prompt of 200: 1,000 tokens in a row, most pairs masked."""
   group = PackedGroup([1] * 200, [Response([2] * 100, [0.0] * 100, 1.0) for _ in range(8)])
   (rows,) = pack([group], tokens_per_device=2000, **SETTINGS)
-  assert rows.prompts_bsp.shape == (1, 1, 224) and rows.responses_bsgr.shape == (1, 1, 8, 128)
+  assert rows.layout.prompt_index_bsp.shape == (1, 1, 224)
+  assert rows.layout.response_index_bsgr.shape == (1, 1, 8, 128)
   alone = PackedGroup([1] * 200, [Response([2] * 100, [0.0] * 100, 1.0)])
   (rows,) = pack([alone], tokens_per_device=2000, **SETTINGS)
-  assert rows.prompts_bsp is None
+  assert rows.layout is None
 
 
 def test_groups_are_cut_to_fill_rows_of_lines():
@@ -256,8 +276,8 @@ def test_groups_are_cut_to_fill_rows_of_lines():
     PackedGroup([i + 1] * 100, [Response([2] * n, [0.0] * n, float(i)) for n in lengths])
     for i in range(5)
   ]
-  batches = pack(groups, tokens_per_device=1000, lines=True, **SETTINGS)
+  batches = pack(groups, tokens_per_device=1000, **LINES)
   assert len(batches) == 4  # without a cut each row holds one group
   assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (45 * n)))
   long_prompts = [PackedGroup([1] * 400, group.responses) for group in groups]
-  assert len(pack(long_prompts, tokens_per_device=1000, lines=True, **SETTINGS)) == 5
+  assert len(pack(long_prompts, tokens_per_device=1000, **LINES)) == 5

@@ -55,7 +55,7 @@ def test_a_run_learns_and_tells(run, tmp_path, monkeypatch):
 
   def spy(tx, model, moments, batches, loss):
     for rows in batches:
-      mask = np.asarray(rows.shares_bs) > 0
+      mask = np.asarray(rows.loss_weights_bs) > 0
       assert not (np.asarray(rows.branches_bt) > 1).any()
       assert (np.asarray(rows.branches_bt) == 1).sum() == mask.sum()
       trained.append(np.asarray(rows.targets_bs)[mask])

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from srl_jax.data.batches import bucket
 from srl_jax.learner import grpo, optimizer, packing, update
+from srl_jax.policy import cpu
 from srl_jax.policy import model as M
+from srl_jax.policy.attention import Lines
 from srl_jax.policy.sharding import make_mesh
 
 LOSS = update.Loss(chunk=32)
@@ -19,9 +22,9 @@ MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"]
 SHARDS = dict(zip([None, *MESHES], [1, 8, 8, 4, 4]))  # that rows are cut over
 
 
-def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", lines=False):
-  how = dict(tokens_per_device=tokens_per_device, shards=shards, aggregate=aggregate, lines=lines)
-  return packing.pack(groups, max_tokens=WIDTH, **how)
+def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", layout="blocks"):
+  how = dict(tokens_per_device=tokens_per_device, shards=shards, aggregate=aggregate)
+  return packing.pack(groups, max_tokens=WIDTH, layout=layout, **how)
 
 
 def all_meshes(*quick):
@@ -30,9 +33,8 @@ def all_meshes(*quick):
   return [None, *(pytest.param(mesh, marks=slow(mesh)) for mesh in MESHES)]
 
 
-def masked(rows):
-  """The rows without a layout: attention under a mask of all pairs."""
-  return packing.Rows(*rows[:9])
+def inputs(rows):
+  return rows.tokens_bt, rows.positions_bt, rows.segments_bt, rows.branches_bt
 
 
 def gradients(model, batches, loss=LOSS, old=None, reference=None):
@@ -191,9 +193,9 @@ def test_lines_change_nothing(policy, groups, mesh):
 
   And so do chunks of 24, which do not divide the 128 places of a row.
   """
-  wanted_totals, wanted, _ = gradients(policy(), list(map(masked, pack(groups, 64))))
-  batches = pack(groups, 128, SHARDS[mesh], lines=True)  # more than one group a row
-  assert all(rows.lines_bml is not None for rows in batches)
+  wanted_totals, wanted, _ = gradients(policy(), pack(groups, 64, layout=None))
+  batches = pack(groups, 128, SHARDS[mesh], layout="lines")  # more than one group a row
+  assert all(isinstance(rows.layout, Lines) for rows in batches)
   with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
     totals, grads, _ = gradients(policy(), batches, LOSS._replace(remat="matmuls", chunk=24))
     grads = jax.tree.map(np.asarray, grads)
@@ -205,9 +207,13 @@ def test_lines_change_nothing(policy, groups, mesh):
 @pytest.mark.parametrize("mesh", all_meshes("data=8", "data=2,fsdp=2,tensor=2"))
 def test_blocks_change_nothing(policy, groups, mesh):
   """The form for plain XLA gives what the block mask gives."""
-  batches = [packing.in_blocks(masked(rows)) for rows in pack(groups, 128, SHARDS[mesh])]
-  assert any(rows.prompts_bsp.shape[1] > 1 for rows in batches)  # several groups a row
-  wanted_totals, wanted, _ = gradients(policy(), list(map(masked, pack(groups, 64))))
+  batches = []
+  for rows in pack(groups, 128, SHARDS[mesh], layout=None):
+    blocks = cpu.in_blocks(rows.positions_bt, rows.segments_bt, rows.branches_bt, bucket)
+    batches.append(rows._replace(layout=blocks))
+  # Several groups share a row.
+  assert any(rows.layout.prompt_index_bsp.shape[1] > 1 for rows in batches)
+  wanted_totals, wanted, _ = gradients(policy(), pack(groups, 64, layout=None))
   with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
     totals, grads, _ = gradients(policy(), batches, LOSS._replace(remat="full"))
     grads = jax.tree.map(np.asarray, grads)
@@ -224,7 +230,7 @@ def test_chunks_and_recomputation_change_nothing(policy, groups):
   wanted_totals, wanted, wanted_logprobs = gradients(model, batches, LOSS._replace(chunk=37))
   np.testing.assert_allclose(totals["loss"], wanted_totals["loss"], atol=1e-6)
   assert_trees_close(grads, wanted, 1e-6)
-  trained = [rows.shares_bs > 0 for rows in batches]
+  trained = [rows.loss_weights_bs > 0 for rows in batches]
   for mask, found, old in zip(trained, logprobs, wanted_logprobs):
     np.testing.assert_allclose(np.asarray(found)[mask], np.asarray(old)[mask], atol=1e-5)
 
@@ -234,7 +240,7 @@ def test_padding_changes_not_one_bit(policy, groups):
   rng = np.random.default_rng(0)
   dirty = []
   for rows in batches:
-    padding, unscored = rows.segments_bt == 0, rows.shares_bs == 0
+    padding, unscored = rows.segments_bt == 0, rows.loss_weights_bs == 0
     assert padding.any()
     junk = lambda x, where: np.where(where, rng.integers(1, 64, x.shape), x).astype(x.dtype)
     dirty.append(
@@ -242,7 +248,7 @@ def test_padding_changes_not_one_bit(policy, groups):
         tokens_bt=junk(rows.tokens_bt, padding),
         positions_bt=junk(rows.positions_bt, padding),
         branches_bt=junk(rows.branches_bt, padding),
-        sources_bs=junk(rows.sources_bs, unscored),
+        hidden_index_bs=junk(rows.hidden_index_bs, unscored),
         targets_bs=junk(rows.targets_bs, unscored),
         advantages_bs=junk(rows.advantages_bs, unscored),
         sampler_logprobs_bs=junk(rows.sampler_logprobs_bs, unscored),
@@ -260,7 +266,7 @@ def test_gradient_is_exactly_zero_on_prompt_and_padding(policy, groups):
   model = policy()
   for rows in pack(groups, 64):
     on_device = update.on_device(rows)
-    hidden_btd = model.hidden(*on_device[:4])
+    hidden_btd = model.hidden(*inputs(on_device))
 
     def of_hidden(hidden_btd, rows=on_device):
       given = types.SimpleNamespace(loss_logits=model.loss_logits)
@@ -269,7 +275,7 @@ def test_gradient_is_exactly_zero_on_prompt_and_padding(policy, groups):
 
     slope_bt = np.abs(np.asarray(jax.jit(jax.grad(of_hidden))(hidden_btd))).sum(axis=-1)
     for b in range(len(slope_bt)):
-      read = set(rows.sources_bs[b][rows.shares_bs[b] > 0].tolist())
+      read = set(rows.hidden_index_bs[b][rows.loss_weights_bs[b] > 0].tolist())
       # A prompt's last token predicts a response; the last token of a response predicts nothing.
       predicts = {
         i
@@ -355,7 +361,7 @@ def test_steps_of_one_batch_share_the_old_logprobs(policy, groups):
   newest = [np.asarray(update.score(model, rows, loss=LOSS)) for rows in halves[1]]
   model, moments, second, found = update.train_step(tx, model, moments, halves[1], LOSS, olds[1])
   sampled = [np.asarray(update.score(before, rows, loss=LOSS)) for rows in halves[1]]
-  masks = [np.asarray(rows.shares_bs) > 0 for rows in halves[1]]
+  masks = [np.asarray(rows.loss_weights_bs) > 0 for rows in halves[1]]
   ratios = np.concatenate([np.exp(n - s)[m] for n, s, m in zip(newest, sampled, masks)])
   assert second["ratio"] == pytest.approx(float(ratios.mean()), rel=1e-4)
   assert second["clip_fraction"] > 0.05 and abs(ratios - 1).max() > 0.2
@@ -388,10 +394,10 @@ def test_entropy_is_of_the_whole_distribution(policy, groups):
   logits_of = jax.jit(lambda model, *row: model.logits(model.hidden(*row)))
   wanted = 0.0
   for rows in batches:
-    logits = logits_of(model, *update.on_device(rows)[:4])
+    logits = logits_of(model, *inputs(update.on_device(rows)))
     entropy_bt = np.asarray(-(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(axis=-1))
-    b, s = np.nonzero(rows.shares_bs)
-    wanted += entropy_bt[b, rows.sources_bs[b, s]].sum()
+    b, s = np.nonzero(rows.loss_weights_bs)
+    wanted += entropy_bt[b, rows.hidden_index_bs[b, s]].sum()
   totals, _, _ = gradients(model, batches)
   assert float(totals["entropy"]) == pytest.approx(wanted, rel=1e-5)
 
@@ -494,8 +500,8 @@ def abstract_accumulate(config, t, loss):
   """The compiled `accumulate` of one row of t tokens in lines of 512, from shapes folders."""
   shape = lambda *sizes, dtype=np.int32: jax.ShapeDtypeStruct(sizes, dtype)
   ints, floats = shape(1, t), shape(1, t, dtype=np.float32)
-  lines = (shape(1, t // 512, 512), shape(1, t, 1))
-  rows = packing.Rows(*[ints] * 6, *[floats] * 3, *lines)
+  lines = Lines(shape(1, t // 512, 512), shape(1, t, 1))
+  rows = packing.Rows(*[ints] * 6, *[floats] * 3, lines)
   names = ["loss", "tokens", "entropy", "logprob", "ratio", "clip_fraction", "importance_weight"]
   totals = {name: shape(dtype=np.float32) for name in names}
   model = M.abstract(config)

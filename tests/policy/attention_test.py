@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from srl_jax.policy import kernels, sharding
-from srl_jax.policy.attention import Cached, Packed, attend, prompt_cache, visible
+from srl_jax.policy.attention import Cached, Lines, Packed, attend, prompt_cache, visible
 from srl_jax.policy.model import rotary_angles
 
 
@@ -53,7 +53,7 @@ def lines_of_two_groups():
       lines[0, line, : len(both)] = both
       copies[0, prompt, branch], copies[0, response, 0] = np.split(at, [len(prompt)])
       line += 1
-  return Packed(positions, segments, branches, lines, copies)
+  return Packed(positions, segments, branches, Lines(lines, copies))
 
 
 @pytest.mark.parametrize("kernel", ["xla", "splash"])

@@ -160,6 +160,7 @@ def trainer_logprobs(groups, temperature):
       shards=1,
       aggregate="token",
       max_tokens=12,
+      layout=model.config.layout,
     )
     loss = update.Loss(temperature=temperature)
     ((*logprobs,),) = np.asarray(update.score(model, update.on_device(rows), loss=loss))

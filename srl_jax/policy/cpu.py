@@ -1,0 +1,118 @@
+"""Everything that exists only because XLA:CPU is slow; no accelerator runs any of it.
+
+kernels.choose picks attention "cpu" where devices are CPUs, and nothing else does. The main path
+neither needs this file nor is shaped by it.
+
+Attention by blocks: on CPUs attention costs what its pairs of tokens cost, and a mask over a packed
+row computes mostly pairs that do not see each other. Here prompts attend to themselves, and
+responses to their prompt and to themselves; no prompt is copied.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srl_jax.policy.kernels import NEGATIVE, causal, query_parts, take_tokens
+
+
+class Blocks(NamedTuple):
+  """Packed rows of s groups as a block for each prompt and a block for each response.
+
+  Fields (int32):
+    prompt_index_bsp: indices into the t tokens of the row; -1 after a prompt's end.
+    response_index_bsgr: the same of the g responses of each group.
+    block_index_bt: where each token is in the s * p entries of prompt_index_bsp followed by the
+      s * g * r of response_index_bsgr; -1 for padding.
+  """
+
+  prompt_index_bsp: jax.Array
+  response_index_bsgr: jax.Array
+  block_index_bt: jax.Array
+
+
+def in_blocks(positions_bt, segments_bt, branches_bt, bucket: Callable[[int], int]) -> Blocks:
+  """The blocks of packed rows, as numpy arrays.
+
+  Args:
+    positions_bt, segments_bt, branches_bt: int32 numpy arrays, see attention.Packed.
+    bucket: rounds a block's length up to one of few that are compiled.
+  """
+  row, token = np.nonzero(segments_bt)
+  segment, branch = segments_bt[row, token] - 1, branches_bt[row, token]
+  prompt, response = branch == 0, branch > 0
+  b, t = segments_bt.shape
+  s, g = segment.max() + 1, branch.max()
+  prompt_lengths_bs = np.zeros((b, s), int)
+  np.add.at(prompt_lengths_bs, (row[prompt], segment[prompt]), 1)
+
+  # A token's offset in its block: positions of a response go on from its prompt's length.
+  offset = positions_bt[row, token] - np.where(prompt, 0, prompt_lengths_bs[row, segment])
+  p, r = bucket(int(prompt_lengths_bs.max())), bucket(int(offset[response].max()) + 1)
+  start = np.where(prompt, segment * p, s * p + (segment * g + branch - 1) * r)
+  block_index_bt = np.full((b, t), -1, np.int32)
+  block_index_bt[row, token] = start + offset
+  index = np.full((b, s * p + s * g * r), -1, np.int32)
+  index[row, start + offset] = token
+  return Blocks(
+    index[:, : s * p].reshape(b, s, p), index[:, s * p :].reshape(b, s, g, r), block_index_bt
+  )
+
+
+def blocks_if_cheaper(positions_bt, segments_bt, branches_bt, bucket) -> Blocks | None:
+  """in_blocks, or None where a mask over whole rows computes about as few pairs of tokens."""
+  blocks = in_blocks(positions_bt, segments_bt, branches_bt, bucket)
+  s, p = blocks.prompt_index_bsp.shape[1:]
+  g, r = blocks.response_index_bsgr.shape[2:]
+  pairs = s * (_causal_pairs(p) + g * r * (p + r))
+  return blocks if pairs < 0.9 * _causal_pairs(segments_bt.shape[1]) else None
+
+
+def _causal_pairs(t: int) -> int:
+  """The pairs of a query and a key that kernels.masked computes for a row of t tokens."""
+  return sum((end - start) * end for start, end in query_parts(t))
+
+
+def attend_by_blocks(q_btnh, k_btkh, v_btkh, blocks: Blocks):
+  """out_btnh: attention of packed rows; the same as under the mask attention.visible."""
+  b, s, p = blocks.prompt_index_bsp.shape
+  g, r = blocks.response_index_bsgr.shape[2:]
+  n, h = q_btnh.shape[2:]
+  # Each token is in one block, so the two index arrays are each other's inverses.
+  index_bs = jnp.concatenate(
+    [blocks.prompt_index_bsp.reshape(b, s * p), blocks.response_index_bsgr.reshape(b, s * g * r)], 1
+  )
+  inverse_bt1 = blocks.block_index_bt[:, :, None]
+  q, k, v = (take_tokens(x, index_bs, inverse_bt1) for x in (q_btnh, k_btkh, v_btkh))
+  prompt_q, prompt_k, prompt_v = (x[:, : s * p].reshape(b * s, p, *x.shape[2:]) for x in (q, k, v))
+  lengths = (blocks.prompt_index_bsp >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * s)
+  prompt_out = causal(prompt_q, prompt_k, prompt_v, lengths, "cpu")
+
+  q, k, v = (x[:, s * p :].reshape(b * s, g, r, *x.shape[2:]) for x in (q, k, v))
+  in_prompt = jnp.arange(p) < lengths[:, None]
+  real = (blocks.response_index_bsgr >= 0).reshape(b * s, g, 1, r)
+  in_own = real & (jnp.arange(r)[:, None] >= jnp.arange(r))
+  out = _responses(q, k, v, prompt_k, prompt_v, in_prompt, in_own)
+  out_bsnh = jnp.concatenate(
+    [prompt_out.reshape(b, s * p, n, h), out.reshape(b, s * g * r, n, h)], axis=1
+  )
+  return take_tokens(out_bsnh, blocks.block_index_bt, index_bs[:, :, None])
+
+
+def _responses(q, k, v, prompt_k, prompt_v, in_prompt, in_own):
+  """Attention of responses to their prompt and to themselves; z is a group of a row."""
+  z, g, r, n, h = q.shape
+  q = q.reshape(z, g, r, k.shape[3], -1, h)
+  f32 = dict(preferred_element_type=jnp.float32)
+  to_prompt = jnp.einsum("zgrkqh,zpkh->zkqgrp", q, prompt_k, **f32) / math.sqrt(h)
+  to_own = jnp.einsum("zgrkqh,zgukh->zkqgru", q, k, **f32) / math.sqrt(h)
+  to_prompt = jnp.where(in_prompt[:, None, None, None, None], to_prompt, NEGATIVE)
+  to_own = jnp.where(in_own[:, None, None], to_own, NEGATIVE)
+  probs = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(v.dtype)
+  p = prompt_k.shape[1]
+  out = jnp.einsum("zkqgrp,zpkh->zgrkqh", probs[..., :p], prompt_v)
+  out += jnp.einsum("zkqgru,zgukh->zgrkqh", probs[..., p:], v)
+  return out.reshape(z, g, r, n, h)
