@@ -75,9 +75,9 @@ def training(
     return (made["steps"], made["epochs"]) == (wanted.train.steps, wanted.train.epochs)
 
   if (workdir / "summary.json").exists():  # srl_jax.train checks those that it goes on with
-    from srl_jax.learner import start
+    from srl_jax.learner import workdir as workdirs
 
-    start.check_same_run(workdir, wanted)
+    workdirs.check_same_run(workdir, wanted)
   arguments = ("srl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides)
   return Stage(name, arguments, finished, (after,) if after else ())
 

@@ -248,7 +248,7 @@ def _load(run: dict | None, settings: dict, width: int):
 
   from srl_jax.data import prompts
   from srl_jax.evals.math_benchmarks import Solver
-  from srl_jax.learner import start
+  from srl_jax.learner import setup
   from srl_jax.policy import hf_files
   from srl_jax.rollout.engine import SamplingParams
   from srl_jax.rollout.episodes import asker
@@ -257,7 +257,7 @@ def _load(run: dict | None, settings: dict, width: int):
   tokenizer = prompts.load_tokenizer(folder)
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
-  model = start.load_weights(chosen, folder)
+  model = setup.load_weights(chosen, folder)
   engine = _make_engine(tokenizer, prompts.stop_ids(tokenizer, folder), width)
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(

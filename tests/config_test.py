@@ -11,7 +11,7 @@ import pytest
 from configs import miniature_row, quickstart
 from srl_jax import config as common
 from srl_jax import folders
-from srl_jax.learner import start
+from srl_jax.learner import workdir
 from srl_jax.planning import models, programs
 from srl_jax.policy.sharding import check_mesh, make_mesh
 
@@ -166,7 +166,7 @@ def test_every_key_is_read_somewhere():
   for key in folders.flatten(common.defaults()):
     if not key.startswith("data.fields."):  # read by their position, fields[name]
       assert re.search(rf"\b{'.'.join(['config', *key.split('.')][-2:])}\b", sources), key
-  assert set(start.FREE_KEYS) <= folders.flatten(common.defaults()).keys()
+  assert set(workdir.FREE_KEYS) <= folders.flatten(common.defaults()).keys()
 
 
 # ---- arguments of a config file

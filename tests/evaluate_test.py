@@ -13,6 +13,7 @@ import pytest
 from srl_jax import folders
 from srl_jax.evals import math_benchmarks
 from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.update import TrainState
 from srl_jax.policy import hf_files, weights
 from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
@@ -102,7 +103,7 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   with jax.set_mesh(make_mesh("data=1")):
     models = {step: M.init(hf_files.load_config(base), step) for step in (1, 2)}
   for step, score in [(1, 0.9), (2, 0.1)]:
-    checkpoints.save(models[step], np.zeros(1), Progress(step=step), score)
+    checkpoints.save(TrainState(step, models[step], np.zeros(1)), Progress(), score)
   checkpoints.close()
   output = tmp_path / "out"
   flags = [f"--output={output}", "--benchmarks=arithmetic:2", "--mode=stepwise"]

@@ -194,7 +194,7 @@ def _title(match: re.Match[str]) -> tuple[str | None, str]:
   if match["hashes"]:
     return _plain(rest), ""
   if match["bold"]:
-    # `**Step 1: Title** rest`; in `**Step 1:** rest` the bold part is the label folders.
+    # `**Step 1: Title** rest`; in `**Step 1:** rest` the bold part is the label alone.
     inside, found, after = rest.partition(match["bold"])
     if match["bold_end"] or not found:
       return None, rest

@@ -1,6 +1,6 @@
 """Runs of a software agent (SWE-smith), cut into thoughts, actions and observations (paper, 5.3).
 
-The action is "the environment-consumable command" folders. Whether a run was written as
+The action is "the environment-consumable command" alone. Whether a run was written as
 text or as tool calls, its actions have the same form, the one that SWE-agent's function-calling
 parser reads and that runs written as text have word for word:
 

@@ -70,7 +70,7 @@ def _how(folders: Sequence[pathlib.Path]) -> str:
 
 
 def _read(folders: Sequence[pathlib.Path]) -> dict:
-  """{benchmark: figures} of all tables in the folders."""
+  """{benchmark: figures} of all tables in the alone."""
   found = {}
   for table in _tables(folders):
     found |= table["benchmarks"]

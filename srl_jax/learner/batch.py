@@ -1,6 +1,7 @@
 """From groups of rollouts to packed rows: advantages and the weight of every token in the loss."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,16 +25,14 @@ def pack_groups(groups: Sequence[Group], config, layout: str) -> list[Rows]:
     ddof=algorithm.advantage_ddof,
     scale=algorithm.advantage_scale,
   )
-  lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
-  weights = loss_weights(lengths, algorithm.aggregate, config)
   packed = []
   for group, advantages_g in zip(groups, advantages_bg):
     responses = [
-      Response(rollout.token_ids, rollout.sampler_logprobs, float(advantage), next(weights))
+      Response(rollout.token_ids, rollout.sampler_logprobs, float(advantage))
       for rollout, advantage in zip(group.rollouts, advantages_g)
     ]
     packed.append(PackedGroup(group.prompt.token_ids, responses))
-  return pack(packed, config, layout)
+  return _pack(weigh(packed, algorithm.aggregate, config.rollout.max_tokens), config, layout)
 
 
 def pack_targets(
@@ -43,21 +42,25 @@ def pack_targets(
 
   Every token of the targets has the same weight in the loss.
   """
-  weights = loss_weights([len(target) for target in targets], "token", config)
-  packed = []
-  for prompt, target in zip(prompts, targets):
-    response = Response(target, None, advantage=0.0, loss_weight=next(weights))
-    packed.append(PackedGroup(prompt, [response]))
-  return pack(packed, config, layout)
+  packed = [
+    PackedGroup(prompt, [Response(target, sampler_logprobs=None, advantage=0.0)])
+    for prompt, target in zip(prompts, targets)
+  ]
+  return _pack(weigh(packed, "token", config.rollout.max_tokens), config, layout)
 
 
-def loss_weights(lengths: Sequence[int], aggregate: str, config) -> Iterator[float]:
-  """The loss weight of the tokens of each response, in order; see grpo.token_weights."""
-  return iter(grpo.token_weights(np.array(lengths), aggregate, config.rollout.max_tokens).tolist())
+def weigh(groups: Sequence[PackedGroup], aggregate: str, max_tokens: int) -> list[PackedGroup]:
+  """The groups with the loss weight of every response's tokens; see grpo.token_weights."""
+  lengths = [len(response.token_ids) for group in groups for response in group.responses]
+  weights = iter(grpo.token_weights(np.array(lengths), aggregate, max_tokens).tolist())
+  weighted = []
+  for group in groups:
+    responses = [dataclasses.replace(r, loss_weight=next(weights)) for r in group.responses]
+    weighted.append(PackedGroup(group.prompt_ids, responses))
+  return weighted
 
 
-def pack(groups: Sequence[PackedGroup], config, layout: str) -> list[Rows]:
-  """Micro-batches for the mesh that is set."""
+def _pack(groups: Sequence[PackedGroup], config, layout: str) -> list[Rows]:
   return packing.pack(
     groups, tokens_per_device=config.batch.tokens_per_device, shards=shards("b"), layout=layout
   )

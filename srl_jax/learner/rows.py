@@ -29,7 +29,7 @@ class Response:
   token_ids: Sequence[int]
   sampler_logprobs: Sequence[float] | None
   advantage: float
-  loss_weight: float
+  loss_weight: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ LAYOUT = {
 
 
 # What a layer keeps for the backward pass: all; what its matrix products gave (computing only the
-# attention and the cheap rest again); or its input folders.
+# attention and the cheap rest again); or its input alone.
 REMAT = {
   "none": None,
   "matmuls": jax.checkpoint_policies.save_only_these_names("matmul"),

@@ -4,7 +4,7 @@ import pytest
 
 from srl_jax.data.batches import PromptQueue
 from srl_jax.data.sources import StepExample
-from srl_jax.learner.dynamic_sampling import Group, fill_batch, why_dropped
+from srl_jax.learner.dynamic_sampling import Batch, Group, add_round, draw_size, why_dropped
 from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import Prompt
 
@@ -41,13 +41,12 @@ def test_reasons(given, epsilon, reason):
 
 def fill(queue, teaches, *, size, max_rounds=10):
   """(batch, tickets of each round); a group teaches if `teaches(index)`."""
-  rounds = []
-
-  def sample(tickets):
-    rounds.append(tickets)
-    return [group([0, 1] if teaches(index) else [1, 1], (epoch, index)) for epoch, index in tickets]
-
-  batch = fill_batch(queue, sample, size=size, std_epsilon=0.01, max_rounds=max_rounds)
+  batch, rounds = Batch(), []
+  while len(batch.kept) < size and batch.rounds < max_rounds:
+    rounds.append(queue.take(draw_size(batch, size)))
+    sampled = [group([0, 1] if teaches(i) else [1, 1], (epoch, i)) for epoch, i in rounds[-1]]
+    batch = add_round(batch, sampled, size, std_epsilon=0.01)
+  queue.put_back([g.ticket for g in batch.groups if g.dropped == "surplus"])
   return batch, rounds
 
 
