@@ -12,8 +12,8 @@ import numpy as np
 
 from srl_jax.data.batches import PromptQueue
 from srl_jax.data.sources import StepExample
-from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.tasks import Score
 
 Ticket = tuple[int, int]
 

@@ -30,8 +30,8 @@ from srl_jax.learner import (
 from srl_jax.learner.dynamic_sampling import Batch, Group, fill_batch
 from srl_jax.learner.flops import update_flops
 from srl_jax.policy.sharding import on_host, shards
-from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import rollout_from_json
+from srl_jax.tasks import Score
 
 FAR_APART = 1.05  # exp of the mean |log-prob of trainer - of engine| beyond which the run warns
 MAX_EMPTY_STEPS = 10  # steps in a row without one group to train on, before the run gives up
@@ -255,7 +255,6 @@ def policy_loss_of(config) -> update.Loss:
     clip_low=config.algorithm.clip_low,
     clip_high=config.algorithm.clip_high,
     importance_cap=config.algorithm.importance_cap,
-    importance_level=config.algorithm.importance_level,
     kl=config.algorithm.kl,
     temperature=config.rollout.temperature,
     chunk=config.batch.logprob_chunk,

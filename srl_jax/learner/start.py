@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import json
 import pathlib
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from srl_jax import folders, hosts
-from srl_jax.data import prompts
-from srl_jax.data.sources import Examples, StepExample, load_examples
+from srl_jax.data.examples import Examples
+from srl_jax.data.tokenizer import load_tokenizer
+from srl_jax.data.tokenizer import stop_ids as stop_ids_of
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import metrics, optimizer, terminal, update
@@ -25,10 +25,12 @@ from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import Qwen2, abstract, init
 from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
-from srl_jax.rollout.engine import Engine, Prompt, ReplicatedSampling, SamplingParams
-from srl_jax.rollout.episodes import asker
+from srl_jax.rollout.engine import Engine, ReplicatedSampling, SamplingParams
+from srl_jax.rollout.episodes import prompt_builder
+from srl_jax.rollout.prompt_set import PromptSet as Asked
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
+from srl_jax.tasks import load_examples, task_of_mode
 
 # A run may be continued with other values of these; any other key makes it another run.
 FREE_KEYS = (
@@ -152,7 +154,7 @@ def begin(
   with contextlib.ExitStack() as ends:
     stop = StopSignal()
     ends.callback(stop.restore)
-    examples = load_examples(config.data, method=config.method, seed=config.seed)
+    examples = load_examples(config)
     steps = config.train.steps or steps_of(len(examples.train))
     checkpoints = Checkpoints(workdir, config.train.keep)
     ends.callback(checkpoints.close)
@@ -197,7 +199,7 @@ def load_policy(config, tx: optax.GradientTransformation, checkpoints: Checkpoin
   architecture = load_config(folder, config.dtype).on_platform(platform())
   mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
   check_mesh(mesh, architecture.sizes())
-  tokenizer = prompts.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   steps = hosts.broadcast(checkpoints.steps())
   if steps:
     shapes = abstract(architecture)
@@ -206,7 +208,7 @@ def load_policy(config, tx: optax.GradientTransformation, checkpoints: Checkpoin
   else:
     model = load_weights(config, folder)
     moments, progress = update.init_moments(tx, model), Progress()
-  stop_ids = prompts.stop_ids(tokenizer, folder)
+  stop_ids = stop_ids_of(tokenizer, folder)
   return Policy(model, moments, tx, tokenizer, stop_ids, progress, folder, bool(steps))
 
 
@@ -250,84 +252,17 @@ def make_engine(config, policy: Policy, stop: StopSignal) -> Engine:
 def sampling_params(config, step: int = 0) -> SamplingParams:
   """How a config samples at a step."""
   rollout = config.rollout
-  return SamplingParams(
-    rollout.max_tokens, rollout.temperature, rollout.top_p, seed=config.seed, step=step
-  )
+  return SamplingParams(rollout.max_tokens, rollout.temperature, seed=config.seed, step=step)
 
 
 def make_solver(config, policy: Policy, engine: Engine) -> Solver:
   """Solves whole problems as config.eval says."""
-  task = "srl" if config.eval.mode == "stepwise" else "rlvr"
+  task, prompt = task_of_mode(config.eval.mode, config.method), config.prompt
   return Solver(
     engine=ReplicatedSampling(engine),
-    ask=asker(policy.tokenizer, task, config.prompt.style, config.prompt.system_file),
+    build_prompt=prompt_builder(policy.tokenizer, task, prompt.style, prompt.system_file),
     mode=config.eval.mode,
     params=dataclasses.replace(sampling_params(config), max_tokens=config.eval.max_tokens),
     max_turns=config.eval.max_turns,
     max_prompt_tokens=config.data.max_prompt_tokens,
   )
-
-
-class Asked:
-  """Examples whose prompts are short enough, and those prompts, tokenised when they are asked for:
-  134,000 prompts of 4,000 tokens would not fit into memory.
-
-  Fields: examples; think_opened, whether the template opens the think block; too_long, how many
-  examples were left out because of data.max_prompt_tokens, or, for sft, because prompt and response
-  together exceed batch.tokens_per_device.
-  """
-
-  def __init__(self, config, tokenizer, examples: list[StepExample]):
-    """Raises UserError when there are examples and none is short enough."""
-    self._tokenizer, self._domain = tokenizer, config.data.domain
-    self._system = functools.cache(
-      lambda task: prompts.system_prompt(
-        task,
-        "think" if task == "srl" else config.prompt.style,
-        config.prompt.system_file,
-        domain=config.data.domain,
-      )
-    )
-    self._kept = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
-    limit, room = config.data.max_prompt_tokens, config.batch.tokens_per_device
-
-    def fits(example):
-      prompt = len(self._encode(example).token_ids)
-      if config.method == "sft" and prompt <= limit:
-        response = tokenizer(example.target, add_special_tokens=False)["input_ids"]
-        return prompt + len(response) + 1 <= room  # and the token that ends it
-      return prompt <= limit
-
-    mine = [i for i in hosts.local_part(range(len(examples))) if fits(examples[i])]
-    short = sorted(sum(hosts.all_gather_json(mine), []))
-    if examples and not short:
-      more = f", or with their responses than batch.tokens_per_device ({room})"
-      raise UserError(
-        f"data.max_prompt_tokens: all {len(examples)} prompts are longer than {limit} tokens"
-        f"{more if config.method == 'sft' else ''}; raise it"
-      )
-    self.examples = [examples[i] for i in short]
-    self.too_long = len(examples) - len(short)
-    self.think_opened = bool(short) and self._encode(self.examples[0]).think_opened
-
-  def prompt(self, index: int) -> Prompt:
-    """The prompt of examples[index], under the example's id; those asked for last are kept."""
-    return self._kept(index)
-
-  def _prompt(self, index: int) -> Prompt:
-    example = self.examples[index]
-    return Prompt(example.id, tuple(self._encode(example).token_ids))
-
-  def all_prompts(self) -> list[Prompt]:
-    """All of them."""
-    return list(map(self.prompt, range(len(self.examples))))
-
-  def _encode(self, example: StepExample) -> prompts.EncodedPrompt:
-    messages = prompts.build_messages(
-      example.problem,
-      example.context,
-      example.hint,
-      self._system(example.task),
-      domain=self._domain,
-    )
-    return prompts.encode(self._tokenizer, messages)

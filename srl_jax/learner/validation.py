@@ -12,9 +12,9 @@ from srl_jax.evals import math_benchmarks
 from srl_jax.learner import start
 from srl_jax.learner.dynamic_sampling import Group
 from srl_jax.policy.model import abstract
-from srl_jax.rewards.scoring import score_group
 from srl_jax.rollout.engine import Prompt
 from srl_jax.rollout.episodes import Task
+from srl_jax.tasks.scoring import score_group
 
 # Processes for the similarities of a group, where they are work enough: the whole solutions of the
 # one-step reward are.
@@ -39,7 +39,7 @@ def validate(config, solver, held_out: start.Asked) -> dict:
   """Greedy step reward on the held-out examples and, if eval.mode asks, their final answers."""
   found = {}
   if held_out.examples:
-    params = dataclasses.replace(start.sampling_params(config), temperature=0.0, top_p=1.0)
+    params = dataclasses.replace(start.sampling_params(config), temperature=0.0)
     wanted = held_out.all_prompts()
     places = {prompt.id: i for i, prompt in enumerate(wanted)}
     scores = []

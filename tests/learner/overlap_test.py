@@ -9,8 +9,8 @@ from srl_jax.data.batches import PromptQueue
 from srl_jax.data.sources import StepExample
 from srl_jax.learner.dynamic_sampling import Batch, Group
 from srl_jax.learner.overlap import Ahead, restore_batch
-from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.tasks import Score
 
 SIZE = 2
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs import quickstart
 from srl_jax import config as common
-from srl_jax.data import prompts
+from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.learner import rl, start, update
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.policy.sharding import make_mesh
@@ -24,7 +24,7 @@ class Scripted:
   """Answers prompts with texts of a list; log-probs are those of a uniform distribution."""
 
   def __init__(self, texts):
-    self.tokenizer, self.texts = prompts.load_tokenizer(MODEL), texts
+    self.tokenizer, self.texts = load_tokenizer(MODEL), texts
     self.versions, self.params, self.asked = [], [], []
 
   def load_weights(self, model, version):
