@@ -38,18 +38,19 @@ from benchmarks.host_texts import (
   make_example,
 )
 from srl_jax import command_line
-from srl_jax import config as common
-from srl_jax.data import prompts
+from srl_jax.config import defaults
 from srl_jax.data.batches import PromptQueue
+from srl_jax.data.tokenizer import encode, load_tokenizer
 from srl_jax.learner import metrics
 from srl_jax.learner.batch import pack_groups
 from srl_jax.learner.dynamic_sampling import Batch, Group, add_round, draw_size
 from srl_jax.learner.log import Log
 from srl_jax.learner.rollouts import WORKERS
 from srl_jax.policy.sharding import AXES
-from srl_jax.rewards.scoring import score_group
 from srl_jax.rollout.engine import Prompt, Rollout
 from srl_jax.rollout.vllm_server import read_group
+from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks.scoring import score_group
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL_PARAMETERS = 6.53e9  # of Qwen2.5-7B in matmuls over all tokens: without embedding and head
@@ -88,17 +89,17 @@ def measure(
     shrink: all lengths are divided by it; 1 is the paper's scale.
     seed: of the texts.
   """
-  tokenizer = prompts.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   writer, clock = Writer(np.random.default_rng(seed), tokenizer, case.words), Clock()
-  config = common.defaults()
-  system = prompts.system_prompt(case.task, "think", domain=case.domain)
+  config = defaults()
+  system = system_prompt(TASKS[case.task])
   longest = int(LONGEST / shrink)
 
   def one_group(ticket) -> Group:
     example = make_example(writer, case, ticket[1], shrink)
     with clock("prompts"):
-      messages = prompts.build_messages(example.problem, [], None, system, domain=case.domain)
-      prompt = Prompt(example.id, tuple(prompts.encode(tokenizer, messages).token_ids))
+      messages = TASKS[case.task].build_messages(example.problem, [], None, system)
+      prompt = Prompt(example.id, tuple(encode(tokenizer, messages).token_ids))
     room = longest - len(prompt.token_ids)
     answer = make_answer(writer, example.target, samples, room, shrink)
     with clock("answers"):
@@ -257,7 +258,7 @@ def main() -> None:
   output = ROOT / "benchmarks" / "host.md"
   parser.add_argument("--output", type=arguments.new_file, default=output)
   given = parser.parse_args()
-  tokenizer = prompts.load_tokenizer(given.tokenizer)  # here, too, for its errors
+  tokenizer = load_tokenizer(given.tokenizer)  # here, too, for its errors
   if given.fit:
     for name, lengths in fit(pathlib.Path(given.fit), tokenizer).items():
       print(f'  "{name}": {lengths},')

@@ -167,13 +167,25 @@ def _choose(run: dict | None, flag, key: str, default):
   return flag.value if flag.value is not None else (run or {}).get(key, default)
 
 
-def _task(mode: str) -> str:
-  return "srl" if mode == "stepwise" else "rlvr"
+def _task(run: dict | None, mode: str) -> str:
+  """The name of the task whose prompts are used.
+
+  Raises UserError for a run of a task that a config file has added: its prompt is not known here.
+  """
+  from srl_jax import tasks
+
+  method = (run or {}).get("method", "")
+  if method and method not in tasks.methods() and not _choose(run, *_SYSTEM):
+    raise UserError(
+      f"--model={_MODEL.value}: its method {method!r} is a task of its config file; give the task's"
+      " system prompt in a file, --system_file=FILE"
+    )
+  return tasks.task_of_mode(mode, method)
 
 
 def _settings(run: dict | None) -> dict[str, Any]:
   """Everything that the figures depend on, but the weights' checksum."""
-  from srl_jax.data import prompts
+  from srl_jax.tasks import TASKS, system_prompt
 
   mode = _choose(run, _MODE, "eval.mode", "whole")
   mode = "whole" if mode == "off" else mode
@@ -190,7 +202,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
     "engine": _ENGINE.value,
     "mode": mode,
     "style": style,
-    "system": prompts.system_prompt(_task(mode), style, _choose(run, *_SYSTEM)),
+    "system": system_prompt(TASKS[_task(run, mode)], style, _choose(run, *_SYSTEM)),
     "temperature": _TEMPERATURE.value,
     "seed": _SEED.value,
     "max_tokens": _choose(same, _MAX_TOKENS, "eval.max_tokens", 4096),
@@ -246,23 +258,25 @@ def _load(run: dict | None, settings: dict, width: int):
   """(Solver with the weights in its engine, checksum of the weights)."""
   import ml_collections
 
-  from srl_jax.data import prompts
+  from srl_jax.data.tokenizer import load_tokenizer, stop_ids
   from srl_jax.evals.math_benchmarks import Solver
   from srl_jax.learner import setup
   from srl_jax.policy import hf_files
   from srl_jax.rollout.engine import SamplingParams
-  from srl_jax.rollout.episodes import asker
+  from srl_jax.rollout.episodes import prompt_builder
 
   folder = hf_files.resolve_model(run["model"] if run else settings["model"])
-  tokenizer = prompts.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
   model = setup.load_weights(chosen, folder)
-  engine = _make_engine(tokenizer, prompts.stop_ids(tokenizer, folder), width)
+  engine = _make_engine(tokenizer, stop_ids(tokenizer, folder), width)
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(
     engine=engine,
-    ask=asker(tokenizer, _task(settings["mode"]), settings["style"], _choose(run, *_SYSTEM)),
+    build_prompt=prompt_builder(
+      tokenizer, _task(run, settings["mode"]), settings["style"], _choose(run, *_SYSTEM)
+    ),
     mode=settings["mode"],
     params=SamplingParams(settings["max_tokens"], seed=settings["seed"]),
     max_turns=settings["max_turns"],

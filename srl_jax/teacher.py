@@ -18,13 +18,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
-
 from srl_jax import command_line, folders
 from srl_jax.data import problems as problems_lib
-from srl_jax.data import prompts, rows, solutions
+from srl_jax.data import rows, solutions
 from srl_jax.data.chat import ChatServer
+from srl_jax.data.data_config import Columns, DataConfig
+from srl_jax.data.examples import ExampleKind
 from srl_jax.data.problems import Problem
+from srl_jax.data.responses import outside_think_blocks
 from srl_jax.errors import UserError
 from srl_jax.rewards.answers import answers_equal, extract_answer
 
@@ -100,14 +101,15 @@ def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.P
 
 def _read_problems() -> dict[str, Problem]:
   """{id: problem} of the file; UserError for a row without a problem or a gold answer."""
-  fields = dict.fromkeys(("problem", "solution", "answer", "id", "reasoning"), "")
+  columns = {}
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in ("problem", "answer", "id") or not column:
       raise UserError(f"--fields: {item!r} is none of problem=COLUMN, answer=COLUMN, id=COLUMN")
-    fields[field] = column
-  data = ml_collections.ConfigDict(dict(source="jsonl", path=_PROBLEMS.value, fields=fields))
-  problems, counts = problems_lib.read_problems(data, method="rlvr")  # which needs gold answers
+    columns[field] = column
+  data = DataConfig(source="jsonl", path=_PROBLEMS.value, fields=Columns(**columns))
+  kind = ExampleKind(method="teacher", task="", unit="answer")  # solutions are yet to be written
+  problems, counts = problems_lib.read_problems(data, kind)
   for reason in sorted(counts.keys() - {"rows", "kept"}):
     print(f"{_PROBLEMS.value}: {counts[reason]} of {counts['rows']} rows left out: {reason}")
   return {problem.id: problem for problem in problems}
@@ -184,7 +186,7 @@ def _ask(server: ChatServer, problem: Problem) -> tuple[str, str]:
 def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
   """Returns why a teacher's answer is of no use, or None if it is.
 
-  The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, one_step.
+  The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, single_step.
 
   Args:
     text: the answer; think blocks are not looked at.
@@ -194,13 +196,13 @@ def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
   """
   if finish_reason != "stop":
     return "cut_off"
-  solution = prompts.outside_think_blocks(text)
+  solution = outside_think_blocks(text)
   answer = extract_answer(solution)
   if answer is None:
     return "no_answer"
   if not answers_equal(answer, gold, problem=problem):
     return "wrong_answer"
-  return {0: "no_steps", 1: "one_step"}.get(len(solutions.split_steps(solution)))
+  return {0: "no_steps", 1: "single_step"}.get(len(solutions.split_steps(solution)))
 
 
 # ---------------------------------------------------------------------------------- results
@@ -214,7 +216,7 @@ def _write_solutions(
   with folders.replacing(path) as file:
     for id, problem in problems.items():
       if id in kept:
-        solution = prompts.outside_think_blocks(kept[id]["text"])
+        solution = outside_think_blocks(kept[id]["text"])
         line = {"id": id, "problem": problem.text, "answer": problem.answer, "solution": solution}
         file.write(json.dumps(line | {"model": kept[id]["model"]}, ensure_ascii=False) + "\n")
 

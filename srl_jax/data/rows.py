@@ -9,17 +9,20 @@ from typing import Any
 from srl_jax.errors import UserError
 
 
-def read(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields (place, row) for every row of the source that a config's group `data` names.
+def read(source: str, path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, row) for every row of a source.
+
+  Args:
+    source: jsonl (`path` is a file) or hub (`path` is a dataset's name, `split` its split).
 
   Raises:
     UserError: an unknown source, or as `json_lines` and `hub_rows`.
   """
-  if data.source == "jsonl":
-    return json_lines(data.path)
-  if data.source == "hub":
-    return hub_rows(data.path, data.split)
-  raise UserError(f"data.source={data.source!r}: use hub, jsonl or arithmetic")
+  if source == "jsonl":
+    return json_lines(path)
+  if source == "hub":
+    return hub_rows(path, split)
+  raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
 
 
 def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 import jax
 
 from srl_jax import folders
-from srl_jax.data import prompts, rows
+from srl_jax.data import rows
+from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.evals import passes
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.policy import hf_files, sharding, weights
 from srl_jax.rollout.engine import SamplingParams
-from srl_jax.rollout.episodes import Task, asker
+from srl_jax.rollout.episodes import Task, prompt_builder
 from srl_jax.rollout.sampler import Sampler
+from srl_jax.tasks import task_of_mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +66,11 @@ def success_rates(
   _claim(folder, trial)
   stored = {tensor.dtype for tensor in hf_files.read_headers(model_folder).values()}
   dtype = "float32" if stored == {"F32"} else "bfloat16"
-  tokenizer = prompts.load_tokenizer(model_folder)
-  engine = Sampler(tokenizer, prompts.stop_ids(tokenizer, model_folder), width)
+  tokenizer = load_tokenizer(model_folder)
+  engine = Sampler(tokenizer, stop_ids(tokenizer, model_folder), width)
   solver = Solver(
     engine=engine,
-    ask=asker(tokenizer, "rlvr", trial.style),
+    build_prompt=prompt_builder(tokenizer, task_of_mode("whole"), trial.style),
     mode="whole",
     params=SamplingParams(trial.max_tokens, seed=trial.seed),
     max_turns=1,

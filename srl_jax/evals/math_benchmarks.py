@@ -16,7 +16,13 @@ from srl_jax.data import arithmetic, rows
 from srl_jax.errors import UserError
 from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
-from srl_jax.rollout.episodes import Ask, Episode, Task, solve_stepwise, solve_whole
+from srl_jax.rollout.episodes import (
+  Episode,
+  PromptBuilder,
+  Task,
+  solve_stepwise,
+  solve_whole,
+)
 
 MODES = ("whole", "stepwise")
 
@@ -115,13 +121,13 @@ def _gold(place: str, row: dict[str, Any]) -> str:
 class Solver:
   """How problems are solved.
 
-  Fields: engine; ask, see rollout.episodes.asker (for task "srl" where mode is stepwise); mode,
-  whole or stepwise; params, of which the temperature is replaced; max_turns and max_prompt_tokens
-  bound a stepwise episode.
+  Fields: engine; build_prompt, from rollout.episodes.prompt_builder for tasks.task_of_mode(mode);
+  mode, whole or stepwise; params, of which the temperature is replaced; max_turns and
+  max_prompt_tokens bound a stepwise episode.
   """
 
   engine: Engine
-  ask: Ask
+  build_prompt: PromptBuilder
   mode: str
   params: SamplingParams
   max_turns: int
@@ -131,9 +137,9 @@ class Solver:
     """n episodes for each task, in the order of the tasks."""
     params = dataclasses.replace(self.params, temperature=temperature)
     if self.mode == "whole":
-      return solve_whole(self.engine, self.ask, tasks, n, params)
+      return solve_whole(self.engine, self.build_prompt, tasks, n, params)
     limits = dict(max_turns=self.max_turns, max_prompt_tokens=self.max_prompt_tokens)
-    return solve_stepwise(self.engine, self.ask, tasks, n, params, **limits)
+    return solve_stepwise(self.engine, self.build_prompt, tasks, n, params, **limits)
 
 
 class Graded(NamedTuple):

@@ -61,7 +61,7 @@ def solve(
         "id": task.id,
         "problem": task.problem,
         "gold": task.answer,
-        "think_opened": solver.ask(task.problem, ()).think_opened,
+        "think_opened": solver.build_prompt(task.problem, ()).think_opened,
         "samples": marked[i * n : (i + 1) * n],
       }
       file.write(json.dumps(line, ensure_ascii=False) + "\n")

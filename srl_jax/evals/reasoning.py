@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srl_jax import command_line
-from srl_jax.data.prompts import OPEN
+from srl_jax.data.responses import OPEN
 from srl_jax.errors import UserError
 from srl_jax.evals import passes, plots, tables
 from srl_jax.evals.figures import mean_and_error

@@ -9,11 +9,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from srl_jax.data.sources import StepExample
-from srl_jax.rewards.scoring import Score
+from srl_jax.data.examples import StepExample
 from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.tasks import TASKS, Score
 
 Ticket = tuple[int, int]  # (epoch, index of the example), see data.batches.PromptQueue
 
@@ -63,9 +61,7 @@ def why_dropped(group: Group, std_epsilon: float) -> str | None:
   """The reason not to train on a group, or None to keep it."""
   if population_std(group.rewards) > std_epsilon:
     return None
-  if group.example.task == "rlvr":
-    return "all_right" if np.mean(group.rewards) > 0.5 else "all_wrong"
-  return "all_failed" if all(score.failure for score in group.scores) else "low_std"
+  return TASKS[group.example.task].equal_rewards(group.scores)
 
 
 def draw_size(batch: Batch, size: int) -> int:

@@ -10,9 +10,10 @@ from srl_jax.data.batches import PromptQueue
 from srl_jax.errors import EngineError, Stopped
 from srl_jax.learner.dynamic_sampling import Batch, Group, Ticket, add_round, draw_size
 from srl_jax.learner.run import Run
-from srl_jax.rewards.scoring import Score, score_group
 from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
 from srl_jax.rollout.prompt_set import PromptSet
+from srl_jax.tasks import Score
+from srl_jax.tasks.scoring import score_group
 
 # Worker processes for the similarities of a group with long texts (the one-step reward's).
 WORKERS = min(8, os.cpu_count() or 1)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from srl_jax import hosts
-from srl_jax.data.prompts import load_tokenizer, stop_ids
-from srl_jax.data.sources import Examples, load_examples
+from srl_jax.data.examples import Examples
+from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import optimizer
@@ -28,10 +28,11 @@ from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.progress import ProgressLine
 from srl_jax.rollout.engine import Engine, ReplicatedSampling
-from srl_jax.rollout.episodes import asker
+from srl_jax.rollout.episodes import prompt_builder
 from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
+from srl_jax.tasks import load_examples, task_of_mode
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
   with contextlib.ExitStack() as stack:
     stop = StopSignal()
     stack.callback(stop.restore)
-    examples = load_examples(config.data, method=config.method, seed=config.seed)
+    examples = load_examples(config)
     steps = config.train.steps or epoch_steps(config, len(examples.train))
     stop.raise_if_any_stopped()
 
@@ -181,10 +182,10 @@ def make_engine(config, tokenizer, stop_ids: list[int], stop: StopSignal) -> Eng
 
 def make_solver(config, tokenizer, engine: Engine) -> Solver:
   """Solves whole problems as config.eval says."""
-  task = "srl" if config.eval.mode == "stepwise" else "rlvr"
+  task, prompt = task_of_mode(config.eval.mode, config.method), config.prompt
   return Solver(
     engine=ReplicatedSampling(engine),
-    ask=asker(tokenizer, task, config.prompt.style, config.prompt.system_file),
+    build_prompt=prompt_builder(tokenizer, task, prompt.style, prompt.system_file),
     mode=config.eval.mode,
     params=dataclasses.replace(sampling_params(config), max_tokens=config.eval.max_tokens),
     max_turns=config.eval.max_turns,

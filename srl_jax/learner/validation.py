@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from srl_jax import hosts
-from srl_jax.data.sources import StepExample
+from srl_jax.data.examples import StepExample
 from srl_jax.evals import math_benchmarks
 from srl_jax.learner.rollouts import sampling_params, score
 from srl_jax.learner.run import Run

@@ -3,10 +3,10 @@
 import pytest
 
 from srl_jax.data.batches import PromptQueue
-from srl_jax.data.sources import StepExample
+from srl_jax.data.examples import StepExample
 from srl_jax.learner.dynamic_sampling import Batch, Group, add_round, draw_size, why_dropped
-from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import Prompt
+from srl_jax.tasks import Score
 
 
 def group(rewards, ticket=(0, 0), task="srl", failures=None):

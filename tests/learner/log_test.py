@@ -6,11 +6,11 @@ import types
 
 import pytest
 
-from srl_jax.data.sources import StepExample
+from srl_jax.data.examples import StepExample
 from srl_jax.learner import log as logs
 from srl_jax.learner.dynamic_sampling import Batch, Group
-from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.tasks import Score
 
 
 def group(rewards, failures, lengths, dropped=None, prompt=3, index=0):

@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from srl_jax.data.sources import StepExample
+from srl_jax.data.examples import StepExample
 from srl_jax.learner import metrics
 from srl_jax.learner.dynamic_sampling import Batch, Group
 from srl_jax.policy.hf_files import load_config
-from srl_jax.rewards.scoring import Score
 from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.tasks import Score
 
 MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
 

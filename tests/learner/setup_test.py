@@ -1,6 +1,5 @@
-"""Before the first step: whose workdir it is, which weights, which prompts."""
+"""Before the first step: whose workdir it is, which weights."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -13,8 +12,6 @@ import pytest
 
 from configs import quickstart
 from srl_jax import __version__, folders
-from srl_jax.data import prompts
-from srl_jax.data.sources import StepExample
 from srl_jax.errors import Stopped, UserError
 from srl_jax.learner import setup, workdir
 from srl_jax.learner.checkpoint import Checkpoints, Progress
@@ -24,7 +21,6 @@ from srl_jax.policy import model as M
 from srl_jax.policy.hf_files import load_config
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import save_hf
-from srl_jax.rollout.prompt_set import PromptSet
 
 MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
 
@@ -128,47 +124,6 @@ def test_where_weights_come_from(architecture, tmp_path, monkeypatch):
   assert same(load(init_from="random", seed=2), second)
   half = load(dtype="bfloat16")
   assert half.config.dtype == "bfloat16" and half.norm[...].dtype == np.float32
-
-
-# ---- prompts
-
-
-def example(number, problem="Start with 4. Add 3.", task="srl", hint=None, context=()):
-  return StepExample(f"p/{number}", "p", task, problem, list(context), hint, "x", "7")
-
-
-def test_prompts_of_examples():
-  """Each with its task's system prompt, its steps so far and its hint; long ones are counted."""
-  tokenizer = prompts.load_tokenizer(MODEL)
-  examples = [
-    example(1),
-    example(2, context=["1. **Add 3**: 4+3=7"]),
-    example(3, problem="Start with 4. " + "Add 3. " * 40),
-    example(4, hint="Add 3"),
-    example(5, task="rlvr"),
-  ]
-  asked = PromptSet(config(data__max_prompt_tokens=40), tokenizer, examples)
-  assert asked.too_long == 1 and not asked.think_opened
-  longer = dataclasses.replace(examples[0], target="Add 3. Add 3. Add 3.")
-  room = dict(method="sft", batch__tokens_per_device=len(asked.prompt(0).token_ids) + 3)
-  learned = PromptSet(config(**room), tokenizer, [longer, examples[0]])
-  assert learned.too_long == 1 and learned.examples == [examples[0]]
-  asked_for = asked.all_prompts()
-  assert [e.id for e in asked.examples] == [p.id for p in asked_for] == ["p/1", "p/2", "p/4", "p/5"]
-  assert asked.prompt(2) == asked_for[2]
-  found = {p.id: list(p.token_ids) for p in asked_for}
-  for e in asked.examples:
-    system = prompts.system_prompt(e.task, "think")
-    messages = prompts.build_messages(e.problem, e.context, e.hint, system)
-    assert found[e.id] == list(prompts.encode(tokenizer, messages).token_ids)
-  assert len({tuple(ids) for ids in found.values()}) == 4
-
-
-def test_no_prompt_short_enough():
-  tokenizer = prompts.load_tokenizer(MODEL)
-  with pytest.raises(ValueError, match="all 2 prompts are longer than 3 tokens; raise it"):
-    PromptSet(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
-  assert PromptSet(config(), tokenizer, []).all_prompts() == []
 
 
 # ---- signals

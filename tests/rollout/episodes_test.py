@@ -4,9 +4,12 @@ import types
 
 import pytest
 
-from srl_jax.data import arithmetic_tokenizer, prompts
+from srl_jax.data import arithmetic_tokenizer
+from srl_jax.data.tokenizer import EncodedPrompt, encode, load_tokenizer
 from srl_jax.rollout.engine import Rollout, SamplingParams
-from srl_jax.rollout.episodes import Task, asker, solve_stepwise, solve_whole
+from srl_jax.rollout.episodes import Task, prompt_builder, solve_stepwise, solve_whole
+from srl_jax.tasks import TASKS as ALL_TASKS
+from srl_jax.tasks import system_prompt
 
 PARAMS = SamplingParams(max_tokens=9)
 TASKS = [Task("a", "Problem a.", "1"), Task("b", "Problem b.", "2")]
@@ -32,7 +35,7 @@ class Script:
 
 def ask(problem, context):
   """A prompt of one token for the problem and one for each action so far."""
-  return prompts.EncodedPrompt([0, *range(1, 1 + len(context))], False)
+  return EncodedPrompt([0, *range(1, 1 + len(context))], False)
 
 
 def stepwise(say, tasks=TASKS, n=1, **limits):
@@ -132,22 +135,24 @@ def test_whole_solutions():
 
 
 def test_prompts_are_those_of_training(tmp_path):
-  """The asker's tokens are those of build_messages with the task's system prompt."""
+  """The tokens are those of the task's messages with its system prompt."""
   arithmetic_tokenizer.save(tmp_path)
-  tokenizer = prompts.load_tokenizer(tmp_path)
+  tokenizer = load_tokenizer(tmp_path)
   context = ["1. **Add 3**: 4+3=7"]
   for task, style in [("srl", "think"), ("rlvr", "think"), ("rlvr", "plain")]:
-    found = asker(tokenizer, task, style)("Start with 4. Add 3.", context)
-    system = prompts.system_prompt(task, style)
-    messages = prompts.build_messages("Start with 4. Add 3.", context, None, system)
-    assert found == prompts.encode(tokenizer, messages)
-  step, whole = (asker(tokenizer, task, "think")("x", ()).token_ids for task in ("srl", "rlvr"))
+    found = prompt_builder(tokenizer, task, style)("Start with 4. Add 3.", context)
+    system = system_prompt(ALL_TASKS[task], style)
+    messages = ALL_TASKS[task].build_messages("Start with 4. Add 3.", context, None, system)
+    assert found == encode(tokenizer, messages)
+  step, whole = (
+    prompt_builder(tokenizer, task, "think")("x", ()).token_ids for task in ("srl", "rlvr")
+  )
   assert step != whole
 
 
 def test_a_template_that_opens_the_think_block():
   """Then a response begins inside it."""
-  opened = lambda problem, context: prompts.EncodedPrompt([0], True)
+  opened = lambda problem, context: EncodedPrompt([0], True)
   engine = Script(lambda id, sample: "inside</think> \\boxed{3}")
   limits = dict(max_turns=2, max_prompt_tokens=5)
   (episode,) = solve_stepwise(engine, opened, TASKS[:1], 1, PARAMS, **limits)
