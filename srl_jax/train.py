@@ -66,13 +66,15 @@ def main(argv) -> None:
 
 def run(config, workdir: pathlib.Path) -> dict:
   """Trains what the config says, from the workdir's last checkpoint; returns the summary."""
-  from srl_jax.learner import rl, setup, sft
+  from srl_jax.learner import rl, setup, sft, summary
 
   with setup.open_run(config, workdir) as opened:
+    summary.measure_untrained(opened)
     if config.method == "sft":
-      return sft.train(opened)
-    reference = setup.load_weights(config, opened.folder) if config.algorithm.kl else None
-    return rl.train(opened, reference)
+      sft.train(opened)
+    else:
+      rl.train(opened, setup.load_reference(opened))
+    return summary.summarise(opened)
 
 
 def out_of_memory(config, error: Exception) -> str:

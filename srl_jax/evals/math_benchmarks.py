@@ -141,6 +141,10 @@ class Solver:
     limits = dict(max_turns=self.max_turns, max_prompt_tokens=self.max_prompt_tokens)
     return solve_stepwise(self.engine, self.build_prompt, tasks, n, params, **limits)
 
+  def accuracy(self, tasks: Sequence[Task]) -> float:
+    """Share of problems solved by greedy decoding."""
+    return float(np.mean(right(self.solve(tasks, 1, 0.0))))
+
 
 class Graded(NamedTuple):
   """An episode's final answer (None: it has none) and whether it is right."""
@@ -168,16 +172,11 @@ def right(episodes: Sequence[Episode]) -> list[bool]:
   return [graded.right for graded in grade(episodes)]
 
 
-def accuracy(solver: Solver, tasks: Sequence[Task]) -> float:
-  """Share of problems solved by greedy decoding."""
-  return float(np.mean(right(solver.solve(tasks, 1, 0.0))))
-
-
 def measure(solver: Solver, tasks: Sequence[Task], samples: int) -> dict[str, float]:
   """{greedy, avg_at_k, pass_at_k} in [0, 1]; k = samples, drawn at temperature 1."""
   solved_nk = np.array(right(solver.solve(tasks, samples, 1.0))).reshape(len(tasks), samples)
   return {
-    "greedy": accuracy(solver, tasks),
+    "greedy": solver.accuracy(tasks),
     f"avg_at_{samples}": float(solved_nk.mean()),
     f"pass_at_{samples}": float(solved_nk.any(axis=1).mean()),
   }

@@ -17,18 +17,17 @@ from srl_jax.learner.batch import pack_groups
 from srl_jax.learner.dynamic_sampling import Batch, Group
 from srl_jax.learner.rollouts import sample_batch
 from srl_jax.learner.rows import Rows
-from srl_jax.learner.run import Run
 from srl_jax.policy.model import Qwen2
 
 MAX_LOGPROB_GAP = 1.05  # exp of the mean |trainer's - engine's log-prob| above which a run warns
 MAX_EMPTY_STEPS = 10  # steps in a row without a group to train on, before a run gives up
 
 
-def train(run: Run, reference: Qwen2 | None = None) -> dict:
-  """Trains from run.state to the last step, with the mesh set; returns the summary.
+def train(run, reference: Qwen2 | None = None) -> None:
+  """Trains from run.state to the last step, with the mesh set.
 
   Args:
-    run: from setup.open_run.
+    run: the setup.Run that setup.open_run yields.
     reference: the policy of the KL term, where config.algorithm.kl is not 0.
 
   Raises, after saving, Stopped when a signal asks the run to stop and EngineError when the engine
@@ -37,7 +36,6 @@ def train(run: Run, reference: Qwen2 | None = None) -> dict:
   timers, empty_steps = metrics.Timers(), 0
   queue = PromptQueue(len(run.train_prompts.examples), run.config.seed, run.progress.queue)
   run.engine.load_weights(run.state.model, run.state.step)
-  validation.measure_untrained(run)
   with ThreadPoolExecutor(1, "prefetch") as pool:
     try:
       with timers("sample"):
@@ -72,25 +70,24 @@ def train(run: Run, reference: Qwen2 | None = None) -> dict:
     except (Stopped, EngineError):
       run.save()
       raise
-  return validation.summarise(run)
 
 
 # ---------------------------------------------------------------------------------- batches
 
 
-def is_finished(run: Run, queue: PromptQueue, steps_begun: int = 0) -> bool:
+def is_finished(run, queue: PromptQueue, steps_begun: int = 0) -> bool:
   """Whether there is no batch left to sample after `steps_begun` steps beyond run.state.step."""
   epochs = 0 if run.config.train.steps else run.config.train.epochs
   drawn = epochs and queue.epochs() >= epochs
   return bool(run.state.step + steps_begun >= run.steps or drawn)
 
 
-def next_batch(run: Run, queue: PromptQueue) -> Batch | None:
+def next_batch(run, queue: PromptQueue) -> Batch | None:
   """The batch of the next step, or None after the last one."""
   return None if is_finished(run, queue) else sample_batch(run, queue, run.state.step)
 
 
-def prefetch(run: Run, queue: PromptQueue, pool: ThreadPoolExecutor) -> Future | None:
+def prefetch(run, queue: PromptQueue, pool: ThreadPoolExecutor) -> Future | None:
   """Begins to sample the batch of the step after this one, if rollout.lag is 1 and there is one.
 
   Nothing of it is in a checkpoint: a run that is killed draws the same prompts again.
@@ -100,7 +97,7 @@ def prefetch(run: Run, queue: PromptQueue, pool: ThreadPoolExecutor) -> Future |
   return pool.submit(sample_batch, run, queue, run.state.step + 1)
 
 
-def check_batch(run: Run, batch: Batch, empty_steps: int) -> None:
+def check_batch(run, batch: Batch, empty_steps: int) -> None:
   """Warns of a batch that is not full; raises UserError after MAX_EMPTY_STEPS empty ones."""
   step, size = run.state.step + 1, run.config.batch.prompts
   if empty_steps == MAX_EMPTY_STEPS:
@@ -125,7 +122,7 @@ def check_batch(run: Run, batch: Batch, empty_steps: int) -> None:
 
 
 def train_on(
-  run: Run, groups: Sequence[Group], reference: Qwen2 | None
+  run, groups: Sequence[Group], reference: Qwen2 | None
 ) -> tuple[list[update.StepOutput], list[list[Rows]]]:
   """Dispatches the optimiser step(s) of a batch; run.state becomes that of the next step.
 
@@ -148,7 +145,7 @@ def train_on(
   return outputs, rows
 
 
-def show(run: Run, row: dict[str, float]) -> None:
+def show(run, row: dict[str, float]) -> None:
   """Shows a step on the progress line; warns when trainer and engine disagree."""
   gap = row.get("logprob_gap_exp", 0.0)
   if gap > MAX_LOGPROB_GAP:

@@ -1,4 +1,7 @@
-"""The batch of a step: draw prompts, sample a group for each, score it, keep what teaches."""
+"""The batch of a step: draw prompts, sample a group for each, score it, keep what teaches.
+
+`run` is a setup.Run.
+"""
 
 import dataclasses
 import os
@@ -9,9 +12,7 @@ from srl_jax import hosts
 from srl_jax.data.batches import PromptQueue
 from srl_jax.errors import EngineError, Stopped
 from srl_jax.learner.dynamic_sampling import Batch, Group, Ticket, add_round, draw_size
-from srl_jax.learner.run import Run
 from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
-from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.tasks import Score
 from srl_jax.tasks.scoring import score_group
 
@@ -25,7 +26,7 @@ def sampling_params(config, step: int = 0) -> SamplingParams:
   return SamplingParams(rollout.max_tokens, rollout.temperature, seed=config.seed, step=step)
 
 
-def sample_batch(run: Run, queue: PromptQueue, step: int) -> Batch:
+def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
   """Samples rounds of groups until config.batch.prompts are kept or max_rounds are made.
 
   Returns the same batch on every process; its kept groups may be fewer, or none.
@@ -43,7 +44,7 @@ def sample_batch(run: Run, queue: PromptQueue, step: int) -> Batch:
   return batch
 
 
-def sample_groups(run: Run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group], float]:
+def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group], float]:
   """(A scored group for each ticket, in their order; seconds of scoring), on every process."""
   asked = {}  # by the prompt's id in this step; an example may be drawn again in a later epoch
   for epoch, index in tickets:
@@ -73,7 +74,7 @@ def sample_groups(run: Run, tickets: Sequence[Ticket], step: int) -> tuple[list[
   return [groups[ticket] for ticket in tickets], seconds
 
 
-def score(config, prompts: PromptSet, index: int, rollouts: Sequence[Rollout]) -> list[Score]:
+def score(config, prompts, index: int, rollouts: Sequence[Rollout]) -> list[Score]:
   """The scores of the rollouts of prompts.examples[index]."""
   return score_group(
     prompts.examples[index],

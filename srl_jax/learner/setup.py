@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from srl_jax import hosts
-from srl_jax.data.examples import Examples
+from srl_jax.data.examples import Examples, StepExample
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
@@ -19,7 +20,6 @@ from srl_jax.learner import optimizer
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.learner.log import Log
 from srl_jax.learner.rollouts import sampling_params
-from srl_jax.learner.run import Run
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
 from srl_jax.policy.hf_files import load_config, resolve_model
@@ -28,11 +28,68 @@ from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.progress import ProgressLine
 from srl_jax.rollout.engine import Engine, ReplicatedSampling
-from srl_jax.rollout.episodes import prompt_builder
+from srl_jax.rollout.episodes import Task, prompt_builder
 from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
 from srl_jax.tasks import load_examples, task_of_mode
+
+
+@dataclasses.dataclass
+class Run:
+  """A run at its last checkpoint, or at its start.
+
+  Fields:
+    config, workdir: of the run.
+    steps: of the whole run.
+    tx: the optimiser.
+    state: step, policy and moments; the loop replaces it.
+    progress: what a checkpoint holds besides.
+    checkpoints: of the workdir.
+    tokenizer, stop_ids: of the policy; the first stop id ends a supervised target.
+    folder: of the policy's Hugging Face files.
+    train_prompts, held_out: prompts to train on and to validate with.
+    engine: samples rollouts.
+    solver, held_out_problems: for final answers; the held-out problems that have one.
+    stop: whether a signal asked the run to stop.
+    log, line: what is written and what is shown.
+    start_time: on the monotonic clock; work before a restart is counted.
+  """
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  steps: int
+  tx: optax.GradientTransformation
+  state: TrainState
+  progress: Progress
+  checkpoints: Checkpoints
+  tokenizer: object
+  stop_ids: list[int]
+  folder: pathlib.Path
+  train_prompts: PromptSet
+  held_out: PromptSet
+  engine: Engine
+  solver: Solver
+  held_out_problems: list[Task]
+  stop: StopSignal
+  log: Log
+  line: ProgressLine
+  start_time: float
+
+  def is_due(self, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at this one."""
+    return every > 0 and self.state.step % every == 0
+
+  def save_if_due(self, is_last: bool) -> None:
+    """Saves every train.save_every steps, at every validated step and at the last one."""
+    score = self.progress.scores.get(str(self.state.step))
+    if is_last or score is not None or self.is_due(self.config.train.save_every):
+      self.save(score)
+
+  def save(self, score: float | None = None) -> None:
+    """Writes a checkpoint; `score` is that of the validation at this step, if there was one."""
+    self.progress.seconds = time.monotonic() - self.start_time
+    self.checkpoints.save(self.state, self.progress, score)
 
 
 @contextlib.contextmanager
@@ -81,6 +138,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
       held_out=held_out,
       engine=engine,
       solver=make_solver(config, tokenizer, engine),
+      held_out_problems=problems_with_answer(held_out.examples),
       stop=stop,
       log=log,
       line=line,
@@ -149,6 +207,11 @@ def load_weights(config, folder: pathlib.Path) -> Qwen2:
   return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
 
 
+def load_reference(run: Run) -> Qwen2 | None:
+  """The policy of the KL term, the weights that the run started from; None without that term."""
+  return load_weights(run.config, run.folder) if run.config.algorithm.kl else None
+
+
 def best_weights(workdir: str, architecture: ModelConfig) -> Qwen2:
   """The weights of a run at the step with the best validation score."""
   checkpoints = Checkpoints(workdir)
@@ -191,3 +254,12 @@ def make_solver(config, tokenizer, engine: Engine) -> Solver:
     max_turns=config.eval.max_turns,
     max_prompt_tokens=config.data.max_prompt_tokens,
   )
+
+
+def problems_with_answer(examples: list[StepExample]) -> list[Task]:
+  """The problems of examples that have a gold answer, each once."""
+  problems = {}
+  for example in examples:
+    if example.answer:
+      problems[example.problem_id] = Task(example.problem_id, example.problem, example.answer)
+  return list(problems.values())

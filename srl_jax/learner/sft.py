@@ -17,14 +17,12 @@ from srl_jax.learner import metrics, update, validation
 from srl_jax.learner.batch import pack_targets
 from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.rows import Rows
-from srl_jax.learner.run import Run
 from srl_jax.policy.sharding import on_host
-from srl_jax.rollout.prompt_set import PromptSet
 
 STOP_WORST = 0.25
 
 
-def train(run: Run) -> dict:
+def train(run) -> None:
   """Trains from run.state to the last step; as rl.train.
 
   With train.stop_at > 0 the run ends as soon as greedy decoding answers this share of the held-out
@@ -33,9 +31,6 @@ def train(run: Run) -> dict:
   because all rollouts of such a step are equally wrong.
   """
   config, timers, loss = run.config, metrics.Timers(), update.loss_of(run.config)
-  if config.eval.benchmark:
-    run.engine.load_weights(run.state.model, run.state.step)
-    validation.measure_untrained(run)
   try:
     while run.state.step < run.steps and not run.progress.done:
       chosen = batch_of(
@@ -59,7 +54,6 @@ def train(run: Run) -> dict:
   except Stopped:
     run.save()
     raise
-  return validation.summarise(run)
 
 
 def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
@@ -68,7 +62,7 @@ def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
   return epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
 
 
-def pack_examples(run: Run, prompts: PromptSet, chosen: Sequence[int]) -> list[Rows]:
+def pack_examples(run, prompts, chosen: Sequence[int]) -> list[Rows]:
   """The micro-batches of the chosen examples: each prompt with its target and the end token."""
   texts = [prompts.examples[i].target for i in chosen]
   tokens = run.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -77,7 +71,7 @@ def pack_examples(run: Run, prompts: PromptSet, chosen: Sequence[int]) -> list[R
   return pack_targets(prompt_ids, targets, run.config, run.state.model.config.layout)
 
 
-def validate_if_due(run: Run, loss: update.Loss) -> dict[str, float]:
+def validate_if_due(run, loss: update.Loss) -> dict[str, float]:
   """Every train.eval_every steps: the loss of the held-out targets; final answers if eval.mode is
   not off; with a stop rule also the share of exact responses. Sets run.progress.scores and done.
   """
@@ -99,7 +93,7 @@ def validate_if_due(run: Run, loss: update.Loss) -> dict[str, float]:
   return found
 
 
-def held_out_loss(run: Run, loss: update.Loss) -> float:
+def held_out_loss(run, loss: update.Loss) -> float:
   """Minus the mean log-prob of the held-out targets' tokens."""
   value = 0.0
   for rows in pack_examples(run, run.held_out, range(len(run.held_out.examples))):
@@ -108,7 +102,7 @@ def held_out_loss(run: Run, loss: update.Loss) -> float:
   return value
 
 
-def exact_shares(run: Run) -> dict[str, float]:
+def exact_shares(run) -> dict[str, float]:
   """The share of held-out targets that greedy decoding gives word for word, of all of them and of
   the step number at which it is worst.
   """
@@ -125,7 +119,7 @@ def exact_shares(run: Run) -> dict[str, float]:
   }
 
 
-def show(run: Run, row: dict[str, float]) -> None:
+def show(run, row: dict[str, float]) -> None:
   """Shows a step on the progress line."""
   parts = {"loss": f"{row['loss']:.4f}"}
   if "validation_exact" in row:
