@@ -23,7 +23,7 @@ import jax
 
 from benchmarks import arguments
 from configs import quickstart
-from srl_jax import config as common
+from srl_jax.config import mesh_spec
 from srl_jax.learner import metrics, rl
 from srl_jax.policy.sharding import make_mesh
 
@@ -110,7 +110,7 @@ def main() -> None:
   config.eval.benchmark, config.train.eval_every, config.train.save_every = "", 0, 10**6
   with tempfile.TemporaryDirectory() as name:
     workdir, folder = pathlib.Path(name) / "run", pathlib.Path(name) / "trace"
-    mesh = make_mesh(common.mesh_spec(config))
+    mesh = make_mesh(mesh_spec(config))
     with jax.set_mesh(mesh), tracing(folder, given.first, given.last):
       rl.train(config, workdir)
     runs, calls = spans(folder)

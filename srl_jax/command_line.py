@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -40,6 +41,18 @@ def own_flags() -> types.SimpleNamespace:
     for kind in (*kinds, "DEFINE_string")
   }
   return types.SimpleNamespace(values=values, **define)
+
+
+class ProgressLine:
+  """Prints a line about the progress of long work, at most every `seconds`."""
+
+  def __init__(self, seconds: float = 10.0):
+    self._seconds, self._last = seconds, time.monotonic()
+
+  def __call__(self, text: str) -> None:
+    if time.monotonic() - self._last > self._seconds:
+      self._last = time.monotonic()
+      print(text, flush=True)
 
 
 def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) -> None:

@@ -13,7 +13,7 @@ from srl_jax.learner import start
 from srl_jax.learner.dynamic_sampling import Group
 from srl_jax.policy.model import abstract
 from srl_jax.rollout.engine import Prompt
-from srl_jax.rollout.episodes import Task
+from srl_jax.rollout.episodes import Question as Task
 from srl_jax.tasks.scoring import score_group
 
 # Processes for the similarities of a group, where they are work enough: the whole solutions of the
