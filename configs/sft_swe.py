@@ -11,12 +11,12 @@ SFT model of others from the same base that it compares with; 5.8, 3.2 for the b
 """
 
 from configs import srl_swe
-from srl_jax import config as common
+from srl_jax.config import supervised
 
 
 def get_config(arg=None):
   config = srl_swe.get_config(arg)
-  common.supervised(config)
+  supervised(config)
   if not config.train.steps:
     config.train.eval_every = 100  # an epoch has 2,100 steps
   return config

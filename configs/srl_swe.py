@@ -15,13 +15,13 @@ The paper's figures, resolve rate in % (oracle file edit, end to end): 14.8, 8.6
 before; 8.4, 4.2 SWE-Gym-7B, which was fine-tuned from the same model.
 """
 
-from srl_jax import config as common
+from srl_jax.config import defaults, learn_from, parse_arg
 
 SWE_SMITH = "SWE-bench/SWE-smith-trajectories"
 
 
 def get_config(arg=None):
-  args = common.parse_arg(
+  args = parse_arg(
     arg,
     model="Qwen/Qwen2.5-Coder-7B-Instruct",
     data=SWE_SMITH,
@@ -32,8 +32,8 @@ def get_config(arg=None):
     resolved=True,
     tiny=False,
   )
-  config = common.defaults()
-  common.learn_from(config, args.model, args.data, solution=args.messages, id=args.id)
+  config = defaults()
+  learn_from(config, args.model, args.data, solution=args.messages, id=args.id)
   config.data.domain = "swe"
   config.data.split = args.split
   config.data.swe.expert = args.expert

@@ -115,7 +115,7 @@ def evaluation(
 
 def config_of(file: str, overrides: Sequence[str] = ()):
   """The config that srl_jax.train would run; UserError if it is not sound."""
-  from srl_jax import config as common
+  from srl_jax.config import check
 
   alone = flags.FlagValues()
   argv = ["", f"--config={file}", *overrides]
@@ -124,7 +124,7 @@ def config_of(file: str, overrides: Sequence[str] = ()):
     alone(argv)
   except (flags.Error, AttributeError, KeyError) as error:  # as ml_collections raises them
     raise UserError(f"{file}: {command_line.without_traceback(str(error))}") from error
-  common.check(alone.config)
+  check(alone.config)
   return alone.config
 
 

@@ -6,8 +6,9 @@
       --benchmarks=minerva_math,math500,mine.jsonl
 
 measures greedy decoding and, with --samples=k, avg@k, pass@k and majority@k, each with its standard
-error. The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint, asked as
-the run asked. Problems come from the hub, from --data=FOLDER with NAME.jsonl files, or from a file.
+error. The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint, with the
+prompts that the run used. Problems come from the hub, from --data=FOLDER with NAME.jsonl files, or
+from a file.
 Two modes, named in every table: whole (the whole solution in one response, think blocks allowed
 anywhere; the paper's) and stepwise (turn by turn until the answer is boxed, monologues dropped).
 
@@ -25,12 +26,12 @@ may be added to a folder; another model or other settings are refused.
 import contextlib
 import json
 import pathlib
-import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
 
-from srl_jax import command_line, folders
+from srl_jax import command_line, folders, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -85,15 +86,13 @@ _WIDTH = flags.DEFINE_integer("width", 256, "Most responses that are decoded sid
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", 0)
 
 _SYSTEM = (_SYSTEM_FILE, "prompt.system_file", "")
-_EVERY = 10.0  # seconds between lines of progress
-# The model's name and step tell a reader what the weights are; whether they are the same weights,
-# the weights' checksum decides.
-_TOLD_ONLY = ("model", "step")
+# Names of the weights. They may change as long as the weights' checksum is the same.
+_NAMES_OF_WEIGHTS = ("model", "step")
 
 
 def main(argv: list[str]) -> None:
   del argv
-  logging.set_verbosity(logging.WARNING)  # orbax tells every rename
+  logging.set_verbosity(logging.WARNING)  # orbax logs every rename
   if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
     raise UserError(
       "--servers: give the base URLs of the servers with --engine=vllm, and only then"
@@ -104,7 +103,7 @@ def main(argv: list[str]) -> None:
   output = pathlib.Path(_OUTPUT.value)
   import jax  # after the flags and files: a mistake in them must not wait for it
 
-  from srl_jax import config as common
+  from srl_jax.config import MESHES
   from srl_jax.errors import EngineError
   from srl_jax.evals import passes, tables
   from srl_jax.policy.sharding import make_mesh
@@ -115,14 +114,15 @@ def main(argv: list[str]) -> None:
   mesh = _MESH.value or f"fsdp={jax.device_count()}"
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
   with contextlib.ExitStack() as ends:
-    ends.enter_context(jax.set_mesh(make_mesh(common.MESHES.get(mesh, mesh))))
+    ends.enter_context(jax.set_mesh(make_mesh(MESHES.get(mesh, mesh))))
     solver, settings["weights"] = _load(run, settings, min(_WIDTH.value, responses))
     try:
       ends.enter_context(folders.locked(output))
       _claim(output, settings)
-      for name, tasks in benchmarks.items():
+      for name, questions in benchmarks.items():
+        show = _show_progress(name)
         for k in dict.fromkeys((0, _SAMPLES.value)):
-          passes.solve(solver, output / name, tasks, k, _TEMPERATURE.value, _Progress(name))
+          passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
     except KeyboardInterrupt:
       print(f"\nstopped; the same command goes on from what {output} holds", flush=True)
       raise SystemExit(130) from None
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
   print(tables.write(output, settings))
 
 
-# ---------------------------------------------------------------------------------- what is asked
+# ---------------------------------------------------------------------------------- settings
 
 
 def _load_benchmarks() -> dict[str, list]:
@@ -239,13 +239,14 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error}); give another --output") from error
   shared = settings.keys() & before.keys()  # the weights' checksum is known once they are loaded
+  same_weights = "weights" not in shared or before["weights"] == settings["weights"]
   folders.check_same_settings(
     output,
     {key: before[key] for key in shared},
     {key: settings[key] for key in shared},
     holds="an evaluation of something else",
     flag="--output",
-    free=_TOLD_ONLY,
+    free=_NAMES_OF_WEIGHTS if same_weights else (),
   )
 
 
@@ -294,6 +295,12 @@ def _make_engine(tokenizer, stop_ids: list[int], width: int):
   return VllmEngine(_SERVERS.value, tokenizer, stop_ids, weights_root=_WEIGHTS_ROOT.value)
 
 
+def _show_progress(benchmark: str) -> Callable[[str, int], None]:
+  """A function that prints how many responses a pass has, now and then."""
+  pace = progress.Pace()
+  return lambda name, responses: pace.say(f"{benchmark} {name}: {responses} responses")
+
+
 def _checksum(model) -> int:
   """Of all weights' bits: the same on every mesh, since whole numbers add in any order."""
   import jax
@@ -305,18 +312,6 @@ def _checksum(model) -> int:
   for one in sums(jax.tree.leaves(model)):
     total = (31 * total + int(one)) % 2**32
   return total
-
-
-class _Progress:
-  """A line now and then on how many responses there are."""
-
-  def __init__(self, benchmark: str):
-    self.benchmark, self.last = benchmark, time.monotonic()
-
-  def __call__(self, name: str, responses: int) -> None:
-    if time.monotonic() - self.last > _EVERY:
-      self.last = time.monotonic()
-      print(f"{self.benchmark} {name}: {responses} responses", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ summary. A config reads the folder with data.source='jsonl' and data.path=FOLDER
 way to look at the examples first: a config that names the source itself makes the same ones.
 
 With --hard only the problems are kept that a model solves in at most --max_success_rate of k
-samples (paper, 4.1); hard.jsonl tells of every problem its rate and whether it was kept, and hard/
-holds the samples. It goes on where it stopped.
+samples (paper, 4.1); hard.jsonl has a line for every problem with its rate and whether it was kept,
+and hard/ holds the samples. The same command continues where it stopped.
 """
 
 import dataclasses
@@ -22,10 +22,9 @@ import json
 import os
 import pathlib
 import tempfile
-import time
 from typing import Any
 
-from srl_jax import command_line
+from srl_jax import command_line, progress
 from srl_jax.config import CHOICES, defaults
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import runs as runs_lib
@@ -33,7 +32,8 @@ from srl_jax.data import solutions, sources
 from srl_jax.data.data_config import Columns, DataConfig, TrajectoryConfig
 from srl_jax.data.examples import Examples, StepExample
 from srl_jax.errors import UserError
-from srl_jax.tasks import example_kind, methods
+from srl_jax.tasks import methods
+from srl_jax.tasks.examples import example_kind
 
 _DEFAULTS = defaults().data
 
@@ -101,8 +101,6 @@ _MAX_SUCCESS_RATE = flags.DEFINE_float(
 _STYLE = flags.DEFINE_enum("style", "plain", ["plain", "think"], "--hard: prompt of solutions.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 4096, "--hard: of a solution.", 1)
 _WIDTH = flags.DEFINE_integer("width", 256, "--hard: responses that decode side by side.", 1)
-
-_EVERY = 10.0  # seconds between lines of progress
 
 
 def main(argv: list[str]) -> None:
@@ -179,24 +177,20 @@ def _keep_hard(
 ) -> tuple[list[problems_lib.Problem], list[dict[str, Any]]]:
   """Returns the hard problems and a line about each problem; puts the others into `counts`."""
   from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
-  from srl_jax.rollout.episodes import Task
+  from srl_jax.rollout.episodes import Question
 
-  tasks = [Task(problem.id, problem.text, problem.answer) for problem in problems if problem.answer]
-  if not tasks:
+  questions = [
+    Question(problem.id, problem.text, problem.answer) for problem in problems if problem.answer
+  ]
+  if not questions:
     raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
   trial = hard_problems.Trial(
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
-  told = time.monotonic()
-
-  def tell(name: str, responses: int) -> None:
-    nonlocal told
-    if time.monotonic() - told > _EVERY:
-      told = time.monotonic()
-      print(f"{name}: {responses} of {len(tasks) * trial.samples} responses", flush=True)
-
+  pace, total = progress.Pace(), len(questions) * trial.samples
+  show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
   width = max(_WIDTH.value, trial.samples)
-  rates = hard_problems.success_rates(trial, tasks, output / "hard", width=width, tell=tell)
+  rates = hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
   kept, trials = [], []
   for problem in problems:
     rate = rates.get(problem.id)
@@ -220,7 +214,7 @@ def _keep_hard(
   counts["kept"] = len(kept)
   if not kept:
     raise UserError(
-      f"--hard: {trial.model} solves each of {len(tasks)} problems in more than"
+      f"--hard: {trial.model} solves each of {len(questions)} problems in more than"
       f" {_MAX_SUCCESS_RATE.value:g} of its samples: raise --max_success_rate or --samples, or give"
       " harder problems"
     )

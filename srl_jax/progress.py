@@ -4,8 +4,6 @@ import collections
 import sys
 import time
 
-from srl_jax import hosts
-
 SECONDS = 10.0  # between two plain lines
 
 
@@ -23,12 +21,17 @@ class Pace:
     self._last = now
     return True
 
+  def say(self, text: str) -> None:
+    """Prints the text if a line is due."""
+    if self.due():
+      print(text, flush=True)
+
 
 class ProgressLine:
-  """The line of a run of `total` steps, with the time left; process 0 alone prints."""
+  """The line of a run of `total` steps, with the time left; a quiet one prints nothing."""
 
-  def __init__(self, total: int, seconds: float = SECONDS):
-    self.total, self._pace = total, Pace(seconds)
+  def __init__(self, total: int, *, quiet: bool = False, seconds: float = SECONDS):
+    self.total, self.quiet, self._pace = total, quiet, Pace(seconds)
     self._is_live = sys.stdout.isatty()
     # (time, step) of the last steps: the time left follows from their pace alone, so that the
     # compilation in the first steps does not count.
@@ -40,7 +43,7 @@ class ProgressLine:
     now = time.monotonic()
     self._recent.append((now, step))
     due = self._pace.due() or step <= 1 or step == self.total
-    if not (self._is_live or due) or not hosts.is_writer():
+    if self.quiet or not (self._is_live or due):
       return
     line = f"step {step}/{self.total}  " + "  ".join(f"{k} {v}" for k, v in parts.items())
     first_time, first_step = self._recent[0]
@@ -53,7 +56,7 @@ class ProgressLine:
 
   def say(self, message: str) -> None:
     """Prints a message on a line that stays."""
-    if hosts.is_writer():
+    if not self.quiet:
       print(("\r\033[K" if self._is_live else "") + message, flush=True)
 
   def say_once(self, kind: str, message: str) -> None:

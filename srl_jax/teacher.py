@@ -14,11 +14,10 @@ The same command goes on where it stopped. An API key is read from OPENAI_API_KE
 import concurrent.futures
 import json
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from srl_jax import command_line, folders
+from srl_jax import command_line, folders, progress
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import rows, solutions
 from srl_jax.data.chat import ChatServer
@@ -45,8 +44,6 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of sampling.", 0.0)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 8192, "Of an answer.", 1)
 _TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds to wait for an answer.", 0.0)
 
-_EVERY = 10.0  # seconds between lines of progress
-
 # Numbers and titles in the form that most teachers use by themselves; data.solutions reads it.
 SYSTEM = (
   "You are an expert who writes model solutions for students. Solve the user's problem in numbered"
@@ -72,17 +69,15 @@ def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.P
   """Makes the attempts that `output` lacks, writes what came out and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
-  told = time.monotonic()
+  pace = progress.Pace()
   try:
     with path.open("a", encoding="utf-8") as file:
       for attempt in _attempts(server, problems, made):
         file.write(json.dumps(attempt, ensure_ascii=False) + "\n")
         file.flush()
         made.append(attempt)
-        if time.monotonic() - told > _EVERY:
-          told = time.monotonic()
-          kept = sum(not a["reason"] for a in made)
-          print(f"{len(made)} answers, {kept} of {len(problems)} problems solved", flush=True)
+        kept = sum(not a["reason"] for a in made)
+        pace.say(f"{len(made)} answers, {kept} of {len(problems)} problems solved")
   except KeyboardInterrupt:
     print(
       f"\nstopped; the same command goes on from what {output} holds (Ctrl-C again: do not wait for"

@@ -67,8 +67,8 @@ def test_goes_on_and_refuses(base, tmp_path):
   assert rollouts.read_text().startswith(before)
   assert len(read_lines(rollouts)) == 3
   lines = read_lines(output / "arithmetic" / "sampled-2.jsonl")
-  tasks = math_benchmarks.load_benchmark("arithmetic:3")
-  assert [line["problem"] for line in lines] == [task.problem for task in tasks]
+  questions = math_benchmarks.load_benchmark("arithmetic:3")
+  assert [line["problem"] for line in lines] == [question.problem for question in questions]
   assert all(len(line["samples"]) == 2 and line["samples"][0]["responses"] for line in lines)
   table = json.loads((output / "table.json").read_text())
   assert table["settings"]["mode"] == "whole" and table["settings"]["dtype"] == "float32"

@@ -18,7 +18,7 @@ from srl_jax.evals import passes
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.policy import hf_files, sharding, weights
 from srl_jax.rollout.engine import SamplingParams
-from srl_jax.rollout.episodes import Task, prompt_builder
+from srl_jax.rollout.episodes import Question, prompt_builder
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.tasks import task_of_mode
 
@@ -44,20 +44,20 @@ class Trial:
 
 def success_rates(
   trial: Trial,
-  tasks: Sequence[Task],
+  questions: Sequence[Question],
   folder: pathlib.Path,
   *,
   width: int,
-  tell: Callable[[str, int], None],
+  progress: Callable[[str, int], None],
 ) -> dict[str, float]:
-  """Returns {task's id: share of right solutions}, sampled at temperature 1 on all devices.
+  """Returns {question's id: share of right solutions}, sampled at temperature 1 on all devices.
 
   Args:
     trial: what is measured.
-    tasks: problems with gold answers.
+    questions: problems with gold answers.
     folder: takes every response as it comes (evals.passes); what it holds is not sampled again.
     width: most responses that decode side by side.
-    tell: called with the pass's name and its responses so far.
+    progress: called with the pass's name and its responses so far.
 
   Raises:
     UserError: no such model, or a folder that holds samples of another trial.
@@ -78,7 +78,7 @@ def success_rates(
   )
   with jax.set_mesh(sharding.make_mesh(f"fsdp={jax.device_count()}")):
     engine.load_weights(weights.load_hf(model_folder, dtype=dtype)[1], 0)
-    passes.solve(solver, folder, tasks, trial.samples, 1.0, tell)
+    passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()
   lines = (row for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"))
   return {row["id"]: sum(s["right"] for s in row["samples"]) / trial.samples for row in lines}

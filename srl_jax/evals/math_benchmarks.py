@@ -19,7 +19,7 @@ from srl_jax.rollout.engine import Engine, SamplingParams
 from srl_jax.rollout.episodes import (
   Episode,
   PromptBuilder,
-  Task,
+  Question,
   solve_stepwise,
   solve_whole,
 )
@@ -53,7 +53,7 @@ def benchmark_name(spec: str) -> str:
   return path.stem if path.suffix in (".jsonl", ".json") else spec.partition(":")[0]
 
 
-def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[Task]:
+def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[Question]:
   """Returns a benchmark's problems.
 
   Args:
@@ -67,29 +67,31 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   name, _, count = spec.partition(":")
   if name == "arithmetic" and (not count or count.isdigit() and int(count) > 0):
     problems = arithmetic.problems("test", int(count or 200))
-    return [Task(problem.id, problem.text, problem.answer) for problem in problems]
+    return [Question(problem.id, problem.text, problem.answer) for problem in problems]
   if pathlib.Path(spec).suffix in (".jsonl", ".json"):
-    return _tasks(benchmark_name(spec), rows.json_lines(spec))
+    return _questions(benchmark_name(spec), rows.json_lines(spec))
   if spec not in HUB:
     raise UserError(
       f"benchmark {spec!r} is unknown; use {', '.join(HUB)}, arithmetic, arithmetic:N or a file of"
       " JSON lines (NAME.jsonl)"
     )
   if folder:
-    return _tasks(spec, rows.json_lines(pathlib.Path(folder) / f"{spec}.jsonl"))
+    return _questions(spec, rows.json_lines(pathlib.Path(folder) / f"{spec}.jsonl"))
   source = HUB[spec]
   found = rows.hub_rows(source.dataset, source.split)
-  tasks = _tasks(spec, ((p, row) for p, row in found if source.url in str(row.get("url", ""))))
-  if len(tasks) != source.size:
+  questions = _questions(
+    spec, ((p, row) for p, row in found if source.url in str(row.get("url", "")))
+  )
+  if len(questions) != source.size:
     raise UserError(
-      f"{source.dataset}[{source.split}]: {len(tasks)} problems where {spec} has {source.size}: the"
-      " dataset has changed; give the problems as a file"
+      f"{source.dataset}[{source.split}]: {len(questions)} problems where {spec} has {source.size}:"
+      " the dataset has changed; give the problems as a file"
     )
-  return tasks
+  return questions
 
 
-def _tasks(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Task]:
-  tasks, places = [], {}
+def _questions(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Question]:
+  questions, places = [], {}
   for number, (place, row) in enumerate(found):
     problem = row.get("problem") or row.get("question")
     if not isinstance(problem, str) or not problem.strip():
@@ -99,8 +101,8 @@ def _tasks(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Task]
     if id in places:
       raise UserError(f"{place}: the id {id!r} already names the problem of {places[id]}")
     places[id] = place
-    tasks.append(Task(id, problem.strip(), _gold(place, row)))
-  return tasks
+    questions.append(Question(id, problem.strip(), _gold(place, row)))
+  return questions
 
 
 def _gold(place: str, row: dict[str, Any]) -> str:
@@ -133,17 +135,17 @@ class Solver:
   max_turns: int
   max_prompt_tokens: int
 
-  def solve(self, tasks: Sequence[Task], n: int, temperature: float) -> list[Episode]:
+  def solve(self, questions: Sequence[Question], n: int, temperature: float) -> list[Episode]:
     """n episodes for each task, in the order of the tasks."""
     params = dataclasses.replace(self.params, temperature=temperature)
     if self.mode == "whole":
-      return solve_whole(self.engine, self.build_prompt, tasks, n, params)
+      return solve_whole(self.engine, self.build_prompt, questions, n, params)
     limits = dict(max_turns=self.max_turns, max_prompt_tokens=self.max_prompt_tokens)
-    return solve_stepwise(self.engine, self.build_prompt, tasks, n, params, **limits)
+    return solve_stepwise(self.engine, self.build_prompt, questions, n, params, **limits)
 
-  def accuracy(self, tasks: Sequence[Task]) -> float:
-    """Share of problems solved by greedy decoding."""
-    return float(np.mean(right(self.solve(tasks, 1, 0.0))))
+  def accuracy(self, questions: Sequence[Question]) -> float:
+    """Share of questions solved by greedy decoding."""
+    return float(np.mean(right(self.solve(questions, 1, 0.0))))
 
 
 class Graded(NamedTuple):
@@ -162,8 +164,8 @@ def grade(episodes: Sequence[Episode]) -> list[Graded]:
     extract_answer(e.solution) if e.ended in ("whole", "cut_off", "boxed") else None
     for e in episodes
   ]
-  pairs = [(answer, e.task.answer) for answer, e in zip(answers, episodes)]
-  verdicts = equal_pairs(pairs, [e.task.problem for e in episodes])
+  pairs = [(answer, e.question.answer) for answer, e in zip(answers, episodes)]
+  verdicts = equal_pairs(pairs, [e.question.problem for e in episodes])
   return list(itertools.starmap(Graded, zip(answers, verdicts)))
 
 
@@ -172,11 +174,13 @@ def right(episodes: Sequence[Episode]) -> list[bool]:
   return [graded.right for graded in grade(episodes)]
 
 
-def measure(solver: Solver, tasks: Sequence[Task], samples: int) -> dict[str, float]:
+def measure(solver: Solver, questions: Sequence[Question], samples: int) -> dict[str, float]:
   """{greedy, avg_at_k, pass_at_k} in [0, 1]; k = samples, drawn at temperature 1."""
-  solved_nk = np.array(right(solver.solve(tasks, samples, 1.0))).reshape(len(tasks), samples)
+  solved_nk = np.array(right(solver.solve(questions, samples, 1.0))).reshape(
+    len(questions), samples
+  )
   return {
-    "greedy": solver.accuracy(tasks),
+    "greedy": solver.accuracy(questions),
     f"avg_at_{samples}": float(solved_nk.mean()),
     f"pass_at_{samples}": float(solved_nk.any(axis=1).mean()),
   }

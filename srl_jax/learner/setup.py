@@ -28,11 +28,12 @@ from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.progress import ProgressLine
 from srl_jax.rollout.engine import Engine, ReplicatedSampling
-from srl_jax.rollout.episodes import Task, prompt_builder
+from srl_jax.rollout.episodes import Question, prompt_builder
 from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.vllm_client import VllmEngine
-from srl_jax.tasks import load_examples, task_of_mode
+from srl_jax.tasks import task_of_mode
+from srl_jax.tasks.examples import load_examples
 
 
 @dataclasses.dataclass
@@ -70,7 +71,7 @@ class Run:
   held_out: PromptSet
   engine: Engine
   solver: Solver
-  held_out_problems: list[Task]
+  held_out_problems: list[Question]
   stop: StopSignal
   log: Log
   line: ProgressLine
@@ -122,7 +123,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     stack.callback(engine.close)
     log = Log(workdir, config.log, step=state.step, name=workdir.name, config=config.to_dict())
     stack.callback(log.close)
-    line = ProgressLine(steps)
+    line = ProgressLine(steps, quiet=not hosts.is_writer())
     run = Run(
       config=config,
       workdir=workdir,
@@ -256,10 +257,10 @@ def make_solver(config, tokenizer, engine: Engine) -> Solver:
   )
 
 
-def problems_with_answer(examples: list[StepExample]) -> list[Task]:
+def problems_with_answer(examples: list[StepExample]) -> list[Question]:
   """The problems of examples that have a gold answer, each once."""
   problems = {}
   for example in examples:
     if example.answer:
-      problems[example.problem_id] = Task(example.problem_id, example.problem, example.answer)
+      problems[example.problem_id] = Question(example.problem_id, example.problem, example.answer)
   return list(problems.values())

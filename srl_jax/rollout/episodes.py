@@ -17,7 +17,7 @@ PromptBuilder = Callable[[str, Sequence[str]], EncodedPrompt]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Question:
   """A problem to solve: id, its text and the gold answer."""
 
   id: str
@@ -29,12 +29,17 @@ class Task:
 class Episode:
   """One attempt at a problem.
 
-  Fields: task; sample, its index; responses, as sampled; actions, without the monologues; ended,
-  "" while it goes on, then boxed, whole, max_turns, prompt_too_long or a format failure's reason;
-  tokens, sampled in all.
+  Attributes:
+    question: what is to be solved.
+    sample: index among the attempts at the question.
+    responses: as sampled, one for each turn.
+    actions: the responses without their monologues.
+    ended: "" until it ends, then boxed, whole, max_turns, prompt_too_long or the reason of a format
+      failure.
+    tokens: sampled in all turns.
   """
 
-  task: Task
+  question: Question
   sample: int
   responses: list[str] = dataclasses.field(default_factory=list)
   actions: list[str] = dataclasses.field(default_factory=list)
@@ -43,7 +48,7 @@ class Episode:
 
   @property
   def solution(self) -> str:
-    """What a reader sees."""
+    """The actions as one text."""
     return "\n".join(self.actions)
 
 
@@ -66,20 +71,24 @@ def prompt_builder(
 
 
 def solve_whole(
-  engine: Engine, build_prompt: PromptBuilder, tasks: Sequence[Task], n: int, params: SamplingParams
+  engine: Engine,
+  build_prompt: PromptBuilder,
+  questions: Sequence[Question],
+  n: int,
+  params: SamplingParams,
 ) -> list[Episode]:
-  """n episodes of one response for each task, think blocks allowed anywhere."""
-  prompts = {task.id: build_prompt(task.problem, ()) for task in tasks}
+  """Returns n episodes of one response for each question, think blocks allowed anywhere."""
+  prompts = {question.id: build_prompt(question.problem, ()) for question in questions}
   batch = [Prompt(id, tuple(prompt.token_ids)) for id, prompt in prompts.items()]
   groups = {group[0].prompt_id: group for group in engine.sample(batch, n, params)}
   episodes = []
-  for task in tasks:
-    prompt = prompts[task.id]
-    for sample, rollout in enumerate(groups[task.id]):
+  for question in questions:
+    prompt = prompts[question.id]
+    for sample, rollout in enumerate(groups[question.id]):
       action = outside_think_blocks(rollout.text, think_opened=prompt.think_opened)
       ended = "whole" if rollout.finish_reason == "stop" else "cut_off"
       episodes.append(
-        Episode(task, sample, [rollout.text], [action], ended, len(rollout.token_ids))
+        Episode(question, sample, [rollout.text], [action], ended, len(rollout.token_ids))
       )
   return episodes
 
@@ -87,26 +96,26 @@ def solve_whole(
 def solve_stepwise(
   engine: Engine,
   build_prompt: PromptBuilder,
-  tasks: Sequence[Task],
+  questions: Sequence[Question],
   n: int,
   params: SamplingParams,
   *,
   max_turns: int,
   max_prompt_tokens: int,
 ) -> list[Episode]:
-  """n episodes for each task, turn by turn until an action holds a boxed answer.
+  """Returns n episodes for each question, turn by turn until an action holds a boxed answer.
 
   An episode whose turn breaks the format ends there, without an answer.
   """
-  episodes = [Episode(task, sample) for task in tasks for sample in range(n)]
+  episodes = [Episode(question, sample) for question in questions for sample in range(n)]
   for turn in range(max_turns):
     turns = {}  # prompt id -> the episode and its prompt
     for episode in (e for e in episodes if not e.ended):
-      prompt = build_prompt(episode.task.problem, episode.actions)
+      prompt = build_prompt(episode.question.problem, episode.actions)
       if len(prompt.token_ids) > max_prompt_tokens:
         episode.ended = "prompt_too_long"
       else:
-        turns[f"{episode.task.id}#{episode.sample}/{turn}"] = (episode, prompt)
+        turns[f"{episode.question.id}#{episode.sample}/{turn}"] = (episode, prompt)
     if not turns:
       break
     batch = [Prompt(id, tuple(prompt.token_ids)) for id, (_, prompt) in turns.items()]

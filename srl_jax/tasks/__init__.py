@@ -3,9 +3,6 @@
 One file a task. A config file may add its own to TASKS; its name is then a method of the config.
 """
 
-from srl_jax.data import sources
-from srl_jax.data.data_config import DataConfig
-from srl_jax.data.examples import ExampleKind, Examples
 from srl_jax.errors import UserError
 from srl_jax.tasks import one_step, rlvr, srl, swe
 from srl_jax.tasks.messages import system_prompt
@@ -28,7 +25,7 @@ _TASK_OF = {
   (SUPERVISED, "math"): "one_step",
 }
 # Whose prompts solve whole problems where a run's own task has prompts of the other form.
-_STEP_TASK, _WHOLE_TASK = "srl", "rlvr"
+STEP_TASK, WHOLE_TASK = "srl", "rlvr"
 
 
 def methods() -> list[str]:
@@ -54,33 +51,4 @@ def task_of_mode(mode: str, method: str = "") -> str:
   task = _TASK_OF.get((method, "math"), method)
   if task in TASKS and (TASKS[task].unit == "steps") == by_steps:
     return task
-  return _STEP_TASK if by_steps else _WHOLE_TASK
-
-
-def example_kind(method: str, domain: str = "math") -> ExampleKind:
-  """Returns which examples a method is trained on; UserError for an unknown method."""
-  name = task_of(method, domain)
-  return ExampleKind(
-    method=method,
-    task=name,
-    unit=TASKS[name].unit,
-    needs=("target",) if method == SUPERVISED else TASKS[name].needs,
-    supervised=method == SUPERVISED,
-    step_task=_STEP_TASK,
-  )
-
-
-def load_examples(config) -> Examples:
-  """Returns the training and validation examples of a config.
-
-  Raises UserError for data that cannot be used (data.sources.load_examples), or of unknown tasks.
-  """
-  kind = example_kind(config.method, config.data.domain)
-  examples = sources.load_examples(DataConfig.from_group(config.data), kind, seed=config.seed)
-  for example in (*examples.train, *examples.validation):
-    if example.task not in TASKS:
-      raise UserError(
-        f"{config.data.path}: example {example.id} is of the unknown task {example.task!r}; use one"
-        f" of {', '.join(TASKS)}, or add it to srl_jax.tasks.TASKS in the config file"
-      )
-  return examples
+  return STEP_TASK if by_steps else WHOLE_TASK

@@ -6,7 +6,7 @@ import pytest
 
 from srl_jax.data import arithmetic
 from srl_jax.data.data_config import DataConfig
-from srl_jax.tasks import example_kind
+from srl_jax.tasks.examples import example_kind
 
 SPLITS = ("train", "calibration", "selection", "test")
 

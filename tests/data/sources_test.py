@@ -12,7 +12,7 @@ import pytest
 from srl_jax.data import sources
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.sources import StepExample, step_examples
-from srl_jax.tasks import example_kind
+from srl_jax.tasks.examples import example_kind
 
 SOLUTION = "We start.\n\n1. **A**: a\n2. **B**: b\n3. **C**: c\n\nSo c."
 

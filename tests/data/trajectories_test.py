@@ -11,7 +11,7 @@ from srl_jax.data import runs, sources
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.responses import parse_response
 from srl_jax.data.trajectories import AgentStep, shorten, split_actions
-from srl_jax.tasks import example_kind
+from srl_jax.tasks.examples import example_kind
 
 VIEW = (
   "<function=str_replace_editor>\n<parameter=command>view</parameter>\n"
