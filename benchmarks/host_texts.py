@@ -9,7 +9,7 @@ import numpy as np
 from configs import srl_math, srl_swe
 from srl_jax.data.examples import StepExample
 from srl_jax.data.responses import CLOSE, OPEN
-from srl_jax.tasks import load_examples
+from srl_jax.tasks.examples import load_examples
 
 # Tokens at these quantiles; between two of them the logarithm goes straight. Fitted by --fit to
 # 260 MathOdyssey solutions of DeepSeek-V3 and 16 SWE-smith trajectories, in Qwen2.5's tokens,

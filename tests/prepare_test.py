@@ -15,7 +15,7 @@ from srl_jax.data import sources
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.sources import Examples, StepExample
 from srl_jax.policy import hf_files, model, weights
-from srl_jax.tasks import example_kind
+from srl_jax.tasks.examples import example_kind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIELDS = "--fields=problem=q,solution=s,answer=a"

@@ -50,7 +50,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleKind:
-  """Which examples a method is trained on; srl_jax.tasks.examples.example_kind makes it from a config.
+  """Which examples a method is trained on; tasks.examples.example_kind makes it from a config.
 
   Attributes:
     method: the config's method. Prepared folders carry its name.
