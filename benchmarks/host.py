@@ -205,7 +205,7 @@ include what else the machine did. Made by
 
 `prompts` encodes them, `answers` reads and checks the JSON of a vLLM server, `texts` decodes and
 `rewards` scores the responses; a run does these four while its servers sample the other groups.
-The step waits for `filter`, `pack` and `metrics` folders. `pack in lines` replaces `pack` where
+The step waits for `filter`, `pack` and `metrics` alone. `pack in lines` replaces `pack` where
 attention kernels are used. The predicted update is 6 FLOPs per matmul parameter of Qwen2.5-7B and
 token, with the prompt computed once, on 8 H100s at 40 % (../shared/notes/performance.md: 68 s for
 prompts of 1,500 and responses of 1,000 tokens); sampling takes 35 to 65 s besides. Lengths are
@@ -249,7 +249,7 @@ def table(found: dict[str, dict]) -> str:
 
 
 def in_its_own_process(*arguments, **settings) -> dict:
-  """`measure`, in a process whose memory is the case's folders."""
+  """`measure`, in a process whose memory is the case's alone."""
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
     return pool.submit(measure, *arguments, **settings).result()

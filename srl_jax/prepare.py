@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
 
 
 def _data() -> DataConfig:
-  """Returns where the examples come from and how they are cut, as the flags say."""
+  """Returns the flags as the source of examples and how they are cut."""
   fields = [field.name for field in dataclasses.fields(Columns)]
   columns = {}
   for item in _FIELDS.value:
@@ -160,7 +160,7 @@ def _data() -> DataConfig:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-  """Returns what summary.json says of the data; data.sources compares it with a config."""
+  """Returns the data's settings for summary.json; data.sources compares them with a config."""
   settings = dataclasses.asdict(data)
   trajectories = settings.pop("trajectories")
   if trajectories:

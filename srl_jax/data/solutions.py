@@ -1,7 +1,7 @@
 """Splits an expert's numbered solution into preamble, steps and conclusion (paper, 4.2 and 5.1).
 
 Teachers number their steps as `1. **Title**:`, as `### Step 1: Title`, or plainly as `1.`, with
-small variations of each. Inside the steps stand nested lists, code and headings of their own, so
+small variations of each. Steps have nested lists, code and headings inside them, so
 a line is the head of a step only if it looks like the other heads (same kind, same indentation)
 and carries the next number of 1, 2, 3, ... Nothing is lost: joined again, the parts are the text,
 less white space and the horizontal rules between parts.
@@ -18,7 +18,7 @@ class Step:
   Attributes:
     number: 1, 2, 3, ...
     title: its title without markup, or None if the step has none.
-    body: what follows the title (or the number, where there is no title).
+    body: the text after the title (or the number, where there is no title).
     text: the whole step as the expert wrote it, number and title included.
   """
 
@@ -33,9 +33,9 @@ class Solution:
   """A solution in three parts.
 
   Attributes:
-    preamble: what stands before step 1; the whole text if there are no steps.
+    preamble: the text before step 1; the whole text if there are no steps.
     steps: numbered 1, 2, 3, ... without gaps.
-    conclusion: what stands after the last step's own block.
+    conclusion: the text after the last step's block.
   """
 
   preamble: str
@@ -150,7 +150,7 @@ def _plain(title: str) -> str | None:
 
 
 def _fenced(lines: list[str], unfenced: tuple[str, ...] = ()) -> list[bool]:
-  """Returns for each line whether it lies in a code block (of a language not in `unfenced`)."""
+  """Returns for each line whether it is inside a code block (of a language not in `unfenced`)."""
   inside: list[bool] = []
   fence, hidden = "", False
   for line in lines:
@@ -194,7 +194,7 @@ def _title(match: re.Match[str]) -> tuple[str | None, str]:
   if match["hashes"]:
     return _plain(rest), ""
   if match["bold"]:
-    # `**Step 1: Title** rest`; in `**Step 1:** rest` the bold part is the label folders.
+    # `**Step 1: Title** rest`; in `**Step 1:** rest` the bold part is the label alone.
     inside, found, after = rest.partition(match["bold"])
     if match["bold_end"] or not found:
       return None, rest
@@ -280,7 +280,7 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
       continue
     outside = _indent(line) <= _indent(block[0])
     new_paragraph = after_gap and outside and not above.rstrip().endswith((":", ","))
-    opening = "\n".join(block[i : i + 2])  # a displayed box stands on the line below its bracket
+    opening = "\n".join(block[i : i + 2])  # a displayed box is on the line below its bracket
     if fenced[i]:  # code is the step's own, unless a block of it closes the text
       ends = has_body and not fenced[i - 1] and all(fenced[i:last_line])
     else:

@@ -53,9 +53,9 @@ def success_rates(
   """Returns {question's id: share of right solutions}, sampled at temperature 1 on all devices.
 
   Args:
-    trial: what is measured.
+    trial: model and sampling.
     questions: problems with gold answers.
-    folder: takes every response as it comes (evals.passes); what it holds is not sampled again.
+    folder: every response is written to it at once (evals.passes) and not sampled again.
     width: most responses that decode side by side.
     progress: called with the pass's name and its responses so far.
 

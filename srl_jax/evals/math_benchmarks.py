@@ -59,7 +59,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   Args:
     spec: a name in HUB; a file of JSON lines; "arithmetic" or "arithmetic:N", the first N (200) of
       the built-in hard test problems.
-    folder: where NAME.jsonl of the names in HUB lie; by default the hub has them.
+    folder: has NAME.jsonl of the names in HUB; by default they are loaded from the hub.
 
   Raises:
     UserError: an unknown name, or rows that are missing, broken or without problem or answer.

@@ -6,15 +6,15 @@ r"""How two models reason: lengths in words (paper, Figure 4) and think blocks (
 reads what srl_jax.evaluate wrote, compares the problems that both have, and writes reasoning.json
 and reasoning.svg, which any browser shows.
 
-A block's kind is told by where it stands, and for verification by a sign of it as well:
-  planning      nothing visible stands before it
+A block's kind follows from its place, and for verification from its words too:
+  planning      no visible text before it
   verification  the last block, after visible text, that speaks of checking or follows an answer
                 that is already stated
   between       any other block after visible text
 Example 5.2 of the paper has all three; a monolithic response has one block, before its solution.
-Blocks in between say something of the model only where the prompt does not ask for one before each
-step (--style=think does, and so does --mode=stepwise): compare evaluations of --style=plain. Two
-evaluations that were asked for in different ways are compared all the same, and it says so.
+Blocks in between characterise the model only where the prompt does not request one before each step
+(--style=think does, and so does --mode=stepwise): compare evaluations of --style=plain. Evaluations
+with different prompts are compared with a note.
 """
 
 import collections
@@ -79,8 +79,8 @@ def main(argv: list[str]) -> None:
   settings = [json.loads((folder / "settings.json").read_text("utf-8")) for folder in folders]
   differ = [key for key in ("mode", "style", "max_tokens") if settings[0][key] != settings[1][key]]
   if differ:
-    asked = "; ".join(f"{key} {settings[0][key]} and {settings[1][key]}" for key in differ)
-    print(f"note: the two were not asked in the same way ({asked}): so differ lengths and blocks")
+    differences = "; ".join(f"{key} {settings[0][key]} and {settings[1][key]}" for key in differ)
+    print(f"note: the evaluations had different prompts ({differences}): lengths and blocks differ")
   result = {
     "responses": _RESPONSES.value,
     "problems": len(common),

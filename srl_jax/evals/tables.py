@@ -1,6 +1,6 @@
 """The table of an evaluation, as text, Markdown and JSON.
 
-Each begins with the line that says what was measured: model, mode, prompt style, sampling.
+Each begins with a line on what was measured: model, mode, prompt style, sampling.
 """
 
 import json
