@@ -93,12 +93,7 @@ _NAMES_OF_WEIGHTS = ("model", "step")
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)  # orbax logs every rename
-  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
-    raise UserError(
-      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
-    )
-  if _TEMPERATURE.value <= 0:
-    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
+  _check_flags()
   benchmarks = _load_benchmarks()
   output = pathlib.Path(_OUTPUT.value)
   import jax  # after the flags and files: a mistake in them must not wait for it
@@ -134,6 +129,15 @@ def main(argv: list[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------- settings
+
+
+def _check_flags() -> None:
+  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
+    raise UserError(
+      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
+    )
+  if _TEMPERATURE.value <= 0:
+    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
 
 
 def _load_benchmarks() -> dict[str, list]:

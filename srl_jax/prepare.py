@@ -175,23 +175,7 @@ def _keep_hard(
   problems: list[problems_lib.Problem], counts: dict[str, int], output: pathlib.Path
 ) -> tuple[list[problems_lib.Problem], list[dict[str, Any]]]:
   """Returns the hard problems and a line about each problem; puts the others into `counts`."""
-  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
-  from srl_jax.rollout.episodes import Question
-
-  questions = [
-    Question(problem.id, problem.text, problem.answer) for problem in problems if problem.answer
-  ]
-  if not questions:
-    raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
-  trial = hard_problems.Trial(
-    _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
-  )
-  line, total = command_line.ProgressLine(), len(questions) * trial.samples
-  progress = lambda name, responses: line(f"{name}: {responses} of {total} responses")
-  width = max(_WIDTH.value, trial.samples)
-  rates = hard_problems.success_rates(
-    trial, questions, output / "hard", width=width, progress=progress
-  )
+  rates = _success_rates(problems, output)
   kept, trials = [], []
   for problem in problems:
     rate = rates.get(problem.id)
@@ -215,11 +199,32 @@ def _keep_hard(
   counts["kept"] = len(kept)
   if not kept:
     raise UserError(
-      f"--hard: {trial.model} solves each of {len(questions)} problems in more than"
+      f"--hard: {_MODEL.value} solves each of {len(rates)} problems in more than"
       f" {_MAX_SUCCESS_RATE.value:g} of its samples: raise --max_success_rate or --samples, or give"
       " harder problems"
     )
   return kept, trials
+
+
+def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -> dict[str, float]:
+  """{problem's id: share of right samples} of the problems with a gold answer."""
+  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
+  from srl_jax.rollout.episodes import Question
+
+  questions = [
+    Question(problem.id, problem.text, problem.answer) for problem in problems if problem.answer
+  ]
+  if not questions:
+    raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
+  trial = hard_problems.Trial(
+    _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
+  )
+  line, total = command_line.ProgressLine(), len(questions) * trial.samples
+  progress = lambda name, responses: line(f"{name}: {responses} of {total} responses")
+  width = max(_WIDTH.value, trial.samples)
+  return hard_problems.success_rates(
+    trial, questions, output / "hard", width=width, progress=progress
+  )
 
 
 # ---------------------------------------------------------------------------------- the summary

@@ -257,18 +257,13 @@ def _chain(heads: list[_Head]) -> list[_Head]:
 def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
   """Returns the index of the line of the last step's block at which the conclusion begins.
 
-  What the earlier steps have inside them (rules, headings, unindented paragraphs) does not end the
-  last one either, and a step keeps at least the first paragraph of its body.
+  Rules, headings and unindented paragraphs end it only if the earlier steps have none inside them,
+  and a step keeps at least the first paragraph of its body.
   """
   inner = [[lines[0], *_trim(lines).split("\n")[1:]] for lines in earlier]
   rules_end = not any(_RULE.match(line) for lines in inner for line in lines)
   headings_end = not any(_is_outer_heading(head, line) for lines in inner for line in lines[1:])
-  paragraphs_end = not head.is_heading and not any(
-    above.strip() == "" and _indent(line) <= _indent(lines[0])
-    for lines in inner
-    for above, line in zip(lines, lines[1:])
-    if line.strip()
-  )
+  paragraphs_end = not head.is_heading and not any(map(_has_unindented_paragraph, inner))
   fenced = _fenced(block)
   last_line = len(_trim(block).split("\n"))
   has_body, above, after_gap = bool(head.rest.strip()), block[0], False
@@ -294,6 +289,14 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
       return i
     has_body, above, after_gap = True, line, False
   return len(block)
+
+
+def _has_unindented_paragraph(lines: list[str]) -> bool:
+  """Whether a line after a blank one is indented no more than the head, the first line."""
+  for above, line in zip(lines, lines[1:]):
+    if line.strip() and not above.strip() and _indent(line) <= _indent(lines[0]):
+      return True
+  return False
 
 
 def _is_ending(line: str, outside: bool) -> bool:

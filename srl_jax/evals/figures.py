@@ -83,16 +83,10 @@ def majority_right(
 
 def paper_average(benchmarks: dict[str, dict]) -> float:
   """Mean of all greedy and avg@k figures, as in the last column of the paper's Tables 1 to 3."""
-  return float(
-    np.mean(
-      [
-        figure["value"]
-        for found in benchmarks.values()
-        for name, figure in found.items()
-        if name.startswith(("greedy", "avg_at_"))
-      ]
-    )
-  )
+  values = []
+  for found in benchmarks.values():
+    values += [found[name]["value"] for name in found if name.startswith(("greedy", "avg_at_"))]
+  return float(np.mean(values))
 
 
 def _greedy(lines: Sequence[dict]) -> dict:

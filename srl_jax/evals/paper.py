@@ -60,7 +60,9 @@ def _how(folders: Sequence[pathlib.Path]) -> str:
   found = []
   for table in _tables(folders):
     settings = table["settings"]
-    passes = [run for figures in table["benchmarks"].values() for run in figures["passes"].values()]
+    passes = []
+    for figures in table["benchmarks"].values():
+      passes += figures["passes"].values()
     cut = sum(run["unfinished"] for run in passes) / max(len(passes), 1)
     found.append(
       f"mode {settings['mode']}, prompt style {settings['style']}, at most "
@@ -85,18 +87,16 @@ def _tables(folders: Sequence[pathlib.Path]) -> list[dict]:
 
 def _columns(tables) -> list[tuple[str, str]]:
   """Benchmark and figure of each column: the paper's first, k as it was measured."""
-  found = [
-    (benchmark, figure)
-    for table in tables
-    for benchmark, figures in table.items()
-    for figure in figures
-    if figure.startswith(("greedy", "avg_at_"))
-  ]
+  found = set()
+  for table in tables:
+    for benchmark, figures in table.items():
+      names = (name for name in figures if name.startswith(("greedy", "avg_at_")))
+      found.update((benchmark, name) for name in names)
   if not found:
     return list(COLUMNS)
   order = {column: i for i, column in enumerate(COLUMNS)}
   place = lambda column: (order.get(_paper_column(column), len(order)), column)
-  return sorted(set(found), key=place)
+  return sorted(found, key=place)
 
 
 def _paper_column(column: tuple[str, str]) -> tuple[str, str]:
