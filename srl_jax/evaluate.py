@@ -227,12 +227,10 @@ def _best_step() -> int:
 
 
 def _stored_dtype() -> str:
-  """The type to compute in that fits the weights of the folder: bfloat16, unless it has float32."""
+  from srl_jax.evals.math_benchmarks import computation_dtype
   from srl_jax.policy import hf_files
 
-  folder = hf_files.resolve_model(_MODEL.value)
-  stored = {tensor.dtype for tensor in hf_files.read_headers(folder).values()}
-  return "float32" if stored == {"F32"} else "bfloat16"
+  return computation_dtype(hf_files.resolve_model(_MODEL.value))
 
 
 def _check_same(output: pathlib.Path, settings: dict) -> None:

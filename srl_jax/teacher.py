@@ -62,10 +62,10 @@ def main(argv: list[str]) -> None:
   server = ChatServer(_SERVER.value, _MODEL.value, timeout=_TIMEOUT.value)
   output = pathlib.Path(_OUTPUT.value)
   with folders.locked(output):
-    _ask_all(server, problems, output)
+    _make_attempts(server, problems, output)
 
 
-def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
+def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
   """Makes the attempts that `output` lacks, writes what came out and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
@@ -145,7 +145,7 @@ def _attempts(
     todo = [problem for id, problem in problems.items() if id not in solved | tried]
     pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
     try:
-      requests = {pool.submit(_ask, server, problem): problem for problem in todo}
+      requests = {pool.submit(_request, server, problem): problem for problem in todo}
       pending = set(requests)
       while pending:
         done, pending = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
@@ -170,7 +170,7 @@ def _attempt(problem: Problem, number: int, text: str, finish_reason: str) -> di
   }
 
 
-def _ask(server: ChatServer, problem: Problem) -> tuple[str, str]:
+def _request(server: ChatServer, problem: Problem) -> tuple[str, str]:
   messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.text}]
   try:
     return server.chat(messages, temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
