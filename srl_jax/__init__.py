@@ -14,7 +14,7 @@ that step is to the expert's (difflib's ratio), and the policy learns by GRPO. T
     plan       does a config fit hardware that is not there
   config.py  every key with the paper's value and its reason; checks, meshes, arguments of configs
   tasks/     prompt, format, reward    one file a task; scoring of rollouts by their task
-  data/      text in, examples out     solutions, trajectories, sources, built-in problems
+  data/      text in, examples out     solutions, trajectories, sources, tokenizer, built-in sums
   rewards/   text in, numbers out      similarity, final answers
   policy/    the network               Qwen2 in Flax nnx, attention, sharding, weights
   rollout/   who samples               the engine protocol, the built-in sampler, vLLM, episodes

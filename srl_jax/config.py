@@ -25,7 +25,7 @@ def parse_arg(arg: str | None, **defaults):
 
   Args:
     arg: the text after the colon, or None. A name alone means True.
-    **defaults: each allowed name with its default, whose type the value gets.
+    **defaults: each allowed name with its default; the value gets the type of the default.
 
   Returns:
     ConfigDict of all names. Raises UserError for an unknown name or a value of the wrong type.
@@ -127,7 +127,7 @@ def defaults() -> ConfigDict:
   config.batch = ConfigDict()
   config.batch.prompts = 512
   config.batch.tokens_per_device = 16384  # of a micro-batch
-  config.batch.logprob_chunk = 512  # trained tokens of a device whose logits exist at one time
+  config.batch.logprob_chunk = 512  # trained tokens of a device with logits in memory at one time
   config.batch.remat = "full"  # least memory; matmuls: keep their results; none: fastest
 
   config.train = ConfigDict()
@@ -253,7 +253,7 @@ def _value(config, key: str):
 
 
 def _names() -> dict[str, list[str]]:
-  """Keys whose values are names in dicts, to which a config file may have added its own."""
+  """Keys with the names that they may have; a config file may have added its own."""
   # Imported here, for this module is below them.
   from srl_jax.rewards import SIMILARITIES
   from srl_jax.tasks import methods

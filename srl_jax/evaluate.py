@@ -7,7 +7,7 @@
 
 measures greedy decoding and, with --samples=k, avg@k, pass@k and majority@k, each with its standard
 error. The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint, with the
-prompts that the run used. Problems come from the hub, from --data=FOLDER with NAME.jsonl files, or
+prompts that the run used. Problems are from the hub, from --data=FOLDER with NAME.jsonl files, or
 from a file.
 Two modes, named in every table: whole (the whole solution in one response, think blocks allowed
 anywhere; the paper's) and stepwise (turn by turn until the answer is boxed, monologues dropped).
@@ -18,9 +18,9 @@ OUTPUT/BENCHMARK/greedy.jsonl          a line for each problem with its response
                *.rollouts.jsonl        every response with its tokens, as it was sampled
 OUTPUT/settings.json                   what was measured, and how
 
-With --engine=vllm the responses come from servers (launch/vllm_server.sh), which get the weights
-from here. The same command goes on where it stopped, and further benchmarks or another --samples
-may be added to a folder; another model or other settings are refused.
+With --engine=vllm the responses are sampled by servers (launch/vllm_server.sh), which get the
+weights from here. The same command continues where it stopped, and further benchmarks or another
+--samples may be added to a folder; another model or other settings are refused.
 """
 
 import contextlib
@@ -93,12 +93,7 @@ _NAMES_OF_WEIGHTS = ("model", "step")
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)  # orbax logs every rename
-  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
-    raise UserError(
-      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
-    )
-  if _TEMPERATURE.value <= 0:
-    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
+  _check_flags()
   benchmarks = _load_benchmarks()
   output = pathlib.Path(_OUTPUT.value)
   import jax  # after the flags and files: a mistake in them must not wait for it
@@ -124,16 +119,25 @@ def main(argv: list[str]) -> None:
         for k in dict.fromkeys((0, _SAMPLES.value)):
           passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
     except KeyboardInterrupt:
-      print(f"\nstopped; the same command goes on from what {output} holds", flush=True)
+      print(f"\nstopped; the same command continues from what {output} holds", flush=True)
       raise SystemExit(130) from None
     except EngineError as error:
-      raise UserError(f"{error}. The same command goes on from what {output} holds") from error
+      raise UserError(f"{error}. The same command continues from what {output} holds") from error
     finally:
       solver.engine.close()
   print(tables.write(output, settings))
 
 
 # ---------------------------------------------------------------------------------- settings
+
+
+def _check_flags() -> None:
+  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
+    raise UserError(
+      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
+    )
+  if _TEMPERATURE.value <= 0:
+    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
 
 
 def _load_benchmarks() -> dict[str, list]:
@@ -163,12 +167,12 @@ def _read_run(path: pathlib.Path) -> dict | None:
 
 
 def _choose(run: dict | None, flag, key: str, default):
-  """A setting: as the flag says, else the run's own, else the default."""
+  """A setting: the flag's value, else the run's own, else the default."""
   return flag.value if flag.value is not None else (run or {}).get(key, default)
 
 
 def _task(run: dict | None, mode: str) -> str:
-  """The name of the task whose prompts are used.
+  """The name of the task that has the prompts.
 
   Raises UserError for a run of a task that a config file has added: its prompt is not known here.
   """
@@ -191,7 +195,9 @@ def _settings(run: dict | None) -> dict[str, Any]:
   mode = "whole" if mode == "off" else mode
   stepwise = mode == "stepwise"
   if stepwise and _STYLE.value == "plain":
-    raise UserError("--style=plain is for --mode=whole; a next step is asked for in think tags")
+    raise UserError(
+      "--style=plain is for --mode=whole; the prompt of a next step has no plain form"
+    )
   # Not the limit of another mode: a step's would cut whole solutions off.
   same = run if (run or {}).get("eval.mode", mode) in (mode, "off") else None
   style = "think" if stepwise else _choose(run, _STYLE, "prompt.style", "plain")
@@ -221,12 +227,10 @@ def _best_step() -> int:
 
 
 def _stored_dtype() -> str:
-  """The type to compute in that fits the weights of the folder: bfloat16, unless it has float32."""
+  from srl_jax.evals.math_benchmarks import computation_dtype
   from srl_jax.policy import hf_files
 
-  folder = hf_files.resolve_model(_MODEL.value)
-  stored = {tensor.dtype for tensor in hf_files.read_headers(folder).values()}
-  return "float32" if stored == {"F32"} else "bfloat16"
+  return computation_dtype(hf_files.resolve_model(_MODEL.value))
 
 
 def _check_same(output: pathlib.Path, settings: dict) -> None:

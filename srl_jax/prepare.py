@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
 
 
 def _data() -> DataConfig:
-  """Returns where the examples come from and how they are cut, as the flags say."""
+  """Returns the flags as the source of examples and how they are cut."""
   fields = [field.name for field in dataclasses.fields(Columns)]
   columns = {}
   for item in _FIELDS.value:
@@ -161,7 +161,7 @@ def _data() -> DataConfig:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-  """Returns what summary.json says of the data; data.sources compares it with a config."""
+  """Returns the data's settings for summary.json; data.sources compares them with a config."""
   settings = dataclasses.asdict(data)
   trajectories = settings.pop("trajectories")
   if trajectories:
@@ -176,21 +176,7 @@ def _keep_hard(
   problems: list[problems_lib.Problem], counts: dict[str, int], output: pathlib.Path
 ) -> tuple[list[problems_lib.Problem], list[dict[str, Any]]]:
   """Returns the hard problems and a line about each problem; puts the others into `counts`."""
-  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
-  from srl_jax.rollout.episodes import Question
-
-  questions = [
-    Question(problem.id, problem.text, problem.answer) for problem in problems if problem.answer
-  ]
-  if not questions:
-    raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
-  trial = hard_problems.Trial(
-    _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
-  )
-  pace, total = progress.Pace(), len(questions) * trial.samples
-  show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
-  width = max(_WIDTH.value, trial.samples)
-  rates = hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
+  rates = _success_rates(problems, output)
   kept, trials = [], []
   for problem in problems:
     rate = rates.get(problem.id)
@@ -214,11 +200,32 @@ def _keep_hard(
   counts["kept"] = len(kept)
   if not kept:
     raise UserError(
-      f"--hard: {trial.model} solves each of {len(questions)} problems in more than"
+      f"--hard: {_MODEL.value} solves each of {len(rates)} problems in more than"
       f" {_MAX_SUCCESS_RATE.value:g} of its samples: raise --max_success_rate or --samples, or give"
       " harder problems"
     )
   return kept, trials
+
+
+def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -> dict[str, float]:
+  """{problem's id: share of right samples} of the problems with a gold answer."""
+  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
+  from srl_jax.rollout.episodes import Question
+
+  questions = [
+    Question(problem.id, problem.text, problem.answer) for problem in problems if problem.answer
+  ]
+  if not questions:
+    raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
+  trial = hard_problems.Trial(
+    _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
+  )
+  line, total = command_line.ProgressLine(), len(questions) * trial.samples
+  progress = lambda name, responses: line(f"{name}: {responses} of {total} responses")
+  width = max(_WIDTH.value, trial.samples)
+  return hard_problems.success_rates(
+    trial, questions, output / "hard", width=width, progress=progress
+  )
 
 
 # ---------------------------------------------------------------------------------- the summary

@@ -5,10 +5,10 @@
   python -m srl_jax.prepare --source=data/teacher/solutions.jsonl --output=data/mine \\
       --fields=problem=problem,solution=solution,answer=answer,id=id
 
-asks for numbered steps with titles, up to --attempts times a problem, until a solution is kept:
-one whose final answer is right and that splits into at least two steps. OUTPUT holds
+requests numbered steps with titles, up to --attempts times a problem, until a solution is kept:
+one that has the right final answer and splits into at least two steps. OUTPUT holds
 attempts.jsonl, each answer with the reason why it was not kept, and solutions.jsonl, those kept.
-The same command goes on where it stopped. An API key is read from OPENAI_API_KEY and nowhere else.
+The same command continues where it stopped. An API key is read from OPENAI_API_KEY only.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ flags = command_line.own_flags()
 _SERVER = flags.DEFINE_string("server", None, "URL, with or without /v1 at its end.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
 _PROBLEMS = flags.DEFINE_string("problems", None, "File of JSON lines.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to or to go on with.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to or to continue.", required=True)
 _FIELDS = flags.DEFINE_list(
   "fields",
   ["problem=problem", "answer=answer"],
@@ -62,10 +62,10 @@ def main(argv: list[str]) -> None:
   server = ChatServer(_SERVER.value, _MODEL.value, timeout=_TIMEOUT.value)
   output = pathlib.Path(_OUTPUT.value)
   with folders.locked(output):
-    _ask_all(server, problems, output)
+    _make_attempts(server, problems, output)
 
 
-def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
+def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
   """Makes the attempts that `output` lacks, writes what came out and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
@@ -80,8 +80,8 @@ def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.P
         pace.say(f"{len(made)} answers, {kept} of {len(problems)} problems solved")
   except KeyboardInterrupt:
     print(
-      f"\nstopped; the same command goes on from what {output} holds (Ctrl-C again: do not wait for"
-      " the requests under way)",
+      f"\nstopped; the same command continues from what {output} holds (Ctrl-C again: do not wait"
+      " for the requests under way)",
       flush=True,
     )
     raise SystemExit(130) from None
@@ -134,7 +134,7 @@ def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dic
 def _attempts(
   server: ChatServer, problems: dict[str, Problem], made: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-  """Yields the attempts that are still to be made, judged, as they come.
+  """Yields the attempts that are still to be made, judged, in the order of the answers.
 
   All problems get their first one before any gets its second. `made` is read between the rounds, so
   the caller is to add to it what it is given.
@@ -145,17 +145,17 @@ def _attempts(
     todo = [problem for id, problem in problems.items() if id not in solved | tried]
     pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
     try:
-      asked = {pool.submit(_ask, server, problem): problem for problem in todo}
-      pending = set(asked)
+      requests = {pool.submit(_request, server, problem): problem for problem in todo}
+      pending = set(requests)
       while pending:
         done, pending = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
         faults = [future.exception() for future in done if future.exception()]
         for future in done:
           if not future.exception():  # answers are paid for: those beside a fault are kept, too
-            yield _attempt(asked[future], number, *future.result())
+            yield _attempt(requests[future], number, *future.result())
         if faults:
           raise faults[0]
-    finally:  # an error or the user ends the run: nothing more is asked for
+    finally:  # an error or the user ends the run: no more requests are sent
       pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -170,7 +170,7 @@ def _attempt(problem: Problem, number: int, text: str, finish_reason: str) -> di
   }
 
 
-def _ask(server: ChatServer, problem: Problem) -> tuple[str, str]:
+def _request(server: ChatServer, problem: Problem) -> tuple[str, str]:
   messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.text}]
   try:
     return server.chat(messages, temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)

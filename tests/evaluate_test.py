@@ -116,6 +116,13 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   last = save_model(tmp_path / "last", models[2])
   assert "weights was" in evaluate(f"--model={last}", *flags, *limits, code=2)
 
+  # The prompt of a task that only the run's config file knows has to be given.
+  (workdir / "config.json").write_text(json.dumps(config | {"method": "mine"}))
+  flags[0] = f"--output={tmp_path}/mine"
+  assert "'mine'" in evaluate(f"--model={workdir}", *flags, code=2)
+  (tmp_path / "system.txt").write_text("The next step.")
+  evaluate(f"--model={workdir}", *flags, f"--system_file={tmp_path}/system.txt")
+
 
 @pytest.mark.parametrize(
   "flags, complaint",

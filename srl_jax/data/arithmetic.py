@@ -36,7 +36,7 @@ SPLIT_PERCENT = {"train": 70, "calibration": 10, "selection": 10, "test": 10}
 # another step (so long ones are a thin tail), and the share of responses with the whole solution.
 EASY_SHARE, LONGER, WHOLE_SHARE = 0.5, 0.5, 0.25
 # One-digit problems are short. Where most six-step problems had one digit, a base learned that a
-# sixth step's box holds one digit, said so in all eight rollouts, and SRL never saw another.
+# sixth step's box holds one digit: all eight rollouts had one, so SRL had nothing to learn from.
 EASY_STEPS = 3
 DEFAULT_COUNT = {"hard": 100, "reasoned": 100, "mix": 100_000}  # problems; mix: responses
 
@@ -79,7 +79,7 @@ class Problem:
 
   @property
   def turns(self) -> list[str]:
-    """The steps, each after the monologue that leads to it: what a policy should answer."""
+    """The responses of an ideal policy: each step after the monologue that leads to it."""
     before = [self.start, *self.values]
     return [
       f"<think>{_scratch_work(value, move)}</think>{step}"
@@ -95,7 +95,7 @@ def problems(
   steps: int = HARD_STEPS,
   digits: int = HARD_DIGITS,
 ) -> list[Problem]:
-  """Returns n different problems of a split, hard ones unless told otherwise.
+  """Returns n different problems of a split, by default hard ones.
 
   A shorter list is the beginning of a longer one with the same split and seed.
 
@@ -119,8 +119,8 @@ def problems(
     problem = _draw(rng, split, steps, digits)
     found.setdefault(problem.text, dataclasses.replace(problem, id=f"{split}-{len(found)}"))
   raise UserError(
-    f"{n} different problems of {steps} steps and {digits} digits asked for, {len(found)} found:"
-    " ask for fewer"
+    f"{n} different problems of {steps} steps and {digits} digits are wanted, {len(found)} found:"
+    " reduce data.path's number"
   )
 
 
@@ -176,8 +176,8 @@ def _scratch_work(value: int, move: int) -> str:
 def load(data: DataConfig, kind: ExampleKind, seed: int) -> Examples:
   """Returns the examples of the built-in family for a method.
 
-  `data.path` says which problems, `data.split` which split they come from, `data.holdout` how many
-  problems are held out for validation:
+  `data.path` names the problems, `data.split` their split, `data.holdout` the number of problems
+  that are held out for validation:
     hard, hard:500   hard problems (100 unless a number is given), the same for every seed;
                      validation on the selection split. They give one example a step or one a
                      problem; supervised fine-tuning learns the expert's whole solution.

@@ -13,7 +13,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from srl_jax.data.responses import CLOSE, OPEN
 
 PAD, UNKNOWN = "<|pad|>", "<|unknown|>"
-STEP, SOLUTION = "<|step|>", "<|solution|>"  # what is asked for; replaces the system message
+STEP, SOLUTION = (
+  "<|step|>",
+  "<|solution|>",
+)  # in place of the system message: what the policy is to write
 TURN, END = "<|turn|>", "<|end|>"  # opens and closes the policy's turn
 SPECIAL = (PAD, UNKNOWN, STEP, SOLUTION, TURN, END)
 WORDS = (
@@ -25,9 +28,9 @@ WORDS = (
   *(OPEN, CLOSE, "+", "-", "=", ";", "c", "b"),  # monologue
 )
 
-# A system message becomes one token. Its field `form` (srl_jax.tasks.messages) says whether a step
-# or the whole solution is asked for, whatever the text is. Messages of other programs, which have
-# no such field, ask for the whole solution by a phrase of our prompts, else for the next step.
+# A system message becomes one token, STEP or SOLUTION, by its field `form`, which
+# srl_jax.tasks.messages sets. The text counts only in messages of other programs, which have no
+# such field: a phrase of our prompts for whole solutions gives SOLUTION.
 CHAT_TEMPLATE = (
   "{%- if messages[0].role != 'system' -%}" + STEP + "{%- endif -%}"
   "{%- for message in messages -%}"
@@ -47,7 +50,7 @@ def build() -> Tokenizer:
   """Returns the tokenizer; `decode(encode(text)) == text` for every text of the family."""
   vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
   tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-  # Longest word first; any other character stands alone and is unknown.
+  # Longest word first; every other character becomes one unknown token.
   words = sorted(WORDS, key=len, reverse=True)
   pattern = "|".join([*map(_escape, words), r"[\s\S]"])
   tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

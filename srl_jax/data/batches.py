@@ -1,4 +1,4 @@
-"""Which example comes next, and the lengths that programs are compiled for."""
+"""The order of examples, and the lengths that programs are compiled for."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The config's group `data` as typed values. srl_jax/config.py says what each key means."""
+"""The config's group `data` as typed values. srl_jax/config.py explains each key."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class TrajectoryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where examples come from, and how they are cut.
+  """The source of examples, and how they are cut.
 
   `trajectories` is None where the rows are no agent's runs.
   """
@@ -51,6 +51,6 @@ class DataConfig:
     names = [field.name for field in dataclasses.fields(cls)]
     values = {name: group[name] for name in names if name in group}
     values["fields"] = Columns(**values.get("fields", {}))
-    if values.get("domain") in group:  # a domain with settings of its own has a group of its name
+    if values.get("domain") in group:  # a domain that has settings has a group of its name
       values["trajectories"] = TrajectoryConfig(**group[values["domain"]])
     return cls(**values)

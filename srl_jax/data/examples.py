@@ -9,15 +9,15 @@ from srl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class StepExample:
-  """One training prompt: what the policy sees, and what it is rewarded for.
+  """One training prompt and the target of its reward.
 
   Attributes:
     id: unique name of this example; for a step, problem_id + "/" + the step's number.
-    problem_id: the problem it comes from; a problem is held out as a whole.
+    problem_id: the problem that it is a part of; a problem is held out as a whole.
     task: name in srl_jax.tasks.TASKS; it selects the prompt and the reward.
     problem: the question.
     context: the solution so far, in order (empty: nothing yet).
-    hint: title of the step to come, or None; the target then leaves the title out.
+    hint: title of the next step, or None; the target then leaves the title out.
     target: the expert's text: the next step, the whole solution, or, for supervised fine-tuning,
       the response to learn; empty where only the answer is compared.
     answer: gold final answer, or None where the source has none.
@@ -55,9 +55,9 @@ class ExampleKind:
   Attributes:
     method: the config's method. Prepared folders carry its name.
     task: name that the examples get.
-    unit: "steps": one example for each step of an expert's solution or run, whose target is the
-      step; "solution": one for each problem, whose target is the whole solution; "answer": one for
-      each problem with a gold answer, without a target.
+    unit: "steps": one example for each step of an expert's solution or run, with the step as the
+      target; "solution": one for each problem, with the whole solution as the target; "answer": one
+      for each problem that has a gold answer, without a target.
     needs: fields of a StepExample that must not be empty.
     supervised: targets are responses to learn, the expert's reasoning included where there is one.
     step_task: task of single steps among the built-in responses to learn (data.path="mix").
@@ -86,8 +86,8 @@ def hold_out(
 ) -> Examples:
   """Returns the examples with `holdout` whole problems set apart for validation.
 
-  Which ones is a pure function of the seed and the problems' ids. Problems whose texts have the
-  same key count as one.
+  The choice is a pure function of the seed and the problems' ids. Problems with texts of the same
+  key count as one.
 
   Raises UserError if `holdout` leaves no problem to train on.
   """

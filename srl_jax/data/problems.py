@@ -1,4 +1,4 @@
-"""Problems with expert solutions, read from rows whose columns the config names."""
+"""Problems with expert solutions, read from rows. The config names the columns."""
 
 import collections
 import dataclasses

@@ -20,7 +20,7 @@ def parse_response(text: str, *, think_opened: bool = False) -> Response | None:
   """Returns the parts of a one-step answer, or None if `format_failure` has a reason against it.
 
   Args:
-    text: what the policy wrote, without the prompt and the end-of-turn token.
+    text: the response, without the prompt and the end-of-turn token.
     think_opened: the prompt ended inside a think block, so `text` begins in the monologue. A second
       open tag in `text` is then one too many ("several"): the rule is about the whole turn, however
       it was divided between template and policy.
@@ -39,7 +39,7 @@ def format_failure(
   The format: leading white space, exactly one think block (its monologue may be empty), then an
   action that is not blank. The first reason that holds counts:
     cut_off       the answer did not end by itself, so that even a visible action may be half one
-    no_open       something else stands before the think block, or there is none
+    no_open       there is no think block, or text before it
     no_close      the think block is never closed
     several       a second open or close tag
     empty_action  nothing after the think block
@@ -70,7 +70,7 @@ def whole_format_failure(
 
   The reasons have the names of `format_failure`: no_open (a close tag without its open tag),
   no_close (a block that is not closed), several (a block inside a block), empty_action (nothing
-  outside the blocks); cut_off stands for any of them where the answer did not end by itself. An
+  outside the blocks); cut_off replaces any of them where the answer did not end by itself. An
   answer that was cut off outside its blocks is well-formed.
   """
   turn = _whole_turn(text, think_opened)
@@ -78,7 +78,7 @@ def whole_format_failure(
   if tags == [OPEN, CLOSE] * (len(tags) // 2):
     outside = outside_think_blocks(turn)
     failure = None if outside else "empty_action"
-    if _TAG.search(outside):  # the pieces around a block make a tag of their own
+    if _TAG.search(outside):  # the pieces around a block form another tag
       failure = "several"
   elif tags.count(OPEN) == tags.count(CLOSE):
     failure = "several"

@@ -1,4 +1,4 @@
-"""Rows of a table with the place each came from, so that a complaint can name file and line."""
+"""Rows of a table with the place of each, so that an error message can name file and line."""
 
 import json
 import logging
@@ -60,12 +60,12 @@ def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a Hugging Face dataset; place is `name[split] row k`.
 
   Raises:
-    UserError: the dataset cannot be loaded; the reason stands in the message.
+    UserError: the dataset cannot be loaded; the message has the reason.
   """
   logging.getLogger("datasets").setLevel(logging.WARNING)  # at INFO it lists installed packages
   import datasets  # slow to import, and files do not need it
 
-  # The hub's client warns before each of its retries; the error below says it once.
+  # The hub's client warns before each of its retries; the error below is enough.
   logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
   try:
     rows = datasets.load_dataset(name, split=split)

@@ -41,8 +41,8 @@ def load(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples:
 def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]]:
   """Returns the usable runs of a source, and counts as in `Examples`.
 
-  Rows are left out and counted as: not_resolved and other_expert (`data.swe`; a row that does not
-  say counts, too), malformed, no_steps, duplicate (the same run again), not_drawn (beyond
+  Rows are left out and counted as: not_resolved and other_expert (`data.swe`; also
+  rows without this column), malformed, no_steps, duplicate (the same run again), not_drawn (beyond
   `data.swe.runs`, which a draw by seed and id decides).
 
   Raises:
@@ -156,7 +156,7 @@ def make_examples(
 
 
 def _description(issue: str) -> str:
-  """Returns what tells issues apart: the description; the instructions around it have versions."""
+  """Returns the part of an issue that identifies it. The instructions around it have versions."""
   described = _DESCRIPTION.search(issue)
   return normalized(described[1] if described else issue)
 
@@ -166,7 +166,7 @@ def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExa
 
   Step k (from 1) has the id `run.id/k` and sees the last `data.swe.pairs` steps before it. Of N
   steps the last is a target only with `data.keep_last_step`. For supervised fine-tuning the target
-  is the thought in think tags and then the action, in the form that the prompt asks for.
+  is the thought in think tags and then the action, in the form of a response.
   """
   seen = [_pair(step) for step in run.steps]
   examples = []

@@ -144,7 +144,7 @@ def make_examples(
 
 
 def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) -> Examples:
-  """Returns what `srl_jax.prepare` wrote to a folder, if the config asks for the same."""
+  """Returns what `srl_jax.prepare` wrote to a folder, if the config has the same settings."""
   try:
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     settings, counts = summary["settings"], summary["counts"]

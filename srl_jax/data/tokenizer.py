@@ -8,7 +8,7 @@ from typing import NamedTuple
 from srl_jax.data.responses import OPEN
 from srl_jax.errors import UserError
 
-# Every task asks by one system and one user message.
+# The messages of every task have these roles.
 _TRIAL = [
   {"role": "system", "content": "A system prompt."},
   {"role": "user", "content": "A question."},
@@ -28,7 +28,7 @@ class EncodedPrompt(NamedTuple):
 
 
 def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
-  """Returns the token ids of messages in the model's chat template, up to where it is to answer."""
+  """Returns the token ids of messages in the model's chat template, up to where its turn begins."""
   text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
   # The template has written its special tokens already.
   ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -50,9 +50,9 @@ def load_tokenizer(folder: str | pathlib.Path):
       f"{folder} has no tokenizer.json: give a model folder with its fast tokenizer"
       " (tokenizer.json and tokenizer_config.json)"
     )
-  # It says that PyTorch is missing, which nothing here wants.
+  # Without it transformers warns that PyTorch is missing, which nothing here needs.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  from transformers import PreTrainedTokenizerFast  # slow to import: only who tokenizes pays
+  from transformers import PreTrainedTokenizerFast  # slow to import
 
   try:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -15,7 +15,7 @@ from srl_jax import folders
 from srl_jax.data import rows
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.evals import passes
-from srl_jax.evals.math_benchmarks import Solver
+from srl_jax.evals.math_benchmarks import Solver, computation_dtype
 from srl_jax.policy import hf_files, sharding, weights
 from srl_jax.rollout.engine import SamplingParams
 from srl_jax.rollout.episodes import Question, prompt_builder
@@ -53,9 +53,9 @@ def success_rates(
   """Returns {question's id: share of right solutions}, sampled at temperature 1 on all devices.
 
   Args:
-    trial: what is measured.
+    trial: model and sampling.
     questions: problems with gold answers.
-    folder: takes every response as it comes (evals.passes); what it holds is not sampled again.
+    folder: every response is written to it at once (evals.passes) and not sampled again.
     width: most responses that decode side by side.
     progress: called with the pass's name and its responses so far.
 
@@ -64,8 +64,6 @@ def success_rates(
   """
   model_folder = hf_files.resolve_model(trial.model)
   _claim(folder, trial)
-  stored = {tensor.dtype for tensor in hf_files.read_headers(model_folder).values()}
-  dtype = "float32" if stored == {"F32"} else "bfloat16"
   tokenizer = load_tokenizer(model_folder)
   engine = Sampler(tokenizer, stop_ids(tokenizer, model_folder), width)
   solver = Solver(
@@ -77,7 +75,7 @@ def success_rates(
     max_prompt_tokens=0,  # a whole solution has neither
   )
   with jax.set_mesh(sharding.make_mesh(f"fsdp={jax.device_count()}")):
-    engine.load_weights(weights.load_hf(model_folder, dtype=dtype)[1], 0)
+    engine.load_weights(weights.load_hf(model_folder, dtype=computation_dtype(model_folder))[1], 0)
     passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()
   lines = (row for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"))

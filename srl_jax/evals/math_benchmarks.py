@@ -14,6 +14,7 @@ import numpy as np
 
 from srl_jax.data import arithmetic, rows
 from srl_jax.errors import UserError
+from srl_jax.policy.hf_files import read_headers
 from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
 from srl_jax.rollout.episodes import (
@@ -23,8 +24,6 @@ from srl_jax.rollout.episodes import (
   solve_stepwise,
   solve_whole,
 )
-
-MODES = ("whole", "stepwise")
 
 
 class HubSet(NamedTuple):
@@ -59,7 +58,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   Args:
     spec: a name in HUB; a file of JSON lines; "arithmetic" or "arithmetic:N", the first N (200) of
       the built-in hard test problems.
-    folder: where NAME.jsonl of the names in HUB lie; by default the hub has them.
+    folder: has NAME.jsonl of the names in HUB; by default they are loaded from the hub.
 
   Raises:
     UserError: an unknown name, or rows that are missing, broken or without problem or answer.
@@ -117,6 +116,14 @@ def _gold(place: str, row: dict[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------- solving
+
+
+def computation_dtype(folder: str | pathlib.Path) -> str:
+  """Returns the type to compute in for the weights of a model folder: "float32" if all are, else
+  "bfloat16".
+  """
+  stored = {tensor.dtype for tensor in read_headers(folder).values()}
+  return "float32" if stored == {"F32"} else "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from srl_jax.data.tokenizer import EncodedPrompt, encode
 from srl_jax.rollout.engine import Engine, Prompt, Rollout, SamplingParams
 from srl_jax.tasks import TASKS, system_prompt
 
-# (problem, actions so far) -> the prompt for what comes next.
+# (problem, actions so far) -> the next prompt.
 PromptBuilder = Callable[[str, Sequence[str]], EncodedPrompt]
 
 
@@ -30,7 +30,7 @@ class Episode:
   """One attempt at a problem.
 
   Attributes:
-    question: what is to be solved.
+    question: the problem to solve.
     sample: index among the attempts at the question.
     responses: as sampled, one for each turn.
     actions: the responses without their monologues.

@@ -11,13 +11,13 @@ from srl_jax.tasks import SUPERVISED, TASKS, system_prompt
 
 
 class PromptSet:
-  """Examples whose prompts are short enough, and their prompts, tokenised when they are needed.
+  """Examples with prompts that are short enough; the prompts are tokenised when they are needed.
 
   Token ids are not kept, but for the prompts that were needed last: 134,000 prompts of 4,000 tokens
   would not fit into memory.
 
   Attributes:
-    examples: those whose prompts fit, in their order.
+    examples: those with prompts that fit, in their order.
     too_long: how many were left out because of data.max_prompt_tokens, or, for supervised
       fine-tuning, because prompt and response together exceed batch.tokens_per_device.
     think_opened: whether the chat template opens the think block.

@@ -1,4 +1,4 @@
-"""Tasks: what the policy is asked, what is a well-formed response, what it is rewarded for.
+"""Tasks: each has a prompt, a format of responses, and a reward.
 
 One file a task. A config file may add its own to TASKS; its name is then a method of the config.
 """
@@ -24,7 +24,7 @@ _TASK_OF = {
   (SUPERVISED, "swe"): "swe",
   (SUPERVISED, "math"): "one_step",
 }
-# Whose prompts solve whole problems where a run's own task has prompts of the other form.
+# Tasks for evaluation, where a run's own task has prompts of the other form.
 STEP_TASK, WHOLE_TASK = "srl", "rlvr"
 
 
@@ -41,11 +41,11 @@ def task_of(method: str, domain: str = "math") -> str:
 
 
 def task_of_mode(mode: str, method: str = "") -> str:
-  """Returns the name of the task whose prompt solves whole problems.
+  """Returns the name of the task that has the prompt for solving whole problems.
 
   Args:
-    mode: eval.mode; stepwise asks for one step at a time, any other for the whole solution.
-    method: of the run that is evaluated, whose own prompt is used if it is of that form; "": none.
+    mode: eval.mode; stepwise solves one step at a time, any other in one response.
+    method: of the run that is evaluated; its own prompt is used if it has that form. "": no run.
   """
   by_steps = mode == "stepwise"
   task = _TASK_OF.get((method, "math"), method)

@@ -38,11 +38,11 @@ def build_messages(
     problem: the question.
     context: the solution so far, in order: the expert's steps in training, the model's own actions
       in turn-by-turn evaluation. In software engineering: the last calls with their observations.
-    hint: title of the step to come, or None.
+    hint: title of the next step, or None.
     system: the system prompt.
     heading: the line above the context.
-    form: "step" or "solution", what is asked for. It is a field of the system message, not a part
-      of any text: the miniature's chat template reads it, those of real models do not.
+    form: what the policy is to write, "step" or "solution". It becomes a field of the system
+      message and no part of a text: the miniature's chat template reads it, real models' do not.
   """
   user = problem
   if context:

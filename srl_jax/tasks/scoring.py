@@ -63,6 +63,7 @@ def score_groups(
   )
   answers = [_answers(*group, think_opened=think_opened) for group in groups]
   scores: list[list[Score]] = [[] for _ in groups]
+  # All answers of a task at once, so that its similarities are computed together.
   for name in dict.fromkeys(example.task for example, _, _ in groups):
     chosen = [i for i, (example, _, _) in enumerate(groups) if example.task == name]
     flat = [answer for i in chosen for answer in answers[i]]

@@ -40,7 +40,7 @@ def reward(answers: Sequence[Answer], settings: RewardSettings) -> list[float]:
 
 def _similarities(pairs: list[tuple[str, str]], settings: RewardSettings) -> Sequence[float]:
   measure = SIMILARITIES[settings.similarity]
-  if measure is similarities:  # the only one with settings of its kind
+  if measure is similarities:  # difflib, the only one with settings
     return measure(pairs, autojunk=settings.autojunk, workers=settings.workers)
   values = measure(pairs)
   if len(values) != len(pairs):

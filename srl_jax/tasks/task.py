@@ -11,7 +11,7 @@ class Answer(NamedTuple):
   """One response to an example, taken apart.
 
   Attributes:
-    example: what was asked.
+    example: the prompt and its target.
     action: the stripped text outside all think blocks (of a malformed response too).
     monologue: the stripped text inside the think tags; several blocks are joined by newlines.
     failure: reason why the response breaks the task's format, or None.
@@ -51,7 +51,7 @@ class RewardSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task as plain functions. A new one is most easily made from one that is there:
+  """A task as plain functions. A new one is most easily made from an existing one:
 
     TASKS["mine"] = dataclasses.replace(TASKS["srl"], system="...", reward=my_reward)
 
@@ -61,10 +61,10 @@ class Task:
       message however long the context is.
     format_failure: (text, finish_reason, think_opened=) -> the reason why a response is malformed,
       or None; see data.responses.format_failure.
-    reward: (answers, settings) -> one number for each answer. The answers may be those of many
-      groups, so that their similarities are computed together.
-    equal_rewards: (scores of a group whose rewards are all but equal) -> the reason that is written
-      beside the group when dynamic sampling drops it.
+    reward: (answers, settings) -> one number for each answer, which must not depend on the others:
+      they are a part of a group, a group, or many groups that are computed together.
+    equal_rewards: (scores of a group that dynamic sampling drops because its rewards are all but
+      equal) -> the reason that is written beside the group.
     unit: examples that are made from an expert's solutions, see data.examples.ExampleKind.
     needs: fields of a StepExample that the reward cannot do without.
   """

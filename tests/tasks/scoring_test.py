@@ -189,12 +189,11 @@ def test_a_similarity_is_picked_by_its_name(monkeypatch):
     assert [score.reward for score in scores] == [1.0, 0.0, -1.0]
 
 
-def test_a_reward_sees_all_responses_of_its_task(monkeypatch):
-  def rank(answers, settings):
-    longest = max(len(answer.action) for answer in answers)
-    return [len(answer.action) / longest + settings.format_penalty for answer in answers]
+def test_a_reward_of_a_users_own_beside_ours(monkeypatch):
+  def length(answers, settings):
+    return [len(answer.action) / 4 + settings.format_penalty for answer in answers]
 
-  monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS["srl"], reward=rank))
+  monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS["srl"], reward=length))
   groups = [
     (make("mine"), ["<think>m</think>ab", "<think>m</think>abcd"], ["stop"] * 2),
     (make("srl"), ["<think>m</think>2. Add 3: 10"], ["stop"]),
