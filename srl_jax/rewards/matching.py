@@ -203,10 +203,12 @@ def _candidates(search: _Search, length: int) -> _Candidates | None:
   a = np.flatnonzero(search.room_a >= length)
   b = np.flatnonzero(search.room_b >= length)
   # Suffixes with the same first `length` characters are neighbours: a class each.
-  classes = np.concatenate([[0], np.cumsum(search.common < length)])
+  classes = np.concatenate(
+    [np.zeros(1, np.int32), np.cumsum(search.common < length, dtype=np.int32)]
+  )
   stride = len(search.b) + 1
-  keys = np.sort(classes[search.place_b[b]] * stride + b)
-  wanted = classes[search.place_a[a]] * stride
+  keys = np.sort(classes[search.place_b[b]] * np.int64(stride) + b)
+  wanted = classes[search.place_a[a]] * np.int64(stride)
   first = np.searchsorted(keys, wanted + search.low_b[a])
   last = np.searchsorted(keys, wanted + search.high_b[a] - length, side="right") - 1
   found = first <= last
@@ -223,6 +225,7 @@ def _take_blocks(search: _Search, candidates: _Candidates) -> int:
   matched = 0
   for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)]):
     matched += _take_in_box(search, int(numbers[start]), candidates, start, stop)
+  np.minimum(search.room_a, candidates.length - 1, out=search.room_a)
   return matched
 
 
@@ -262,9 +265,7 @@ def _next_at_least(values: np.ndarray, at: int, low: int) -> int:
   return len(values)
 
 
-def _extended(
-  search: _Search, box: Box, i: int, j: int, size: int
-) -> tuple[int, int, int]:
+def _extended(search: _Search, box: Box, i: int, j: int, size: int) -> tuple[int, int, int]:
   """A block, extended both ways within its box by characters that autojunk had left out."""
   a, b = search.a, search.b
   while i > box.a_low and j > box.b_low and a[i - 1] == b[j - 1]:
@@ -274,9 +275,7 @@ def _extended(
 
 def _common_prefix(search: _Search, box: Box) -> int:
   length = 0
-  for x, y in zip(
-    range(box.a_low, box.a_high), range(box.b_low, box.b_high)
-  ):
+  for x, y in zip(range(box.a_low, box.a_high), range(box.b_low, box.b_high)):
     if search.a[x] != search.b[y]:
       break
     length += 1
