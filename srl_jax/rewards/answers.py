@@ -157,10 +157,12 @@ def _settle(
 
 def _equations(predicted: str, gold: str) -> tuple[str, str] | None:
   """Both as equations where one needs its name for it (2x - y = 0 and y = 2x), else None."""
-  if ("=" in normal_form(predicted)) == ("=" in normal_form(gold)):
-    return None
   named = normal_form(predicted, keep_name=True), normal_form(gold, keep_name=True)
-  return named if all("=" in form for form in named) else None
+  if any("=" not in form for form in named):
+    return None
+  unnamed = normal_form(predicted), normal_form(gold)
+  values_of_one = named[0].split("=")[0].strip() == named[1].split("=")[0].strip()
+  return None if values_of_one and not any("=" in form for form in unnamed) else named
 
 
 @functools.cache

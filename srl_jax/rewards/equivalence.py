@@ -19,7 +19,7 @@ from latex2sympy2_extended.math_normalization import normalize_latex
 from sympy.core.relational import Relational
 
 from srl_jax.rewards import values
-from srl_jax.rewards.normal_form import based, same_form
+from srl_jax.rewards.normal_form import based, number, same_form
 
 logging.disable(logging.CRITICAL)
 
@@ -40,6 +40,16 @@ def equivalent(question: tuple[str, str]) -> bool:
     return False
 
 
+def parses(form: str) -> bool:
+  """Returns whether a normal form is a number or mathematics that sympy knows, not only a text."""
+  try:
+    return number(form) is not None or _parse(form) is not None
+  except MemoryError:
+    raise
+  except Exception:
+    return False
+
+
 def _equivalent(predicted: str, gold: str) -> bool:
   same = same_form(predicted, gold)
   if same is not None:
@@ -52,15 +62,18 @@ def _equivalent(predicted: str, gold: str) -> bool:
 
 # ---------------------------------------------------------------------------------- parsing
 
-# The parser takes these for functions or constants (gamma and Gamma, Euler's number, the imaginary
-# unit), in answers they are symbols like others: each becomes one that answers do not use.
+# The parser takes these for functions or constants (gamma and Gamma, E for Euler's number, I for
+# the imaginary unit, d for a differential), or drops them (primes). In answers they are symbols
+# like others: each becomes one that answers do not use.
 _RENAMED = [
   (r"\\gamma(?![A-Za-z])", r"\\omicron "),
   (r"\\Gamma(?![A-Za-z]|\s*(?:\\left)?\()", r"\\Upsilon "),
   (r"(?<![A-Za-z\\])((?:[A-Za-z])*?)e(?=\s*_)", r"\1\\nabla "),
+  (r"(?<=[A-Za-z])'+", lambda found: f"_{{prime{len(found[0])}}}"),
 ]
-_LETTERS = {"E": r"\varsigma ", "I": r"\iota "}
-_COMMAND_OR_LETTER = re.compile(r"\\[A-Za-z]+|\\.|[EI]", re.DOTALL)
+_LETTERS = {"E": r"\varsigma ", "I": r"\iota ", "d": r"\varrho "}
+_COMMAND_OR_LETTER = re.compile(r"\\[A-Za-z]+|\\.|\{[a-z]*matrix\}|[EId]", re.DOTALL)
+_CALCULUS = re.compile(r"\\int|\{?\s*d\s*[a-z]?\s*\}\s*\{\s*d|d\w/d")
 
 
 def _parse(form: str) -> sympy.Basic | sympy.MatrixBase:
@@ -70,7 +83,8 @@ def _parse(form: str) -> sympy.Basic | sympy.MatrixBase:
   form = re.sub(r"(?<![\w.])\d\w*_(?:\{\w+\}|\d+)", _in_base_ten, form)
   for pattern, replacement in _RENAMED:
     form = re.sub(pattern, replacement, form)
-  form = _COMMAND_OR_LETTER.sub(lambda found: _LETTERS.get(found[0], found[0]), form)
+  letters = _LETTERS | ({"d": "d"} if _CALCULUS.search(form) else {})
+  form = _COMMAND_OR_LETTER.sub(lambda found: letters.get(found[0], found[0]), form)
   # The parser stumbles over commands as subscripts: M_{\odot}.
   form = re.sub(r"_\s*\{?\s*\\([a-z]+)\s*\}?", r"_{\1}", form)
   text = normalize_latex(form, _AS_IT_STANDS)
@@ -185,7 +199,7 @@ def _same_sets(x, y) -> bool:
     return len(x) == len(y) and all(map(_same, x, y))
   finite = (sympy.FiniteSet, sympy.Tuple)
   if isinstance(x, finite) and isinstance(y, finite):
-    return _matched(x.args, y.args, _same)
+    return _matched(_distinct(x.args), _distinct(y.args), _same)
   if isinstance(x, sympy.Union) and isinstance(y, sympy.Union):
     return _matched(x.args, y.args, _same)
   if isinstance(x, sympy.Set) and isinstance(y, sympy.Set):
@@ -204,6 +218,15 @@ def _as_list(x, other):
   ):
     return sympy.Tuple(x.start, x.end)
   return x
+
+
+def _distinct(elements: tuple) -> list:
+  """The elements of a set once each, however they are written."""
+  distinct = []
+  for element in elements:
+    if not any(_same(element, other) for other in distinct):
+      distinct.append(element)
+  return distinct
 
 
 def _matched(xs, ys, same) -> bool:
@@ -247,8 +270,17 @@ def _elements(form: str) -> tuple[str, list[str]] | None:
   if form[0] + form[-1] in _INTERVALS:
     parts = _split(form[1:-1])
     return (form[0] + form[-1], parts) if parts and len(parts) > 1 else None
-  parts = _split(form)
-  return ("", parts) if parts and len(parts) > 1 else None
+  parts = [part for whole in _split(form) or [] for part in _both_signs(whole)]
+  return ("", parts) if len(parts) > 1 else None
+
+
+def _both_signs(form: str) -> list[str]:
+  r"""Both values of a form with \pm."""
+  if r"\pm" not in form:
+    return [form]
+  return [
+    form.replace(r"\pm", upper).replace(r"\mp", lower) for upper, lower in (("+", "-"), ("-", "+"))
+  ]
 
 
 def _split(text: str) -> list[str] | None:

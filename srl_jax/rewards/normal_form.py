@@ -16,11 +16,12 @@ _MOST_BITS = 100_000  # of a whole number that is computed here; larger powers g
 
 # Full-width ASCII, and the punctuation of Chinese text.
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻₀₁₂₃₄₅₆₇₈₉", "0123456789-0123456789")
 _FULL_WIDTH |= {ord(wide): narrow for wide, narrow in zip("、。《》【】　「」", ",.()() ()")}
 
 # fmt: off
 _SYMBOLS = [
-  ("−", "-"), ("–", "-"), ("÷", "/"), ("°C", ""), ("°", ""), ("²", "^2"), ("³", "^3"),
+  ("−", "-"), ("–", "-"), ("÷", "/"), ("°C", ""), ("°", ""), ("⟨", "("), ("⟩", ")"),
   ("×", r"\times "), ("·", r"\cdot "), ("±", r"\pm "), ("√", r"\sqrt "), ("π", r"\pi "),
   ("θ", r"\theta "), ("∞", r"\infty "), ("≤", r"\le "), ("≥", r"\ge "), ("≠", r"\ne "),
   ("∪", r"\cup "),
@@ -38,6 +39,7 @@ _TYPED = [
     r"(?<![A-Za-z])(pi|theta|alpha|beta|infty|(?:arc)?(?:sin|cos|tan)|ln|log|exp)(?![A-Za-z])",
     r"\\\1 ",
   ),
+  (r"^<([^<>]*,[^<>]*)>$", r"(\1)"),
   (r"\binfinity\b", r"\\infty "),
   (r"\*", r" \\cdot "),
 ]
@@ -48,7 +50,7 @@ _SPELLING = [
   (r"\\(?:left|right)(?![a-zA-Z])\.?|\\displaystyle\b|(?<!\\)\\!", ""),
   (r",\\[,;: ](?=\d{3})|\{,\}(?=\d{3}(?!\d))", ","),  # thousands
   (r"\{,\}", ","),
-  (r"(?<!\\)\\[,;: ]|~|\\q?quad\b", " "),
+  (r"(?:(?<!\\)\\[,;: ]|~|\\q?quad\b| )+", " "),
   (r"\\langle(?![a-zA-Z])", "("),
   (r"\\rangle(?![a-zA-Z])", ")"),
   (r"\^\s*([+-]?\d{2,}|[+-]\d)", r"^{\1}"),  # 2^10 as everybody writes it
@@ -76,7 +78,7 @@ _UNIT = (
 )
 _UNIT_AT_END = re.compile(rf"(?<=[\w}})]) *(?<![A-Za-z]){_UNIT}{_SQUARED}$")
 _WORDS_AFTER_NUMBER = re.compile(
-  rf"^([+-]?{_DIGITS}(?:e-?\d+)?) +(?!(?:sqrt|sin|cos|tan|log|exp|mod)\b)"
+  rf"^([+-]?{_DIGITS}(?:e-?\d+)?(?: \d+ ?/ ?\d+| ?/ ?\d+)?) +(?!(?:sqrt|sin|cos|tan|log|exp|mod)\b)"
   rf"(?:[A-Za-z]{{3,}}|{_UNIT}|[mgsLJNWVK]\b)[A-Za-z /]*{_SQUARED}$"
 )
 # Not before LaTeX: in 12\times10^6\pi the power is a factor among others, which a parser reads.
@@ -88,10 +90,12 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?%?")
 # 0.1(6); 0.1\overline{6}, 0.1\dot{6}, 0.\dot{1}4285\dot{7}; 0.333\ldots (three times at least)
 _IN_PARENTHESES = re.compile(r"^\s*([+-]?\d*\.\d*)\((\d+)\)\s*$")
 _REPEATING = re.compile(
-  r"(\d*)\.(\d{0,40})(?:\s*\\(?:overline|bar|dot)\s*(?:\{\s*(\d{1,40})\s*\}|(\d))(?!\d*\\dot)"
+  r"(?<!\d)(\d{0,40})\.(\d{0,40})(?:\s*\\(?:overline|bar|dot)\s*(?:\{\s*(\d{1,40})\s*\}|(\d))(?!\d*\\dot)"
   r"|\\dot\{?(\d)\}?(\d{0,40})\\dot\{?(\d)\}?)"
 )
-_GOES_ON = re.compile(r"(\d*)\.(\d{0,20}?)(\d{1,8}?)\3{2,8}\s*(?:\\l?dots|\\cdots|\.\.\.|…)")
+_GOES_ON = re.compile(
+  r"(?<!\d)(\d{0,40})\.(\d{0,20}?)(\d{1,8}?)\3{2,8}\s*(?:\\l?dots|\\cdots|\.\.\.|…)"
+)
 _WORDS = re.compile(r"(?=.*[A-Za-z]{4})[A-Za-z]+(?:[ '-][A-Za-z]+)*")
 _NAMED = re.compile(
   r"^(?:[A-Za-z]\w?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*(?:=|\\in(?![a-zA-Z]))\s*(?=[^=]+$)"
@@ -105,14 +109,17 @@ def normal_form(answer: str, *, keep_name: bool = False) -> str:
     answer: as `extract_answer` found it.
     keep_name: leave the `y =` before a value, which then is an equation.
   """
-  text = answer.translate(_FULL_WIDTH).strip("`*\"' \n")
+  text = re.sub(r"\s+", " ", answer.translate(_FULL_WIDTH)).strip('`*" ')
+  text = text.strip("'") if text.startswith("'") else re.sub(r"(?<![A-Za-z)}])'+$", "", text)
+  text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
+  text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(_RAISED)}}}", text)
   text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)
   text = _GOES_ON.sub(_as_fraction, _REPEATING.sub(_as_fraction, text))
   if "\\" not in text:
     text = _rewrite(text, _TYPED)
   for symbol, latex in _SYMBOLS:
     text = text.replace(symbol, latex)
-  text = _rewrite(text, _SPELLING).strip("`*\"' \n:;,").rstrip(".:;, ")
+  text = _rewrite(text, _SPELLING).strip('`*" :;,').rstrip(".:;, ")
   text = _TIMES_POWER_OF_TEN.sub(lambda found: f"{found[1]}e{found[2] or found[3]}", text)
   text = _UNIT_AT_END.sub("", text)
   text = _WORDS_AFTER_NUMBER.sub(r"\1", text)
@@ -240,7 +247,7 @@ def same_form(predicted: str, gold: str) -> bool | None:
   """Returns whether two normal forms are equal where text or numbers decide, None elsewhere.
 
   Numbers without decimals must be equal. Where one is a decimal they agree to DECIMALS_AGREE
-  (Qwen2.5-Math's rule), but a whole gold number is met by itself only: 9999.857 is not 10000. Of a
+  (Qwen2.5-Math's rule), but a whole gold number equals only itself: 9999.857 is not 10000. Of a
   percentage and a plain number, 20% is 20 as well as 0.2.
   """
   if squeeze(predicted) == squeeze(gold):
@@ -250,8 +257,7 @@ def same_form(predicted: str, gold: str) -> bool | None:
     return same
   x, y = number(predicted), number(gold)
   if x and y:
-    exactly = y.exact and (x.exact or y.value.denominator == 1)
-    return any(_agree(x.value * share, y.value, exactly) for share in _shares(x, y))
+    return any(_agree(x.value * share, y.value, _exactly(x, y)) for share in _shares(x, y))
   if any(_WORDS.fullmatch(side) for side in (predicted, gold)):
     return False  # as products of letters "east" would equal "seat"
   return None
@@ -262,6 +268,12 @@ def _shares(x: Number, y: Number) -> list[Fraction]:
   if x.percent == y.percent:
     return [Fraction(1)]
   return [Fraction(1), Fraction(1, 100) if x.percent else Fraction(100)]
+
+
+def _exactly(x: Number, y: Number) -> bool:
+  """Whether a predicted number (x) must be the gold one (y) and not only be close to it."""
+  both_whole = x.value.denominator == y.value.denominator == 1
+  return (y.exact and (x.exact or y.value.denominator == 1)) or (x.exact and both_whole)
 
 
 def _agree(x: Fraction, y: Fraction, exactly: bool) -> bool:

@@ -20,7 +20,10 @@ _NOT_FINITE = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
 
 def same(x: sympy.Expr, y: sympy.Expr) -> bool:
   """Returns whether x is y, the gold value; an infinite or undefined one equals only its like."""
-  x, y = x.doit(), y.doit()
+  y = y.doit()
+  if y.is_Integer:  # a whole gold number is met by itself only, whatever decimals x is written with
+    x = _with_fractions(x)
+  x = x.doit()
   if x.has(*_NOT_FINITE) or y.has(*_NOT_FINITE):
     return x == y
   if x == y:
@@ -34,6 +37,7 @@ def same(x: sympy.Expr, y: sympy.Expr) -> bool:
 
 def proportional(x: sympy.Expr, y: sympy.Expr, *, positive: bool = False) -> bool:
   """Returns whether x = c y for a number c, not zero (and positive if that is asked for)."""
+  x, y = _with_fractions(x), _with_fractions(y)
   symbols = sorted(x.free_symbols | y.free_symbols, key=str)
   if x.free_symbols != y.free_symbols:
     return False
@@ -46,8 +50,6 @@ def proportional(x: sympy.Expr, y: sympy.Expr, *, positive: bool = False) -> boo
 
 
 def _same_numbers(x: sympy.Expr, y: sympy.Expr) -> bool:
-  if y.is_Integer:  # a whole gold number is met by itself only
-    x = _with_fractions(x)
   if x.has(sympy.Float) or y.has(sympy.Float):
     return bool(_agree(x, y, _DECIMALS))
   difference = x - y
