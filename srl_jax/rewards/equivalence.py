@@ -76,6 +76,7 @@ _COMMAND_OR_LETTER = re.compile(r"\\[A-Za-z]+|\\.|\{[a-z]*matrix\}|[EId]", re.DO
 _CALCULUS = re.compile(r"\\int|\{?\s*d\s*[a-z]?\s*\}\s*\{\s*d|d\w/d")
 
 
+@functools.lru_cache(1000)  # a gold answer is compared with a group of answers
 def _parse(form: str) -> sympy.Basic | sympy.MatrixBase:
   """The expression, relation, set or matrix that a normal form is; raises if it is none."""
   form = re.sub(r"(?<![A-Za-z\\])(\d+\.?\d*|\.\d+)e(-?\d+)", r"\1 \\times 10^{\2}", form)

@@ -71,7 +71,7 @@ _SPELLING = [
   (rf"{_TEXT}\{{([^{{}}]*)\}}", r"\1"),
   (r"\s+(?:and|or)\s+", ", "),
 ]
-_DIGITS = r"(?:\d+\.?\d*|\.\d+)"
+_DIGITS = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _UNIT = (
   r"(?:cm|mm|km|kg|ft|lbs?|hrs?|ml|mL|Hz|mph|in(?:ches)?|feet|miles?|yards?|meters?|units?"
   r"|degrees?|radians?|dollars?|cents?|seconds?|minutes?|hours?|days?|years?)"
@@ -219,7 +219,7 @@ _BASE_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", 
 
 def based(form: str) -> tuple[str, int] | None:
   """Returns digits (with their sign) and base of a number that names its base (1011_2), or None."""
-  match = _BASED.fullmatch(form)
+  match = _BASED.fullmatch(form) if len(form) <= 300 else None
   if not match:
     return None
   name = match[3].lower()

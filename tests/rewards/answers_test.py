@@ -461,7 +461,7 @@ def test_honest_answers_beside_hostile_ones():
   assert equal_pairs(pairs) == [False, True, False, True, True]
 
 
-# Pieces that the patterns of `normal_form` look for: each repeated must not cost its square or cube.
+# Pieces that the patterns of `normal_form` look for; repeated, none may cost its square.
 @pytest.mark.parametrize(
   "piece", [r"\,", " ", "1", "１", "1,", "_ ", "{", "x base ", "\\frac", "1 1/"]
 )
