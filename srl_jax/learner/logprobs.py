@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from srl_jax.learner.rows import Rows
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import act_spec, has_mesh, reshard, shards, spread
+from srl_jax.policy.sharding import act_spec, gather_batch, has_mesh, reshard, shards
 
 MIN_CHUNK = 64  # trained tokens of a row
 
@@ -45,7 +45,7 @@ def token_logprobs(model: Qwen2, rows: Rows, *, temperature: float, chunk: int, 
     )
 
   def of_tokens(index_bc, targets_bc):
-    hidden_acd = spread(_take(hidden_btd, index_bc))
+    hidden_acd = gather_batch(_take(hidden_btd, index_bc))
     logprobs_ac, entropy_ac = _choose(logits_of(hidden_acd) / temperature, targets_bc)
     return reshard(logprobs_ac, act_spec("bc")), reshard(entropy_ac, act_spec("bc"))
 
