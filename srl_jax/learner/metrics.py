@@ -22,34 +22,41 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
   Rewards also without the format failures (reward_formed_*), because one penalty among eight
   similarities hides how far apart the others are; lengths are in tokens, monologues in words.
   """
-  scores = [score for group in batch.groups for score in group.scores]
-  rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
+  scores, rollouts = [], []
+  for group in batch.groups:
+    scores += group.scores
+    rollouts += group.rollouts
   rewards = np.array([score.reward for score in scores])
-  formed = np.array([score.reward for score in scores if not score.failure])
+  failed = np.array([score.failure is not None for score in scores])
+  formed = rewards[~failed] if not failed.all() else np.zeros(1)
   lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+  cut_off = np.array([rollout.finish_reason != "stop" for rollout in rollouts])
+  dropped = Counter(group.dropped for group in batch.groups)
   out = {
     "reward_mean": rewards.mean(),
     "reward_std": rewards.std(),
     "reward_group_std": np.mean([population_std(group.rewards) for group in batch.groups]),
-    "reward_formed_mean": formed.mean() if len(formed) else 0.0,
-    "reward_formed_std": formed.std() if len(formed) else 0.0,
-    "format_failures": np.mean([score.failure is not None for score in scores]),
+    "reward_formed_mean": formed.mean(),
+    "reward_formed_std": formed.std(),
+    "format_failures": failed.mean(),
     "groups_sampled": len(batch.groups),
     "groups_kept": len(batch.kept),
-    "kept_share": np.mean([group.dropped in (None, "surplus") for group in batch.groups]),
+    "kept_share": (dropped[None] + dropped["surplus"]) / len(batch.groups),
     "rounds": batch.rounds,
     "response_tokens_mean": lengths.mean(),
     "response_tokens_max": lengths.max(),
     "monologue_words_mean": np.mean([len(score.monologue.split()) for score in scores]),
     "action_words_mean": np.mean([len(score.action.split()) for score in scores]),
-    "truncated_share": np.mean([rollout.finish_reason != "stop" for rollout in rollouts]),
+    "truncated_share": cut_off.mean(),
     "sampled_tokens": lengths.sum(),
     "seconds_reward": batch.seconds_reward,
   }
-  failures = Counter(score.failure for score in scores if score.failure)
-  out |= {f"failure_{reason}": count for reason, count in failures.items()}
-  dropped = Counter(group.dropped for group in batch.groups if group.dropped)
-  out |= {f"dropped_{reason}": count for reason, count in dropped.items()}
+  for reason, count in Counter(score.failure for score in scores).items():
+    if reason:
+      out[f"failure_{reason}"] = count
+  for reason, count in dropped.items():
+    if reason:
+      out[f"dropped_{reason}"] = count
   return {name: float(value) for name, value in out.items()}
 
 
@@ -109,7 +116,7 @@ def update_metrics(
     gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))
     found.append(gap | step_metrics(output, step))
   means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-  return means | {"packed_share": packed_share([part for parts in rows for part in parts])}
+  return means | {"packed_share": packed_share(sum(rows, []))}
 
 
 def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
@@ -121,9 +128,13 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
     seconds: {seconds_<phase>: ...}, of which sampling, update and weight transfer make up
       seconds_step.
   """
-  tokens = sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts)
+  tokens = 0
+  for group in batch.groups:
+    tokens += sum(len(rollout.token_ids) for rollout in group.rollouts)
   flops = update_flops(config, batch.kept)
-  work = sum(seconds.get(f"seconds_{name}", 0.0) for name in ("sample", "update", "sync"))
+  work = 0.0
+  for phase in ("sample", "update", "sync"):
+    work += seconds.get(f"seconds_{phase}", 0.0)
   out = seconds | {"seconds_step": work, "tokens_per_second": tokens / max(work, 1e-9)}
   kind = jax.devices()[0].device_kind
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
@@ -135,5 +146,8 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
 
 def packed_share(rows) -> float:
   """Share of the packed tokens that are real ones; rows are packing.Rows."""
-  real = sum(int((np.asarray(part.segments_bt) > 0).sum()) for part in rows)
-  return real / sum(part.segments_bt.size for part in rows)
+  real = size = 0
+  for part in rows:
+    real += int((part.segments_bt > 0).sum())
+    size += part.segments_bt.size
+  return real / size
