@@ -220,12 +220,10 @@ def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -
   trial = hard_problems.Trial(
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
-  line, total = command_line.ProgressLine(), len(questions) * trial.samples
-  progress = lambda name, responses: line(f"{name}: {responses} of {total} responses")
+  pace, total = progress.Pace(), len(questions) * trial.samples
+  show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
   width = max(_WIDTH.value, trial.samples)
-  return hard_problems.success_rates(
-    trial, questions, output / "hard", width=width, progress=progress
-  )
+  return hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
 
 
 # ---------------------------------------------------------------------------------- the summary

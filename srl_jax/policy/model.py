@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5 as Flax nnx modules, used as plain pytrees (jax.jit, jax.grad, lax.scan).
 
-Attribute names follow Hugging Face's (`layers.q_proj`), the letters of each weight stand in LAYOUT.
+Attribute names follow Hugging Face's (`layers.q_proj`); WEIGHT_LETTERS gives each weight's shape.
 Weights are kept in the type they were loaded in, float32 masters in training, and cast to the
 compute type `config.dtype` where they are used; norms, rotary angles, attention scores and logits
 are float32.
@@ -14,20 +14,19 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from srl_jax.policy import kernels
+from srl_jax.policy import cpu, kernels, sharding
 from srl_jax.policy.attention import Packed, attend
 from srl_jax.policy.sharding import (
-  einsum,
-  exchange,
-  gather,
+  all_gather_weight,
   lookup,
   param_spec,
   platform,
   reshard,
+  shard_head_by_vocab,
 )
 
-# Letters of every weight; `layers` hold one more dimension in front, l.
-LAYOUT = {
+# The shape letters of every weight; those of `layers` have one more dimension in front, l.
+WEIGHT_LETTERS = {
   "embed_tokens": "vd",
   "norm": "d",
   "lm_head": "vd",
@@ -48,8 +47,8 @@ LAYOUT = {
 }
 
 
-# What a layer keeps for the backward pass: all; what its matrix products gave (computing only the
-# attention and the cheap rest again); or its input alone.
+# What a layer keeps for the backward pass: everything; the results of its matrix products, so that
+# attention and the elementwise operations are recomputed; or its input only.
 REMAT = {
   "none": None,
   "matmuls": jax.checkpoint_policies.save_only_these_names("matmul"),
@@ -73,7 +72,7 @@ class ModelConfig:
   rms_norm_eps: float = 1e-6
   tie_word_embeddings: bool = False
   dtype: str = "float32"
-  attention: str = "xla"  # of kernels.KERNELS; see on_platform
+  attention: str = "xla"  # of kernels.KERNELS, see on_platform; "cpu" also selects cpu.einsum
 
   def on_platform(self, platform: str) -> "ModelConfig":
     """The same architecture with the attention kernel of a platform ("cpu", "gpu", "tpu")."""
@@ -85,8 +84,13 @@ class ModelConfig:
     """The layout of packed rows that `attention` reads: "blocks" or "lines" (packing.pack)."""
     return kernels.layout(self.attention)
 
+  def einsum(self, letters: str, a, b, dtype=None):
+    """sharding.einsum, or the version for CPUs where `attention` is "cpu"."""
+    run = cpu.einsum if self.attention == "cpu" else sharding.einsum
+    return run(letters, a, b, dtype)
+
   def sizes(self) -> dict[str, int]:
-    """Length of each shape letter of LAYOUT."""
+    """Length of each shape letter of WEIGHT_LETTERS."""
     return dict(
       v=self.vocab_size,
       d=self.hidden_size,
@@ -109,19 +113,20 @@ def _param(config, name, letters, rngs):
 
 
 class Layer(nnx.Module):
-  """One decoder layer: attention and SwiGLU, each behind an RMS norm and a residual."""
+  """One decoder layer: attention and SwiGLU, each after an RMS norm and with a residual."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    for name, letters in LAYOUT["layers"].items():
+    for name, letters in WEIGHT_LETTERS["layers"].items():
       setattr(self, name, _param(config, name, letters, rngs))
 
   def weight(self, name, dtype):
-    """Weight `name`, gathered for use in the compute type."""
-    return gather(getattr(self, name)[...], LAYOUT["layers"][name], dtype)
+    """Weight `name`, all-gathered along fsdp, in the compute type."""
+    return all_gather_weight(getattr(self, name)[...], WEIGHT_LETTERS["layers"][name], dtype)
 
   def __call__(self, x_btd, rotary, state):
     """(x_btd, memory) after this layer; rotary = (cos_bth, sin_bth), state as attention.attend."""
+    einsum = self.config.einsum
     w = lambda name: self.weight(name, x_btd.dtype)
     kept = lambda x: checkpoint_name(x, "matmul")
     y = rms_norm(x_btd, w("input_layernorm"), self.config.rms_norm_eps)
@@ -138,16 +143,16 @@ class Layer(nnx.Module):
 
 
 class Qwen2(nnx.Module):
-  """A Qwen2 policy. `layers` is one Layer whose weights are stacked along a leading dimension l."""
+  """A Qwen2 policy. `layers` is one Layer with its weights stacked along a leading dimension l."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    self.embed_tokens = _param(config, "embed_tokens", LAYOUT["embed_tokens"], rngs)
+    self.embed_tokens = _param(config, "embed_tokens", WEIGHT_LETTERS["embed_tokens"], rngs)
     keys = jax.random.split(rngs.params(), config.num_hidden_layers)
     self.layers = jax.vmap(lambda key: Layer(config, nnx.Rngs(key)))(keys)
-    self.norm = _param(config, "norm", LAYOUT["norm"], rngs)
+    self.norm = _param(config, "norm", WEIGHT_LETTERS["norm"], rngs)
     if not config.tie_word_embeddings:
-      self.lm_head = _param(config, "lm_head", LAYOUT["lm_head"], rngs)
+      self.lm_head = _param(config, "lm_head", WEIGHT_LETTERS["lm_head"], rngs)
 
   def embed(self, tokens_bt):
     """x_btd, the embeddings of tokens_bt (int32) in the compute type."""
@@ -159,10 +164,11 @@ class Qwen2(nnx.Module):
     """Final hidden states of packed rows.
 
     Args:
-      tokens_bt, positions_bt (position in its own sequence), segments_bt (0 = padding, 1.. =
-        sequences, which do not see each other): int32.
-      branches_bt: int32 or None; 0 for the tokens of a prompt, 1.. for the responses that share it
-        (positions of a response go on from the prompt's length).
+      tokens_bt: int32.
+      positions_bt: int32, position of each token in its sequence; those of a response that shares
+        its prompt start at the prompt's length.
+      segments_bt: int32, 0 = padding, 1.. = sequences, which do not see each other.
+      branches_bt: int32 or None; 0 for the tokens of a prompt, 1.. for the responses that share it.
       layout: attention.Lines, cpu.Blocks or None, see attention.Packed.
       remat: what the backward pass computes again instead of keeping it, of REMAT.
 
@@ -181,30 +187,31 @@ class Qwen2(nnx.Module):
     return self.final_norm(x_btd)
 
   def final_norm(self, x_btd):
-    """x_btd after the norm that stands before the output head."""
-    weight = gather(self.norm[...], LAYOUT["norm"], x_btd.dtype)
+    """x_btd after the norm before the output head."""
+    weight = all_gather_weight(self.norm[...], WEIGHT_LETTERS["norm"], x_btd.dtype)
     return rms_norm(x_btd, weight, self.config.rms_norm_eps)
 
   def logits(self, hidden_btd):
-    """logits_btv in float32 from hidden states; v is cut along the tensor axis."""
-    head = gather(self._head(), LAYOUT["lm_head"], self.config.dtype)
-    return einsum("btd,vd->btv", hidden_btd, head, dtype=jnp.float32)
+    """logits_btv in float32 from hidden states; v is sharded over the tensor axis."""
+    head = all_gather_weight(self._head(), WEIGHT_LETTERS["lm_head"], self.config.dtype)
+    return self.config.einsum("btd,vd->btv", hidden_btd, head, dtype=jnp.float32)
 
   def loss_logits(self):
-    """logits_acw of hidden_acd, a function for the loss, which calls it for chunk after chunk.
+    """A function hidden_acd -> logits_acw (float32), which the loss calls once for each chunk.
 
-    The vocabulary is cut over fsdp too, so that neither the head nor its gradient, the sum over all
-    chunks in the head's own type, is ever whole (letters: sharding.ACT_AXES). Where w is longer
-    than the vocabulary the rest is too low to have a probability.
+    The vocabulary is sharded over fsdp too (letters a, w: sharding.ACT_AXES), so that no device
+    holds the whole head or its whole gradient. That gradient is summed over all chunks in the
+    head's type. Where w is longer than the vocabulary the spare logits are -1e30.
     """
-    # The barrier: what a scan closes over may not be a weight itself where gradients are added to
-    # refs (JAX 0.10 then mixes up the scan's arguments in the backward pass).
-    head_dw = jax.lax.optimization_barrier(exchange(self._head()).T)
+    # The barrier: a scan must not close over a weight itself where gradients are added to refs (JAX
+    # 0.10 then confuses the scan's arguments in the backward pass).
+    head_dw = jax.lax.optimization_barrier(shard_head_by_vocab(self._head()).T)
     cast_dw = jax.lax.stop_gradient(head_dw.astype(self.config.dtype))
     size, w = self.config.vocab_size, head_dw.shape[1]
 
     def logits_of(hidden_acd):
-      logits_acw = einsum("acd,dw->acw", hidden_acd, _in_type(head_dw, cast_dw), dtype=jnp.float32)
+      weight_dw = _in_type(head_dw, cast_dw)
+      logits_acw = self.config.einsum("acd,dw->acw", hidden_acd, weight_dw, dtype=jnp.float32)
       return logits_acw if w == size else jnp.where(jnp.arange(w) < size, logits_acw, -1e30)
 
     return logits_of
@@ -216,9 +223,9 @@ class Qwen2(nnx.Module):
 
 @jax.custom_vjp
 def _in_type(master, cast):
-  """`cast`, which is `master` in the compute type; the gradient goes to master, in its type.
+  """Returns `cast`, which is `master` in the compute type; its gradient goes to master, in float32.
 
-  Gradients of many uses are so added up in float32 and the cast is made once.
+  So the gradients of many uses are summed in float32 and the cast is computed once.
   """
   del master
   return cast
@@ -239,7 +246,7 @@ def rms_norm(x_btd, weight_d, eps):
 
 def rotary_angles(positions_bt, config):
   """(cos_bth, sin_bth) in float32 for positions_bt; h is the half of the head size."""
-  # In Hugging Face's order of operations: at position 10,000 the last bit of float32 shows.
+  # In Hugging Face's order of operations: at position 10,000 the last bit of float32 matters.
   exponent_h = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
   frequency_h = np.float32(1.0) / np.float32(config.rope_theta) ** exponent_h
   angle_bth = positions_bt[:, :, None].astype(jnp.float32) * frequency_h
@@ -247,30 +254,30 @@ def rotary_angles(positions_bt, config):
 
 
 def rotate(x_btnh, rotary):
-  """Rotary embedding in Hugging Face's layout: the first half of a head turns with the second."""
+  """Rotary embedding in Hugging Face's layout: dimension i of a head is paired with i + h."""
   cos, sin = (angle[:, :, None, :] for angle in rotary)
   first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x_btnh.dtype)
+  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return rotated.astype(x_btnh.dtype)
 
 
-def layouts(config: ModelConfig) -> dict:
-  """{weight name: PartitionSpec} in the tree of LAYOUT, for the weights that `config` has."""
-  specs = {name: param_spec(s) for name, s in LAYOUT.items() if name != "layers"}
+def partition_specs(config: ModelConfig) -> dict:
+  """{weight name: PartitionSpec}, nested as WEIGHT_LETTERS, for the weights that `config` has."""
+  specs = {name: param_spec(s) for name, s in WEIGHT_LETTERS.items() if name != "layers"}
   if config.tie_word_embeddings:
     del specs["lm_head"]
-  specs["layers"] = {name: param_spec("l" + s) for name, s in LAYOUT["layers"].items()}
+  specs["layers"] = {name: param_spec("l" + s) for name, s in WEIGHT_LETTERS["layers"].items()}
   return specs
 
 
 def abstract(config: ModelConfig) -> Qwen2:
-  """The model with ShapeDtypeStruct in place of its weights, in their layout if a mesh is set."""
-  return jax.eval_shape(lambda: place(Qwen2(config, nnx.Rngs(0))))
+  """The model with ShapeDtypeStruct in place of its weights, sharded if a mesh is set."""
+  return jax.eval_shape(lambda: shard(Qwen2(config, nnx.Rngs(0))))
 
 
-def place(model: Qwen2) -> Qwen2:
-  """The model with every weight in the layout of LAYOUT on the mesh that is set."""
-  specs = layouts(model.config)
+def shard(model: Qwen2) -> Qwen2:
+  """The model with every weight sharded as `partition_specs` on the mesh that is set."""
+  specs = partition_specs(model.config)
   for name, spec in specs.items():
     if name == "layers":
       for inner, inner_spec in spec.items():
@@ -283,11 +290,6 @@ def place(model: Qwen2) -> Qwen2:
 
 
 def init(config: ModelConfig, seed: int) -> Qwen2:
-  """A model with random float32 weights, the same on every mesh but for rounding."""
+  """A model with random float32 weights, the same on every mesh up to rounding."""
   config = config.on_platform(platform())
-  return jax.jit(lambda key: place(Qwen2(config, nnx.Rngs(key))))(jax.random.key(seed))
-
-
-def count_params(config: ModelConfig) -> int:
-  """Number of weights."""
-  return sum(leaf.size for leaf in jax.tree.leaves(abstract(config)))
+  return jax.jit(lambda key: shard(Qwen2(config, nnx.Rngs(key))))(jax.random.key(seed))

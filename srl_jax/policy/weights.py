@@ -32,7 +32,7 @@ from srl_jax.policy.hf_files import (
   map_tensor,
   read_headers,
 )
-from srl_jax.policy.model import LAYOUT, ModelConfig, Qwen2, abstract
+from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, abstract
 from srl_jax.policy.sharding import param_spec, platform
 
 # Our weight -> its Hugging Face name and dimensions in our letters; "nh,d" is a matrix [n * h, d].
@@ -161,7 +161,7 @@ def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=Non
 def _letters(name):
   """Our letters of the weight `name` of HF_WEIGHTS, l included."""
   first, _, inner = name.partition(".")
-  return "l" + LAYOUT[first][inner] if inner else LAYOUT[first]
+  return "l" + WEIGHT_LETTERS[first][inner] if inner else WEIGHT_LETTERS[first]
 
 
 def _params(model):

@@ -27,11 +27,14 @@ logging.disable(logging.CRITICAL)
 _AS_IT_STANDS = NormalizationConfig(units=False, malformed_operators=True, nits=True)
 _SYMBOLS = ConversionConfig(lowercase_symbols=False)
 _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
+_MATRICES = (sympy.MatrixBase, sympy.MatrixExpr)
 _INTERVALS = ("()", "[]", "(]", "[)")
 
 
 def equivalent(question: tuple[str, str]) -> bool:
   """Returns whether a predicted and a gold answer, both in normal form, are the same."""
+  if any(_BARE_GAMMA.search(form) for form in question):  # then a symbol and not the function
+    question = tuple(form.replace(r"\Gamma", r"\Upsilon ") for form in question)
   try:
     return _equivalent(*question)
   except MemoryError:
@@ -67,13 +70,13 @@ def _equivalent(predicted: str, gold: str) -> bool:
 # like others: each becomes one that answers do not use.
 _RENAMED = [
   (r"\\gamma(?![A-Za-z])", r"\\omicron "),
-  (r"\\Gamma(?![A-Za-z]|\s*(?:\\left)?\()", r"\\Upsilon "),
   (r"(?<![A-Za-z\\])((?:[A-Za-z])*?)e(?=\s*_)", r"\1\\nabla "),
   (r"(?<=[A-Za-z])'+", lambda found: f"_{{prime{len(found[0])}}}"),
 ]
 _LETTERS = {"E": r"\varsigma ", "I": r"\iota ", "d": r"\varrho "}
 _COMMAND_OR_LETTER = re.compile(r"\\[A-Za-z]+|\\.|\{[a-z]*matrix\}|[EId]", re.DOTALL)
-_CALCULUS = re.compile(r"\\int|\{?\s*d\s*[a-z]?\s*\}\s*\{\s*d|d\w/d")
+_CALCULUS = re.compile(r"\\int|\\frac\{ *d *[a-z]? *\} *\{ *d *[a-z] *\}|d[a-z] ?/ ?d[a-z]")
+_BARE_GAMMA = re.compile(r"\\Gamma(?![A-Za-z]| ?\()")
 
 
 @functools.lru_cache(1000)  # a gold answer is compared with a group of answers
@@ -118,7 +121,8 @@ def _same(x, y) -> bool:
     return _same_relations(x, y)
   if _is_relation(x) or _is_relation(y):
     return _same_sets(_as_set(x), _as_set(y))
-  if isinstance(x, sympy.MatrixBase) or isinstance(y, sympy.MatrixBase):
+  if isinstance(x, _MATRICES) or isinstance(y, _MATRICES):
+    x, y = x.doit(), y.doit()  # 2 A
     return x.shape == y.shape and all(map(values.same, x.flat(), y.flat()))
   if isinstance(x, (sympy.Set, sympy.Tuple)) or isinstance(y, (sympy.Set, sympy.Tuple)):
     return _same_sets(x, y)

@@ -78,9 +78,10 @@ _UNIT = (
 )
 _UNIT_AT_END = re.compile(rf"(?<=[\w}})]) *(?<![A-Za-z]){_UNIT}{_SQUARED}$")
 _WORDS_AFTER_NUMBER = re.compile(
-  rf"^([+-]?{_DIGITS}(?:e-?\d+)?(?: \d+ ?/ ?\d+| ?/ ?\d+)?) +(?!(?:sqrt|sin|cos|tan|log|exp|mod)\b)"
+  rf"^([+-]?{_DIGITS}(?:e-?\d+)?) +(?!(?:sqrt|sin|cos|tan|log|exp|mod)\b)"
   rf"(?:[A-Za-z]{{3,}}|{_UNIT}|[mgsLJNWVK]\b)[A-Za-z /]*{_SQUARED}$"
 )
+_WORDS_AFTER_FRACTION = re.compile(r"^([+-]?(?:\d+ )?\d+ ?/ ?\d+) +[A-Za-z]{4}[A-Za-z /]*$")
 # Not before LaTeX: in 12\times10^6\pi the power is a factor among others, which a parser reads.
 _TIMES_POWER_OF_TEN = re.compile(
   rf"^([+-]?{_DIGITS})\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*"
@@ -122,7 +123,7 @@ def normal_form(answer: str, *, keep_name: bool = False) -> str:
   text = _rewrite(text, _SPELLING).strip('`*" :;,').rstrip(".:;, ")
   text = _TIMES_POWER_OF_TEN.sub(lambda found: f"{found[1]}e{found[2] or found[3]}", text)
   text = _UNIT_AT_END.sub("", text)
-  text = _WORDS_AFTER_NUMBER.sub(r"\1", text)
+  text = _WORDS_AFTER_FRACTION.sub(r"\1", _WORDS_AFTER_NUMBER.sub(r"\1", text))
   if _THOUSANDS.fullmatch(text):
     text = text.replace(",", "").replace(" ", "")
   return text.strip() if keep_name else _NAMED.sub("", text).strip()

@@ -1,7 +1,7 @@
 """Whether two values, sympy expressions with or without symbols, are the same.
 
 Exact values are the same if their difference is zero: computed exactly where it is rational, else
-to 50 digits relative to their size (sympy's evalf raises its precision until the digits are right).
+to 350 digits relative to their size (sympy's evalf raises its precision as far as it takes).
 A value with a decimal in it may be off by DECIMALS_AGREE, the protocol of Qwen2.5-Math. Expressions
 with symbols are compared at several points, where a difference shows at once, and by algebra.
 """
@@ -12,8 +12,9 @@ import sympy
 
 from srl_jax.rewards.normal_form import DECIMALS_AGREE
 
-_DIGITS, _POINTS = 60, 8
+_DIGITS, _MOST_DIGITS, _POINTS = 60, 400, 8
 _EXACTLY = sympy.Float(10, 20) ** -50  # relative; the guard digits are for evalf
+_ZERO = sympy.Float(10, 20) ** -350
 _DECIMALS = sympy.Rational(DECIMALS_AGREE.numerator, DECIMALS_AGREE.denominator)
 _NOT_FINITE = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
 
@@ -56,6 +57,9 @@ def _same_numbers(x: sympy.Expr, y: sympy.Expr) -> bool:
   if difference.is_Rational:
     return difference == 0
   agree = _agree(x, y, _EXACTLY)
+  if agree:  # 5 + e^{-200} is not 5: evalf raises its precision until it sees two digits
+    rest = abs(difference.evalf(2, maxn=_MOST_DIGITS))
+    agree = bool(rest <= _ZERO * abs(y.evalf()))
   return _is_zero(difference) if agree is None else agree
 
 
@@ -93,6 +97,8 @@ def _same_functions(x: sympy.Expr, y: sympy.Expr) -> bool:
     if verdicts[-1] is False:
       return False
   difference = x - y
+  if not difference.free_symbols:
+    return _same_numbers(difference, sympy.S.Zero)
   if difference.is_rational_function(*symbols):
     return sympy.expand(sympy.fraction(sympy.together(difference))[0]) == 0
   return verdicts.count(True) >= _POINTS // 2 or _is_zero(difference)

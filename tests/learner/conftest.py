@@ -42,7 +42,7 @@ def policy():
       return rng.normal(0.0 if matrix else 1.0, 0.2, leaf.shape).astype(np.float32)
 
     model = jax.tree.map(draw, M.abstract(config))
-    return jax.jit(M.place)(jax.tree.map(jax.numpy.asarray, model))
+    return jax.jit(M.shard)(jax.tree.map(jax.numpy.asarray, model))
 
   return make
 

@@ -39,7 +39,7 @@ def test_loss_and_gradients_are_those_of_one_device(spec):
     model = M.init(CONFIG, 0)
     loss, grads = loss_and_grads(model, *(S.put(x, "bt") for x in batch()))
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
-  for name, layout in M.layouts(CONFIG)["layers"].items():
+  for name, layout in M.partition_specs(CONFIG)["layers"].items():
     weight, grad = getattr(model.layers, name)[...], getattr(grads.layers, name)[...]
     assert weight.sharding.spec == grad.sharding.spec == layout, name
     assert weight.addressable_shards[0].data.nbytes == weight.nbytes // _cuts(layout, spec), name
@@ -110,7 +110,7 @@ def test_gather_casts_before_it_moves():
   with jax.set_mesh(S.make_mesh("fsdp=4,tensor=2")):
     weight = S.put(np.ones((8, 2, 4), np.float32), "")
     weight = jax.jit(lambda w: S.reshard(w, S.param_spec("dnh")))(weight)
-    gather = jax.jit(lambda w: S.gather(w, "dnh", jnp.bfloat16))
+    gather = jax.jit(lambda w: S.all_gather_weight(w, "dnh", jnp.bfloat16))
     spec = gather(weight).sharding.spec
     # "reduced": the gradient is summed over the batch's axes when it is cut again.
     assert spec == P(None, "tensor", None, reduced={"data", "fsdp"})

@@ -184,7 +184,9 @@ SAME = [
   # symbols that a parser takes for functions or constants
   *[(r"m(\gamma-1)", r"m\gamma-m"), (r"\gamma(m-1)", r"\gamma m-\gamma"), ("(I-1)R", "IR-R")],
   *[("E(1+x)", "E+Ex"), (r"\gamma_0+1", r"1+\gamma_0"), ("ad+bc", "cb+da"), (r"\Gamma(5)", "24")],
-  *[("f'(x)+1", "1+f'(x)"), ("(1+i)^2", "2i")],
+  *[("f'(x)+1", "1+f'(x)"), ("(1+i)^2", "2i"), (r"\Gamma(\delta+1)", r"\Gamma\delta+\Gamma")],
+  *[(r"\sqrt{3+2\sqrt2}", r"1+\sqrt2"), ("0", r"\sqrt6-\sqrt2\sqrt3"), (r"\ln 4", r"2\ln 2")],
+  *[(r"\tan^2 x+1", r"\sec^2 x"), ("n!", "n(n-1)!"), (r"\sum_{k=1}^{n} k", r"\binom{n+1}{2}")],
   # equations
   *[("2x-y+3=0", "y=2x+3"), ("y-3=2x", "y=2x+3"), (r"x=\frac{y-3}{2}", "y=2x+3")],
   *[(r"\frac{x}{2}+\frac{y}{3}=1", "3x+2y=6"), ("y=0.5x+1", "x-2y+2=0"), ("-x+y=3", "x-y=-3")],
@@ -235,6 +237,7 @@ DIFFERENT = [
   # symbols
   *[(r"\gamma+1", r"\gamma+2"), (r"\gamma", "0.5772156649"), (r"\Gamma+1", r"\Gamma+2")],
   *[(r"\Gamma", r"\gamma"), (r"\frac{M}{m}", "1"), (r"\Delta x", r"\delta x"), ("M", "m")],
+  *[("204+e^{-200}", "204"), (r"\sin x+e^{-200}", r"\sin x"), ("x^2+C", "x^2+c")],
   *[("I^2R", "-R"), ("I_1", "I_2"), ("E+1", "e+1"), ("f'(x)", "f(x)"), ("x'", "x")],
   *[("|x|", "x"), (r"\sqrt{x^2}", "x")],
   # scientific notation, mixed numbers, repeating decimals

@@ -52,7 +52,7 @@ def policy(seed=0, dtype="float32"):
     matrix = leaf.ndim > 2 or leaf.shape == (TINY.vocab_size, TINY.hidden_size)
     return jnp.asarray(rng.normal(0.0 if matrix else 1.0, 0.2, leaf.shape), jnp.float32)
 
-  return jax.jit(M.place)(jax.tree.map(draw, M.abstract(dataclasses.replace(TINY, dtype=dtype))))
+  return jax.jit(M.shard)(jax.tree.map(draw, M.abstract(dataclasses.replace(TINY, dtype=dtype))))
 
 
 def engine(width=16, stops=STOPS, version=1):
