@@ -8,8 +8,9 @@ An action is a function call; the prompt has the issue and the last two (action,
 
 Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or
 a folder that srl_jax.prepare wrote; split, of a dataset; messages and id, its columns (`id=` where
-there is none); expert and resolved, whose runs and whether only those that resolved their issue
-(`expert=,resolved=false` for rows that do not say); tiny, to see the whole route run.
+there is none); expert, the agent that made the runs, and resolved, whether only those are used that
+resolved their issue (`expert=,resolved=false` for rows without these columns); tiny, to see the
+whole route run.
 
 The paper's figures, resolve rate in % (oracle file edit, end to end): 14.8, 8.6 after SRL; 5.8, 3.2
 before; 8.4, 4.2 SWE-Gym-7B, which was fine-tuned from the same model.

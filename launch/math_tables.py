@@ -51,7 +51,7 @@ S1K_MODEL = "simplescaling/s1.1-7B"
 
 flags = command_line.own_flags()
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", "runs", "Folder of the rows' alone.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs", "Folder of the rows' workdirs.")
 _ROWS = flags.DEFINE_list("rows", [], f"Some of the table's: {', '.join(ROWS)}.")
 _SAMPLES = flags.DEFINE_integer("samples", 32, "k of avg@k.", 1)
 _SAMPLED = flags.DEFINE_list("sampled", ["amc23", "aime24", "aime25"], "Greedy and avg@k.")

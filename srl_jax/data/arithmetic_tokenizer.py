@@ -13,10 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from srl_jax.data.responses import CLOSE, OPEN
 
 PAD, UNKNOWN = "<|pad|>", "<|unknown|>"
-STEP, SOLUTION = (
-  "<|step|>",
-  "<|solution|>",
-)  # in place of the system message: what the policy is to write
+STEP, SOLUTION = "<|step|>", "<|solution|>"  # in place of the system message
 TURN, END = "<|turn|>", "<|end|>"  # opens and closes the policy's turn
 SPECIAL = (PAD, UNKNOWN, STEP, SOLUTION, TURN, END)
 WORDS = (

@@ -72,7 +72,7 @@ def _how(folders: Sequence[pathlib.Path]) -> str:
 
 
 def _read(folders: Sequence[pathlib.Path]) -> dict:
-  """{benchmark: figures} of all tables in the alone."""
+  """{benchmark: figures} of all tables in the folders."""
   found = {}
   for table in _tables(folders):
     found |= table["benchmarks"]
