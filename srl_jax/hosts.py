@@ -47,7 +47,7 @@ def initialize() -> None:
     )
   except ValueError as error:
     raise UserError(
-      f"the environment names several processes, but not all that is needed to join them ({error}); "
+      f"the environment names several processes, but lacks what is needed to join them ({error}); "
       f"set JAX_COORDINATOR_ADDRESS=host:port, {' and '.join(given.values())} in each"
     ) from error
 
