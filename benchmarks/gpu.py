@@ -89,7 +89,8 @@ def make_groups(case: Case, vocabulary: int, shared: bool):
   """Random groups; not shared: every response is a group of its own, with its own prompt."""
   import numpy as np
 
-  from srl_jax.learner.packing import PackedGroup, Response
+  from srl_jax.learner.batch import weigh
+  from srl_jax.learner.rows import PackedGroup, Response
 
   rng = np.random.default_rng(0)
   ids = lambda count: rng.integers(0, vocabulary, count).tolist()
@@ -102,7 +103,18 @@ def make_groups(case: Case, vocabulary: int, shared: bool):
     ]
     parts = [responses] if shared else [[response] for response in responses]
     groups += [PackedGroup(prompt, part) for part in parts]
-  return groups
+  return weigh(groups, "sequence", case.response)
+
+
+def algorithm_with(**values):
+  """The config's group algorithm with other values."""
+  from ml_collections import FrozenConfigDict
+
+  from srl_jax.config import defaults
+
+  algorithm = defaults().algorithm.unlock()
+  algorithm.update(values)
+  return FrozenConfigDict(algorithm)
 
 
 def flops_of(config, groups) -> float:
@@ -151,11 +163,10 @@ def program_bytes(compiled) -> int:
 class Programs(NamedTuple):
   """The compiled programs of an update.
 
-  Fields: totals, the names of the metrics; accumulate and score, by `shapes` of a micro-batch;
-  apply; estimate, the most bytes in use while one of them runs.
+  Fields: accumulate and score, by `shapes` of a micro-batch; apply; estimate, the most bytes in use
+  while one of them runs.
   """
 
-  totals: tuple[str, ...]
   accumulate: dict
   apply: object
   score: dict
@@ -163,26 +174,22 @@ class Programs(NamedTuple):
 
 
 def shapes(rows) -> tuple:
-  return tuple(None if x is None else x.shape for x in rows)
+  import jax
+
+  return tuple(x.shape for x in jax.tree.leaves(rows))
 
 
 def compile_update(tx, model, moments, packed, loss) -> Programs:
   """Every program of an update of these micro-batches, compiled once."""
-  import functools
-
   import jax
-  import jax.numpy as jnp
 
   from srl_jax.learner import update as learner
 
   grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
-  of_loss = functools.partial(learner.batch_loss, loss=loss)
-  names = tuple(jax.eval_shape(of_loss, model, packed[0], None, None)[1][0])
-  totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
   accumulate, score = {}, {}
   for rows in packed:
     if shapes(rows) not in accumulate:
-      program = learner.accumulate.lower(grads, totals, model, rows, None, None, loss)
+      program = learner.accumulate.lower(grads, model, rows, None, None, loss)
       accumulate[shapes(rows)] = program.compile()
       score[shapes(rows)] = learner.score.lower(model, rows, loss).compile()
   apply = learner.apply.lower(tx, model, moments, grads).compile()
@@ -190,7 +197,6 @@ def compile_update(tx, model, moments, packed, loss) -> Programs:
   beside = sum(x.nbytes for x in jax.tree.leaves(moments))
   needs = [beside + program_bytes(x) for x in (*accumulate.values(), *score.values())]
   return Programs(
-    totals=names,
     accumulate=accumulate,
     apply=apply,
     score=score,
@@ -201,7 +207,7 @@ def compile_update(tx, model, moments, packed, loss) -> Programs:
 def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   """Our update, float32 masters and bfloat16 compute: seconds, MFU, memory.
 
-  The programs and the order of learner.update.start_step, compiled ahead to ask them for their
+  The programs and the order of learner.update.train_step, compiled ahead to ask them for their
   memory. Rows are laid out for kernels on a CPU too.
   """
   import jax
@@ -214,14 +220,12 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   given = CASES[case]
   config = model_config(shape)
   groups = make_groups(given, config.vocab_size, sharing == "shared")
-  loss = learner.Loss(chunk=chunk, remat=remat)
+  loss = learner.Loss(algorithm_with(), chunk=chunk, remat=remat)
   # Every case reads the same kind of rows: as many tokens as the case says, in whole groups.
   rows = packing.pack(
     groups,
     tokens_per_device=given.shared if sharing == "shared" else given.naive,
     shards=1,
-    aggregate="sequence",
-    max_tokens=given.response,
     layout="lines",
   )
   packed = [learner.on_device(part) for part in rows]
@@ -232,11 +236,12 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   programs = compile_update(tx, *state, packed, loss)
 
   def step():
-    grads, sums = learner.zeros(state[0], programs.totals)
+    grads, sums = learner.zeros(state[0]), []
     for part in packed:
-      grads, sums, _ = programs.accumulate[shapes(part)](grads, sums, state[0], part, None, None)
+      grads, found, _ = programs.accumulate[shapes(part)](grads, state[0], part, None, None)
+      sums.append(found)
     state[0], state[1], norm = programs.apply(*state, grads)
-    return learner.step_metrics(sums | {"grad_norm": norm})
+    return learner.step_metrics(learner.StepOutput(sums, [], norm), 1)
 
   # The log-prob pass of the reference policy (algorithm.kl) or of k > 1 steps a batch.
   def score():
@@ -294,25 +299,27 @@ def check() -> dict:
 
   from srl_jax.learner import packing
   from srl_jax.learner import update as learner
+  from srl_jax.learner.batch import weigh
+  from srl_jax.learner.rows import PackedGroup, Response
   from srl_jax.policy.model import init
 
   rng = np.random.default_rng(1)
   ids = lambda count: rng.integers(0, 512, count).tolist()
 
   def group(prompt, lengths):
-    responses = [packing.Response(ids(n), [-6.0] * n, float(rng.normal())) for n in lengths]
-    return packing.PackedGroup(ids(prompt), responses)
+    responses = [Response(ids(n), [-6.0] * n, float(rng.normal())) for n in lengths]
+    return PackedGroup(ids(prompt), responses)
 
   groups = [group(97, [30, 61, 5]), group(12, [100, 3]), group(200, [17, 40, 90]), group(60, [9])]
   config = dataclasses.replace(model_config("tiny"), head_dim=64)
-  how = dict(tokens_per_device=1024, shards=1, aggregate="sequence", max_tokens=128)
-  loss = learner.Loss(chunk=128, importance_cap=0.0)
+  how = dict(tokens_per_device=1024, shards=1)
+  loss = learner.Loss(algorithm_with(importance_cap=0.0), chunk=128)
 
   def gradient(config, groups, lines):
     model = init(dataclasses.replace(config, attention="xla"), 0)
     model = jax.tree.map(lambda x: x * 2, model)  # far from uniform
     model.config = model.layers.config = config
-    (rows,) = packing.pack(groups, layout="lines", **how)
+    (rows,) = packing.pack(weigh(groups, "sequence", 128), layout="lines", **how)
     if not lines:
       rows = rows._replace(layout=None)
     run = jax.jit(jax.grad(learner.batch_loss, has_aux=True), static_argnums=4)

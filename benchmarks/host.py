@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 
+import jax
 import numpy as np
 
 from benchmarks import arguments
@@ -37,14 +38,19 @@ from benchmarks.host_texts import (
   make_example,
 )
 from srl_jax import command_line
-from srl_jax import config as common
-from srl_jax.data import prompts
+from srl_jax.config import defaults
 from srl_jax.data.batches import PromptQueue
-from srl_jax.learner import grpo, metrics, packing, validation
-from srl_jax.learner.dynamic_sampling import Group, fill_batch
-from srl_jax.rewards.scoring import score_group
+from srl_jax.data.tokenizer import encode, load_tokenizer
+from srl_jax.learner import metrics
+from srl_jax.learner.batch import pack_groups
+from srl_jax.learner.dynamic_sampling import Batch, Group, add_round, draw_size
+from srl_jax.learner.log import Log
+from srl_jax.learner.rollouts import WORKERS
+from srl_jax.policy.sharding import AXES
 from srl_jax.rollout.engine import Prompt, Rollout
 from srl_jax.rollout.vllm_server import read_group
+from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks.scoring import score_group
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL_PARAMETERS = 6.53e9  # of Qwen2.5-7B in matmuls over all tokens: without embedding and head
@@ -83,21 +89,17 @@ def measure(
     shrink: all lengths are divided by it; 1 is the paper's scale.
     seed: of the texts.
   """
-  tokenizer = prompts.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   writer, clock = Writer(np.random.default_rng(seed), tokenizer, case.words), Clock()
-  config = common.defaults()
-  system = prompts.system_prompt(case.task, "think", domain=case.domain)
+  config = defaults()
+  system = system_prompt(TASKS[case.task])
   longest = int(LONGEST / shrink)
-
-  def sampled(tickets) -> list[Group]:
-    with clock("sampling"):
-      return [one_group(ticket) for ticket in tickets]
 
   def one_group(ticket) -> Group:
     example = make_example(writer, case, ticket[1], shrink)
     with clock("prompts"):
-      messages = prompts.build_messages(example.problem, [], None, system, domain=case.domain)
-      prompt = Prompt(example.id, tuple(prompts.encode(tokenizer, messages).token_ids))
+      messages = TASKS[case.task].build_messages(example.problem, [], None, system)
+      prompt = Prompt(example.id, tuple(encode(tokenizer, messages).token_ids))
     room = longest - len(prompt.token_ids)
     answer = make_answer(writer, example.target, samples, room, shrink)
     with clock("answers"):
@@ -115,38 +117,26 @@ def measure(
         [rollout.text for rollout in rollouts],
         [rollout.finish_reason for rollout in rollouts],
         reward=config.reward,
-        workers=validation.WORKERS,
+        workers=WORKERS,
       )
     return Group(ticket, example, prompt, rollouts, scores)
 
   start = memory()
   queue = PromptQueue(4 * groups, seed)
-  with clock("filter"):
-    batch = fill_batch(
-      queue, sampled, size=groups, std_epsilon=config.algorithm.std_epsilon, max_rounds=10
-    )
-    advantages_bg = grpo.group_advantages([group.rewards for group in batch.kept])
-  for seconds in (clock.wall, clock.cpu):
-    seconds["filter"] -= seconds.pop("sampling")
-  with clock("pack"):
-    packed = [
-      packing.PackedGroup(
-        group.prompt.token_ids,
-        [
-          packing.Response(rollout.token_ids, rollout.sampler_logprobs, float(advantage))
-          for rollout, advantage in zip(group.rollouts, advantages_g)
-        ],
-      )
-      for group, advantages_g in zip(batch.kept, advantages_bg)
-    ]
-    settings = dict(
-      tokens_per_device=2 * longest, shards=CHIPS, aggregate="sequence", max_tokens=longest
-    )
-    rows = packing.pack(packed, layout="blocks", **settings)
-  with clock("pack in lines"):
-    lines = packing.pack(packed, layout="lines", **settings)
+  batch = Batch()
+  while len(batch.kept) < groups and batch.rounds < 10:
+    sampled = [one_group(ticket) for ticket in queue.take(draw_size(batch, groups))]
+    with clock("filter"):
+      batch = add_round(batch, sampled, groups, config.algorithm.std_epsilon)
+  config.batch.tokens_per_device, config.rollout.max_tokens = 2 * longest, longest
+  mesh = jax.sharding.AbstractMesh((1, CHIPS, 1), AXES)
+  with jax.sharding.use_abstract_mesh(mesh):  # rows for CHIPS devices
+    with clock("pack"):
+      rows = pack_groups(batch.kept, config, layout="blocks")
+    with clock("pack in lines"):
+      lines = pack_groups(batch.kept, config, layout="lines")
   with tempfile.TemporaryDirectory() as folder:
-    log = metrics.Log(pathlib.Path(folder), config.log, step=0, name="host", config={})
+    log = Log(pathlib.Path(folder), config.log, step=0, name="host", config={})
     with clock("metrics"):
       log.write_rollouts(1, batch.groups)
       log.step(1, metrics.batch_metrics(batch))
@@ -204,7 +194,7 @@ include what else the machine did. Made by
 
 `prompts` encodes them, `answers` reads and checks the JSON of a vLLM server, `texts` decodes and
 `rewards` scores the responses; a run does these four while its servers sample the other groups.
-The step waits for `filter`, `pack` and `metrics` folders. `pack in lines` replaces `pack` where
+The step waits for `filter`, `pack` and `metrics` alone. `pack in lines` replaces `pack` where
 attention kernels are used. The predicted update is 6 FLOPs per matmul parameter of Qwen2.5-7B and
 token, with the prompt computed once, on 8 H100s at 40 % (../shared/notes/performance.md: 68 s for
 prompts of 1,500 and responses of 1,000 tokens); sampling takes 35 to 65 s besides. Lengths are
@@ -248,7 +238,7 @@ def table(found: dict[str, dict]) -> str:
 
 
 def in_its_own_process(*arguments, **settings) -> dict:
-  """`measure`, in a process whose memory is the case's folders."""
+  """`measure`, in a process whose memory is the case's alone."""
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
     return pool.submit(measure, *arguments, **settings).result()
@@ -268,7 +258,7 @@ def main() -> None:
   output = ROOT / "benchmarks" / "host.md"
   parser.add_argument("--output", type=arguments.new_file, default=output)
   given = parser.parse_args()
-  tokenizer = prompts.load_tokenizer(given.tokenizer)  # here, too, for its errors
+  tokenizer = load_tokenizer(given.tokenizer)  # here, too, for its errors
   if given.fit:
     for name, lengths in fit(pathlib.Path(given.fit), tokenizer).items():
       print(f'  "{name}": {lengths},')

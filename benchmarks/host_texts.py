@@ -7,7 +7,9 @@ import pathlib
 import numpy as np
 
 from configs import srl_math, srl_swe
-from srl_jax.data import prompts, sources
+from srl_jax.data.examples import StepExample
+from srl_jax.data.responses import CLOSE, OPEN
+from srl_jax.tasks.examples import load_examples
 
 # Tokens at these quantiles; between two of them the logarithm goes straight. Fitted by --fit to
 # 260 MathOdyssey solutions of DeepSeek-V3 and 16 SWE-smith trajectories, in Qwen2.5's tokens,
@@ -37,16 +39,15 @@ class Case:
   """A kind of step: its prompts, actions and words; monologues are as long as whole solutions."""
 
   task: str
-  domain: str
   prompt: str
   action: str
   words: str
 
 
 CASES = {
-  "SRL, math": Case("srl", "math", "math prompt", "math action", MATH),
-  "SRL, software engineering": Case("srl", "swe", "swe prompt", "swe action", CODE),
-  "one-step reward, math": Case("one_step", "math", "math prompt", "solution", MATH),
+  "SRL, math": Case("srl", "math prompt", "math action", MATH),
+  "SRL, software engineering": Case("swe", "swe prompt", "swe action", CODE),
+  "one-step reward, math": Case("one_step", "math prompt", "solution", MATH),
 }
 
 
@@ -69,11 +70,12 @@ def fit(shared: pathlib.Path, tokenizer) -> dict[str, tuple[int, ...]]:
   found = {}
   for name, config in (("math", math), ("swe", swe)):
     config.data.holdout = 0
-    examples = sources.load_examples(config.data, method="srl", seed=0)
+    examples = load_examples(config)
     examples = examples.train + examples.validation
     found[f"{name} prompt"] = [count("\n\n".join([e.problem, *e.context])) for e in examples]
     found[f"{name} action"] = [count(e.target) for e in examples]
-  whole = sources.load_examples(math.data, method="one_step", seed=0)
+  math.method = "one_step"
+  whole = load_examples(math)
   found["solution"] = [count(e.target) for e in whole.train + whole.validation]
   quantiles = lambda lengths: tuple(int(x) for x in np.quantile(lengths, QUANTILES))
   lengths = {name: quantiles(found[name]) for name in found}
@@ -114,11 +116,11 @@ class Writer:
     return " ".join(words)
 
 
-def make_example(writer: Writer, case: Case, index: int, shrink: float) -> sources.StepExample:
+def make_example(writer: Writer, case: Case, index: int, shrink: float) -> StepExample:
   """An example whose problem stands for problem and context."""
   prompt, action = (draw(writer.rng, name, 1, shrink)[0] for name in (case.prompt, case.action))
   texts = writer.text(prompt), writer.text(action)
-  return sources.StepExample(
+  return StepExample(
     f"{index}/1", str(index), case.task, texts[0], [], None, target=texts[1], answer=None
   )
 
@@ -135,9 +137,9 @@ def make_answer(writer: Writer, target: str, samples: int, room: int, shrink: fl
   for number, thought in enumerate(draw(rng, "monologue", samples, shrink)):
     said = target if dull else writer.like(target, rng.uniform(0.1, 0.9))
     ids = [
-      *writer.encode(prompts.OPEN + "\n"),
+      *writer.encode(OPEN + "\n"),
       *writer.tokens(thought),
-      *writer.encode(f"\n{prompts.CLOSE}\n{said}"),
+      *writer.encode(f"\n{CLOSE}\n{said}"),
     ]
     stopped = rng.random() > 0.05 and len(ids) < room
     ids = [*ids, end] if stopped else ids[:room]

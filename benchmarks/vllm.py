@@ -15,7 +15,7 @@ import jax
 
 from benchmarks import arguments
 from srl_jax import command_line
-from srl_jax.data import prompts
+from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.errors import EngineError
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import load_hf
@@ -43,7 +43,7 @@ def main() -> None:
   given = parser.parse_args()
   with jax.set_mesh(make_mesh(given.mesh)):
     _, model = load_hf(given.model, compute_dtype=given.dtype)
-    tokenizer = prompts.load_tokenizer(given.model)
+    tokenizer = load_tokenizer(given.model)
     size = model.config.vocab_size
     batch = [
       Prompt(

@@ -9,12 +9,12 @@ none of this; models of 135M and 0.5B parameters do. The problems are sums, so t
 the real data is not touched, only the form: a think block, then one step.
 """
 
-from srl_jax import config as common
+from srl_jax.config import defaults, parse_arg
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, model="Qwen/Qwen2.5-0.5B-Instruct", steps=24)
-  config = common.defaults()
+  args = parse_arg(arg, model="Qwen/Qwen2.5-0.5B-Instruct", steps=24)
+  config = defaults()
   config.method = "sft"
   config.model = args.model
   config.dtype = "float32"

@@ -14,14 +14,14 @@ rounded otherwise on two, and after hundreds of steps at this learning rate that
 
 import pathlib
 
-from srl_jax import config as common
+from srl_jax.config import defaults, parse_arg
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=1, stop_at=0.3)
-  config = common.defaults()
+  args = parse_arg(arg, seed=1, stop_at=0.3)
+  config = defaults()
   config.method = "sft"
   config.seed = args.seed
   config.model = str(HERE / "miniature")

@@ -14,7 +14,7 @@ for as long as SRL and that stage together.
 """
 
 from configs import quickstart
-from srl_jax import config as common
+from srl_jax.config import parse_arg
 from srl_jax.errors import UserError
 
 ROWS = ("srl", "srl_no_filter", "srl_long", "one_step", "rlvr", "rlvr_after")
@@ -23,7 +23,7 @@ WHOLE_COST = 8  # a step of whole solutions, in steps of SRL
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, row="srl", seed=0, steps=0)
+  args = parse_arg(arg, row="srl", seed=0, steps=0)
   if args.row not in ROWS:
     raise UserError(f"config argument row={args.row!r}: use one of {', '.join(ROWS)}")
   config = quickstart.get_config(f"seed={args.seed}")

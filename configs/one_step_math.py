@@ -3,7 +3,7 @@
   launch/run.sh configs/one_step_math.py                              8 x H100
   launch/run.sh configs/one_step_math.py:model=DIR,data=FILE,tiny     a laptop's CPU
 
-One response holds the whole solution, think blocks anywhere; what stands outside them is compared
+One response holds the whole solution, think blocks anywhere; the text outside them is compared
 with the expert's whole solution. Everything else, the arguments too, is as in srl_math.py. A
 problem is one prompt here, not one for each step, so 30 epochs are some 55 steps.
 

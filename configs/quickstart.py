@@ -9,14 +9,14 @@ problems; of the hard ones it solves, turn by turn and by greedy decoding, next 
 
 import pathlib
 
-from srl_jax import config as common
+from srl_jax.config import defaults, parse_arg
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, seed=0, steps=600)
-  config = common.defaults()
+  args = parse_arg(arg, seed=0, steps=600)
+  config = defaults()
   config.seed = args.seed
   config.model = str(HERE / "miniature")
   config.dtype = "float32"

@@ -12,12 +12,12 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 """
 
 from configs import srl_math
-from srl_jax import config as common
+from srl_jax.config import supervised
 
 
 def get_config(arg=None):
   config = srl_math.get_config(arg)
-  common.supervised(config)
+  supervised(config)
   config.prompt.style = "plain"
   if not config.train.steps:
     config.train.eval_every = 15  # an epoch of 940 responses

@@ -11,11 +11,11 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 """
 
 from configs import sft_outline, srl_math
-from srl_jax import config as common
+from srl_jax.config import parse_arg
 
 
 def get_config(arg=None):
   config = sft_outline.get_config(arg)
-  config.data.fields.reasoning = common.parse_arg(arg, **srl_math.ARGUMENTS).reasoning
+  config.data.fields.reasoning = parse_arg(arg, **srl_math.ARGUMENTS).reasoning
   config.batch.tokens_per_device *= 2  # to 32,768, the model's own limit: traces are long
   return config

@@ -1,4 +1,4 @@
-"""RLVR that goes on from SFT on the numbered solutions (Table 1, SFT (outline) then RL(VR)).
+"""RLVR that continues from SFT on the numbered solutions (Table 1, SFT (outline) then RL(VR)).
 
   launch/run.sh configs/sft_outline.py && launch/run.sh configs/sft_rlvr_math.py      8 x H100
 

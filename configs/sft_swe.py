@@ -1,4 +1,4 @@
-"""SFT on SWE-smith trajectories with Qwen2.5-Coder-7B-Instruct: what SRL on them is compared with.
+"""SFT on SWE-smith trajectories with Qwen2.5-Coder-7B-Instruct: the baseline of SRL on them.
 
   launch/run.sh configs/sft_swe.py                                    8 x H100
   launch/run.sh configs/sft_swe.py:model=DIR,data=FILE,tiny           a laptop's CPU
@@ -7,16 +7,16 @@ The prompts are those of srl_swe.py; the response to learn is the expert's thoug
 then its action. Arguments: as there. Optimiser: Table 5 of the paper.
 
 The paper's figures, resolve rate in % (oracle file edit, end to end): 8.4, 4.2 for SWE-Gym-7B, the
-SFT model of others from the same base that it compares with; 5.8, 3.2 for the base itself.
+SFT model of others from the same base that the paper compares with; 5.8, 3.2 for the base itself.
 """
 
 from configs import srl_swe
-from srl_jax import config as common
+from srl_jax.config import supervised
 
 
 def get_config(arg=None):
   config = srl_swe.get_config(arg)
-  common.supervised(config)
+  supervised(config)
   if not config.train.steps:
     config.train.eval_every = 100  # an epoch has 2,100 steps
   return config

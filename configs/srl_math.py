@@ -12,7 +12,7 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 36.4 after SRL; 50.0, 13.3, 6.7, 34.9 before.
 """
 
-from srl_jax import config as common
+from srl_jax.config import defaults, learn_from, parse_arg
 
 ARGUMENTS = dict(
   model="Qwen/Qwen2.5-7B-Instruct",
@@ -26,10 +26,10 @@ ARGUMENTS = dict(
 
 
 def get_config(arg=None):
-  args = common.parse_arg(arg, **ARGUMENTS)
-  config = common.defaults()
+  args = parse_arg(arg, **ARGUMENTS)
+  config = defaults()
   columns = dict(problem=args.problem, solution=args.solution, answer=args.answer)
-  common.learn_from(config, args.model, args.data, **columns)
+  learn_from(config, args.model, args.data, **columns)
   if args.tiny:
     tiny(config)
   return config

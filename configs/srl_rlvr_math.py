@@ -1,4 +1,4 @@
-"""RLVR that goes on from SRL: the paper's best model (Table 1, SRL then RLVR).
+"""RLVR that continues from SRL: the paper's best model (Table 1, SRL then RLVR).
 
   launch/run.sh configs/srl_math.py && launch/run.sh configs/srl_rlvr_math.py         8 x H100
 

@@ -8,20 +8,21 @@ An action is a function call; the prompt has the issue and the last two (action,
 
 Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or
 a folder that srl_jax.prepare wrote; split, of a dataset; messages and id, its columns (`id=` where
-there is none); expert and resolved, whose runs and whether only those that resolved their issue
-(`expert=,resolved=false` for rows that do not say); tiny, to see the whole route run.
+there is none); expert, the agent that made the runs, and resolved, whether only those are used that
+resolved their issue (`expert=,resolved=false` for rows without these columns); tiny, to see the
+whole route run.
 
 The paper's figures, resolve rate in % (oracle file edit, end to end): 14.8, 8.6 after SRL; 5.8, 3.2
 before; 8.4, 4.2 SWE-Gym-7B, which was fine-tuned from the same model.
 """
 
-from srl_jax import config as common
+from srl_jax.config import defaults, learn_from, parse_arg
 
 SWE_SMITH = "SWE-bench/SWE-smith-trajectories"
 
 
 def get_config(arg=None):
-  args = common.parse_arg(
+  args = parse_arg(
     arg,
     model="Qwen/Qwen2.5-Coder-7B-Instruct",
     data=SWE_SMITH,
@@ -32,8 +33,8 @@ def get_config(arg=None):
     resolved=True,
     tiny=False,
   )
-  config = common.defaults()
-  common.learn_from(config, args.model, args.data, solution=args.messages, id=args.id)
+  config = defaults()
+  learn_from(config, args.model, args.data, solution=args.messages, id=args.id)
   config.data.domain = "swe"
   config.data.split = args.split
   config.data.swe.expert = args.expert

@@ -51,11 +51,11 @@ S1K_MODEL = "simplescaling/s1.1-7B"
 
 flags = command_line.own_flags()
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", "runs", "Folder of the rows' folders.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs", "Folder of the rows' workdirs.")
 _ROWS = flags.DEFINE_list("rows", [], f"Some of the table's: {', '.join(ROWS)}.")
 _SAMPLES = flags.DEFINE_integer("samples", 32, "k of avg@k.", 1)
 _SAMPLED = flags.DEFINE_list("sampled", ["amc23", "aime24", "aime25"], "Greedy and avg@k.")
-_GREEDY = flags.DEFINE_list("greedy", ["minerva_math"], "Benchmarks by greedy decoding folders.")
+_GREEDY = flags.DEFINE_list("greedy", ["minerva_math"], "Benchmarks by greedy decoding alone.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be started.")
 
 

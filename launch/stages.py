@@ -75,9 +75,9 @@ def training(
     return (made["steps"], made["epochs"]) == (wanted.train.steps, wanted.train.epochs)
 
   if (workdir / "summary.json").exists():  # srl_jax.train checks those that it goes on with
-    from srl_jax.learner import start
+    from srl_jax.learner import workdir as workdirs
 
-    start.check_same_run(workdir, wanted)
+    workdirs.check_same_run(workdir, wanted)
   arguments = ("srl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides)
   return Stage(name, arguments, finished, (after,) if after else ())
 
@@ -115,7 +115,7 @@ def evaluation(
 
 def config_of(file: str, overrides: Sequence[str] = ()):
   """The config that srl_jax.train would run; UserError if it is not sound."""
-  from srl_jax import config as common
+  from srl_jax.config import check
 
   alone = flags.FlagValues()
   argv = ["", f"--config={file}", *overrides]
@@ -124,7 +124,7 @@ def config_of(file: str, overrides: Sequence[str] = ()):
     alone(argv)
   except (flags.Error, AttributeError, KeyError) as error:  # as ml_collections raises them
     raise UserError(f"{file}: {command_line.without_traceback(str(error))}") from error
-  common.check(alone.config)
+  check(alone.config)
   return alone.config
 
 

@@ -1,4 +1,4 @@
-"""What all configs share: the defaults of the paper, arguments of a config file, meshes, checks."""
+"""What all configs share: the paper's values, arguments of a config file, meshes, checks."""
 
 import functools
 import math
@@ -7,7 +7,6 @@ import pathlib
 from ml_collections import ConfigDict
 
 from srl_jax.errors import UserError
-from srl_jax.policy.sharding import AXES, parse_mesh
 
 # Devices -> mesh. Weights are cut inside a node or a slice (fsdp), copied between nodes (data).
 MESHES = {
@@ -22,11 +21,11 @@ MESHES = {
 
 
 def parse_arg(arg: str | None, **defaults):
-  """Arguments of a config file: `file.py:tiny,model=DIR,lr=1e-6` -> their values, typed.
+  """Returns the arguments of a config file, `file.py:tiny,model=DIR,lr=1e-6`, with their types.
 
   Args:
-    arg: what stands behind the colon, or None. A name alone means True.
-    **defaults: each allowed name with its default, whose type the value gets.
+    arg: the text after the colon, or None. A name alone means True.
+    **defaults: each allowed name with its default; the value gets the type of the default.
 
   Returns:
     ConfigDict of all names. Raises UserError for an unknown name or a value of the wrong type.
@@ -54,9 +53,9 @@ def _typed(name, text, default):
 
 
 def defaults() -> ConfigDict:
-  """Every key there is, with the paper's values or, where it gives none, our reasoned ones."""
+  """Returns every key with the paper's value or, where it gives none, ours with the reason."""
   config = ConfigDict()
-  config.method = "srl"  # srl | one_step | rlvr | sft
+  config.method = "srl"  # srl | one_step | rlvr | sft | a name added to srl_jax.tasks.TASKS
   config.seed = 0
   config.model = "Qwen/Qwen2.5-7B-Instruct"  # a Hugging Face name or folder
   config.init_from = ""  # other start weights: a run's workdir (its best step), a folder, "random"
@@ -74,7 +73,7 @@ def defaults() -> ConfigDict:
   config.data.holdout = 60  # problems
   config.data.max_prompt_tokens = 4096
   config.data.swe = ConfigDict()  # of trajectories, data.domain = "swe" (data.runs)
-  config.data.swe.expert = "claude-3-7-sonnet-20250219"  # whose runs; "": everybody's
+  config.data.swe.expert = "claude-3-7-sonnet-20250219"  # that made the runs; "": any
   config.data.swe.resolved = True  # only runs that resolved their issue
   config.data.swe.runs = 5000  # at most; 0: all
   config.data.swe.pairs = 2  # (action, observation) pairs in a prompt
@@ -86,7 +85,8 @@ def defaults() -> ConfigDict:
   config.prompt.style = "think"  # of whole solutions: plain | think
 
   config.reward = ConfigDict()
-  config.reward.autojunk = False  # the printed formula has no junk rule
+  config.reward.similarity = "difflib"  # of action and target: a name in srl_jax.rewards
+  config.reward.autojunk = False  # difflib: the paper's formula has no junk rule
   config.reward.format_penalty = -1.0
 
   config.rollout = ConfigDict()
@@ -98,7 +98,6 @@ def defaults() -> ConfigDict:
   config.rollout.weights_root = "/dev/shm"  # shared with the servers (their SRL_WEIGHTS_ROOT)
   config.rollout.samples = 8
   config.rollout.temperature = 1.0
-  config.rollout.top_p = 1.0
   config.rollout.max_tokens = 2048
   config.rollout.patience = 600.0  # vllm: seconds to wait for a server when all are lost
   config.rollout.lag = 0  # vllm: 1 samples the next batch while this one trains
@@ -115,7 +114,6 @@ def defaults() -> ConfigDict:
   config.algorithm.aggregate = "sequence"  # eq. (1)
   config.algorithm.kl = 0.0
   config.algorithm.importance_cap = 2.0  # 0 = no importance weights
-  config.algorithm.importance_level = "token"  # sequence: those above the cap are left out
   config.algorithm.steps_per_batch = 1
 
   config.optimizer = ConfigDict()
@@ -129,7 +127,7 @@ def defaults() -> ConfigDict:
   config.batch = ConfigDict()
   config.batch.prompts = 512
   config.batch.tokens_per_device = 16384  # of a micro-batch
-  config.batch.logprob_chunk = 512  # trained tokens of a device whose logits exist at one time
+  config.batch.logprob_chunk = 512  # trained tokens of a device with logits in memory at one time
   config.batch.remat = "full"  # least memory; matmuls: keep their results; none: fastest
 
   config.train = ConfigDict()
@@ -173,7 +171,6 @@ def supervised(config) -> None:
 
 
 CHOICES = {
-  "method": ("srl", "one_step", "rlvr", "sft"),
   "dtype": ("bfloat16", "float32"),
   "data.source": ("hub", "jsonl", "arithmetic"),
   "data.domain": ("math", "swe"),
@@ -181,7 +178,6 @@ CHOICES = {
   "rollout.engine": ("builtin", "vllm"),
   "rollout.lag": (0, 1),
   "algorithm.advantage_scale": ("std", "none"),
-  "algorithm.importance_level": ("token", "sequence"),
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
   "batch.remat": ("none", "matmuls", "full"),
@@ -204,7 +200,12 @@ NOT_NEGATIVE = (
 
 
 def mesh_spec(config) -> str:
-  """config.mesh as "data=1,fsdp=8,tensor=1"."""
+  """Returns config.mesh as "data=1,fsdp=8,tensor=1"; UserError for one that is neither."""
+  from srl_jax.policy.sharding import (
+    AXES,
+    parse_mesh,
+  )  # it imports JAX, which prepare does not need
+
   if config.mesh not in MESHES and "=" not in config.mesh:
     raise UserError(
       f"mesh: {config.mesh!r} is not one of {', '.join(MESHES)}, nor sizes such as "
@@ -217,37 +218,75 @@ def mesh_spec(config) -> str:
 
 def check(config) -> None:
   """Raises UserError for a value that is out of range, or two that contradict each other."""
-
-  def value(key):
-    try:
-      return functools.reduce(lambda group, name: group[name], key.split("."), config)
-    except (KeyError, TypeError):
-      raise UserError(f"{key}: the config has none; begin it with common.defaults()") from None
-
   for key in (*CHOICES, *POSITIVE, *NOT_NEGATIVE, "optimizer.b2", "optimizer.warmup"):
-    if isinstance(value(key), float) and not math.isfinite(value(key)):
-      raise UserError(f"{key}: {value(key)!r} is not a number to compute with")
-  for key, allowed in CHOICES.items():
-    if value(key) not in allowed:
-      raise UserError(f"{key}: {value(key)!r} is unknown; use {' | '.join(map(str, allowed))}")
+    value = _value(config, key)
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{key}: {value!r} is not a number to compute with")
+  for key, allowed in (CHOICES | _names()).items():
+    if _value(config, key) not in allowed:
+      raise UserError(
+        f"{key}: {_value(config, key)!r} is unknown; use {' | '.join(map(str, allowed))}"
+      )
   for key in POSITIVE:
-    if not value(key) > 0:
-      raise UserError(f"{key}: {value(key)!r} must be greater than 0")
+    if not _value(config, key) > 0:
+      raise UserError(f"{key}: {_value(config, key)!r} must be greater than 0")
   for key in NOT_NEGATIVE:
-    if not value(key) >= 0:
-      raise UserError(f"{key}: {value(key)!r} must not be negative")
+    if not _value(config, key) >= 0:
+      raise UserError(f"{key}: {_value(config, key)!r} must not be negative")
   mesh_spec(config)
-  _check_together(config)
+  rules = _rules_of_data(config) + _rules_of_training(config)
+  if config.method != "sft":
+    rules += _rules_of_groups(config)
+  for broken, message in rules:
+    if broken:
+      raise UserError(message)
 
 
-def _check_together(config) -> None:
-  rollout, algorithm = config.rollout, config.algorithm
-  rules = [
+def _value(config, key: str):
+  """The value of "group.name"."""
+  try:
+    return functools.reduce(lambda group, name: group[name], key.split("."), config)
+  except (KeyError, TypeError):
+    raise UserError(
+      f"{key}: the config has none; begin it with srl_jax.config.defaults()"
+    ) from None
+
+
+def _names() -> dict[str, list[str]]:
+  """Keys with the names that they may have; a config file may have added its own."""
+  # Imported here, for this module is below them.
+  from srl_jax.rewards import SIMILARITIES
+  from srl_jax.tasks import methods
+
+  return {"method": methods(), "reward.similarity": list(SIMILARITIES)}
+
+
+# A rule is a pair: whether it is broken, and the message.
+Rules = list[tuple[bool, str]]
+
+
+def _rules_of_data(config) -> Rules:
+  return [
     (not config.model, "model: give a Hugging Face name or a folder"),
     (
       config.data.source != "arithmetic" and not config.data.path,
       "data.path: give the dataset's name (data.source=hub) or a file (jsonl)",
     ),
+    (
+      config.eval.benchmark and config.eval.mode == "off",
+      "eval.benchmark needs eval.mode whole or stepwise",
+    ),
+    (
+      config.data.max_prompt_tokens + config.rollout.max_tokens > config.batch.tokens_per_device,
+      f"batch.tokens_per_device: {config.batch.tokens_per_device} cannot hold a prompt of "
+      f"data.max_prompt_tokens ({config.data.max_prompt_tokens}) with a response of "
+      f"rollout.max_tokens ({config.rollout.max_tokens}); raise the first or lower the others",
+    ),
+  ]
+
+
+def _rules_of_training(config) -> Rules:
+  return [
     (
       not (config.train.steps or config.train.epochs),
       "train.steps and train.epochs are both 0: set one of them",
@@ -268,46 +307,32 @@ def _check_together(config) -> None:
       config.train.stop_at and not config.data.holdout,
       "train.stop_at: the share is taken over held-out examples; set data.holdout above 0",
     ),
+  ]
+
+
+def _rules_of_groups(config) -> Rules:
+  """Of groups of sampled responses, which supervised fine-tuning has none of."""
+  rollout = config.rollout
+  return [
     (
-      config.eval.benchmark and config.eval.mode == "off",
-      "eval.benchmark needs eval.mode whole or stepwise",
+      rollout.temperature == 0,
+      "rollout.temperature: 0 samples eight equal responses; training needs a value > 0",
     ),
     (
-      config.data.max_prompt_tokens + rollout.max_tokens > config.batch.tokens_per_device,
-      f"batch.tokens_per_device: {config.batch.tokens_per_device} cannot hold a prompt of "
-      f"data.max_prompt_tokens ({config.data.max_prompt_tokens}) with a response of "
-      f"rollout.max_tokens ({rollout.max_tokens}); raise the first or lower the others",
+      rollout.samples <= config.algorithm.advantage_ddof or rollout.samples < 2,
+      f"rollout.samples: a group of {rollout.samples} has no advantages; use at least 2",
+    ),
+    (
+      rollout.lag != 0 and rollout.engine == "builtin",
+      f"rollout.lag: the built-in engine samples on-policy; {rollout.lag} must be 0",
+    ),
+    (
+      rollout.engine == "vllm" and not rollout.servers,
+      "rollout.servers: give the base URLs of vLLM servers (launch/vllm_server.sh starts one), "
+      "or start the run with launch/run.sh, which then starts a server for it",
+    ),
+    (
+      rollout.samples > rollout.width and rollout.engine == "builtin",
+      f"rollout.width: {rollout.width} is less than rollout.samples ({rollout.samples})",
     ),
   ]
-  if config.method != "sft":
-    rules += [
-      (
-        rollout.temperature == 0,
-        "rollout.temperature: 0 samples eight equal responses; training needs a value > 0",
-      ),
-      (
-        rollout.top_p != 1.0,
-        f"rollout.top_p: {rollout.top_p} samples from another distribution than the loss assumes; "
-        "training needs 1.0",
-      ),
-      (
-        rollout.samples <= algorithm.advantage_ddof or rollout.samples < 2,
-        f"rollout.samples: a group of {rollout.samples} has no advantages; use at least 2",
-      ),
-      (
-        rollout.lag != 0 and rollout.engine == "builtin",
-        f"rollout.lag: the built-in engine samples on-policy; {rollout.lag} must be 0",
-      ),
-      (
-        rollout.engine == "vllm" and not rollout.servers,
-        "rollout.servers: give the base URLs of vLLM servers (launch/vllm_server.sh starts one), "
-        "or start the run with launch/run.sh, which then starts a server for it",
-      ),
-      (
-        rollout.samples > rollout.width and rollout.engine == "builtin",
-        f"rollout.width: {rollout.width} is less than rollout.samples ({rollout.samples})",
-      ),
-    ]
-  for broken, message in rules:
-    if broken:
-      raise UserError(message)

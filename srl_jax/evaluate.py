@@ -6,8 +6,9 @@
       --benchmarks=minerva_math,math500,mine.jsonl
 
 measures greedy decoding and, with --samples=k, avg@k, pass@k and majority@k, each with its standard
-error. The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint, asked as
-the run asked. Problems come from the hub, from --data=FOLDER with NAME.jsonl files, or from a file.
+error. The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint, with the
+prompts that the run used. Problems are from the hub, from --data=FOLDER with NAME.jsonl files, or
+from a file.
 Two modes, named in every table: whole (the whole solution in one response, think blocks allowed
 anywhere; the paper's) and stepwise (turn by turn until the answer is boxed, monologues dropped).
 
@@ -17,20 +18,20 @@ OUTPUT/BENCHMARK/greedy.jsonl          a line for each problem with its response
                *.rollouts.jsonl        every response with its tokens, as it was sampled
 OUTPUT/settings.json                   what was measured, and how
 
-With --engine=vllm the responses come from servers (launch/vllm_server.sh), which get the weights
-from here. The same command goes on where it stopped, and further benchmarks or another --samples
-may be added to a folder; another model or other settings are refused.
+With --engine=vllm the responses are sampled by servers (launch/vllm_server.sh), which get the
+weights from here. The same command continues where it stopped, and further benchmarks or another
+--samples may be added to a folder; another model or other settings are refused.
 """
 
 import contextlib
 import json
 import pathlib
-import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
 
-from srl_jax import command_line, folders
+from srl_jax import command_line, folders, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -85,26 +86,19 @@ _WIDTH = flags.DEFINE_integer("width", 256, "Most responses that are decoded sid
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", 0)
 
 _SYSTEM = (_SYSTEM_FILE, "prompt.system_file", "")
-_EVERY = 10.0  # seconds between lines of progress
-# The model's name and step tell a reader what the weights are; whether they are the same weights,
-# the weights' checksum decides.
-_TOLD_ONLY = ("model", "step")
+# Names of the weights. They may change as long as the weights' checksum is the same.
+_NAMES_OF_WEIGHTS = ("model", "step")
 
 
 def main(argv: list[str]) -> None:
   del argv
-  logging.set_verbosity(logging.WARNING)  # orbax tells every rename
-  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
-    raise UserError(
-      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
-    )
-  if _TEMPERATURE.value <= 0:
-    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
+  logging.set_verbosity(logging.WARNING)  # orbax logs every rename
+  _check_flags()
   benchmarks = _load_benchmarks()
   output = pathlib.Path(_OUTPUT.value)
   import jax  # after the flags and files: a mistake in them must not wait for it
 
-  from srl_jax import config as common
+  from srl_jax.config import MESHES
   from srl_jax.errors import EngineError
   from srl_jax.evals import passes, tables
   from srl_jax.policy.sharding import make_mesh
@@ -115,25 +109,35 @@ def main(argv: list[str]) -> None:
   mesh = _MESH.value or f"fsdp={jax.device_count()}"
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
   with contextlib.ExitStack() as ends:
-    ends.enter_context(jax.set_mesh(make_mesh(common.MESHES.get(mesh, mesh))))
+    ends.enter_context(jax.set_mesh(make_mesh(MESHES.get(mesh, mesh))))
     solver, settings["weights"] = _load(run, settings, min(_WIDTH.value, responses))
     try:
       ends.enter_context(folders.locked(output))
       _claim(output, settings)
-      for name, tasks in benchmarks.items():
+      for name, questions in benchmarks.items():
+        show = _show_progress(name)
         for k in dict.fromkeys((0, _SAMPLES.value)):
-          passes.solve(solver, output / name, tasks, k, _TEMPERATURE.value, _Progress(name))
+          passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
     except KeyboardInterrupt:
-      print(f"\nstopped; the same command goes on from what {output} holds", flush=True)
+      print(f"\nstopped; the same command continues from what {output} holds", flush=True)
       raise SystemExit(130) from None
     except EngineError as error:
-      raise UserError(f"{error}. The same command goes on from what {output} holds") from error
+      raise UserError(f"{error}. The same command continues from what {output} holds") from error
     finally:
       solver.engine.close()
   print(tables.write(output, settings))
 
 
-# ---------------------------------------------------------------------------------- what is asked
+# ---------------------------------------------------------------------------------- settings
+
+
+def _check_flags() -> None:
+  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
+    raise UserError(
+      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
+    )
+  if _TEMPERATURE.value <= 0:
+    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
 
 
 def _load_benchmarks() -> dict[str, list]:
@@ -163,23 +167,37 @@ def _read_run(path: pathlib.Path) -> dict | None:
 
 
 def _choose(run: dict | None, flag, key: str, default):
-  """A setting: as the flag says, else the run's own, else the default."""
+  """A setting: the flag's value, else the run's own, else the default."""
   return flag.value if flag.value is not None else (run or {}).get(key, default)
 
 
-def _task(mode: str) -> str:
-  return "srl" if mode == "stepwise" else "rlvr"
+def _task(run: dict | None, mode: str) -> str:
+  """The name of the task that has the prompts.
+
+  Raises UserError for a run of a task that a config file has added: its prompt is not known here.
+  """
+  from srl_jax import tasks
+
+  method = (run or {}).get("method", "")
+  if method and method not in tasks.methods() and not _choose(run, *_SYSTEM):
+    raise UserError(
+      f"--model={_MODEL.value}: its method {method!r} is a task of its config file; give the task's"
+      " system prompt in a file, --system_file=FILE"
+    )
+  return tasks.task_of_mode(mode, method)
 
 
 def _settings(run: dict | None) -> dict[str, Any]:
   """Everything that the figures depend on, but the weights' checksum."""
-  from srl_jax.data import prompts
+  from srl_jax.tasks import TASKS, system_prompt
 
   mode = _choose(run, _MODE, "eval.mode", "whole")
   mode = "whole" if mode == "off" else mode
   stepwise = mode == "stepwise"
   if stepwise and _STYLE.value == "plain":
-    raise UserError("--style=plain is for --mode=whole; a next step is asked for in think tags")
+    raise UserError(
+      "--style=plain is for --mode=whole; the prompt of a next step has no plain form"
+    )
   # Not the limit of another mode: a step's would cut whole solutions off.
   same = run if (run or {}).get("eval.mode", mode) in (mode, "off") else None
   style = "think" if stepwise else _choose(run, _STYLE, "prompt.style", "plain")
@@ -190,7 +208,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
     "engine": _ENGINE.value,
     "mode": mode,
     "style": style,
-    "system": prompts.system_prompt(_task(mode), style, _choose(run, *_SYSTEM)),
+    "system": system_prompt(TASKS[_task(run, mode)], style, _choose(run, *_SYSTEM)),
     "temperature": _TEMPERATURE.value,
     "seed": _SEED.value,
     "max_tokens": _choose(same, _MAX_TOKENS, "eval.max_tokens", 4096),
@@ -209,12 +227,10 @@ def _best_step() -> int:
 
 
 def _stored_dtype() -> str:
-  """The type to compute in that fits the weights of the folder: bfloat16, unless it has float32."""
+  from srl_jax.evals.math_benchmarks import computation_dtype
   from srl_jax.policy import hf_files
 
-  folder = hf_files.resolve_model(_MODEL.value)
-  stored = {tensor.dtype for tensor in hf_files.read_headers(folder).values()}
-  return "float32" if stored == {"F32"} else "bfloat16"
+  return computation_dtype(hf_files.resolve_model(_MODEL.value))
 
 
 def _check_same(output: pathlib.Path, settings: dict) -> None:
@@ -227,13 +243,14 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error}); give another --output") from error
   shared = settings.keys() & before.keys()  # the weights' checksum is known once they are loaded
+  same_weights = "weights" not in shared or before["weights"] == settings["weights"]
   folders.check_same_settings(
     output,
     {key: before[key] for key in shared},
     {key: settings[key] for key in shared},
     holds="an evaluation of something else",
     flag="--output",
-    free=_TOLD_ONLY,
+    free=_NAMES_OF_WEIGHTS if same_weights else (),
   )
 
 
@@ -246,23 +263,25 @@ def _load(run: dict | None, settings: dict, width: int):
   """(Solver with the weights in its engine, checksum of the weights)."""
   import ml_collections
 
-  from srl_jax.data import prompts
+  from srl_jax.data.tokenizer import load_tokenizer, stop_ids
   from srl_jax.evals.math_benchmarks import Solver
-  from srl_jax.learner import start
+  from srl_jax.learner import setup
   from srl_jax.policy import hf_files
   from srl_jax.rollout.engine import SamplingParams
-  from srl_jax.rollout.episodes import asker
+  from srl_jax.rollout.episodes import prompt_builder
 
   folder = hf_files.resolve_model(run["model"] if run else settings["model"])
-  tokenizer = prompts.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
-  model = start.load_weights(chosen, folder)
-  engine = _make_engine(tokenizer, prompts.stop_ids(tokenizer, folder), width)
+  model = setup.load_weights(chosen, folder)
+  engine = _make_engine(tokenizer, stop_ids(tokenizer, folder), width)
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(
     engine=engine,
-    ask=asker(tokenizer, _task(settings["mode"]), settings["style"], _choose(run, *_SYSTEM)),
+    build_prompt=prompt_builder(
+      tokenizer, _task(run, settings["mode"]), settings["style"], _choose(run, *_SYSTEM)
+    ),
     mode=settings["mode"],
     params=SamplingParams(settings["max_tokens"], seed=settings["seed"]),
     max_turns=settings["max_turns"],
@@ -280,6 +299,12 @@ def _make_engine(tokenizer, stop_ids: list[int], width: int):
   return VllmEngine(_SERVERS.value, tokenizer, stop_ids, weights_root=_WEIGHTS_ROOT.value)
 
 
+def _show_progress(benchmark: str) -> Callable[[str, int], None]:
+  """A function that prints how many responses a pass has, now and then."""
+  pace = progress.Pace()
+  return lambda name, responses: pace.say(f"{benchmark} {name}: {responses} responses")
+
+
 def _checksum(model) -> int:
   """Of all weights' bits: the same on every mesh, since whole numbers add in any order."""
   import jax
@@ -291,18 +316,6 @@ def _checksum(model) -> int:
   for one in sums(jax.tree.leaves(model)):
     total = (31 * total + int(one)) % 2**32
   return total
-
-
-class _Progress:
-  """A line now and then on how many responses there are."""
-
-  def __init__(self, benchmark: str):
-    self.benchmark, self.last = benchmark, time.monotonic()
-
-  def __call__(self, name: str, responses: int) -> None:
-    if time.monotonic() - self.last > _EVERY:
-      self.last = time.monotonic()
-      print(f"{self.benchmark} {name}: {responses} responses", flush=True)
 
 
 if __name__ == "__main__":

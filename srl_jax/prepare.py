@@ -13,8 +13,8 @@ summary. A config reads the folder with data.source='jsonl' and data.path=FOLDER
 way to look at the examples first: a config that names the source itself makes the same ones.
 
 With --hard only the problems are kept that a model solves in at most --max_success_rate of k
-samples (paper, 4.1); hard.jsonl tells of every problem its rate and whether it was kept, and hard/
-holds the samples. It goes on where it stopped.
+samples (paper, 4.1); hard.jsonl has a line for every problem with its rate and whether it was kept,
+and hard/ holds the samples. The same command continues where it stopped.
 """
 
 import dataclasses
@@ -22,16 +22,20 @@ import json
 import os
 import pathlib
 import tempfile
-import time
 from typing import Any
 
-import ml_collections
-
-from srl_jax import command_line
+from srl_jax import command_line, progress
+from srl_jax.config import CHOICES, defaults
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import runs as runs_lib
 from srl_jax.data import solutions, sources
+from srl_jax.data.data_config import Columns, DataConfig, TrajectoryConfig
+from srl_jax.data.examples import Examples, StepExample
 from srl_jax.errors import UserError
+from srl_jax.tasks import methods
+from srl_jax.tasks.examples import example_kind
+
+_DEFAULTS = defaults().data
 
 flags = command_line.own_flags()
 _SOURCE = flags.DEFINE_string(
@@ -39,7 +43,10 @@ _SOURCE = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
 _DOMAIN = flags.DEFINE_enum(
-  "domain", "math", ["math", "swe"], "Rows are numbered solutions, or an agent's trajectories."
+  "domain",
+  _DEFAULTS.domain,
+  CHOICES["data.domain"],
+  "Rows are numbered solutions, or an agent's trajectories.",
 )
 _FIELDS = flags.DEFINE_list(
   "fields",
@@ -49,25 +56,39 @@ _FIELDS = flags.DEFINE_list(
   " left out.",
 )
 _SPLIT = flags.DEFINE_string("split", "train", "Split of a Hugging Face dataset.")
-_HOLDOUT = flags.DEFINE_integer("holdout", 60, "Problems to hold out for validation.")
+_HOLDOUT = flags.DEFINE_integer(
+  "holdout", _DEFAULTS.holdout, "Problems to hold out for validation."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Decides, with their ids, which problems are held out.")
 _TITLE_HINT = flags.DEFINE_bool(
   "title_hint", False, "Give the next step's title in the prompt; the target is then the rest."
 )
 _KEEP_LAST_STEP = flags.DEFINE_bool("keep_last_step", False, "Make the last step a target too.")
-_METHOD = flags.DEFINE_enum("method", "srl", problems_lib.METHODS, "What the examples are for.")
+_METHOD = flags.DEFINE_enum("method", defaults().method, methods(), "What the examples are for.")
 
 # Of trajectories; the names and values of the config's group data.swe.
 _SWE = {
-  "expert": flags.DEFINE_string("expert", "claude-3-7-sonnet-20250219", "Whose runs; '' for all."),
-  "resolved": flags.DEFINE_bool("resolved", True, "Only runs that resolved their issue."),
-  "runs": flags.DEFINE_integer("runs", 5000, "Most runs to take; 0 for all.", 0),
-  "pairs": flags.DEFINE_integer("pairs", 2, "(action, observation) pairs in a prompt.", 0),
+  "expert": flags.DEFINE_string(
+    "expert", _DEFAULTS.swe.expert, "Agent that made the runs; '' for any."
+  ),
+  "resolved": flags.DEFINE_bool(
+    "resolved", _DEFAULTS.swe.resolved, "Only runs that resolved their issue."
+  ),
+  "runs": flags.DEFINE_integer("runs", _DEFAULTS.swe.runs, "Most runs to take; 0 for all.", 0),
+  "pairs": flags.DEFINE_integer(
+    "pairs", _DEFAULTS.swe.pairs, "(action, observation) pairs in a prompt.", 0
+  ),
   "observation_chars": flags.DEFINE_integer(
-    "observation_chars", 6000, "Characters of an observation; longer ones lose their middle.", 1
+    "observation_chars",
+    _DEFAULTS.swe.observation_chars,
+    "Characters of an observation; longer ones lose their middle.",
+    1,
   ),
   "validation_steps": flags.DEFINE_integer(
-    "validation_steps", 650, "Steps to validate on; 0 for all of the held-out runs.", 0
+    "validation_steps",
+    _DEFAULTS.swe.validation_steps,
+    "Steps to validate on; 0 for all of the held-out runs.",
+    0,
   ),
 }
 
@@ -81,30 +102,29 @@ _STYLE = flags.DEFINE_enum("style", "plain", ["plain", "think"], "--hard: prompt
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 4096, "--hard: of a solution.", 1)
 _WIDTH = flags.DEFINE_integer("width", 256, "--hard: responses that decode side by side.", 1)
 
-_EVERY = 10.0  # seconds between lines of progress
-
 
 def main(argv: list[str]) -> None:
   del argv
   output = pathlib.Path(_OUTPUT.value)
   if output.exists() and not output.is_dir():
     raise UserError(f"--output={output} is a file: name a folder")
-  if _HARD.value and (_DOMAIN.value == "swe" or not _MODEL.value):
+  if _HARD.value and (_DOMAIN.value != "math" or not _MODEL.value):
     raise UserError("--hard needs a --model, and problems with final answers (--domain=math)")
-  data, trials = _data(), []
-  made = dict(data=data, method=_METHOD.value, seed=_SEED.value)
-  if _DOMAIN.value == "swe":
-    runs, counts = runs_lib.read_runs(data, seed=_SEED.value)
+  data, seed, trials = _data(), _SEED.value, []
+  kind = example_kind(_METHOD.value, _DOMAIN.value)
+  if data.trajectories:
+    runs, counts = runs_lib.read_runs(data, seed=seed)
     measures = _measure_runs(runs)
-    examples = runs_lib.make_examples(runs, counts, **made)
+    examples = runs_lib.make_examples(runs, counts, data, kind, seed=seed)
   else:
-    problems, counts = problems_lib.read_problems(data, method=_METHOD.value)
+    problems, counts = problems_lib.read_problems(data, kind)
     if _HARD.value:
       problems, trials = _keep_hard(problems, counts, output)
-    measures = _measure_problems(problems)
-    examples = sources.make_examples(problems, counts, **made)
+    # Whole solutions are not cut into steps.
+    measures = _measure_problems(problems if kind.unit == "steps" else [])
+    examples = sources.make_examples(problems, counts, data, kind, seed=seed)
   summary = {
-    "settings": {**data.to_dict(), "method": _METHOD.value, "seed": _SEED.value},
+    "settings": {**_settings(data), "method": _METHOD.value, "seed": _SEED.value},
     "counts": examples.counts,
     **measures,
     "train": _size(examples.train),
@@ -115,29 +135,38 @@ def main(argv: list[str]) -> None:
   print(f"wrote {output}/{', '.join(names[:-1])} and {names[-1]}")
 
 
-def _data() -> ml_collections.ConfigDict:
-  """Returns the flags as a config's group `data`."""
-  fields = dict.fromkeys(("problem", "solution", "answer", "id", "reasoning"), "")
+def _data() -> DataConfig:
+  """Returns the flags as the source of examples and how they are cut."""
+  fields = [field.name for field in dataclasses.fields(Columns)]
+  columns = {}
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in fields or not column:
       raise UserError(f"--fields: {item!r} is none of {', '.join(f'{f}=COLUMN' for f in fields)}")
-    fields[field] = column
+    columns[field] = column
   source = _SOURCE.value
   is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
-  data = {
-    "source": "jsonl" if is_file else "hub",
-    "path": source,
-    "split": _SPLIT.value,
-    "domain": _DOMAIN.value,
-    "fields": fields,
-    "title_hint": _TITLE_HINT.value,
-    "keep_last_step": _KEEP_LAST_STEP.value,
-    "holdout": _HOLDOUT.value,
-  }
-  if _DOMAIN.value == "swe":
-    data["swe"] = {name: flag.value for name, flag in _SWE.items()}
-  return ml_collections.ConfigDict(data)
+  trajectories = TrajectoryConfig(**{name: flag.value for name, flag in _SWE.items()})
+  return DataConfig(
+    source="jsonl" if is_file else "hub",
+    path=source,
+    split=_SPLIT.value,
+    domain=_DOMAIN.value,
+    fields=Columns(**columns),
+    title_hint=_TITLE_HINT.value,
+    keep_last_step=_KEEP_LAST_STEP.value,
+    holdout=_HOLDOUT.value,
+    trajectories=trajectories if _DOMAIN.value != "math" else None,
+  )
+
+
+def _settings(data: DataConfig) -> dict[str, Any]:
+  """Returns the data's settings for summary.json; data.sources compares them with a config."""
+  settings = dataclasses.asdict(data)
+  trajectories = settings.pop("trajectories")
+  if trajectories:
+    settings[data.domain] = trajectories
+  return settings
 
 
 # ---------------------------------------------------------------------------------- hard problems
@@ -147,25 +176,7 @@ def _keep_hard(
   problems: list[problems_lib.Problem], counts: dict[str, int], output: pathlib.Path
 ) -> tuple[list[problems_lib.Problem], list[dict[str, Any]]]:
   """Returns the hard problems and a line about each problem; puts the others into `counts`."""
-  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
-  from srl_jax.rollout.episodes import Task
-
-  tasks = [Task(problem.id, problem.text, problem.answer) for problem in problems if problem.answer]
-  if not tasks:
-    raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
-  trial = hard_problems.Trial(
-    _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
-  )
-  told = time.monotonic()
-
-  def tell(name: str, responses: int) -> None:
-    nonlocal told
-    if time.monotonic() - told > _EVERY:
-      told = time.monotonic()
-      print(f"{name}: {responses} of {len(tasks) * trial.samples} responses", flush=True)
-
-  width = max(_WIDTH.value, trial.samples)
-  rates = hard_problems.success_rates(trial, tasks, output / "hard", width=width, tell=tell)
+  rates = _success_rates(problems, output)
   kept, trials = [], []
   for problem in problems:
     rate = rates.get(problem.id)
@@ -189,19 +200,37 @@ def _keep_hard(
   counts["kept"] = len(kept)
   if not kept:
     raise UserError(
-      f"--hard: {trial.model} solves each of {len(tasks)} problems in more than"
+      f"--hard: {_MODEL.value} solves each of {len(rates)} problems in more than"
       f" {_MAX_SUCCESS_RATE.value:g} of its samples: raise --max_success_rate or --samples, or give"
       " harder problems"
     )
   return kept, trials
 
 
+def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -> dict[str, float]:
+  """{problem's id: share of right samples} of the problems with a gold answer."""
+  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
+  from srl_jax.rollout.episodes import Question
+
+  questions = [
+    Question(problem.id, problem.text, problem.answer) for problem in problems if problem.answer
+  ]
+  if not questions:
+    raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
+  trial = hard_problems.Trial(
+    _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
+  )
+  pace, total = progress.Pace(), len(questions) * trial.samples
+  show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
+  width = max(_WIDTH.value, trial.samples)
+  return hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
+
+
 # ---------------------------------------------------------------------------------- the summary
 
 
 def _measure_problems(problems: list[problems_lib.Problem]) -> dict[str, dict[str, int]]:
-  by_step = problems if _METHOD.value == "srl" else []  # other methods use no steps
-  splits = [solutions.split_steps(problem.solution) for problem in by_step]
+  splits = [solutions.split_steps(problem.solution) for problem in problems]
   return {
     "steps_per_solution": _percentiles([len(steps) for steps in splits]),
     "characters_per_step": _percentiles([len(step.text) for steps in splits for step in steps]),
@@ -224,7 +253,7 @@ def _percentiles(values: list[int]) -> dict[str, int]:
   return {f"p{p}": ranked[(len(ranked) - 1) * p // 100] for p in (10, 50, 90) if ranked}
 
 
-def _size(examples: list[sources.StepExample]) -> dict[str, int]:
+def _size(examples: list[StepExample]) -> dict[str, int]:
   return {"examples": len(examples), "problems": len({e.problem_id for e in examples})}
 
 
@@ -252,7 +281,7 @@ def _table(summary: dict[str, Any]) -> str:
 
 def _write(
   output: pathlib.Path,
-  examples: sources.Examples,
+  examples: Examples,
   summary: dict[str, Any],
   trials: list[dict[str, Any]],
 ) -> list[str]:

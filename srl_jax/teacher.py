@@ -5,26 +5,26 @@
   python -m srl_jax.prepare --source=data/teacher/solutions.jsonl --output=data/mine \\
       --fields=problem=problem,solution=solution,answer=answer,id=id
 
-asks for numbered steps with titles, up to --attempts times a problem, until a solution is kept:
-one whose final answer is right and that splits into at least two steps. OUTPUT holds
+requests numbered steps with titles, up to --attempts times a problem, until a solution is kept:
+one that has the right final answer and splits into at least two steps. OUTPUT holds
 attempts.jsonl, each answer with the reason why it was not kept, and solutions.jsonl, those kept.
-The same command goes on where it stopped. An API key is read from OPENAI_API_KEY and nowhere else.
+The same command continues where it stopped. An API key is read from OPENAI_API_KEY only.
 """
 
 import concurrent.futures
 import json
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
-
-from srl_jax import command_line, folders
+from srl_jax import command_line, folders, progress
 from srl_jax.data import problems as problems_lib
-from srl_jax.data import prompts, rows, solutions
+from srl_jax.data import rows, solutions
 from srl_jax.data.chat import ChatServer
+from srl_jax.data.data_config import Columns, DataConfig
+from srl_jax.data.examples import ExampleKind
 from srl_jax.data.problems import Problem
+from srl_jax.data.responses import outside_think_blocks
 from srl_jax.errors import UserError
 from srl_jax.rewards.answers import answers_equal, extract_answer
 
@@ -32,7 +32,7 @@ flags = command_line.own_flags()
 _SERVER = flags.DEFINE_string("server", None, "URL, with or without /v1 at its end.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
 _PROBLEMS = flags.DEFINE_string("problems", None, "File of JSON lines.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to or to go on with.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to or to continue.", required=True)
 _FIELDS = flags.DEFINE_list(
   "fields",
   ["problem=problem", "answer=answer"],
@@ -43,8 +43,6 @@ _PARALLEL = flags.DEFINE_integer("parallel", 16, "Requests at a time.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of sampling.", 0.0)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 8192, "Of an answer.", 1)
 _TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds to wait for an answer.", 0.0)
-
-_EVERY = 10.0  # seconds between lines of progress
 
 # Numbers and titles in the form that most teachers use by themselves; data.solutions reads it.
 SYSTEM = (
@@ -64,28 +62,26 @@ def main(argv: list[str]) -> None:
   server = ChatServer(_SERVER.value, _MODEL.value, timeout=_TIMEOUT.value)
   output = pathlib.Path(_OUTPUT.value)
   with folders.locked(output):
-    _ask_all(server, problems, output)
+    _make_attempts(server, problems, output)
 
 
-def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
+def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
   """Makes the attempts that `output` lacks, writes what came out and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
-  told = time.monotonic()
+  pace = progress.Pace()
   try:
     with path.open("a", encoding="utf-8") as file:
       for attempt in _attempts(server, problems, made):
         file.write(json.dumps(attempt, ensure_ascii=False) + "\n")
         file.flush()
         made.append(attempt)
-        if time.monotonic() - told > _EVERY:
-          told = time.monotonic()
-          kept = sum(not a["reason"] for a in made)
-          print(f"{len(made)} answers, {kept} of {len(problems)} problems solved", flush=True)
+        kept = sum(not a["reason"] for a in made)
+        pace.say(f"{len(made)} answers, {kept} of {len(problems)} problems solved")
   except KeyboardInterrupt:
     print(
-      f"\nstopped; the same command goes on from what {output} holds (Ctrl-C again: do not wait for"
-      " the requests under way)",
+      f"\nstopped; the same command continues from what {output} holds (Ctrl-C again: do not wait"
+      " for the requests under way)",
       flush=True,
     )
     raise SystemExit(130) from None
@@ -100,14 +96,15 @@ def _ask_all(server: ChatServer, problems: dict[str, Problem], output: pathlib.P
 
 def _read_problems() -> dict[str, Problem]:
   """{id: problem} of the file; UserError for a row without a problem or a gold answer."""
-  fields = dict.fromkeys(("problem", "solution", "answer", "id", "reasoning"), "")
+  columns = {}
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in ("problem", "answer", "id") or not column:
       raise UserError(f"--fields: {item!r} is none of problem=COLUMN, answer=COLUMN, id=COLUMN")
-    fields[field] = column
-  data = ml_collections.ConfigDict(dict(source="jsonl", path=_PROBLEMS.value, fields=fields))
-  problems, counts = problems_lib.read_problems(data, method="rlvr")  # which needs gold answers
+    columns[field] = column
+  data = DataConfig(source="jsonl", path=_PROBLEMS.value, fields=Columns(**columns))
+  kind = ExampleKind(method="teacher", task="", unit="answer")  # solutions are yet to be written
+  problems, counts = problems_lib.read_problems(data, kind)
   for reason in sorted(counts.keys() - {"rows", "kept"}):
     print(f"{_PROBLEMS.value}: {counts[reason]} of {counts['rows']} rows left out: {reason}")
   return {problem.id: problem for problem in problems}
@@ -137,7 +134,7 @@ def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dic
 def _attempts(
   server: ChatServer, problems: dict[str, Problem], made: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-  """Yields the attempts that are still to be made, judged, as they come.
+  """Yields the attempts that are still to be made, judged, in the order of the answers.
 
   All problems get their first one before any gets its second. `made` is read between the rounds, so
   the caller is to add to it what it is given.
@@ -148,17 +145,17 @@ def _attempts(
     todo = [problem for id, problem in problems.items() if id not in solved | tried]
     pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
     try:
-      asked = {pool.submit(_ask, server, problem): problem for problem in todo}
-      pending = set(asked)
+      requests = {pool.submit(_request, server, problem): problem for problem in todo}
+      pending = set(requests)
       while pending:
         done, pending = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
         faults = [future.exception() for future in done if future.exception()]
         for future in done:
           if not future.exception():  # answers are paid for: those beside a fault are kept, too
-            yield _attempt(asked[future], number, *future.result())
+            yield _attempt(requests[future], number, *future.result())
         if faults:
           raise faults[0]
-    finally:  # an error or the user ends the run: nothing more is asked for
+    finally:  # an error or the user ends the run: no more requests are sent
       pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -173,7 +170,7 @@ def _attempt(problem: Problem, number: int, text: str, finish_reason: str) -> di
   }
 
 
-def _ask(server: ChatServer, problem: Problem) -> tuple[str, str]:
+def _request(server: ChatServer, problem: Problem) -> tuple[str, str]:
   messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.text}]
   try:
     return server.chat(messages, temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
@@ -184,7 +181,7 @@ def _ask(server: ChatServer, problem: Problem) -> tuple[str, str]:
 def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
   """Returns why a teacher's answer is of no use, or None if it is.
 
-  The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, one_step.
+  The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, single_step.
 
   Args:
     text: the answer; think blocks are not looked at.
@@ -194,13 +191,13 @@ def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
   """
   if finish_reason != "stop":
     return "cut_off"
-  solution = prompts.outside_think_blocks(text)
+  solution = outside_think_blocks(text)
   answer = extract_answer(solution)
   if answer is None:
     return "no_answer"
   if not answers_equal(answer, gold, problem=problem):
     return "wrong_answer"
-  return {0: "no_steps", 1: "one_step"}.get(len(solutions.split_steps(solution)))
+  return {0: "no_steps", 1: "single_step"}.get(len(solutions.split_steps(solution)))
 
 
 # ---------------------------------------------------------------------------------- results
@@ -214,7 +211,7 @@ def _write_solutions(
   with folders.replacing(path) as file:
     for id, problem in problems.items():
       if id in kept:
-        solution = prompts.outside_think_blocks(kept[id]["text"])
+        solution = outside_think_blocks(kept[id]["text"])
         line = {"id": id, "problem": problem.text, "answer": problem.answer, "solution": solution}
         file.write(json.dumps(line | {"model": kept[id]["model"]}, ensure_ascii=False) + "\n")
 

@@ -20,48 +20,81 @@ def main(argv) -> None:
   del argv
   if FLAGS.config is None:
     raise UserError("--config: name a config file, for example configs/quickstart.py")
-  logging.set_verbosity(logging.WARNING)  # orbax tells every rename
+  logging.set_verbosity(logging.WARNING)  # orbax logs every rename
   import jax  # after the flags: a mistake in them must not wait for it
 
-  from srl_jax import config as common
+  from srl_jax import config as configs
   from srl_jax import hosts
-  from srl_jax.learner import rl, sft, start
+  from srl_jax.learner import workdir as workdirs
   from srl_jax.policy.sharding import make_mesh
 
   config = FLAGS.config
-  common.check(config)
+  configs.check(config)
   hosts.initialize()
   workdir = pathlib.Path(FLAGS.workdir or pathlib.Path("runs") / config_name())
-  run = sft.train if config.method == "sft" else rl.train
   try:
-    with contextlib.ExitStack() as ends:
+    with contextlib.ExitStack() as stack:
       if hosts.is_writer():
-        ends.enter_context(folders.locked(workdir))
-      hosts.barrier()  # whose workdir it is, and what is in it, nobody asks before
-      start.claim_workdir(workdir, config)
-      if summary := hosts.broadcast(start.finished(workdir, config)):
-        if hosts.is_writer():
-          print(f"{workdir} is finished; its table:\n{table(summary, workdir)}", flush=True)
+        stack.enter_context(folders.locked(workdir))
+      hosts.barrier()  # the others read the workdir only once process 0 holds its lock
+      workdirs.claim(workdir, config)
+      summary = hosts.broadcast(workdirs.finished(workdir, config))
+      if summary:
+        say(f"{workdir} is finished; its table:\n{table(summary, workdir)}")
         return
-      if hosts.is_writer():  # it says that a run is finished, and this one goes on
+      if hosts.is_writer():  # a summary marks a finished run, and this one continues
         (workdir / "summary.json").unlink(missing_ok=True)
-      ends.enter_context(jax.set_mesh(make_mesh(common.mesh_spec(config))))
-      summary = run(config, workdir)
+      with jax.set_mesh(make_mesh(configs.mesh_spec(config))):
+        summary = run(config, workdir)
   except Stopped as stopped:
-    if hosts.is_writer():
-      again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
-      print(f"\nstopped by {stopped}; saved. Continue with the same command: {again}", flush=True)
+    again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
+    say(f"\nstopped by {stopped}; saved. Continue with the same command: {again}")
     return
   except EngineError as error:
     print(f"error: {error}. What was trained is saved; the same command continues", file=sys.stderr)
     raise SystemExit(os.EX_TEMPFAIL) from error
   except jax.errors.JaxRuntimeError as error:
     hosts.abort(error)
+    if "RESOURCE_EXHAUSTED" in str(error):
+      raise UserError(out_of_memory(config, error)) from error
     raise
   if hosts.is_writer():
     folders.write_json(workdir / "summary.json", summary)
-    print(table(summary, workdir), flush=True)
-  hosts.barrier()  # a process that ends waits for the others, but not for long
+  say(table(summary, workdir))
+  hosts.barrier()  # or process 0, still writing, would look dead to the others
+
+
+def run(config, workdir: pathlib.Path) -> dict:
+  """Trains what the config says, from the workdir's last checkpoint; returns the summary."""
+  from srl_jax.learner import rl, setup, sft, summary
+
+  with setup.open_run(config, workdir) as opened:
+    summary.measure_untrained(opened)
+    if config.method == "sft":
+      sft.train(opened)
+    else:
+      rl.train(opened, setup.load_reference(opened))
+    return summary.summarise(opened)
+
+
+def out_of_memory(config, error: Exception) -> str:
+  """What to lower when a device has too little memory."""
+  batch, rollout = config.batch, config.rollout
+  return (
+    f"a device ran out of memory ({' '.join(str(error).split())[:160]}). Lower"
+    f" batch.tokens_per_device ({batch.tokens_per_device}), batch.logprob_chunk"
+    f" ({batch.logprob_chunk}) or rollout.width ({rollout.width}), set batch.remat=full (it is"
+    f" {batch.remat}), or use more devices (mesh={config.mesh}); python -m srl_jax.plan computes"
+    " what fits. The last checkpoint is untouched"
+  )
+
+
+def say(message: str) -> None:
+  """Prints a message, once for all processes."""
+  from srl_jax import hosts
+
+  if hosts.is_writer():
+    print(message, flush=True)
 
 
 def config_name() -> str:

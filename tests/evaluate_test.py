@@ -13,6 +13,7 @@ import pytest
 from srl_jax import folders
 from srl_jax.evals import math_benchmarks
 from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.update import TrainState
 from srl_jax.policy import hf_files, weights
 from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
@@ -66,8 +67,8 @@ def test_goes_on_and_refuses(base, tmp_path):
   assert rollouts.read_text().startswith(before)
   assert len(read_lines(rollouts)) == 3
   lines = read_lines(output / "arithmetic" / "sampled-2.jsonl")
-  tasks = math_benchmarks.load_benchmark("arithmetic:3")
-  assert [line["problem"] for line in lines] == [task.problem for task in tasks]
+  questions = math_benchmarks.load_benchmark("arithmetic:3")
+  assert [line["problem"] for line in lines] == [question.problem for question in questions]
   assert all(len(line["samples"]) == 2 and line["samples"][0]["responses"] for line in lines)
   table = json.loads((output / "table.json").read_text())
   assert table["settings"]["mode"] == "whole" and table["settings"]["dtype"] == "float32"
@@ -102,7 +103,7 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   with jax.set_mesh(make_mesh("data=1")):
     models = {step: M.init(hf_files.load_config(base), step) for step in (1, 2)}
   for step, score in [(1, 0.9), (2, 0.1)]:
-    checkpoints.save(models[step], np.zeros(1), Progress(step=step), score)
+    checkpoints.save(TrainState(step, models[step], np.zeros(1)), Progress(), score)
   checkpoints.close()
   output = tmp_path / "out"
   flags = [f"--output={output}", "--benchmarks=arithmetic:2", "--mode=stepwise"]
@@ -114,6 +115,13 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   evaluate(f"--model={best}", *flags, *limits)
   last = save_model(tmp_path / "last", models[2])
   assert "weights was" in evaluate(f"--model={last}", *flags, *limits, code=2)
+
+  # The prompt of a task that only the run's config file knows has to be given.
+  (workdir / "config.json").write_text(json.dumps(config | {"method": "mine"}))
+  flags[0] = f"--output={tmp_path}/mine"
+  assert "'mine'" in evaluate(f"--model={workdir}", *flags, code=2)
+  (tmp_path / "system.txt").write_text("The next step.")
+  evaluate(f"--model={workdir}", *flags, f"--system_file={tmp_path}/system.txt")
 
 
 @pytest.mark.parametrize(

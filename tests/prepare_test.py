@@ -11,8 +11,11 @@ import ml_collections
 import pytest
 
 from srl_jax import prepare
-from srl_jax.data.sources import Examples, StepExample, load_examples
+from srl_jax.data import sources
+from srl_jax.data.data_config import DataConfig
+from srl_jax.data.sources import Examples, StepExample
 from srl_jax.policy import hf_files, model, weights
+from srl_jax.tasks.examples import example_kind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIELDS = "--fields=problem=q,solution=s,answer=a"
@@ -27,6 +30,12 @@ def run(folder, *flags):
     text=True,
     check=False,
   )
+
+
+def load_examples(data, *, method, seed):
+  """The examples of a config's group `data` for a method."""
+  kind = example_kind(method, data.get("domain", "math"))
+  return sources.load_examples(DataConfig.from_group(data), kind, seed=seed)
 
 
 def read(path):

@@ -111,7 +111,7 @@ def test_solutions_are_kept_and_the_rest_is_told_by_reason(problems, server):
     "  not kept: cut_off       1",
     "  not kept: no_answer     1",
     "  not kept: no_steps      1",
-    "  not kept: one_step      1",
+    "  not kept: single_step   1",
     "  not kept: wrong_answer  4",
     "wrote out/solutions.jsonl and attempts.jsonl",
   ]
@@ -212,7 +212,7 @@ def test_nobody_at_the_address(problems, server):
     (["--server=http://me:secret@localhost"], "error: --server: an address with a user name; give"),
     (["--problems=gone.jsonl"], "error: gone.jsonl does not exist"),
     (["--fields=problem=problem,answer=gold"], "error: problems.jsonl:1: no field 'gold'"),
-    (["--fields=problem=problem"], "error: method='rlvr' needs the gold answers"),
+    (["--fields=problem=problem"], "error: data.fields.answer"),
     (["--fields=solution=x"], "error: --fields: 'solution=x' is none of"),
     (["--model=other"], "error: out/attempts.jsonl holds answers of 'expert', not of 'other'"),
     (["--problems=other.jsonl"], "error: out/attempts.jsonl holds answers to a problem"),
@@ -244,5 +244,5 @@ def test_the_form_that_is_asked_for_is_one_that_splits():
   ]
   assert split.conclusion == "Final answer: \\boxed{answer}"
   assert teacher.judge(form, "stop", "answer", "Q?") is None
-  hints = sources.step_examples("p", "Q?", form, None, title_hint=True, keep_last_step=True)
+  hints = sources.step_examples("srl", "p", "Q?", form, None, title_hint=True, keep_last_step=True)
   assert all(example.hint for example in hints)

@@ -11,7 +11,7 @@ import pytest
 
 from configs import quickstart
 from srl_jax import folders
-from srl_jax.learner import start
+from srl_jax.learner import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -21,7 +21,7 @@ import json, os, sys, traceback
 import jax
 from srl_jax import config as common
 from srl_jax import command_line, train
-from srl_jax.learner import rl, sft, start
+from srl_jax.learner import setup
 
 for i, arguments in enumerate(json.loads(sys.argv[1])):
   child = os.fork()
@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
   for path in (ROOT / "configs" / "miniature").glob("*.json"):
     shutil.copy(path, folder / "model")
   config = quickstart.get_config("steps=5")
-  start.claim_workdir(folder / "other", config)
+  workdir.claim(folder / "other", config)
   for name in ("other", "damaged"):
     (folder / name / "checkpoints" / "5").mkdir(parents=True)
   (folder / "damaged" / "config.json").write_text('{"method": ')

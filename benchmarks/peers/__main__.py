@@ -55,7 +55,7 @@ def plan(shapes: list[str], tiny: bool) -> list[tuple[str, dict, dict, int]]:
   for shape in shapes:
     order, rounds = GROUP | {"shape": shape}, 5 if shape == "tiny" else 3
     # 135M without checkpointing would not fit beside the other peers in 24 GB; tunix with its 8
-    # responses at once not even folders. Of 2, 4 and 8 parts it is fastest in 4.
+    # responses at once not even alone. Of 2, 4 and 8 parts it is fastest in 4.
     updates = dict(UPDATES)
     if shape != "tiny":
       updates["tunix"] = ("tunix", "of_tunix", {"micro_batches": 4})
@@ -72,7 +72,7 @@ def measure(
 ) -> tuple[dict, dict]:
   """({name: its answers of the rounds that count, or the PeerError}, {name: versions}).
 
-  Whoever fails beside the others, for lack of memory most often, has another go folders.
+  Whoever fails beside the others, for lack of memory most often, is run again alone.
 
   Args:
     case, order, who, rounds: of plan.

@@ -3,11 +3,14 @@
 import time
 
 import jax
+from ml_collections import FrozenConfigDict
 
 from benchmarks.peers import cases
 from benchmarks.peers.worker import serve, versions
 from srl_jax.config import defaults
 from srl_jax.learner import optimizer, packing, update
+from srl_jax.learner.batch import weigh
+from srl_jax.learner.rows import PackedGroup, Response
 from srl_jax.policy.model import ModelConfig, init
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import load_hf, save_hf
@@ -28,36 +31,35 @@ def prepare_update(order):
   settings = defaults().optimizer
   settings.lr, settings.grad_norm = cases.LEARNING_RATE, cases.GRAD_NORM
   tx = optimizer.make(settings, steps=1000)
-  moments = update.init_moments(tx, model)
+  state = update.TrainState(0, model, update.init_moments(tx, model))
+  algorithm = defaults().algorithm.unlock()
+  algorithm.update(clip_low=cases.CLIP, clip_high=cases.CLIP, importance_cap=0.0)
   loss = update.Loss(
-    clip_low=cases.CLIP,
-    clip_high=cases.CLIP,
-    importance_cap=0,
+    FrozenConfigDict(algorithm),
     # Without checkpointing attention alone is computed again, as the others' fused kernels do.
     remat="full" if order["remat"] else "matmuls",
   )
 
   def do(turn):
-    nonlocal model, moments
+    nonlocal state
     prompt, responses, advantages = cases.group(order, turn)
-    responses = [packing.Response(ids, None, a) for ids, a in zip(responses, advantages)]
+    responses = [Response(ids, None, a) for ids, a in zip(responses, advantages)]
     if order["share"]:
-      groups = [packing.PackedGroup(prompt, responses)]
+      groups = [PackedGroup(prompt, responses)]
     else:
-      groups = [packing.PackedGroup(prompt, [response]) for response in responses]
+      groups = [PackedGroup(prompt, [response]) for response in responses]
     rows = packing.pack(
-      groups,
+      weigh(groups, "sequence", order["response"]),
       tokens_per_device=order["samples"] * (order["prompt"] + order["response"]),
       shards=1,
-      aggregate="sequence",
-      max_tokens=order["response"],
-      layout=model.config.layout,
+      layout=state.model.config.layout,
     )
     batches = [update.on_device(part) for part in rows]
     begun = time.perf_counter()
-    model, moments, metrics, _ = update.train_step(tx, model, moments, batches, loss)
-    jax.block_until_ready((model, moments))
-    return {"seconds": time.perf_counter() - begun, "grad_norm": metrics["grad_norm"]}
+    state, output = update.train_step(tx, state, batches, loss)
+    jax.block_until_ready(state.model)
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "grad_norm": update.step_metrics(output, 1)["grad_norm"]}
 
   return do, versions("jax", "flax", "optax")
 

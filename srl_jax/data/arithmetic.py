@@ -24,8 +24,9 @@ import hashlib
 import random
 import re
 
-from srl_jax.data.prompts import CLOSE, OPEN
-from srl_jax.data.sources import Examples, StepExample
+from srl_jax.data.data_config import DataConfig
+from srl_jax.data.examples import ExampleKind, Examples, StepExample
+from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.errors import UserError
 
 DATA_SEED = 0  # of the sets of hard problems: the same problems for every run and every arm
@@ -35,7 +36,7 @@ SPLIT_PERCENT = {"train": 70, "calibration": 10, "selection": 10, "test": 10}
 # another step (so long ones are a thin tail), and the share of responses with the whole solution.
 EASY_SHARE, LONGER, WHOLE_SHARE = 0.5, 0.5, 0.25
 # One-digit problems are short. Where most six-step problems had one digit, a base learned that a
-# sixth step's box holds one digit, said so in all eight rollouts, and SRL never saw another.
+# sixth step's box holds one digit: all eight rollouts had one, so SRL had nothing to learn from.
 EASY_STEPS = 3
 DEFAULT_COUNT = {"hard": 100, "reasoned": 100, "mix": 100_000}  # problems; mix: responses
 
@@ -78,7 +79,7 @@ class Problem:
 
   @property
   def turns(self) -> list[str]:
-    """The steps, each after the monologue that leads to it: what a policy should answer."""
+    """The responses of an ideal policy: each step after the monologue that leads to it."""
     before = [self.start, *self.values]
     return [
       f"<think>{_scratch_work(value, move)}</think>{step}"
@@ -94,7 +95,7 @@ def problems(
   steps: int = HARD_STEPS,
   digits: int = HARD_DIGITS,
 ) -> list[Problem]:
-  """Returns n different problems of a split, hard ones unless told otherwise.
+  """Returns n different problems of a split, by default hard ones.
 
   A shorter list is the beginning of a longer one with the same split and seed.
 
@@ -118,8 +119,8 @@ def problems(
     problem = _draw(rng, split, steps, digits)
     found.setdefault(problem.text, dataclasses.replace(problem, id=f"{split}-{len(found)}"))
   raise UserError(
-    f"{n} different problems of {steps} steps and {digits} digits asked for, {len(found)} found:"
-    " ask for fewer"
+    f"{n} different problems of {steps} steps and {digits} digits are wanted, {len(found)} found:"
+    " reduce data.path's number"
   )
 
 
@@ -172,27 +173,28 @@ def _scratch_work(value: int, move: int) -> str:
 # ---------------------------------------------------------------------------------- examples
 
 
-def load(data, method: str, seed: int) -> Examples:
+def load(data: DataConfig, kind: ExampleKind, seed: int) -> Examples:
   """Returns the examples of the built-in family for a method.
 
-  `data.path` says which problems, `data.split` which split they come from, `data.holdout` how many
-  problems are held out for validation:
+  `data.path` names the problems, `data.split` their split, `data.holdout` the number of problems
+  that are held out for validation:
     hard, hard:500   hard problems (100 unless a number is given), the same for every seed;
-                     validation on the selection split. srl gives one example per step, one_step
-                     and rlvr one per problem; sft learns the expert's whole solution.
-    reasoned         sft only: the same problems; the response to learn is one think block with the
-                     scratch work of all steps and then the whole solution, as DeepSeek-R1 answers.
-    mix, mix:20000   sft only: responses with monologues (100,000 unless a number is given), drawn
-                     with `seed`, most of them on easy problems (`_warm_up`); validation on the next
-                     steps of hard problems of the calibration split, for the stop rule.
+                     validation on the selection split. They give one example a step or one a
+                     problem; supervised fine-tuning learns the expert's whole solution.
+    reasoned         supervised only: the same problems; the response to learn is one think block
+                     with the scratch work of all steps, then the whole solution, as DeepSeek-R1
+                     answers.
+    mix, mix:20000   supervised only: responses with monologues (100,000 unless a number is given),
+                     drawn with `seed`, most of them on easy problems (`_warm_up`); validation on
+                     the next steps of hard problems of the calibration split, for the stop rule.
 
   Args:
-    data: the config's group `data`.
-    method: srl | one_step | rlvr | sft.
+    data: source, path, split and holdout, and how steps are cut.
+    kind: which examples to make.
     seed: of the warm-up's draw.
 
   Raises:
-    UserError: a path, split or method that this family does not have.
+    UserError: a path or split that this family does not have, or a kind that a path does not have.
   """
   match = re.fullmatch(r"(hard|reasoned|mix)(?::([1-9]\d*))?", data.path)
   if not match:
@@ -200,42 +202,47 @@ def load(data, method: str, seed: int) -> Examples:
       f"data.path={data.path!r} of the built-in problems: use 'hard', 'reasoned' or 'mix', with a"
       " number such as 'hard:500' if wanted"
     )
-  kind, count = match[1], int(match[2] or DEFAULT_COUNT[match[1]])
-  if kind != "hard" and method != "sft":
-    raise UserError(f"data.path={kind!r} holds responses to learn: method='sft', not {method!r}")
-  if kind == "mix":
-    held_out = problems("calibration", data.holdout)
-    train = _warm_up(data.split, count, seed)
-    validation = [e for problem in held_out for e in _step_responses(problem)]
-  else:
-    chosen, held_out = problems(data.split, count), problems("selection", data.holdout)
-    make = _examples if kind == "hard" else _reasoned_responses
-    train, validation = (
-      [e for problem in part for e in make(problem, method, data)] for part in (chosen, held_out)
+  path, count = match[1], int(match[2] or DEFAULT_COUNT[match[1]])
+  if path != "hard" and not kind.supervised:
+    raise UserError(
+      f"data.path={path!r} holds responses to learn: method='sft', not {kind.method!r}"
     )
   counts = {"rows": count + data.holdout, "kept": count + data.holdout}
-  return Examples(train, validation, counts)
+  if path == "mix":
+    train = _warm_up(data.split, count, seed, kind)
+    validation = []
+    for problem in problems("calibration", data.holdout):
+      validation += _step_responses(problem, kind.step_task)
+    return Examples(train, validation, counts)
+  sides: list[list[StepExample]] = []
+  for chosen in (problems(data.split, count), problems("selection", data.holdout)):
+    sides.append([])
+    for problem in chosen:
+      sides[-1] += (
+        _reasoned(problem, kind) if path == "reasoned" else _examples(problem, kind, data)
+      )
+  return Examples(*sides, counts)
 
 
-def _examples(problem: Problem, method: str, data) -> list[StepExample]:
-  """The examples of one hard problem."""
-  whole = "\n".join(problem.steps)
-  one = StepExample(
+def _example(problem: Problem, task: str, target: str) -> StepExample:
+  """One example of a whole problem."""
+  return StepExample(
     id=problem.id,
     problem_id=problem.id,
-    task=method,
+    task=task,
     problem=problem.text,
     context=[],
     hint=None,
-    target=whole,
+    target=target,
     answer=problem.answer,
   )
-  if method in ("one_step", "sft"):
-    return [one]
-  if method == "rlvr":
-    return [dataclasses.replace(one, target="")]
-  if method != "srl":
-    raise UserError(f"method={method!r}: use srl, one_step, rlvr or sft")
+
+
+def _examples(problem: Problem, kind: ExampleKind, data: DataConfig) -> list[StepExample]:
+  """The examples of one hard problem."""
+  if kind.unit != "steps":
+    target = "" if kind.unit == "answer" else "\n".join(problem.steps)
+    return [_example(problem, kind.task, target)]
   used = len(problem.steps) if data.keep_last_step else len(problem.steps) - 1
   examples = []
   for k in range(used):
@@ -243,55 +250,33 @@ def _examples(problem: Problem, method: str, data) -> list[StepExample]:
     if data.title_hint:
       hint = _title(problem.moves[k])
       target = target.split("**: ", 1)[1]
-    examples.append(
-      dataclasses.replace(
-        one, id=f"{problem.id}/{k + 1}", context=problem.steps[:k], hint=hint, target=target
-      )
-    )
+    examples.append(_step(problem, k, kind.task, target, hint))
   return examples
 
 
-def _step_responses(problem: Problem) -> list[StepExample]:
-  """The problem's single next steps as responses to learn, each with its monologue."""
-  return [
-    StepExample(
-      id=f"{problem.id}/{k + 1}",
-      problem_id=problem.id,
-      task="srl",
-      problem=problem.text,
-      context=problem.steps[:k],
-      hint=None,
-      target=turn,
-      answer=problem.answer,
-    )
-    for k, turn in enumerate(problem.turns)
-  ]
-
-
-def _whole_response(problem: Problem) -> StepExample:
-  """The problem's whole solution as one response to learn, a think block before each step."""
-  return StepExample(
-    id=problem.id,
-    problem_id=problem.id,
-    task="sft",
-    problem=problem.text,
-    context=[],
-    hint=None,
-    target="\n".join(problem.turns),
-    answer=problem.answer,
+def _step(problem: Problem, k: int, task: str, target: str, hint: str | None = None) -> StepExample:
+  """The example of a problem's step k (from 0)."""
+  whole = _example(problem, task, target)
+  return dataclasses.replace(
+    whole, id=f"{problem.id}/{k + 1}", context=problem.steps[:k], hint=hint
   )
 
 
-def _reasoned_responses(problem: Problem, method: str, data) -> list[StepExample]:
+def _step_responses(problem: Problem, task: str) -> list[StepExample]:
+  """The problem's single next steps as responses to learn, each with its monologue."""
+  return [_step(problem, k, task, turn) for k, turn in enumerate(problem.turns)]
+
+
+def _reasoned(problem: Problem, kind: ExampleKind) -> list[StepExample]:
   """The one response that has all the scratch work in one think block, then the solution."""
   before = [problem.start, *problem.values]
   thoughts = "\n".join(map(_scratch_work, before, problem.moves))
   target = "\n".join([f"{OPEN}{thoughts}{CLOSE}", *problem.steps])
-  return [dataclasses.replace(_whole_response(problem), target=target)]
+  return [_example(problem, kind.task, target)]
 
 
-def _warm_up(split: str, count: int, seed: int) -> list[StepExample]:
-  """`count` responses in both forms, mostly on easy problems."""
+def _warm_up(split: str, count: int, seed: int, kind: ExampleKind) -> list[StepExample]:
+  """`count` responses, single steps and whole solutions, mostly on easy problems."""
   rng = random.Random(f"arithmetic/mix/{split}/{seed}")
   responses = []
   for i in range(count):
@@ -301,8 +286,8 @@ def _warm_up(split: str, count: int, seed: int) -> list[StepExample]:
     while steps < most and rng.random() < LONGER:
       steps += 1
     problem = dataclasses.replace(_draw(rng, split, steps, digits), id=f"mix-{i}")
-    if rng.random() < WHOLE_SHARE:
-      responses.append(_whole_response(problem))
+    if rng.random() < WHOLE_SHARE:  # the whole solution, a think block before each step
+      responses.append(_example(problem, kind.task, "\n".join(problem.turns)))
     else:
-      responses.append(_step_responses(problem)[rng.randrange(steps)])
+      responses.append(_step_responses(problem, kind.step_task)[rng.randrange(steps)])
   return responses

@@ -10,27 +10,31 @@ import pathlib
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from srl_jax.data import prompts
+from srl_jax.data.responses import CLOSE, OPEN
 
 PAD, UNKNOWN = "<|pad|>", "<|unknown|>"
-STEP, SOLUTION = "<|step|>", "<|solution|>"  # what is asked for: stands for the system message
+STEP, SOLUTION = "<|step|>", "<|solution|>"  # in place of the system message
 TURN, END = "<|turn|>", "<|end|>"  # opens and closes the policy's turn
 SPECIAL = (PAD, UNKNOWN, STEP, SOLUTION, TURN, END)
 WORDS = (
   *"0123456789",
   *("Start with ", ". Add ", ". Subtract ", "."),  # problem
-  *(prompts.PARTIAL_SOLUTION, prompts.STEP_JOINER, prompts.HINT, "\n"),  # prompt
+  # What srl_jax.tasks.messages writes between the parts of a prompt.
+  *("\n\nPartial solution:\n", "\n\n", "\n\nTitle of the next step: ", "\n"),
   *(". **Add ", ". **Subtract ", "**: ", "\\boxed{", "}", "Add ", "Subtract "),  # steps, titles
-  *(prompts.OPEN, prompts.CLOSE, "+", "-", "=", ";", "c", "b"),  # monologue
+  *(OPEN, CLOSE, "+", "-", "=", ";", "c", "b"),  # monologue
 )
 
-# A system message becomes one token. The one that asks for a whole solution asks for the answer in
-# a box; every other one, a user's own included, is taken to ask for the next step.
+# A system message becomes one token, STEP or SOLUTION, by its field `form`, which
+# srl_jax.tasks.messages sets. The text counts only in messages of other programs, which have no
+# such field: a phrase of our prompts for whole solutions gives SOLUTION.
 CHAT_TEMPLATE = (
   "{%- if messages[0].role != 'system' -%}" + STEP + "{%- endif -%}"
   "{%- for message in messages -%}"
   "{%- if message.role == 'system' -%}"
-  "{%- if 'boxed' in message.content -%}" + SOLUTION + "{%- else -%}" + STEP + "{%- endif -%}"
+  "{%- set whole = 'final answer within' in message.content -%}"
+  "{%- set form = message.form or ('solution' if whole else 'step') -%}"
+  "{%- if form == 'solution' -%}" + SOLUTION + "{%- else -%}" + STEP + "{%- endif -%}"
   "{%- elif message.role == 'user' -%}{{- message.content -}}"
   "{%- else -%}{{- '" + TURN + "' + message.content + '" + END + "' -}}"
   "{%- endif -%}"
@@ -43,7 +47,7 @@ def build() -> Tokenizer:
   """Returns the tokenizer; `decode(encode(text)) == text` for every text of the family."""
   vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
   tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-  # Longest word first; any other character stands alone and is unknown.
+  # Longest word first; every other character becomes one unknown token.
   words = sorted(WORDS, key=len, reverse=True)
   pattern = "|".join([*map(_escape, words), r"[\s\S]"])
   tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

@@ -1,4 +1,4 @@
-"""Which example comes next, and the lengths that programs are compiled for."""
+"""The order of examples, and the lengths that programs are compiled for."""
 
 import random
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class PromptQueue:
   `state()`, three small fields that go into a checkpoint.
   """
 
-  def __init__(self, count: int, seed: int):
+  def __init__(self, count: int, seed: int, state: dict | None = None):
     self.count, self.seed = count, seed
-    self.restore(dict(epoch=0, position=0, head=[]))
+    self.restore(state or dict(epoch=0, position=0, head=[]))
 
   def take(self, n: int) -> list[tuple[int, int]]:
     """The next n tickets."""
@@ -42,11 +42,6 @@ class PromptQueue:
       self.position += len(more)
       taken += [(self.epoch, index) for index in more]
     return taken
-
-  def coming(self, n: int) -> list[tuple[int, int]]:
-    """The next n tickets, as far as this epoch goes; they are not taken."""
-    end = self.position + max(0, n - len(self.head))
-    return self.head[:n] + [(self.epoch, index) for index in self._order[self.position : end]]
 
   def put_back(self, tickets: Sequence[tuple[int, int]]) -> None:
     """The next take begins with these."""

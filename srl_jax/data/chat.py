@@ -13,7 +13,7 @@ from typing import Any
 
 from srl_jax.errors import UserError
 
-# Tries of a request where the server is busy (rate limits count by the minute) or says nothing.
+# Tries of a request to a server that is busy (rate limits count by the minute) or does not answer.
 _TRIES_BUSY, _TRIES_SILENT = 8, 3
 _LONGEST_PAUSE = 60.0  # seconds
 
@@ -57,7 +57,7 @@ class ChatServer:
     """Returns the text of one answer and the finish reason ("stop", "length", ...).
 
     Raises:
-      UserError: the server refuses the request, or gives no answer, asked again and again.
+      UserError: the server refuses the request, or does not answer in any of its tries.
     """
     body = {
       "model": self.model,
@@ -103,7 +103,7 @@ class ChatServer:
 
 
 def _said(error: urllib.error.HTTPError) -> str:
-  """What the server says about an error, in one short line."""
+  """Returns the server's message about an error as one short line."""
   try:
     text = error.read(5000).decode(errors="replace")
   except (OSError, http.client.HTTPException):

@@ -1,4 +1,4 @@
-"""Problems with expert solutions, read from rows whose columns the config names."""
+"""Problems with expert solutions, read from rows. The config names the columns."""
 
 import collections
 import dataclasses
@@ -6,22 +6,24 @@ import hashlib
 from typing import Any
 
 from srl_jax.data import rows, solutions
-from srl_jax.data.prompts import CLOSE, OPEN
+from srl_jax.data.data_config import Columns, DataConfig
+from srl_jax.data.examples import ExampleKind, normalized
+from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.errors import UserError
 
-METHODS = ("srl", "one_step", "rlvr", "sft")
 LONGEST_ANSWER = 400  # characters
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A row of a source that a method can use.
+  """A usable row of a source.
 
   Attributes:
     id: of the row's id column, else a hash of the problem's text, so that no order matters.
     text: the question.
-    solution: the expert's whole solution ("" for rlvr); for sft, where the config names a column of
-      the expert's reasoning, that in think tags and then the solution.
+    solution: the expert's whole solution ("" where the answer alone is used); for supervised
+      fine-tuning, where the config names a column of the expert's reasoning, that in think tags and
+      then the solution.
     answer: gold final answer, or a worked solution that boxes it; or None.
   """
 
@@ -31,23 +33,27 @@ class Problem:
   answer: str | None
 
 
-def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, int]]:
+def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], dict[str, int]]:
   """Returns the usable problems of a hub dataset or a file of rows, and counts as in `Examples`.
 
-  Rows are left out and counted as: empty_problem, empty_solution (all but rlvr), no_steps and
-  one_step (srl: fewer than two numbered steps), no_answer (rlvr), duplicate (a second row with
-  the same problem). Arguments and errors: `sources.load_examples`.
+  Rows are left out and counted by reason, those of a unit in brackets: empty_problem;
+  empty_solution (steps, solution); no_steps and single_step (steps: fewer than two are numbered);
+  no_answer (answer); duplicate (a second row with the same problem). Arguments and errors:
+  `sources.load_examples`.
   """
-  if method == "rlvr" and not data.fields.answer:
-    raise UserError("method='rlvr' needs the gold answers: name their column in data.fields.answer")
+  if kind.unit == "answer" and not data.fields.answer:
+    raise UserError(
+      "data.fields.answer: '' although final answers are compared; name the column of gold answers"
+      " (prepare and teacher: --fields=answer=...)"
+    )
   counts = collections.Counter()
   problems: dict[str, Problem] = {}
   ids: dict[str, str] = {}
-  for place, row in rows.read(data):
+  for place, row in rows.read(data.source, data.path, data.split):
     counts["rows"] += 1
-    problem = _problem(row, place, data.fields, method)
-    key = normal(problem.text)
-    reason = "duplicate" if key in problems else _unusable(problem, method)
+    problem = _problem(row, place, data.fields, kind)
+    key = normalized(problem.text)
+    reason = "duplicate" if key in problems else _unusable(problem, kind.unit)
     if reason:
       counts[reason] += 1
       continue
@@ -64,14 +70,15 @@ def read_problems(data: Any, *, method: str) -> tuple[list[Problem], dict[str, i
   return list(problems.values()), dict(counts)
 
 
-def _problem(row: dict[str, Any], place: str, fields: Any, method: str) -> Problem:
+def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind) -> Problem:
   text = _text(row, place, fields, "problem")
-  solution = "" if method == "rlvr" else _text(row, place, fields, "solution")
-  if method == "sft" and solution:
+  solution = "" if kind.unit == "answer" else _text(row, place, fields, "solution")
+  if kind.supervised and solution:
     reasoning = _text(row, place, fields, "reasoning")
     solution = f"{OPEN}\n{reasoning}\n{CLOSE}\n{solution}" if reasoning else solution
   return Problem(
-    id=_text(row, place, fields, "id") or hashlib.sha256(normal(text).encode()).hexdigest()[:12],
+    id=_text(row, place, fields, "id")
+    or hashlib.sha256(normalized(text).encode()).hexdigest()[:12],
     text=text,
     solution=solution,
     answer=_answer(_text(row, place, fields, "answer")),
@@ -83,7 +90,7 @@ def _answer(text: str) -> str | None:
   return text if text and (len(text) <= LONGEST_ANSWER or "\\boxed" in text) else None
 
 
-def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
+def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
   """Returns a field of a row as stripped text, "" if it is null or the config names no column."""
   column = getattr(fields, field)
   if not column and field in ("answer", "id", "reasoning"):
@@ -107,19 +114,14 @@ def _text(row: dict[str, Any], place: str, fields: Any, field: str) -> str:
   return text
 
 
-def normal(text: str) -> str:
-  """Returns a problem's text as it is compared with others: white space does not matter."""
-  return " ".join(text.split())
-
-
-def _unusable(problem: Problem, method: str) -> str | None:
+def _unusable(problem: Problem, unit: str) -> str | None:
   """Returns the reason to leave a problem out, if there is one."""
   if not problem.text:
     return "empty_problem"
-  if method == "rlvr":
+  if unit == "answer":
     return None if problem.answer else "no_answer"
   if not problem.solution:
     return "empty_solution"
-  if method == "srl":
-    return {0: "no_steps", 1: "one_step"}.get(len(solutions.split_steps(problem.solution)))
+  if unit == "steps":
+    return {0: "no_steps", 1: "single_step"}.get(len(solutions.split_steps(problem.solution)))
   return None

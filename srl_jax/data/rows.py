@@ -1,4 +1,4 @@
-"""Rows of a table with the place each came from, so that a complaint can name file and line."""
+"""Rows of a table with the place of each, so that an error message can name file and line."""
 
 import json
 import logging
@@ -9,17 +9,20 @@ from typing import Any
 from srl_jax.errors import UserError
 
 
-def read(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields (place, row) for every row of the source that a config's group `data` names.
+def read(source: str, path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, row) for every row of a source.
+
+  Args:
+    source: jsonl (`path` is a file) or hub (`path` is a dataset's name, `split` its split).
 
   Raises:
     UserError: an unknown source, or as `json_lines` and `hub_rows`.
   """
-  if data.source == "jsonl":
-    return json_lines(data.path)
-  if data.source == "hub":
-    return hub_rows(data.path, data.split)
-  raise UserError(f"data.source={data.source!r}: use hub, jsonl or arithmetic")
+  if source == "jsonl":
+    return json_lines(path)
+  if source == "hub":
+    return hub_rows(path, split)
+  raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
 
 
 def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -57,12 +60,12 @@ def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a Hugging Face dataset; place is `name[split] row k`.
 
   Raises:
-    UserError: the dataset cannot be loaded; the reason stands in the message.
+    UserError: the dataset cannot be loaded; the message has the reason.
   """
   logging.getLogger("datasets").setLevel(logging.WARNING)  # at INFO it lists installed packages
   import datasets  # slow to import, and files do not need it
 
-  # The hub's client warns before each of its retries; the error below says it once.
+  # The hub's client warns before each of its retries; the error below is enough.
   logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
   try:
     rows = datasets.load_dataset(name, split=split)

@@ -9,13 +9,17 @@ import collections
 import dataclasses
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from srl_jax.data import prompts, rows, sources
-from srl_jax.data.problems import normal
+from srl_jax.data import rows
+from srl_jax.data.data_config import DataConfig, TrajectoryConfig
+from srl_jax.data.examples import ExampleKind, Examples, StepExample, hold_out, normalized
+from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.data.trajectories import AgentStep, read_messages, shorten, split_actions, text_of
 from srl_jax.errors import UserError
 
+OBSERVATION = "\n\nOBSERVATION:\n"  # between a call and its result, as SWE-agent writes it
 _DESCRIPTION = re.compile(r"<pr_description>\n(.*?)\n</pr_description>", re.DOTALL)
 
 
@@ -28,26 +32,26 @@ class Run:
   steps: list[AgentStep]
 
 
-def load(data: Any, *, method: str, seed: int) -> sources.Examples:
+def load(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples:
   """Returns the examples of a source of runs; arguments and errors: `sources.load_examples`."""
   runs, counts = read_runs(data, seed=seed)
-  return make_examples(runs, counts, data, method=method, seed=seed)
+  return make_examples(runs, counts, data, kind, seed=seed)
 
 
-def read_runs(data: Any, *, seed: int) -> tuple[list[Run], dict[str, int]]:
-  """Returns the usable runs of a source, and counts as in `sources.Examples`.
+def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]]:
+  """Returns the usable runs of a source, and counts as in `Examples`.
 
-  Rows are left out and counted as: not_resolved and other_expert (`data.swe`; a row that does not
-  say counts, too), malformed, no_steps, duplicate (the same run again), not_drawn (beyond
+  Rows are left out and counted as: not_resolved and other_expert (`data.swe`; also
+  rows without this column), malformed, no_steps, duplicate (the same run again), not_drawn (beyond
   `data.swe.runs`, which a draw by seed and id decides).
 
   Raises:
     UserError: rows without the column of messages, one id for two runs, or no usable run.
   """
   counts, runs, complaint = collections.Counter(), {}, ""
-  for place, row in rows.read(data):
+  for place, row in rows.read(data.source, data.path, data.split):
     counts["rows"] += 1
-    reason = _unwanted(row, data.swe)
+    reason = _excluded(row, data.trajectories)
     if not reason:
       try:
         run = _run(row, place, data)
@@ -73,7 +77,7 @@ def read_runs(data: Any, *, seed: int) -> tuple[list[Run], dict[str, int]]:
       " the columns resolved and model need data.swe.resolved=False and data.swe.expert=''"
       " (prepare: --noresolved --expert=)"
     )
-  drawn = set(_draw(runs, seed)[: data.swe.runs or None])
+  drawn = set(_draw(runs, seed)[: data.trajectories.runs or None])
   counts["not_drawn"] = len(runs) - len(drawn)
   counts["kept"] = len(drawn)
   return [run for run in runs.values() if run.id in drawn], dict(+counts)
@@ -83,22 +87,23 @@ class _Malformed(Exception):
   """A run that cannot be cut into steps."""
 
 
-def _unwanted(row: dict[str, Any], wanted: Any) -> str | None:
-  """Returns the reason why the config does not want a row's run, if there is one."""
-  if wanted.resolved and row.get("resolved") is not True:
+def _excluded(row: dict[str, Any], config: TrajectoryConfig) -> str | None:
+  """Returns the reason why the config excludes a row's run, if there is one."""
+  if config.resolved and row.get("resolved") is not True:
     return "not_resolved"
-  if wanted.expert and row.get("model") != wanted.expert:
+  if config.expert and row.get("model") != config.expert:
     return "other_expert"
   return None
 
 
-def _run(row: dict[str, Any], place: str, data: Any) -> Run:
+def _run(row: dict[str, Any], place: str, data: DataConfig) -> Run:
   """Returns a row's run with its observations shortened."""
   fields = data.fields
   for field in ("solution", "id") if fields.id else ("solution",):
-    if fields[field] not in row:
+    column = getattr(fields, field)
+    if column not in row:
       raise UserError(
-        f"{place}: no field {fields[field]!r}, which data.fields.{field} names (prepare:"
+        f"{place}: no field {column!r}, which data.fields.{field} names (prepare:"
         f" --fields={field}=...); the row has {', '.join(map(repr, row))}"
       )
   try:
@@ -111,7 +116,7 @@ def _run(row: dict[str, Any], place: str, data: Any) -> Run:
     raise _Malformed(f"{place}: {error}") from error
   if not issue:
     raise _Malformed(f"{place}: no message of the user, which holds the issue")
-  limit = data.swe.observation_chars
+  limit = data.trajectories.observation_chars
   steps = [
     dataclasses.replace(step, observation=step.observation and shorten(step.observation, limit))
     for step in steps
@@ -120,20 +125,23 @@ def _run(row: dict[str, Any], place: str, data: Any) -> Run:
 
 
 def make_examples(
-  runs: list[Run], counts: dict[str, int], data: Any, *, method: str, seed: int
-) -> sources.Examples:
+  runs: list[Run], counts: dict[str, int], data: DataConfig, kind: ExampleKind, *, seed: int
+) -> Examples:
   """Returns the examples of `read_runs`' runs; arguments and errors: `sources.load_examples`.
 
   `data.holdout` whole runs are held out, one each of as many issues; other runs of these issues
   are left out and counted as twin_of_held_out. Of the held-out steps `data.swe.validation_steps`
   are drawn.
   """
-  if method not in ("srl", "sft"):
-    raise UserError(f"method={method!r}: runs have steps but no final answer; use srl or sft")
+  if kind.unit != "steps":
+    raise UserError(
+      f"method={kind.method!r}: an agent's runs have steps but no final answers; use a method that"
+      " learns steps (srl or sft)"
+    )
   if data.title_hint:
     raise UserError("data.title_hint=True: actions have no titles; set it to False")
-  examples = [example for run in runs for example in step_examples(run, method, data)]
-  split = sources.hold_out(examples, counts, data.holdout, seed, key=_description)
+  examples = [example for run in runs for example in step_examples(run, kind, data)]
+  split = hold_out(examples, counts, data.holdout, seed, key=_description)
   first: dict[str, str] = {}  # of each held-out issue the run with the smallest id
   for example in split.validation:
     issue = _description(example.problem)
@@ -142,37 +150,37 @@ def make_examples(
   twins = len({e.problem_id for e in split.validation}) - len(first)
   if twins:
     counts = {**counts, "twin_of_held_out": twins, "kept": counts["kept"] - twins}
-  drawn = set(_draw(held_out, seed)[: data.swe.validation_steps or None])
+  drawn = set(_draw(held_out, seed)[: data.trajectories.validation_steps or None])
   validation = [example for id, example in held_out.items() if id in drawn]
-  return sources.Examples(split.train, validation, counts)
+  return Examples(split.train, validation, counts)
 
 
 def _description(issue: str) -> str:
-  """Returns what tells issues apart: the description; the instructions around it have versions."""
+  """Returns the part of an issue that identifies it. The instructions around it have versions."""
   described = _DESCRIPTION.search(issue)
-  return normal(described[1] if described else issue)
+  return normalized(described[1] if described else issue)
 
 
-def step_examples(run: Run, method: str, data: Any) -> list[sources.StepExample]:
+def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExample]:
   """Returns a prompt for each step, with the step's action as the target.
 
   Step k (from 1) has the id `run.id/k` and sees the last `data.swe.pairs` steps before it. Of N
-  steps the last is a target only with `data.keep_last_step`. For sft the target is the thought in
-  think tags and then the action, in the form of the answers that are asked for.
+  steps the last is a target only with `data.keep_last_step`. For supervised fine-tuning the target
+  is the thought in think tags and then the action, in the form of a response.
   """
   seen = [_pair(step) for step in run.steps]
   examples = []
   for k, step in enumerate(run.steps if data.keep_last_step else run.steps[:-1]):
-    answer = f"{prompts.OPEN}\n{step.thought}\n{prompts.CLOSE}\n{step.action}"
+    answer = f"{OPEN}\n{step.thought}\n{CLOSE}\n{step.action}"
     examples.append(
-      sources.StepExample(
+      StepExample(
         id=f"{run.id}/{k + 1}",
         problem_id=run.id,
-        task=method,
+        task=kind.task,
         problem=run.issue,
-        context=seen[max(0, k - data.swe.pairs) : k],
+        context=seen[max(0, k - data.trajectories.pairs) : k],
         hint=None,
-        target=answer if method == "sft" else step.action,
+        target=answer if kind.supervised else step.action,
         answer=None,
       )
     )
@@ -181,11 +189,11 @@ def step_examples(run: Run, method: str, data: Any) -> list[sources.StepExample]
 
 def _pair(step: AgentStep) -> str:
   """Returns an action and what it showed, as the policy reads them."""
-  shown = "" if step.observation is None else prompts.OBSERVATION + step.observation
+  shown = "" if step.observation is None else OBSERVATION + step.observation
   return step.action + shown
 
 
-def _draw(ids: Any, seed: int) -> list[str]:
+def _draw(ids: Iterable[str], seed: int) -> list[str]:
   """Returns ids in an order that only they and the seed decide."""
   return sorted(ids, key=lambda id: _digest(f"{seed}/{id}"))
 

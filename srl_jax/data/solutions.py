@@ -1,7 +1,7 @@
 """Splits an expert's numbered solution into preamble, steps and conclusion (paper, 4.2 and 5.1).
 
 Teachers number their steps as `1. **Title**:`, as `### Step 1: Title`, or plainly as `1.`, with
-small variations of each. Inside the steps stand nested lists, code and headings of their own, so
+small variations of each. Steps have nested lists, code and headings inside them, so
 a line is the head of a step only if it looks like the other heads (same kind, same indentation)
 and carries the next number of 1, 2, 3, ... Nothing is lost: joined again, the parts are the text,
 less white space and the horizontal rules between parts.
@@ -18,7 +18,7 @@ class Step:
   Attributes:
     number: 1, 2, 3, ...
     title: its title without markup, or None if the step has none.
-    body: what follows the title (or the number, where there is no title).
+    body: the text after the title (or the number, where there is no title).
     text: the whole step as the expert wrote it, number and title included.
   """
 
@@ -33,9 +33,9 @@ class Solution:
   """A solution in three parts.
 
   Attributes:
-    preamble: what stands before step 1; the whole text if there are no steps.
+    preamble: the text before step 1; the whole text if there are no steps.
     steps: numbered 1, 2, 3, ... without gaps.
-    conclusion: what stands after the last step's own block.
+    conclusion: the text after the last step's block.
   """
 
   preamble: str
@@ -150,7 +150,7 @@ def _plain(title: str) -> str | None:
 
 
 def _fenced(lines: list[str], unfenced: tuple[str, ...] = ()) -> list[bool]:
-  """Returns for each line whether it lies in a code block (of a language not in `unfenced`)."""
+  """Returns for each line whether it is inside a code block (of a language not in `unfenced`)."""
   inside: list[bool] = []
   fence, hidden = "", False
   for line in lines:
@@ -194,7 +194,7 @@ def _title(match: re.Match[str]) -> tuple[str | None, str]:
   if match["hashes"]:
     return _plain(rest), ""
   if match["bold"]:
-    # `**Step 1: Title** rest`; in `**Step 1:** rest` the bold part is the label folders.
+    # `**Step 1: Title** rest`; in `**Step 1:** rest` the bold part is the label alone.
     inside, found, after = rest.partition(match["bold"])
     if match["bold_end"] or not found:
       return None, rest
@@ -257,18 +257,13 @@ def _chain(heads: list[_Head]) -> list[_Head]:
 def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
   """Returns the index of the line of the last step's block at which the conclusion begins.
 
-  What the earlier steps have inside them (rules, headings, unindented paragraphs) does not end the
-  last one either, and a step keeps at least the first paragraph of its body.
+  Rules, headings and unindented paragraphs end it only if the earlier steps have none inside them,
+  and a step keeps at least the first paragraph of its body.
   """
   inner = [[lines[0], *_trim(lines).split("\n")[1:]] for lines in earlier]
   rules_end = not any(_RULE.match(line) for lines in inner for line in lines)
   headings_end = not any(_is_outer_heading(head, line) for lines in inner for line in lines[1:])
-  paragraphs_end = not head.is_heading and not any(
-    above.strip() == "" and _indent(line) <= _indent(lines[0])
-    for lines in inner
-    for above, line in zip(lines, lines[1:])
-    if line.strip()
-  )
+  paragraphs_end = not head.is_heading and not any(map(_has_unindented_paragraph, inner))
   fenced = _fenced(block)
   last_line = len(_trim(block).split("\n"))
   has_body, above, after_gap = bool(head.rest.strip()), block[0], False
@@ -280,7 +275,7 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
       continue
     outside = _indent(line) <= _indent(block[0])
     new_paragraph = after_gap and outside and not above.rstrip().endswith((":", ","))
-    opening = "\n".join(block[i : i + 2])  # a displayed box stands on the line below its bracket
+    opening = "\n".join(block[i : i + 2])  # a displayed box is on the line below its bracket
     if fenced[i]:  # code is the step's own, unless a block of it closes the text
       ends = has_body and not fenced[i - 1] and all(fenced[i:last_line])
     else:
@@ -294,6 +289,14 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
       return i
     has_body, above, after_gap = True, line, False
   return len(block)
+
+
+def _has_unindented_paragraph(lines: list[str]) -> bool:
+  """Whether a line after a blank one is indented no more than the head, the first line."""
+  for above, line in zip(lines, lines[1:]):
+    if line.strip() and not above.strip() and _indent(line) <= _indent(lines[0]):
+      return True
+  return False
 
 
 def _is_ending(line: str, outside: bool) -> bool:

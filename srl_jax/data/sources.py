@@ -5,56 +5,17 @@ with the next step as the target. Whole problems are held out for validation, ne
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
-from srl_jax.data import rows, solutions
-from srl_jax.data.problems import METHODS, Problem, normal, read_problems
+from srl_jax.data import arithmetic, rows, runs, solutions
+from srl_jax.data.data_config import DataConfig
+from srl_jax.data.examples import ExampleKind, Examples, StepExample, hold_out
+from srl_jax.data.problems import Problem, read_problems
 from srl_jax.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class StepExample:
-  """One training prompt: what the policy sees, and what it is rewarded for.
-
-  Attributes:
-    id: unique name of this example; for a step, problem_id + "/" + the step's number.
-    problem_id: the problem it comes from; a problem is held out as a whole.
-    task: srl | one_step | rlvr | sft; it selects the prompt and the reward.
-    problem: the question.
-    context: what stands of the solution so far, in order (empty: nothing yet).
-    hint: title of the step to come, or None; the target then leaves the title out.
-    target: the expert's text (srl: the next step; one_step: the whole solution; sft: the
-      response to learn; rlvr: empty).
-    answer: gold final answer, or None where the source has none.
-  """
-
-  id: str
-  problem_id: str
-  task: str
-  problem: str
-  context: list[str]
-  hint: str | None
-  target: str
-  answer: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """What a source gives: examples, and what became of its rows.
-
-  Attributes:
-    train: examples to train on.
-    validation: examples of the held-out problems.
-    counts: "rows", "kept" (solutions or problems used) and one count per reason for leaving out.
-  """
-
-  train: list[StepExample]
-  validation: list[StepExample]
-  counts: dict[str, int]
+__all__ = ["Examples", "StepExample", "load_examples", "make_examples", "step_examples"]
 
 
 _KEYS = {field.name for field in dataclasses.fields(StepExample)}
@@ -64,6 +25,7 @@ _KEYS = {field.name for field in dataclasses.fields(StepExample)}
 
 
 def step_examples(
+  task: str,
   problem_id: str,
   problem: str,
   solution_text: str,
@@ -77,6 +39,7 @@ def step_examples(
   k runs to N-1 for a solution of N steps; [] if it has fewer than two.
 
   Args:
+    task: name of the examples' task.
     problem_id: name of the problem; step k gets the id `problem_id/k`.
     problem: the question.
     solution_text: the expert's numbered solution.
@@ -98,7 +61,7 @@ def step_examples(
       StepExample(
         id=f"{problem_id}/{step.number}",
         problem_id=problem_id,
-        task="srl",
+        task=task,
         problem=problem,
         context=list(context),
         hint=hint,
@@ -110,9 +73,10 @@ def step_examples(
   return examples
 
 
-def _examples(problem: Problem, method: str, data: Any) -> list[StepExample]:
-  if method == "srl":
+def _examples(problem: Problem, kind: ExampleKind, data: DataConfig) -> list[StepExample]:
+  if kind.unit == "steps":
     return step_examples(
+      kind.task,
       problem.id,
       problem.text,
       problem.solution,
@@ -120,92 +84,67 @@ def _examples(problem: Problem, method: str, data: Any) -> list[StepExample]:
       title_hint=data.title_hint,
       keep_last_step=data.keep_last_step,
     )
-  target = "" if method == "rlvr" else problem.solution
   return [
-    StepExample(problem.id, problem.id, method, problem.text, [], None, target, problem.answer)
+    StepExample(
+      id=problem.id,
+      problem_id=problem.id,
+      task=kind.task,
+      problem=problem.text,
+      context=[],
+      hint=None,
+      target="" if kind.unit == "answer" else problem.solution,
+      answer=problem.answer,
+    )
   ]
 
 
 # ---------------------------------------------------------------------------------- a source
 
 
-def load_examples(data: Any, *, method: str, seed: int) -> Examples:
-  """Returns the training and validation examples of a config's data.
+def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples:
+  """Returns the training and validation examples of a source.
 
   Args:
-    data: the config's group `data`. `source` = "hub": `path` names a Hugging Face dataset, `split`
-      its split. "jsonl": `path` is a file with a row per line, a file of step examples, or a
-      folder that `srl_jax.prepare` wrote (it holds out by itself, with the same settings).
-      "arithmetic": the built-in problems. `fields` names the columns. `domain` = "swe": the rows
-      are an agent's runs (data.runs), and `fields.solution` names their messages.
-    method: srl | one_step | rlvr | sft.
+    data: `source` = "hub": `path` names a Hugging Face dataset, `split` its split. "jsonl": `path`
+      is a file with a row per line, a file of step examples, or a folder that `srl_jax.prepare`
+      wrote (it holds out by itself, with the same settings). "arithmetic": the built-in problems.
+      `fields` names the columns. With `trajectories` the rows are an agent's runs (data.runs), and
+      `fields.solution` names their messages.
+    kind: which examples to make.
     seed: with the problems' ids, it alone decides which `data.holdout` problems are held out.
 
   Raises:
     UserError: input that is missing, empty, broken or of no use, with the place and the remedy.
   """
-  if method not in METHODS:
-    raise UserError(f"method={method!r}: use one of {', '.join(METHODS)}")
   if data.source == "arithmetic":
-    from srl_jax.data import arithmetic  # it imports this module
-
-    return arithmetic.load(data, method=method, seed=seed)
+    return arithmetic.load(data, kind, seed=seed)
   if data.source == "jsonl":
     path = pathlib.Path(data.path)
     if path.is_dir():
-      return _read_prepared(path, data, method)
+      return _read_prepared(path, data, kind)
     if next(rows.json_lines(path))[1].keys() >= _KEYS:
-      examples = _read_step_examples(path, method)
+      examples = _read_step_examples(path, kind)
       counts = {"rows": len(examples), "kept": len(examples)}
       return hold_out(examples, counts, data.holdout, seed)
-  if data.get("domain") == "swe":
-    from srl_jax.data import runs  # it imports this module
-
-    return runs.load(data, method=method, seed=seed)
-  problems, counts = read_problems(data, method=method)
-  return make_examples(problems, counts, data, method=method, seed=seed)
+  if data.trajectories:
+    return runs.load(data, kind, seed=seed)
+  problems, counts = read_problems(data, kind)
+  return make_examples(problems, counts, data, kind, seed=seed)
 
 
 def make_examples(
-  problems: list[Problem], counts: dict[str, int], data: Any, *, method: str, seed: int
+  problems: list[Problem], counts: dict[str, int], data: DataConfig, kind: ExampleKind, *, seed: int
 ) -> Examples:
   """Returns the examples of `read_problems`' problems; arguments and errors: `load_examples`."""
-  examples = [example for problem in problems for example in _examples(problem, method, data)]
+  examples = [example for problem in problems for example in _examples(problem, kind, data)]
   return hold_out(examples, counts, data.holdout, seed)
 
 
-def hold_out(
-  examples: list[StepExample],
-  counts: dict[str, int],
-  holdout: int,
-  seed: int,
-  *,
-  key: Callable[[str], str] = normal,
-) -> Examples:
-  """Returns the examples with `holdout` whole problems set apart for validation.
-
-  Which ones is a pure function of the seed and the problems' ids. Problems whose texts have the
-  same key count as one.
-  """
-  ids: dict[str, str] = {}  # a problem's key -> the smallest of its ids
-  for example in examples:
-    text = key(example.problem)
-    ids[text] = min(example.problem_id, ids.get(text, example.problem_id))
-  if not 0 <= holdout < len(ids):
-    raise UserError(
-      f"data.holdout={holdout}: must be at least 0 and leave a problem to train on; there are"
-      f" {len(ids)} usable problems"
-    )
-  draw = sorted(ids.values(), key=lambda id: hashlib.sha256(f"{seed}/{id}".encode()).digest())
-  held_out = set(draw[:holdout])
-  sides: tuple[list[StepExample], list[StepExample]] = ([], [])
-  for example in examples:
-    sides[ids[key(example.problem)] in held_out].append(example)
-  return Examples(*sides, counts=counts)
+# ---------------------------------------------------------------------------------- step examples
 
 
-def _read_prepared(folder: pathlib.Path, data: Any, method: str) -> Examples:
-  """Returns what `srl_jax.prepare` wrote to a folder, if the config asks for the same."""
+def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) -> Examples:
+  """Returns what `srl_jax.prepare` wrote to a folder, if the config has the same settings."""
   try:
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     settings, counts = summary["settings"], summary["counts"]
@@ -214,47 +153,84 @@ def _read_prepared(folder: pathlib.Path, data: Any, method: str) -> Examples:
       f"{folder} has no readable summary.json: set data.path to a file of JSON lines or to a folder"
       " that srl_jax.prepare wrote"
     ) from error
-  wanted = {
-    "method": method,
+  _check_prepared(folder, settings, data, kind)
+  train = _read_step_examples(folder / "train.jsonl", kind)
+  if not settings["holdout"]:
+    return Examples(train, [], counts)
+  return Examples(train, _read_step_examples(folder / "validation.jsonl", kind), counts)
+
+
+def _check_prepared(
+  folder: pathlib.Path, settings: dict[str, Any], data: DataConfig, kind: ExampleKind
+) -> None:
+  """Raises UserError unless the folder was prepared with the settings that decide its examples."""
+  now: dict[str, Any] = {
+    "method": kind.method,
     "title_hint": data.title_hint,
     "keep_last_step": data.keep_last_step,
     "holdout": data.holdout,
-    "domain": data.get("domain", "math"),
+    "domain": data.domain,
   }
-  if method == "sft":
+  if kind.supervised:
     settings["fields.reasoning"] = settings.get("fields", {}).get("reasoning", "")
-    wanted["fields.reasoning"] = data.fields.reasoning
-  if wanted["domain"] == "swe":
-    wanted["swe"] = data.swe.to_dict()
-  for key, value in wanted.items():
+    now["fields.reasoning"] = data.fields.reasoning
+  if data.trajectories:
+    now[data.domain] = dataclasses.asdict(data.trajectories)
+  for key, value in now.items():
     before = settings.get(key)
     if before != value:
       raise UserError(
         f"{folder} was prepared with {key}={before!r}, the config has {value!r}: run prepare again"
         " or change the config"
       )
-  train = _read_step_examples(folder / "train.jsonl", method)
-  if not settings["holdout"]:
-    return Examples(train, [], counts)
-  return Examples(train, _read_step_examples(folder / "validation.jsonl", method), counts)
 
 
-def _read_step_examples(path: pathlib.Path, method: str) -> list[StepExample]:
+def _read_step_examples(path: pathlib.Path, kind: ExampleKind) -> list[StepExample]:
   examples = []
   texts: dict[str, str] = {}
   for place, row in rows.json_lines(path):
-    missing = sorted(_KEYS - row.keys())
-    if missing:
-      raise UserError(f"{place}: a step example without {', '.join(map(repr, missing))}")
-    example = StepExample(**{key: row[key] for key in _KEYS})
-    if example.task != method:
-      raise UserError(
-        f"{place}: prepared for method={example.task!r}, the config has {method!r}: run"
-        f" srl_jax.prepare with --method={method}"
-      )
+    example = _step_example(place, row, kind)
     # One string for all steps of a problem: an agent's run repeats its issue some thirty times.
     problem = texts.setdefault(example.problem_id, example.problem)
     if problem != example.problem:
       raise UserError(f"{place}: the problem_id {example.problem_id!r} names two problems")
     examples.append(dataclasses.replace(example, problem=problem))
   return examples
+
+
+def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExample:
+  """Returns a row's step example, checked for its task."""
+  missing = sorted(_KEYS - row.keys())
+  if missing:
+    raise UserError(f"{place}: a step example without {', '.join(map(repr, missing))}")
+  example = StepExample(**{key: row[key] for key in _KEYS})
+  _check_types(place, example)
+  if example.task == kind.method:  # prepare 0.1 wrote the method, which is not always the task
+    example = dataclasses.replace(example, task=kind.task)
+  # Supervised fine-tuning learns the responses to prompts of any task.
+  if example.task != kind.task and not kind.supervised:
+    raise UserError(
+      f"{place}: prepared for method={example.task!r}, the config has {kind.method!r}: run"
+      f" srl_jax.prepare with --method={kind.method}"
+    )
+  for field in kind.needs:
+    if not str(getattr(example, field) or "").strip():
+      raise UserError(
+        f"{place}: an empty {field!r}, which method={kind.method!r} cannot do without"
+      )
+  return example
+
+
+def _check_types(place: str, example: StepExample) -> None:
+  """Raises UserError for a field of another type than StepExample has."""
+  for field in ("id", "problem_id", "task", "problem", "target"):
+    value = getattr(example, field)
+    if not isinstance(value, str):
+      raise UserError(f"{place}: {field!r} is a {type(value).__name__}, not a text")
+  for field in ("hint", "answer"):
+    value = getattr(example, field)
+    if not isinstance(value, str | None):
+      raise UserError(f"{place}: {field!r} is a {type(value).__name__}, neither a text nor null")
+  context = example.context
+  if not isinstance(context, list) or not all(isinstance(text, str) for text in context):
+    raise UserError(f"{place}: 'context' is no list of texts")

@@ -1,6 +1,6 @@
 """Runs of a software agent (SWE-smith), cut into thoughts, actions and observations (paper, 5.3).
 
-The action is "the environment-consumable command" folders. Whether a run was written as
+The action is "the environment-consumable command" alone. Whether a run was written as
 text or as tool calls, its actions have the same form, the one that SWE-agent's function-calling
 parser reads and that runs written as text have word for word:
 
@@ -19,7 +19,7 @@ from typing import Any
 from srl_jax.errors import UserError
 
 SUBMIT = "<function=submit>\n</function>"
-# Their values stand on lines of their own.
+# Their values begin and end with a line break.
 _LONG_VALUES = ("file_text", "new_str", "old_str")
 _OBSERVATION = "OBSERVATION:\n"
 
@@ -35,9 +35,9 @@ class AgentStep:
   """One turn of an agent.
 
   Attributes:
-    thought: what it said before it acted; may be empty.
+    thought: its text before the action; may be empty.
     action: the function call.
-    observation: what the environment answered, or None where the run ends.
+    observation: the answer of the environment, or None where the run ends.
   """
 
   thought: str
@@ -82,7 +82,7 @@ def _observation(after: Sequence[dict[str, Any]]) -> str | None:
 
 
 def read_messages(messages: str | Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-  """Returns the messages as a list whose every item has a role."""
+  """Returns the messages as a list, in which every item has a role."""
   if isinstance(messages, str):
     try:
       messages = json.loads(messages)

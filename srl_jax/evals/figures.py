@@ -2,7 +2,7 @@
 
 One greedy response a problem gives `greedy`; k sampled ones give `avg_at_k` (the mean of their
 accuracies), `pass_at_k` (one of them is right) and `majority_at_k` (the answer that most of them
-give is right). All lie in [0, 1].
+give is right). All are in [0, 1].
 """
 
 import collections
@@ -14,7 +14,7 @@ import numpy as np
 from srl_jax.evals.passes import GREEDY
 from srl_jax.rewards.answers import equal_pairs
 
-FINISHED = ("whole", "boxed")  # how an episode ends that comes to its end
+FINISHED = ("whole", "boxed")  # ends of episodes that were not cut off
 
 
 def figures(passes: dict[str, list[dict]]) -> dict:
@@ -64,7 +64,7 @@ def majority_right(
 
   Args:
     samples: with answer and right.
-    equal: tells which pairs of wrong answers mean the same; the right ones all do.
+    equal: returns which pairs of wrong answers mean the same; the right ones all do.
   """
   votes = [(s["answer"], s["right"]) for s in samples if s["answer"] is not None]
   right = sum(is_right for _, is_right in votes)
@@ -83,16 +83,10 @@ def majority_right(
 
 def paper_average(benchmarks: dict[str, dict]) -> float:
   """Mean of all greedy and avg@k figures, as in the last column of the paper's Tables 1 to 3."""
-  return float(
-    np.mean(
-      [
-        figure["value"]
-        for found in benchmarks.values()
-        for name, figure in found.items()
-        if name.startswith(("greedy", "avg_at_"))
-      ]
-    )
-  )
+  values = []
+  for found in benchmarks.values():
+    values += [found[name]["value"] for name in found if name.startswith(("greedy", "avg_at_"))]
+  return float(np.mean(values))
 
 
 def _greedy(lines: Sequence[dict]) -> dict:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 import jax
 
 from srl_jax import folders
-from srl_jax.data import prompts, rows
+from srl_jax.data import rows
+from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.evals import passes
-from srl_jax.evals.math_benchmarks import Solver
+from srl_jax.evals.math_benchmarks import Solver, computation_dtype
 from srl_jax.policy import hf_files, sharding, weights
 from srl_jax.rollout.engine import SamplingParams
-from srl_jax.rollout.episodes import Task, asker
+from srl_jax.rollout.episodes import Question, prompt_builder
 from srl_jax.rollout.sampler import Sampler
+from srl_jax.tasks import task_of_mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,41 +44,39 @@ class Trial:
 
 def success_rates(
   trial: Trial,
-  tasks: Sequence[Task],
+  questions: Sequence[Question],
   folder: pathlib.Path,
   *,
   width: int,
-  tell: Callable[[str, int], None],
+  progress: Callable[[str, int], None],
 ) -> dict[str, float]:
-  """Returns {task's id: share of right solutions}, sampled at temperature 1 on all devices.
+  """Returns {question's id: share of right solutions}, sampled at temperature 1 on all devices.
 
   Args:
-    trial: what is measured.
-    tasks: problems with gold answers.
-    folder: takes every response as it comes (evals.passes); what it holds is not sampled again.
+    trial: model and sampling.
+    questions: problems with gold answers.
+    folder: every response is written to it at once (evals.passes) and not sampled again.
     width: most responses that decode side by side.
-    tell: called with the pass's name and its responses so far.
+    progress: called with the pass's name and its responses so far.
 
   Raises:
     UserError: no such model, or a folder that holds samples of another trial.
   """
   model_folder = hf_files.resolve_model(trial.model)
   _claim(folder, trial)
-  stored = {tensor.dtype for tensor in hf_files.read_headers(model_folder).values()}
-  dtype = "float32" if stored == {"F32"} else "bfloat16"
-  tokenizer = prompts.load_tokenizer(model_folder)
-  engine = Sampler(tokenizer, prompts.stop_ids(tokenizer, model_folder), width)
+  tokenizer = load_tokenizer(model_folder)
+  engine = Sampler(tokenizer, stop_ids(tokenizer, model_folder), width)
   solver = Solver(
     engine=engine,
-    ask=asker(tokenizer, "rlvr", trial.style),
+    build_prompt=prompt_builder(tokenizer, task_of_mode("whole"), trial.style),
     mode="whole",
     params=SamplingParams(trial.max_tokens, seed=trial.seed),
     max_turns=1,
     max_prompt_tokens=0,  # a whole solution has neither
   )
   with jax.set_mesh(sharding.make_mesh(f"fsdp={jax.device_count()}")):
-    engine.load_weights(weights.load_hf(model_folder, dtype=dtype)[1], 0)
-    passes.solve(solver, folder, tasks, trial.samples, 1.0, tell)
+    engine.load_weights(weights.load_hf(model_folder, dtype=computation_dtype(model_folder))[1], 0)
+    passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()
   lines = (row for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"))
   return {row["id"]: sum(s["right"] for s in row["samples"]) / trial.samples for row in lines}

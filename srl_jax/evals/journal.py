@@ -1,7 +1,7 @@
 """An engine that writes down what another one samples, so that nothing is sampled twice.
 
-An evaluation that was cut off goes on where it stopped, also in the middle of stepwise episodes:
-asked again, it gets the written responses first, and only the others are sampled.
+An evaluation that was cut off continues where it stopped, also in the middle of stepwise episodes:
+the same prompts get the written responses first, and only the others are sampled.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class Journal:
   Args:
     engine: samples what the file does not hold; its weights are loaded and it is closed by others.
     path: the file; it is created, or continued (a line that was cut off is removed).
-    tell: called after each group with the number of responses so far.
+    progress: called after each group with the number of responses so far.
   """
 
-  def __init__(self, engine: Engine, path: pathlib.Path, tell: Callable[[int], None]):
-    self.engine, self.path, self.tell = engine, path, tell
+  def __init__(self, engine: Engine, path: pathlib.Path, progress: Callable[[int], None]):
+    self.engine, self.path, self.progress = engine, path, progress
     self.responses = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row for _, row in json_lines(path)] if folders.cut_to_whole_lines(path) else []
@@ -64,7 +64,7 @@ class Journal:
 
   def _count(self, group: list[Rollout]) -> list[Rollout]:
     self.responses += len(group)
-    self.tell(self.responses)
+    self.progress(self.responses)
     return group
 
   def _recall(self, id: str, checksum: int, n: int) -> list[Rollout]:

@@ -14,11 +14,16 @@ import numpy as np
 
 from srl_jax.data import arithmetic, rows
 from srl_jax.errors import UserError
+from srl_jax.policy.hf_files import read_headers
 from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
-from srl_jax.rollout.episodes import Ask, Episode, Task, solve_stepwise, solve_whole
-
-MODES = ("whole", "stepwise")
+from srl_jax.rollout.episodes import (
+  Episode,
+  PromptBuilder,
+  Question,
+  solve_stepwise,
+  solve_whole,
+)
 
 
 class HubSet(NamedTuple):
@@ -47,13 +52,13 @@ def benchmark_name(spec: str) -> str:
   return path.stem if path.suffix in (".jsonl", ".json") else spec.partition(":")[0]
 
 
-def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[Task]:
+def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[Question]:
   """Returns a benchmark's problems.
 
   Args:
     spec: a name in HUB; a file of JSON lines; "arithmetic" or "arithmetic:N", the first N (200) of
       the built-in hard test problems.
-    folder: where NAME.jsonl of the names in HUB lie; by default the hub has them.
+    folder: has NAME.jsonl of the names in HUB; by default they are loaded from the hub.
 
   Raises:
     UserError: an unknown name, or rows that are missing, broken or without problem or answer.
@@ -61,29 +66,31 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   name, _, count = spec.partition(":")
   if name == "arithmetic" and (not count or count.isdigit() and int(count) > 0):
     problems = arithmetic.problems("test", int(count or 200))
-    return [Task(problem.id, problem.text, problem.answer) for problem in problems]
+    return [Question(problem.id, problem.text, problem.answer) for problem in problems]
   if pathlib.Path(spec).suffix in (".jsonl", ".json"):
-    return _tasks(benchmark_name(spec), rows.json_lines(spec))
+    return _questions(benchmark_name(spec), rows.json_lines(spec))
   if spec not in HUB:
     raise UserError(
       f"benchmark {spec!r} is unknown; use {', '.join(HUB)}, arithmetic, arithmetic:N or a file of"
       " JSON lines (NAME.jsonl)"
     )
   if folder:
-    return _tasks(spec, rows.json_lines(pathlib.Path(folder) / f"{spec}.jsonl"))
+    return _questions(spec, rows.json_lines(pathlib.Path(folder) / f"{spec}.jsonl"))
   source = HUB[spec]
   found = rows.hub_rows(source.dataset, source.split)
-  tasks = _tasks(spec, ((p, row) for p, row in found if source.url in str(row.get("url", ""))))
-  if len(tasks) != source.size:
+  questions = _questions(
+    spec, ((p, row) for p, row in found if source.url in str(row.get("url", "")))
+  )
+  if len(questions) != source.size:
     raise UserError(
-      f"{source.dataset}[{source.split}]: {len(tasks)} problems where {spec} has {source.size}: the"
-      " dataset has changed; give the problems as a file"
+      f"{source.dataset}[{source.split}]: {len(questions)} problems where {spec} has {source.size}:"
+      " the dataset has changed; give the problems as a file"
     )
-  return tasks
+  return questions
 
 
-def _tasks(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Task]:
-  tasks, places = [], {}
+def _questions(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Question]:
+  questions, places = [], {}
   for number, (place, row) in enumerate(found):
     problem = row.get("problem") or row.get("question")
     if not isinstance(problem, str) or not problem.strip():
@@ -93,8 +100,8 @@ def _tasks(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Task]
     if id in places:
       raise UserError(f"{place}: the id {id!r} already names the problem of {places[id]}")
     places[id] = place
-    tasks.append(Task(id, problem.strip(), _gold(place, row)))
-  return tasks
+    questions.append(Question(id, problem.strip(), _gold(place, row)))
+  return questions
 
 
 def _gold(place: str, row: dict[str, Any]) -> str:
@@ -111,29 +118,41 @@ def _gold(place: str, row: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------- solving
 
 
+def computation_dtype(folder: str | pathlib.Path) -> str:
+  """Returns the type to compute in for the weights of a model folder: "float32" if all are, else
+  "bfloat16".
+  """
+  stored = {tensor.dtype for tensor in read_headers(folder).values()}
+  return "float32" if stored == {"F32"} else "bfloat16"
+
+
 @dataclasses.dataclass(frozen=True)
 class Solver:
   """How problems are solved.
 
-  Fields: engine; ask, see rollout.episodes.asker (for task "srl" where mode is stepwise); mode,
-  whole or stepwise; params, of which the temperature is replaced; max_turns and max_prompt_tokens
-  bound a stepwise episode.
+  Fields: engine; build_prompt, from rollout.episodes.prompt_builder for tasks.task_of_mode(mode);
+  mode, whole or stepwise; params, of which the temperature is replaced; max_turns and
+  max_prompt_tokens bound a stepwise episode.
   """
 
   engine: Engine
-  ask: Ask
+  build_prompt: PromptBuilder
   mode: str
   params: SamplingParams
   max_turns: int
   max_prompt_tokens: int
 
-  def solve(self, tasks: Sequence[Task], n: int, temperature: float) -> list[Episode]:
+  def solve(self, questions: Sequence[Question], n: int, temperature: float) -> list[Episode]:
     """n episodes for each task, in the order of the tasks."""
     params = dataclasses.replace(self.params, temperature=temperature)
     if self.mode == "whole":
-      return solve_whole(self.engine, self.ask, tasks, n, params)
+      return solve_whole(self.engine, self.build_prompt, questions, n, params)
     limits = dict(max_turns=self.max_turns, max_prompt_tokens=self.max_prompt_tokens)
-    return solve_stepwise(self.engine, self.ask, tasks, n, params, **limits)
+    return solve_stepwise(self.engine, self.build_prompt, questions, n, params, **limits)
+
+  def accuracy(self, questions: Sequence[Question]) -> float:
+    """Share of questions solved by greedy decoding."""
+    return float(np.mean(right(self.solve(questions, 1, 0.0))))
 
 
 class Graded(NamedTuple):
@@ -152,8 +171,8 @@ def grade(episodes: Sequence[Episode]) -> list[Graded]:
     extract_answer(e.solution) if e.ended in ("whole", "cut_off", "boxed") else None
     for e in episodes
   ]
-  pairs = [(answer, e.task.answer) for answer, e in zip(answers, episodes)]
-  verdicts = equal_pairs(pairs, [e.task.problem for e in episodes])
+  pairs = [(answer, e.question.answer) for answer, e in zip(answers, episodes)]
+  verdicts = equal_pairs(pairs, [e.question.problem for e in episodes])
   return list(itertools.starmap(Graded, zip(answers, verdicts)))
 
 
@@ -162,16 +181,13 @@ def right(episodes: Sequence[Episode]) -> list[bool]:
   return [graded.right for graded in grade(episodes)]
 
 
-def accuracy(solver: Solver, tasks: Sequence[Task]) -> float:
-  """Share of problems solved by greedy decoding."""
-  return float(np.mean(right(solver.solve(tasks, 1, 0.0))))
-
-
-def measure(solver: Solver, tasks: Sequence[Task], samples: int) -> dict[str, float]:
+def measure(solver: Solver, questions: Sequence[Question], samples: int) -> dict[str, float]:
   """{greedy, avg_at_k, pass_at_k} in [0, 1]; k = samples, drawn at temperature 1."""
-  solved_nk = np.array(right(solver.solve(tasks, samples, 1.0))).reshape(len(tasks), samples)
+  solved_nk = np.array(right(solver.solve(questions, samples, 1.0))).reshape(
+    len(questions), samples
+  )
   return {
-    "greedy": accuracy(solver, tasks),
+    "greedy": solver.accuracy(questions),
     f"avg_at_{samples}": float(solved_nk.mean()),
     f"pass_at_{samples}": float(solved_nk.any(axis=1).mean()),
   }

@@ -12,7 +12,7 @@ COLUMNS = (
   *(("aime25", "avg_at_32"), ("aime25", "greedy"), ("minerva_math", "greedy")),
 )
 # Accuracies in percent, in the order of COLUMNS. The tables' last column is their mean, but for
-# SRL, where they print 27.6 and the mean is 26.9: what we print is always the mean.
+# SRL, where they print 27.6 and the mean is 26.9. We always print the mean.
 PAPER = {
   "base": (49.3, 50.0, 10.5, 13.3, 7.5, 6.7, 34.9),
   "s1k_7b": (24.1, 25.0, 2.2, 3.3, 3.7, 3.3, 20.2),
@@ -56,17 +56,19 @@ def side_by_side(rows: Sequence[tuple[str, str, Sequence[pathlib.Path]]]) -> str
 
 
 def _how(folders: Sequence[pathlib.Path]) -> str:
-  """In what mode a row was measured, how it was asked, and how much of it came to no end."""
-  told = []
+  """Returns mode and prompt style of a row, and the share of its responses that were cut off."""
+  found = []
   for table in _tables(folders):
     settings = table["settings"]
-    passes = [run for figures in table["benchmarks"].values() for run in figures["passes"].values()]
+    passes = []
+    for figures in table["benchmarks"].values():
+      passes += figures["passes"].values()
     cut = sum(run["unfinished"] for run in passes) / max(len(passes), 1)
-    told.append(
+    found.append(
       f"mode {settings['mode']}, prompt style {settings['style']}, at most "
       f"{settings['max_tokens']:,} tokens a response, {cut:.1%} unfinished"
     )
-  return "; ".join(dict.fromkeys(told)) or "not yet"
+  return "; ".join(dict.fromkeys(found)) or "not yet"
 
 
 def _read(folders: Sequence[pathlib.Path]) -> dict:
@@ -85,22 +87,20 @@ def _tables(folders: Sequence[pathlib.Path]) -> list[dict]:
 
 def _columns(tables) -> list[tuple[str, str]]:
   """Benchmark and figure of each column: the paper's first, k as it was measured."""
-  found = [
-    (benchmark, figure)
-    for table in tables
-    for benchmark, figures in table.items()
-    for figure in figures
-    if figure.startswith(("greedy", "avg_at_"))
-  ]
+  found = set()
+  for table in tables:
+    for benchmark, figures in table.items():
+      names = (name for name in figures if name.startswith(("greedy", "avg_at_")))
+      found.update((benchmark, name) for name in names)
   if not found:
     return list(COLUMNS)
   order = {column: i for i, column in enumerate(COLUMNS)}
   place = lambda column: (order.get(_paper_column(column), len(order)), column)
-  return sorted(set(found), key=place)
+  return sorted(found, key=place)
 
 
 def _paper_column(column: tuple[str, str]) -> tuple[str, str]:
-  """The paper's column beside which ours stands: whatever our k is, it has 32."""
+  """The paper's column for one of ours; its k is always 32."""
   benchmark, figure = column
   return benchmark, "avg_at_32" if figure.startswith("avg_at_") else figure
 

@@ -17,7 +17,7 @@ from srl_jax import folders
 from srl_jax.data.rows import json_lines
 from srl_jax.evals.journal import Journal
 from srl_jax.evals.math_benchmarks import Solver, grade
-from srl_jax.rollout.episodes import Task
+from srl_jax.rollout.episodes import Question
 
 GREEDY, SAMPLED, ROLLOUTS = "greedy", "sampled-", ".rollouts.jsonl"
 
@@ -25,25 +25,25 @@ GREEDY, SAMPLED, ROLLOUTS = "greedy", "sampled-", ".rollouts.jsonl"
 def solve(
   solver: Solver,
   folder: pathlib.Path,
-  tasks: Sequence[Task],
+  questions: Sequence[Question],
   samples: int,
   temperature: float,
-  tell: Callable[[str, int], None],
+  progress: Callable[[str, int], None],
 ) -> None:
   """Runs a pass, or what is left of it.
 
   Args:
     solver: its engine samples.
     folder: the benchmark's.
-    tasks: the problems.
+    questions: the problems.
     samples: k responses for each problem, or 0 for one by greedy decoding.
     temperature: of the k.
-    tell: called with the pass's name and its responses so far, replayed ones included.
+    progress: called with the pass's name and its responses so far, replayed ones included.
   """
   name, n = (f"{SAMPLED}{samples}", samples) if samples else (GREEDY, 1)
-  journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: tell(name, count))
+  journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: progress(name, count))
   journaled = dataclasses.replace(solver, engine=journal)
-  episodes = journaled.solve(tasks, n, temperature if samples else 0.0)
+  episodes = journaled.solve(questions, n, temperature if samples else 0.0)
   marked = [
     {
       "responses": episode.responses,
@@ -56,12 +56,12 @@ def solve(
     for episode, graded in zip(episodes, grade(episodes))
   ]
   with folders.replacing(folder / f"{name}.jsonl") as file:
-    for i, task in enumerate(tasks):
+    for i, question in enumerate(questions):
       line = {
-        "id": task.id,
-        "problem": task.problem,
-        "gold": task.answer,
-        "think_opened": solver.ask(task.problem, ()).think_opened,
+        "id": question.id,
+        "problem": question.problem,
+        "gold": question.answer,
+        "think_opened": solver.build_prompt(question.problem, ()).think_opened,
         "samples": marked[i * n : (i + 1) * n],
       }
       file.write(json.dumps(line, ensure_ascii=False) + "\n")

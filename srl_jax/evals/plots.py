@@ -36,7 +36,7 @@ def page(labels: Sequence[str], panels: Sequence[Panel]) -> str:
 def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
   """Shares of responses by length: an outline for each label, a dashed line at its median.
 
-  The axis ends where 99 % of all values lie; what is longer counts in the last bin.
+  The axis ends at the 99th percentile; longer values count in the last bin.
   """
   everything = np.concatenate([np.asarray(its, float) for its in values.values()])
   step = _nice(max(1.0, np.percentile(everything, 99)) / BINS)
@@ -74,7 +74,7 @@ def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
 
 
 def bars(title: str, shares: Mapping[str, Sequence[float]]) -> Panel:
-  """A group of bars for each name, one bar for each label; shares lie in [0, 1]."""
+  """A group of bars for each name, one bar for each label; shares are in [0, 1]."""
 
   def draw(left: float) -> str:
     x, y = _axes(left, len(shares), 1.1)

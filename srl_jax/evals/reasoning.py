@@ -6,18 +6,19 @@ r"""How two models reason: lengths in words (paper, Figure 4) and think blocks (
 reads what srl_jax.evaluate wrote, compares the problems that both have, and writes reasoning.json
 and reasoning.svg, which any browser shows.
 
-A block's kind is told by where it stands, and for verification by a sign of it as well:
-  planning      nothing visible stands before it
+A block's kind follows from its place, and for verification from its words too:
+  planning      no visible text before it
   verification  the last block, after visible text, that speaks of checking or follows an answer
                 that is already stated
   between       any other block after visible text
 Example 5.2 of the paper has all three; a monolithic response has one block, before its solution.
-Blocks in between say something of the model only where the prompt does not ask for one before each
-step (--style=think does, and so does --mode=stepwise): compare evaluations of --style=plain. Two
-evaluations that were asked for in different ways are compared all the same, and it says so.
+Blocks in between characterise the model only where the prompt does not request one before each step
+(--style=think does, and so does --mode=stepwise): compare evaluations of --style=plain. Evaluations
+with different prompts are compared with a note.
 """
 
 import collections
+import itertools
 import json
 import pathlib
 import re
@@ -27,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srl_jax import command_line
-from srl_jax.data.prompts import OPEN
+from srl_jax.data.responses import OPEN
 from srl_jax.errors import UserError
 from srl_jax.evals import passes, plots, tables
 from srl_jax.evals.figures import mean_and_error
@@ -68,26 +69,16 @@ def main(argv: list[str]) -> None:
   labels = _LABELS.value or [folder.name for folder in folders]
   if len(folders) != 2 or len(set(labels)) != 2 or len(labels) != 2:
     raise UserError("--evaluations and --labels: give two folders, and two different names")
-  lines = [_lines(folder, _RESPONSES.value) for folder in folders]
-  common = [key for key in lines[0] if key in lines[1]]
-  if not common:
-    raise UserError(f"{folders[0]} and {folders[1]} have no problem in common")
-  readings = {
-    label: [[read(line, sample) for sample in line["samples"]] for line in map(its.get, common)]
-    for label, its in zip(labels, lines)
-  }
+  readings = _readings(folders, labels)
   settings = [json.loads((folder / "settings.json").read_text("utf-8")) for folder in folders]
-  differ = [key for key in ("mode", "style", "max_tokens") if settings[0][key] != settings[1][key]]
-  if differ:
-    asked = "; ".join(f"{key} {settings[0][key]} and {settings[1][key]}" for key in differ)
-    print(f"note: the two were not asked in the same way ({asked}): so differ lengths and blocks")
+  _note_differences(*settings)
+  models = {}
+  for label, one in zip(labels, settings):
+    models[label] = {"settings": one} | describe(list(itertools.chain(*readings[label])))
   result = {
     "responses": _RESPONSES.value,
-    "problems": len(common),
-    "models": {
-      label: {"settings": its} | describe([one for problem in readings[label] for one in problem])
-      for label, its in zip(labels, settings)
-    },
+    "problems": len(readings[labels[0]]),
+    "models": models,
     "difference": difference(*readings.values()),
   }
   output = pathlib.Path(_OUTPUT.value)
@@ -96,6 +87,14 @@ def main(argv: list[str]) -> None:
   (output / "reasoning.svg").write_text(_picture(readings, result["models"]), encoding="utf-8")
   print(_text(result))
   print(f"wrote {output}/reasoning.json and reasoning.svg")
+
+
+def _note_differences(first: dict, second: dict) -> None:
+  """Prints the settings that keep two evaluations from being compared like with like."""
+  differ = [key for key in ("mode", "style", "max_tokens") if first[key] != second[key]]
+  if differ:
+    differences = "; ".join(f"{key} {first[key]} and {second[key]}" for key in differ)
+    print(f"note: the evaluations had different prompts ({differences}): lengths and blocks differ")
 
 
 # ---------------------------------------------------------------------------------- counting
@@ -173,27 +172,48 @@ def _quantiles(values: Sequence[int]) -> dict[str, float]:
 # ---------------------------------------------------------------------------------- files
 
 
+def _readings(
+  folders: Sequence[pathlib.Path], labels: Sequence[str]
+) -> dict[str, list[list[Reading]]]:
+  """{label: for each problem that both evaluations have, the readings of its samples}."""
+  lines = [_lines(folder, _RESPONSES.value) for folder in folders]
+  common = [key for key in lines[0] if key in lines[1]]
+  if not common:
+    raise UserError(f"{folders[0]} and {folders[1]} have no problem in common")
+  readings: dict[str, list[list[Reading]]] = {label: [] for label in labels}
+  for label, line_of in zip(labels, lines):
+    for key in common:
+      line = line_of[key]
+      readings[label].append([read(line, sample) for sample in line["samples"]])
+  return readings
+
+
 def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
   """{(benchmark, id): line} of a pass of all benchmarks in an evaluation's folder."""
-  found = passes.read(folder)
-  chosen = {
-    (benchmark, line["id"]): line for benchmark, its in found.items() for line in its.get(name, [])
-  }
+  chosen, names = {}, set()
+  for benchmark, lines_of_pass in passes.read(folder).items():
+    names |= lines_of_pass.keys()
+    for line in lines_of_pass.get(name, []):
+      chosen[benchmark, line["id"]] = line
   if not chosen:
-    there = sorted({name for its in found.values() for name in its})
     raise UserError(
-      f"{folder}: no responses called {name!r}; it has {', '.join(there) or 'none'}. Give output"
-      " folders of srl_jax.evaluate, and --responses to match"
+      f"{folder}: no responses called {name!r}; it has {', '.join(sorted(names)) or 'none'}. Give"
+      " output folders of srl_jax.evaluate, and --responses to match"
     )
   return chosen
 
 
 def _picture(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) -> str:
-  flat = {label: [one for p in problems for one in p] for label, problems in readings.items()}
-  words = lambda name: {label: [getattr(o, name) for o in its] for label, its in flat.items()}
-  shares = {kind: [models[label]["kinds"][kind]["share"] for label in models] for kind in KINDS} | {
-    name: [models[label][name] for label in models] for name in ("interleaved", "monolithic")
-  }
+  flat = {label: list(itertools.chain(*problems)) for label, problems in readings.items()}
+
+  def words(name: str) -> dict[str, list[int]]:
+    return {label: [getattr(one, name) for one in flat[label]] for label in flat}
+
+  shares = {}
+  for kind in KINDS:
+    shares[kind] = [model["kinds"][kind]["share"] for model in models.values()]
+  for name in ("interleaved", "monolithic"):
+    shares[name] = [model[name] for model in models.values()]
   return plots.page(
     list(models),
     [
@@ -213,14 +233,14 @@ def _text(result: dict) -> str:
         f"  words, {name:<10} mean {q['mean']:.1f}, p10/p50/p90"
         f" {q['p10']:.0f}/{q['p50']:.0f}/{q['p90']:.0f}"
       )
-    kinds = ", ".join(f"{kind} {its['share']:.0%}" for kind, its in model["kinds"].items())
+    kinds = ", ".join(f"{kind} {found['share']:.0%}" for kind, found in model["kinds"].items())
     out.append(
       f"  think blocks: {model['blocks_per_response']:.2f} a response; responses with {kinds};"
       f" interleaved {model['interleaved']:.0%}, monolithic {model['monolithic']:.0%}"
     )
-  for name, its in result["difference"].items():
-    bounds = f" (95 %: {its['low']:+.1f} to {its['high']:+.1f})" if "low" in its else ""
-    out.append(f"difference in words, {name}: {its['value']:+.1f}{bounds}")
+  for name, found in result["difference"].items():
+    bounds = f" (95 %: {found['low']:+.1f} to {found['high']:+.1f})" if "low" in found else ""
+    out.append(f"difference in words, {name}: {found['value']:+.1f}{bounds}")
   return "\n".join(out)
 
 

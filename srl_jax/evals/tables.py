@@ -1,6 +1,6 @@
 """The table of an evaluation, as text, Markdown and JSON.
 
-Each begins with the line that says what was measured: model, mode, prompt style, sampling.
+Each begins with a line on what was measured: model, mode, prompt style, sampling.
 """
 
 import json
@@ -23,7 +23,7 @@ def write(output: pathlib.Path, settings: dict) -> str:
 
   Returns the text. The JSON has settings, benchmarks ({benchmark: figures}) and average.
   """
-  found = {benchmark: figures(its) for benchmark, its in passes.read(output).items()}
+  found = {benchmark: figures(lines) for benchmark, lines in passes.read(output).items()}
   table = {"settings": settings, "benchmarks": found, "average": paper_average(found)}
   rendered = {
     "txt": as_text(table),

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, moments and where the run stands, so that a killed run continues exactly.
+"""Checkpoints: weights, moments and progress, so that a killed run continues exactly.
 
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a half-written
 one is never read.
@@ -12,32 +12,39 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from srl_jax import __version__, folders
 from srl_jax.errors import UserError
+from srl_jax.learner.update import TrainState
 
 keeping = ocp.training.preservation_policies
 
 
 @dataclasses.dataclass
 class Progress:
-  """Where a run stands, besides weights and moments; plain JSON.
+  """What a checkpoint holds besides the TrainState; plain JSON.
 
-  Fields: step, optimiser batches done; queue, see data.batches.PromptQueue.state; score, validation
-  scores {step: score} so far; before, the benchmark's figures of the untrained model, or None;
-  seconds, of work so far, over all restarts; done, whether a stop rule has ended the run;
-  ahead, what was sampled and not trained on yet (learner.overlap.Ahead.settle), or None.
+  Fields: queue, the PromptQueue.state from which the next batch is drawn; scores, {step: score} of
+  validation so far; before, the benchmark's figures of the untrained model, or None; seconds, of
+  work so far, over all restarts; done, whether a stop rule has ended the run.
   """
 
-  step: int = 0
   queue: dict | None = None
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   before: dict | None = None
   seconds: float = 0.0
   done: bool = False
-  ahead: dict | None = None
+
+
+def write_config(workdir: pathlib.Path, config) -> None:
+  """Writes config.json, with the version of the package that runs it."""
+  folders.write_json(workdir / "config.json", {"version": __version__} | config.to_dict())
 
 
 def read_config(workdir: pathlib.Path) -> dict:
-  """The config of the run in `workdir`, nested; UserError where config.json is damaged."""
+  """The config of the run in `workdir`, nested, with the `version` that wrote it.
+
+  Raises UserError where config.json is damaged.
+  """
   path = workdir / "config.json"
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +52,7 @@ def read_config(workdir: pathlib.Path) -> dict:
     raise UserError(f"{path}: not JSON ({error}); copy it again or give another workdir") from error
   if not isinstance(config, dict):
     raise UserError(f"{path}: no run's config; copy it again or give another workdir")
-  return config
+  return {"version": "0.1.0"} | config  # 0.1.0 wrote none
 
 
 class Checkpoints:
@@ -65,13 +72,13 @@ class Checkpoints:
     folder = pathlib.Path(workdir) / "checkpoints"
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
-  def save(self, model, moments, progress: Progress, score: float | None = None) -> None:
-    """Saves under progress.step, unless that step is there; returns when it is on disk."""
-    if progress.step in self.steps():
+  def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
+    """Saves under state.step, unless that step is there; returns when it is on disk."""
+    if state.step in self.steps():
       return  # the same weights; writing them again would lose their score, and them if killed
     self._checkpointer.save_checkpointables(
-      progress.step,
-      dict(model=model, moments=moments, progress=_as_bytes(progress)),
+      state.step,
+      dict(model=state.model, moments=state.moments, progress=_as_bytes(progress)),
       metrics=None if score is None else {"score": float(score)},
     )
 
@@ -81,12 +88,12 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The step with the best validation score, the later of equals; without scores the last."""
-    scored = [
-      (checkpoint.metrics["score"], checkpoint.step)
-      for checkpoint in self._checkpointer.checkpoints
-      if checkpoint.metrics
-    ]
-    return max(scored)[1] if scored else max(self.steps(), default=None)
+    best = None
+    for checkpoint in self._checkpointer.checkpoints:
+      if checkpoint.metrics:
+        found = checkpoint.metrics["score"], checkpoint.step
+        best = max(best, found) if best else found
+    return best[1] if best else max(self.steps(), default=None)
 
   def restore(self, step: int, model, moments=None):
     """(model, moments, Progress) of a step.
@@ -127,10 +134,14 @@ def _described(leaf) -> jax.ShapeDtypeStruct:
 
 
 def _as_bytes(progress: Progress) -> dict[str, np.ndarray]:
-  """One array of JSON text: as a tree, every token of a batch in flight would be a leaf."""
+  """One array of JSON text: in a tree every number would be a file of its own."""
   text = json.dumps(dataclasses.asdict(progress))
   return {"json": np.frombuffer(text.encode(), np.uint8)}
 
 
 def _from_bytes(stored: dict) -> Progress:
-  return Progress(**json.loads(np.asarray(stored["json"]).tobytes()))
+  values = json.loads(np.asarray(stored["json"]).tobytes())
+  progress = Progress()
+  for name in vars(progress):  # earlier versions stored more
+    setattr(progress, name, values[name])
+  return progress

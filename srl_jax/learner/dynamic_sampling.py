@@ -1,26 +1,24 @@
 """Dynamic sampling: draw, sample and filter until the batch is full (paper, 4.2).
 
-A group teaches only by how its rewards differ, so it is kept if their population standard deviation
-exceeds epsilon. For 0/1 rewards that is the rule of DAPO: not all right, not all wrong.
+Only differences among a group's rewards teach the policy, so a group is kept if their population
+standard deviation exceeds epsilon. For 0/1 rewards this is DAPO's rule: not all right, not all
+wrong.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from srl_jax.data.batches import PromptQueue
-from srl_jax.data.sources import StepExample
-from srl_jax.rewards.scoring import Score
+from srl_jax.data.examples import StepExample
 from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.tasks import TASKS, Score
 
-Ticket = tuple[int, int]
+Ticket = tuple[int, int]  # (epoch, index of the example), see data.batches.PromptQueue
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The rollouts of one prompt and what became of them.
+  """The rollouts of one prompt and their scores.
 
   Fields: ticket, of the prompt in the queue; example, prompt; rollouts and their scores; dropped,
   why it is not trained on (low_std, all_failed, all_right, all_wrong, surplus), or None.
@@ -40,15 +38,19 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """What a step trains on (`kept`), all groups that were sampled for it, and the rounds it took."""
+  """The groups that a step trains on, all groups that were sampled for it, and their cost.
 
-  kept: list[Group]
-  groups: list[Group]
-  rounds: int
+  Fields: kept; groups, the kept ones included; rounds of sampling; seconds_reward, of scoring.
+  """
+
+  kept: list[Group] = dataclasses.field(default_factory=list)
+  groups: list[Group] = dataclasses.field(default_factory=list)
+  rounds: int = 0
+  seconds_reward: float = 0.0
 
 
-def spread(rewards: Sequence[float]) -> float:
-  """Population standard deviation; exactly 0 for equal rewards, whatever their mean rounds to."""
+def population_std(rewards: Sequence[float]) -> float:
+  """Population standard deviation; exactly 0 for equal rewards, however their mean is rounded."""
   if min(rewards) == max(rewards):
     return 0.0
   mean = math.fsum(rewards) / len(rewards)
@@ -57,50 +59,43 @@ def spread(rewards: Sequence[float]) -> float:
 
 def why_dropped(group: Group, std_epsilon: float) -> str | None:
   """The reason not to train on a group, or None to keep it."""
-  if spread(group.rewards) > std_epsilon:
+  if population_std(group.rewards) > std_epsilon:
     return None
-  if group.example.task == "rlvr":
-    return "all_right" if np.mean(group.rewards) > 0.5 else "all_wrong"
-  return "all_failed" if all(score.failure for score in group.scores) else "low_std"
+  return TASKS[group.example.task].equal_rewards(group.scores)
 
 
-def fill_batch(
-  queue: PromptQueue,
-  sample: Callable[[Sequence[Ticket]], list[Group]],
-  *,
-  size: int,
-  std_epsilon: float,
-  max_rounds: int,
-) -> Batch:
-  """Fills a batch of `size` groups.
+def draw_size(batch: Batch, size: int) -> int:
+  """How many prompts the next round draws: as many as the share kept so far says are needed."""
+  if not batch.groups:
+    return size
+  share = max(len(batch.kept) / len(batch.groups), 1 / size)
+  return min(size, math.ceil((size - len(batch.kept)) / share))
 
-  Each round draws as many prompts as the share kept so far says are needed, at most `size`. Kept
-  groups beyond `size` are surplus: their prompts go back to the head of the queue. Their rollouts
-  are not used again: in the next batch they would be older by one version than rollout.lag allows,
-  whatever the lag is, because every batch is sampled with the newest weights that it may have.
+
+def surplus_tickets(batch: Batch) -> list[Ticket]:
+  """The tickets of the surplus groups, which go back to the head of the queue."""
+  return [group.ticket for group in batch.groups if group.dropped == "surplus"]
+
+
+def add_round(batch: Batch, sampled: Sequence[Group], size: int, std_epsilon: float) -> Batch:
+  """The batch with the groups of another round, each kept or marked with why it is dropped.
+
+  Kept groups beyond `size` are surplus. Their rollouts are not used again: in the next step they
+  would be off-policy by one version more than rollout.lag allows.
 
   Args:
-    queue: where prompts are drawn from.
-    sample: tickets -> their groups in the same order, sampled and scored.
+    batch: the rounds before.
+    sampled: groups in the order of their prompts.
     size: groups wanted.
     std_epsilon: see why_dropped; negative keeps every group (no dynamic sampling).
-    max_rounds: rounds after which the batch is taken as it is.
-
-  Returns:
-    Batch; kept may have fewer than `size` groups, or none, when the rounds did not fill it.
   """
-  kept, groups, rounds = [], [], 0
-  while len(kept) < size and rounds < max_rounds:
-    share = max(len(kept) / len(groups), 1 / size) if groups else 1.0
-    wanted = min(size, math.ceil((size - len(kept)) / share))
-    rounds += 1
-    for group in sample(queue.take(wanted)):
-      reason = why_dropped(group, std_epsilon)
-      if reason is None and len(kept) == size:
-        reason = "surplus"
-      group = dataclasses.replace(group, dropped=reason)
-      groups.append(group)
-      if reason is None:
-        kept.append(group)
-  queue.put_back([group.ticket for group in groups if group.dropped == "surplus"])
-  return Batch(kept, groups, rounds)
+  kept, groups = list(batch.kept), list(batch.groups)
+  for group in sampled:
+    reason = why_dropped(group, std_epsilon)
+    if reason is None and len(kept) == size:
+      reason = "surplus"
+    group = dataclasses.replace(group, dropped=reason)
+    groups.append(group)
+    if reason is None:
+      kept.append(group)
+  return dataclasses.replace(batch, kept=kept, groups=groups, rounds=batch.rounds + 1)

@@ -2,11 +2,16 @@
 
 J = mean over sequences of the mean over tokens of min(rho A, clip(rho, 1 - low, 1 + high) A),
 rho = exp(logprobs - old_logprobs),  A = (r - mean(r)) / std(r) within a group.
+
+The two means are sums of per-token loss weights (`token_weights`), so a batch can be cut into
+micro-batches in any way. `token_loss` is what training minimises and `policy_loss` is the same for
+arrays of one sequence a row.
 """
 
 import jax.numpy as jnp
 import numpy as np
 
+from srl_jax import config as configs
 from srl_jax.errors import UserError
 
 AGGREGATES = ("sequence", "token", "constant")
@@ -40,10 +45,11 @@ def group_advantages(rewards_bg, *, ddof: int = 0, eps: float = 1e-6, scale: str
   return (centred / (rewards.std(axis=-1, keepdims=True, ddof=ddof) + eps)).astype(np.float32)
 
 
-def token_shares(lengths_b, aggregate: str, max_tokens: int):
-  """The share of the loss that each token of a sequence has; numpy or jax arrays.
+def token_weights(lengths_b, aggregate: str, max_tokens: int):
+  """The weight in the loss of each token of a sequence; numpy or jax arrays.
 
-  Because shares know the whole batch, sums over any cut into micro-batches give the same loss.
+  Weights are taken over the whole batch, so sums over any cut into micro-batches give the same
+  loss.
 
   Args:
     lengths_b: response tokens of each sequence.
@@ -53,7 +59,7 @@ def token_shares(lengths_b, aggregate: str, max_tokens: int):
     max_tokens: the constant of "constant".
 
   Returns:
-    share_b.
+    weight_b; the weights of all tokens add up to 1, except for "constant".
   """
   b = lengths_b.shape[0]
   if aggregate == "sequence":
@@ -65,26 +71,53 @@ def token_shares(lengths_b, aggregate: str, max_tokens: int):
   raise UserError(f"aggregate: {aggregate!r} is unknown; use one of {', '.join(AGGREGATES)}")
 
 
-def clipped_objective(logprobs, old_logprobs, advantages, *, clip_low, clip_high, weights=None):
-  """What GRPO maximises at each token; all arrays of one shape.
+def token_loss(
+  logprobs,
+  old_logprobs,
+  advantages,
+  loss_weights,
+  importance_weights=None,
+  reference_logprobs=None,
+  *,
+  algorithm,
+):
+  """The loss to minimise, minus equation (1), as a sum over tokens; arrays of any one shape.
 
   Args:
     logprobs: of the policy in training, float32.
-    old_logprobs: of the policy before the batch's first step; no gradient flows into it.
+    old_logprobs: of the policy before the batch's first step; constants for the gradient.
     advantages: of each token's sequence.
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-    weights: importance weights of the tokens, or None; constants.
+    loss_weights: of each token, see token_weights; 0 marks prompts and padding, where the other
+      arrays may hold anything.
+    importance_weights: of each token, see importance_weights, or None.
+    reference_logprobs: of the reference policy; needed where algorithm.kl is not 0.
+    algorithm: the config's group `algorithm`; clip_low, clip_high and kl are read here.
 
   Returns:
-    (objective, ratio, clipped): clipped tells where the clip is what the minimum took.
+    (loss, terms): loss is a scalar; terms are per-token arrays to report, 0 where the loss weight
+    is 0: ratio, clip_fraction (1 where the minimum took the clipped term), importance_weight and,
+    with a KL term, kl.
   """
+  trained = loss_weights > 0
+  inside = lambda x: jnp.where(trained, x, 0.0)
+  logprobs, old_logprobs = inside(logprobs), inside(old_logprobs)
   ratio = jnp.exp(logprobs - old_logprobs)
-  free = ratio * advantages
-  bound = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
-  objective = jnp.minimum(free, bound)
-  if weights is not None:
-    objective *= weights
-  return objective, ratio, bound < free
+  unclipped = ratio * advantages
+  clipped = jnp.clip(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantages
+  objective = jnp.minimum(unclipped, clipped)
+  if importance_weights is None:
+    importance_weights = jnp.ones_like(ratio)
+  objective *= importance_weights
+  terms = {
+    "ratio": ratio,
+    "clip_fraction": clipped < unclipped,
+    "importance_weight": importance_weights,
+  }
+  if algorithm.kl:
+    terms["kl"] = kl_estimate(logprobs, inside(reference_logprobs))
+    objective -= algorithm.kl * terms["kl"]
+  loss = -inside(objective * loss_weights).sum()
+  return loss, {name: inside(term) for name, term in terms.items()}
 
 
 def policy_loss(
@@ -98,55 +131,42 @@ def policy_loss(
   weights_bt=None,
   aggregate="sequence",
 ):
-  """The loss to minimise, minus equation (1) with KL coefficient 0, for one sequence a row.
+  """`token_loss` for one sequence a row; other options of the loss have their defaults.
 
   Args:
     logprobs_bt, old_logprobs_bt: float32, anything where the mask is 0.
     advantages_b: one for each sequence.
     mask_bt: 1 at response tokens, 0 at prompt and padding.
-    clip_low, clip_high, weights_bt: see clipped_objective.
-    aggregate: see token_shares; "constant" divides by the width t of the arrays.
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+    weights_bt: importance weights, or None.
+    aggregate: see token_weights; "constant" divides by the width t of the arrays.
 
   Returns:
     (loss, metrics): scalars; metrics are means over response tokens: ratio, clip_fraction.
   """
-  mask = mask_bt > 0
-  inside = lambda x: jnp.where(mask, x, 0.0)
-  objective, ratio, clipped = clipped_objective(
-    inside(logprobs_bt),
-    inside(old_logprobs_bt),
+  mask_bt = mask_bt > 0
+  algorithm = configs.defaults().algorithm.unlock()
+  algorithm.update(clip_low=clip_low, clip_high=clip_high)
+  weight_b = token_weights(mask_bt.sum(axis=1), aggregate, mask_bt.shape[1])
+  loss, terms = token_loss(
+    logprobs_bt,
+    old_logprobs_bt,
     advantages_b[:, None],
-    clip_low=clip_low,
-    clip_high=clip_high,
-    weights=None if weights_bt is None else inside(weights_bt),
+    weight_b[:, None] * mask_bt,
+    weights_bt,
+    algorithm=algorithm,
   )
-  shares_b = token_shares(mask.sum(axis=1), aggregate, mask.shape[1])
-  loss = -(inside(objective) * shares_b[:, None]).sum()
-  mean = lambda x: inside(x).sum() / mask.sum().clip(1)
-  return loss, {"ratio": mean(ratio), "clip_fraction": mean(clipped)}
+  tokens = mask_bt.sum().clip(1)
+  return loss, {name: terms[name].sum() / tokens for name in ("ratio", "clip_fraction")}
 
 
 def importance_weights(old_logprobs, sampler_logprobs, cap: float):
   """Truncated importance weights min(old / sampler, cap) of tokens, constants for the gradient.
 
-  They correct for the engine having sampled from slightly other probabilities than the trainer's
+  They correct for an engine that samples from slightly other probabilities than the trainer's
   (other kernels, other precision, older weights).
   """
   return jnp.minimum(jnp.exp(old_logprobs - sampler_logprobs), cap)
-
-
-def masked_importance_weights(sequence_gaps, cap: float):
-  """Importance weights of whole sequences, 0 for those above the cap: they are left out.
-
-  The other choice to `importance_weights`: unbiased below the cap, where weights of single tokens
-  are not, but noisier the longer the sequence (TRL's sequence_mask; "sequence-level MIS" of Liu
-  et al., When Speed Kills Stability, 2025).
-
-  Args:
-    sequence_gaps: sum of old_logprobs - sampler_logprobs over each sequence.
-  """
-  ratio = jnp.exp(sequence_gaps)
-  return jnp.where(ratio <= cap, ratio, 0.0)
 
 
 def kl_estimate(logprobs, reference_logprobs):

@@ -1,4 +1,4 @@
-"""Stopping when asked to: a signal becomes a question that a run answers where it can stop."""
+"""Stopping on a signal: it is remembered, and the run raises Stopped where it can save."""
 
 import contextlib
 import signal
@@ -9,38 +9,36 @@ from srl_jax.errors import Stopped
 
 
 class StopSignal:
-  """Turns SIGTERM and Ctrl-C into a question, until `restore`.
-
-  A second Ctrl-C ends the process at once.
-  """
+  """Remembers SIGTERM and Ctrl-C, until `restore`. A second Ctrl-C ends the process at once."""
 
   def __init__(self):
     self.name = None
     self._held = False
     self._before = {
-      number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
+      number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)
     }
 
-  def _ask(self, number, frame):
+  def _remember(self, number, frame):
     self.name = signal.Signals(number).name
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-  def check(self) -> None:
+  def raise_if_stopped(self) -> None:
     """Raises Stopped once a signal has come to this process."""
     if self.name and not self._held:
       raise Stopped(self.name)
 
-  def agree(self) -> None:
-    """As `check`, once a signal has come to any process; all must call it at the same place."""
-    if not self._held:
-      # Not by `check`: what comes while the others are waited for, they do not know of yet.
-      asked = next(filter(None, hosts.all_gather_json(self.name)), None)
-      if asked:
-        raise Stopped(asked)
+  def raise_if_any_stopped(self) -> None:
+    """Raises Stopped once a signal has come to any process; a collective of all processes."""
+    if self._held:
+      return
+    # Only what was gathered counts: the others do not know of a signal that comes meanwhile.
+    names = [name for name in hosts.all_gather_json(self.name) if name]
+    if names:
+      raise Stopped(names[0])
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
-    """In here nothing is raised; the question waits."""
+    """Delays a stop to the end of the block."""
     self._held = True
     try:
       yield
@@ -48,6 +46,6 @@ class StopSignal:
       self._held = False
 
   def restore(self) -> None:
-    """Gives the signals back to whoever had them."""
+    """Restores the signal handlers from before."""
     for number, handler in self._before.items():
       signal.signal(number, handler)

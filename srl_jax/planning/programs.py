@@ -1,6 +1,5 @@
 """The programs of a run, compiled for devices that are not there, and what they need."""
 
-import functools
 import math
 import re
 from collections.abc import Callable
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from srl_jax.learner import optimizer, packing, rl, update
+from srl_jax.learner import optimizer, packing, update
+from srl_jax.learner.rows import PackedGroup, Response, Rows
 from srl_jax.planning.collectives import Collective, collectives
 from srl_jax.policy import weights
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract
@@ -29,7 +29,7 @@ class State(NamedTuple):
   model: Qwen2
   tx: object
   moments: object
-  rows: packing.Rows
+  rows: Rows
   loss: update.Loss
 
 
@@ -57,19 +57,10 @@ def state_of(config, model_config: ModelConfig, mesh) -> State:
   tx = optimizer.make(config.optimizer, 1000)
   moments = _on(mesh, jax.eval_shape(tx.init, model))
   rows = largest_rows(config, mesh, layout=model_config.layout)
-  return State(model, tx, moments, rows, loss_of(config))
+  return State(model, tx, moments, rows, update.loss_of(config))
 
 
-def loss_of(config) -> update.Loss:
-  """What a run of `config` minimises."""
-  if config.method == "sft":
-    return update.Loss(
-      kind="likelihood", chunk=config.batch.logprob_chunk, remat=config.batch.remat
-    )
-  return rl.policy_loss_of(config)
-
-
-def largest_rows(config, mesh, layout: str) -> packing.Rows:
+def largest_rows(config, mesh, layout: str) -> Rows:
   """A micro-batch at its largest: the longest prompts, with the longest responses or with short
   ones, of which a row holds more and so has more lines; whichever has more places.
 
@@ -85,20 +76,18 @@ def largest_rows(config, mesh, layout: str) -> packing.Rows:
   return jax.tree.map(shape, rows)
 
 
-def _full_rows(config, devices: int, layout: str, length: int) -> packing.Rows:
+def _full_rows(config, devices: int, layout: str, length: int) -> Rows:
   """A micro-batch of as many groups of the longest prompts as rows hold; responses of `length`."""
   room = config.batch.tokens_per_device
   prompt = config.data.max_prompt_tokens
   count = 1 if config.method == "sft" else config.rollout.samples
   length = min(length, (room - prompt) // count)
-  responses = [packing.Response([0] * length, [0.0] * length, 1.0)] * count
-  group = packing.PackedGroup([0] * prompt, responses)
+  responses = [Response([0] * length, [0.0] * length, 1.0, 1.0)] * count
+  group = PackedGroup([0] * prompt, responses)
   return packing.pack(
     [group] * (room // group.size() * devices),
     tokens_per_device=room,
     shards=devices,
-    aggregate=config.algorithm.aggregate,
-    max_tokens=config.rollout.max_tokens,
     layout=layout,
   )[0]
 
@@ -152,11 +141,7 @@ def calls(config, state: State) -> list[Call]:
   """The programs of a run; weights are exported to servers only."""
   model, tx, moments, rows, loss = state
   old, reference = _scores(config, rows)
-  sums = jax.eval_shape(
-    functools.partial(update.batch_loss, loss=loss), model, rows, old, reference
-  )
-  totals = _on(rows.tokens_bt.sharding.mesh, sums[1][0])
-  batch = dict(grads=model, totals=totals, model=model, rows=rows)
+  batch = dict(grads=model, model=model, rows=rows)
   batch |= dict(old_logprobs_bs=old, reference_logprobs_bs=reference)
   weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest tensor
   table = dict(name="embed_tokens", dtype=jnp.dtype(jnp.bfloat16))

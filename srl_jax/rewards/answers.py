@@ -2,12 +2,13 @@
 
 The protocol is that of Qwen2.5-Math's evaluation, which the paper follows: the last box counts,
 then what comes after "the answer is", then the last number; units and ways of writing LaTeX make no
-difference; a decimal may be off by one in 10,000. It is stricter than Qwen's in three places, each
-of which would pay for wrong answers: whole numbers must be equal, 5 is not 500 unless one of them
-is a percentage, and an open interval is not a closed one.
+difference; a decimal may be off by one in 10,000. It is stricter than Qwen's where that would pay
+for wrong answers: whole numbers must be equal (9999.857 is not 10000), 5 is not 500 unless one of
+them is a percentage, an open interval is not a closed one, M is not m, and an infinite or undefined
+answer equals only its like.
 
-Most answers are settled here, by text or as plain numbers (`normal_form`). The others go to
-math-verify in worker processes (`equivalence`), for sympy may take for ever: an answer such as
+Most answers are settled here, by text or as plain numbers (`normal_form`). The others go to sympy
+in worker processes (`equivalence`, `values`), for sympy may take for ever: an answer such as
 9^{9^{9^9}} costs _SECONDS and a worker, and counts as wrong.
 """
 
@@ -27,7 +28,12 @@ _LONGEST = 2000  # characters; no gold answer is a tenth as long, so a longer an
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 # "The answer is 5", "Answer: 5", "answer": 5 (JSON); not "the answer isn't".
-_ANNOUNCED = re.compile(r"answer(?:\s+is\b|\"?\s*:)[\s:*\"]*", re.IGNORECASE)
+_ANNOUNCED = re.compile(
+  r"(?:answer(?:\s+is\b|\"?\s*[:：])|答案(?:是|为|[:：]))[\s:：*\"]*", re.IGNORECASE
+)
+# \boxed 7: up to the end of the formula or the line, as Qwen2.5-Math's parser reads it.
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*(?!\s*\{)([^$\n]+)")
+_END_OF_FORMULA = re.compile(r"\\[)\]]")
 _MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = re.compile(r"-?\d*\.?\d+")
 _SPACE = re.compile(r"\s*")
@@ -52,7 +58,8 @@ def extract_answer(text: str) -> str | None:
 def last_boxed(text: str) -> str | None:
   r"""Returns the content of the last \boxed{} that is not empty, or None.
 
-  A box that the text breaks off in counts, up to the end of its line, if no other box is closed.
+  A box without braces (\boxed 7) holds what follows, up to the end of the formula or the line. A
+  box that the text breaks off in counts, up to the end of its line, if no other box is closed.
   """
   last, opened = None, []  # opened: where the content of each open brace starts, and if it is a box
   for match in _BOX_OR_BRACE.finditer(text):
@@ -64,10 +71,21 @@ def last_boxed(text: str) -> str | None:
         last = start, match.start()
     elif token == "{" or token.startswith((r"\boxed", r"\fbox")):
       opened.append((match.end(), token != "{"))
-  if last:
-    return text[slice(*last)].strip()
+  bare = _bare_box(text, after=last[1] if last else 0)
+  if bare or last:
+    return bare or text[slice(*last)].strip()
   broken_off = [start for start, is_box in opened if is_box]
   return text[broken_off[-1] :].strip().split("\n")[0] or None if broken_off else None
+
+
+def _bare_box(text: str, after: int) -> str | None:
+  """The content of the last box without braces after a position."""
+  found = None
+  for match in _BARE_BOX.finditer(text, after):
+    found = match[1]
+  if found is None:
+    return None
+  return _END_OF_FORMULA.split(found)[0].strip().rstrip(".,;。") or None
 
 
 def _announced(text: str) -> str | None:
@@ -77,7 +95,7 @@ def _announced(text: str) -> str | None:
     return None
   formula = _MATH.match(parts[-1])
   found = next(filter(None, formula.groups())) if formula else parts[-1].split("\n")[0]
-  found = found.strip("*\"', \t").removesuffix(".")
+  found = found.strip("*\"', \t").removesuffix(".").removesuffix("。")
   if found.count("}") > found.count("{"):  # the end of a JSON object
     found = found.rstrip("}\"', ")
   return found.strip() or None
@@ -132,7 +150,20 @@ def _settle(
     text = options(problem or "").get(letter)
     golds += [normal_form(text)] if text else []
   verdicts = [same_form(answer, g) for g in golds]
-  return any(verdicts), [(answer, g) for g, verdict in zip(golds, verdicts) if verdict is None]
+  named = _equations(predicted, gold) if len(golds) == 1 else None
+  return any(verdicts), [
+    named or (answer, g) for g, verdict in zip(golds, verdicts) if verdict is None
+  ]
+
+
+def _equations(predicted: str, gold: str) -> tuple[str, str] | None:
+  """Both as equations where one needs its name for it (2x - y = 0 and y = 2x), else None."""
+  named = normal_form(predicted, keep_name=True), normal_form(gold, keep_name=True)
+  if any("=" not in form for form in named):
+    return None
+  unnamed = normal_form(predicted), normal_form(gold)
+  values_of_one = named[0].split("=")[0].strip() == named[1].split("=")[0].strip()
+  return None if values_of_one and not any("=" in form for form in unnamed) else named
 
 
 @functools.cache

@@ -6,15 +6,23 @@ is LaTeX without `$`, or a number as `number` reads it. Everything here takes ti
 text, or nearly so: it runs in the trainer's own process.
 """
 
+import math
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
 DECIMALS_AGREE = Fraction(1, 10_000)  # relative
+_MOST_BITS = 100_000  # of a whole number that is computed here; larger powers go to a worker
+
+# Full-width ASCII, and the punctuation of Chinese text.
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻₀₁₂₃₄₅₆₇₈₉", "0123456789-0123456789")
+_FULL_WIDTH |= {ord(wide): narrow for wide, narrow in zip("、。《》〈〉【】　", ",.()()() ")}
 
 # fmt: off
 _SYMBOLS = [
-  ("−", "-"), ("–", "-"), ("÷", "/"), ("°C", ""), ("°", ""), ("²", "^2"), ("³", "^3"),
+  ("−", "-"), ("–", "-"), ("÷", "/"), ("°C", ""), ("°", ""), ("⟨", "("), ("⟩", ")"),
   ("×", r"\times "), ("·", r"\cdot "), ("±", r"\pm "), ("√", r"\sqrt "), ("π", r"\pi "),
   ("θ", r"\theta "), ("∞", r"\infty "), ("≤", r"\le "), ("≥", r"\ge "), ("≠", r"\ne "),
   ("∪", r"\cup "),
@@ -40,7 +48,19 @@ _TYPED = [
 _SPELLING = [
   (r"(?<!\\)\\[()\[\]]|\\?\$|\\(?:boxed|fbox)\b", ""),  # delimiters, currency
   (r"\\(?:left|right)(?![a-zA-Z])\.?|\\displaystyle\b|(?<!\\)\\!", ""),
-  (r"(?<!\\)\\[,;: ]|~|\\q?quad\b", " "),
+  (r",\\[,;: ](?=\d{3})|\{,\}(?=\d{3}(?!\d))", ","),  # thousands
+  (r"\{,\}", ","),
+  (r"(?:(?<!\\)\\[,;: ]|~|\\q?quad\b| )+", " "),
+  (r"^ *<([^<>]*,[^<>]*)> *$", r"(\1)"),
+  (r"\\langle(?![a-zA-Z])", "("),
+  (r"\\rangle(?![a-zA-Z])", ")"),
+  (r"\^\s*([+-]?\d{2,}|[+-]\d)", r"^{\1}"),  # 2^10 as everybody writes it
+  # The base of a number: 1011_{\text{two}}, (1011)_2, 1011 base 2.
+  (r"\\text\w*\s*\{([^{}]*\bbase\b[^{}]*)\}", r"\1"),
+  (r"_\s*\{?\s*\\text\w*\s*\{\s*(\w+)\s*\}\s*\}?", r"_{\1}"),
+  (r"_\s*\{\s*\(?\s*(?:base\s*)?(\w+)\s*\)?\s*\}", r"_{\1}"),
+  (r"^\s*\(\s*([0-9A-Za-z]+)\s*\)\s*_", r"\1_"),
+  (r"(?<=\w) ?\(? ?(?:in )?base[ -]*(\w+) ?\)?\.? ?$", r"_{\1}"),
   (r"\\[dtc]frac\b", r"\\frac"),
   (r"\\?\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
   (r"\\sqrt\s*(\d+|[a-z])", r"\\sqrt{\1}"),
@@ -54,7 +74,7 @@ _SPELLING = [
   (rf"{_TEXT}\{{([^{{}}]*)\}}", r"\1"),
   (r"\s+(?:and|or)\s+", ", "),
 ]
-_DIGITS = r"(?:\d+\.?\d*|\.\d+)"
+_DIGITS = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _UNIT = (
   r"(?:cm|mm|km|kg|ft|lbs?|hrs?|ml|mL|Hz|mph|in(?:ches)?|feet|miles?|yards?|meters?|units?"
   r"|degrees?|radians?|dollars?|cents?|seconds?|minutes?|hours?|days?|years?)"
@@ -64,33 +84,78 @@ _WORDS_AFTER_NUMBER = re.compile(
   rf"^([+-]?{_DIGITS}(?:e-?\d+)?) +(?!(?:sqrt|sin|cos|tan|log|exp|mod)\b)"
   rf"(?:[A-Za-z]{{3,}}|{_UNIT}|[mgsLJNWVK]\b)[A-Za-z /]*{_SQUARED}$"
 )
+_WORDS_AFTER_FRACTION = re.compile(r"^([+-]?(?:\d+ )?\d+ ?/ ?\d+) +[A-Za-z]{4}[A-Za-z /]*$")
+# Not before LaTeX: in 12\times10^6\pi the power is a factor among others, which a parser reads.
 _TIMES_POWER_OF_TEN = re.compile(
-  rf"^([+-]?{_DIGITS})\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{{\s*)?([+-]?\d{{1,3}})(?:\s*\}})?"
+  rf"^([+-]?{_DIGITS})\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*"
+  r"(?:\{\s*\+?(-?\d{1,4})\s*\}|(\d))(?=[^\\]*$)"
 )
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:, ?\d{3})+(?:\.\d+)?%?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?%?")
+# 0.1(6); 0.1\overline{6}, 0.1\dot{6}, 0.\dot{1}4285\dot{7}; 0.333\ldots (three times at least)
+_IN_PARENTHESES = re.compile(r"^\s*([+-]?\d*\.\d*)\((\d+)\)\s*$")
+_REPEATING = re.compile(
+  r"(?<!\d)(\d{0,40})\.(\d{0,40})(?:\s*\\(?:overline|bar|dot)\s*(?:\{\s*(\d{1,40})\s*\}|(\d))(?!\d*\\dot)"
+  r"|\\dot\{?(\d)\}?(\d{0,40})\\dot\{?(\d)\}?)"
+)
+_GOES_ON = re.compile(
+  r"(?<!\d)(\d{0,40})\.(\d{0,20}?)(\d{1,8}?)\3{2,8}\s*(?:\\l?dots|\\cdots|\.\.\.|…)"
+)
 _WORDS = re.compile(r"(?=.*[A-Za-z]{4})[A-Za-z]+(?:[ '-][A-Za-z]+)*")
-_NAMED = re.compile(r"^[A-Za-z]\w?\s*(?:=|\\in(?![a-zA-Z]))\s*(?=[^=]+$)")
+_NAMED = re.compile(
+  r"^(?:[A-Za-z]\w?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*(?:=|\\in(?![a-zA-Z]))\s*(?=[^=]+$)"
+)
 
 
-def normal_form(answer: str) -> str:
-  """Returns the answer in its normal form; two answers with the same one are equal."""
-  text = answer.strip("`*\"' \n")
+def normal_form(answer: str, *, keep_name: bool = False) -> str:
+  """Returns the answer in its normal form; two answers with the same one are equal.
+
+  Args:
+    answer: as `extract_answer` found it.
+    keep_name: leave the `y =` before a value, which then is an equation.
+  """
+  text = re.sub(r"\s+", " ", answer.translate(_FULL_WIDTH)).strip('`*" ')
+  text = text.strip("'") if text.startswith("'") else re.sub(r"(?<![A-Za-z)}])'+$", "", text)
+  text = re.sub("[¼-¾⅐-⅞]", _written_out, text).strip()
+  text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
+  text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(_RAISED)}}}", text)
+  text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)
+  text = _GOES_ON.sub(_as_fraction, _REPEATING.sub(_as_fraction, text))
   if "\\" not in text:
     text = _rewrite(text, _TYPED)
   for symbol, latex in _SYMBOLS:
     text = text.replace(symbol, latex)
-  text = _rewrite(text, _SPELLING).strip("`*\"' \n:;,").rstrip(".:;, ")
-  text = _TIMES_POWER_OF_TEN.sub(r"\1e\2", text)
+  text = _rewrite(text, _SPELLING).strip('`*" :;,').rstrip(".:;, ")
+  text = _TIMES_POWER_OF_TEN.sub(lambda found: f"{found[1]}e{found[2] or found[3]}", text)
   text = _UNIT_AT_END.sub("", text)
-  text = _WORDS_AFTER_NUMBER.sub(r"\1", text)
+  text = _WORDS_AFTER_FRACTION.sub(r"\1", _WORDS_AFTER_NUMBER.sub(r"\1", text))
   if _THOUSANDS.fullmatch(text):
     text = text.replace(",", "").replace(" ", "")
-  return _NAMED.sub("", text).strip()
+  return text.strip() if keep_name else _NAMED.sub("", text).strip()
+
+
+def _written_out(found: re.Match) -> str:
+  """The fraction that one character is: 3½ becomes 3 1/2."""
+  return " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/")
+
+
+def _as_fraction(found: re.Match) -> str:
+  r"""A repeating decimal as LaTeX: 0.1\overline{6} is (16 - 1) / 90."""
+  whole, fixed, *repeats = found.groups(default="")
+  repeat = "".join(repeats)
+  top = int(whole + fixed + repeat) - int(whole + fixed or "0")
+  return rf"\frac{{{top}}}{{{(10 ** len(repeat) - 1) * 10 ** len(fixed)}}}"
 
 
 def squeeze(form: str) -> str:
-  """Returns a normal form without space, case, and braces around one character."""
-  return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s+", "", form)).lower()
+  """Returns a normal form without space (but 3 1/2 is not 31/2) and braces around one character.
+
+  Case is ignored in words and in the letters of options; M and m are two variables.
+  """
+  text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", form)
+  text = re.sub(r"\{(\w)\}", r"\1", text)
+  without_commands = re.sub(r"\\[A-Za-z]+", " ", text)
+  is_words = re.search(r"[A-Za-z]{3}", without_commands) or re.fullmatch("[A-Ja-j]", text)
+  return text.lower() if is_words else text
 
 
 def _rewrite(text: str, rules: list[tuple[str, str]]) -> str:
@@ -111,44 +176,115 @@ class Number(NamedTuple):
 
 
 _NUMBER = re.compile(
-  # 3e-5 and 3e05 are powers of ten; 3e+5 is more likely Euler's number and a sum.
-  rf"([+-]?)(?:({_DIGITS})(e-?\d{{1,3}})?(?:\s*/\s*({_DIGITS}))?"
+  # 3e-5 and 3e05 are powers of ten, as is 1e+16, which Python prints; 3e+5 is more likely Euler's
+  # number and a sum.
+  rf"([+-]?)(?:({_DIGITS})(e(?:-?\d{{1,4}}|\+\d{{2,4}}))?(?:\s*/\s*({_DIGITS}))?"
   rf"|\\frac\{{({_DIGITS})\}}\{{({_DIGITS})\}})\s*(%?)",
   re.IGNORECASE,
 )
+_MIXED = re.compile(
+  r"([+-]?)(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*(?:\{(\d+)\}\{(\d+)\}|(\d)\s*(\d)))"
+)
+_POWER = re.compile(r"([+-]?)(\d+)\s*\^\s*(?:\{\s*([+-]?\d{1,6})\s*\}|(\d))")
 
 
 def number(form: str) -> Number | None:
-  """Returns the plain number that a normal form is (12, -3.5, 4.5e33, 3/4, 20%), or None."""
-  match = _NUMBER.fullmatch(form) if len(form) <= 300 else None
+  """Returns the plain number that a normal form is (12, -3.5, 4.5e33, 3/4, 3 1/2, 10^{400}, 20%).
+
+  None if it is none, or one too large to be computed here.
+  """
+  if len(form) > 300:
+    return None
+  if match := _MIXED.fullmatch(form):
+    sign, whole, *parts = match.groups()
+    top, bottom = (int(part) for part in parts if part)
+    # An improper fraction after a number is a factor, not a part of a mixed number.
+    return _signed(sign, int(whole) + Fraction(top, bottom)) if top < bottom else None
+  if match := _POWER.fullmatch(form):
+    return _power(match[1], int(match[2]), int(match[3] or match[4]))
+  match = _NUMBER.fullmatch(form)
   if not match:
     return None
   sign, whole, exponent, below, top, bottom, percent = match.groups()
   top, bottom = (top, bottom) if top else (whole + (exponent or ""), below or "1")
   # 3. and .5 are numbers to everybody but Fraction
-  top, bottom = (re.sub(r"\.(?=e|$)", "", x) for x in (top, bottom))
+  top, bottom = (re.sub(r"\.(?=e|$)", "", x, flags=re.IGNORECASE) for x in (top, bottom))
   if Fraction(bottom) == 0:
     return None
-  value = Fraction(top) / Fraction(bottom) * (-1 if sign == "-" else 1)
-  return Number(value, not re.search(r"[.e]", top + bottom, re.IGNORECASE), bool(percent))
+  return _signed(sign, Fraction(top) / Fraction(bottom), "." not in top + bottom, bool(percent))
 
 
-def same_form(a: str, b: str) -> bool | None:
+def _signed(sign: str, value: Fraction, exact: bool = True, percent: bool = False) -> Number:
+  return Number(-value if sign == "-" else value, exact, percent)
+
+
+def _power(sign: str, base: int, exponent: int) -> Number | None:
+  if base == 0 or abs(exponent) * math.log2(base) > _MOST_BITS:
+    return None
+  return _signed(sign, Fraction(base) ** exponent)
+
+
+_BASED = re.compile(r"([+-]?)(\d[0-9A-Fa-f]*|[A-F][0-9A-F]+)\s*_\s*\{?\s*(\w+)\s*\}?")
+_BASE_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def based(form: str) -> tuple[str, int] | None:
+  """Returns digits (with their sign) and base of a number that names its base (1011_2), or None."""
+  match = _BASED.fullmatch(form) if len(form) <= 300 else None
+  if not match:
+    return None
+  name = match[3].lower()
+  if name in _BASE_NAMES:
+    base = _BASE_NAMES.index(name) + 2
+  else:
+    base = int(name) if name.isascii() and name.isdecimal() and len(name) <= 2 else 0
+  if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in match[2]):
+    return None
+  return match[1].removeprefix("+") + (match[2].lstrip("0") or "0"), base
+
+
+def _same_based(a: str, b: str) -> bool | None:
+  """Whether two numbers are the same, of which at least one names its base; None without a base."""
+  x, y = based(a), based(b)
+  if x and y:
+    return int(*x) == int(*y)
+  if x or y:
+    digits, other = (x[0], b) if x else (y[0], a)
+    return other.removeprefix("+").upper() == digits.upper() if number(other) else None
+  return None
+
+
+def same_form(predicted: str, gold: str) -> bool | None:
   """Returns whether two normal forms are equal where text or numbers decide, None elsewhere.
 
-  Numbers without decimals must be equal, others agree to DECIMALS_AGREE (Qwen2.5-Math's rule). Of a
+  Numbers without decimals must be equal. Where one is a decimal they agree to DECIMALS_AGREE
+  (Qwen2.5-Math's rule), but a whole gold number equals only itself: 9999.857 is not 10000. Of a
   percentage and a plain number, 20% is 20 as well as 0.2.
   """
-  if squeeze(a) == squeeze(b):
+  if squeeze(predicted) == squeeze(gold):
     return True
-  x, y = number(a), number(b)
+  same = _same_based(predicted, gold)
+  if same is not None:
+    return same
+  x, y = number(predicted), number(gold)
   if x and y:
-    shares = [1, 100] if x.percent != y.percent else [1]
-    x, y = (x, y) if x.percent or not y.percent else (y, x)  # the percentage first
-    return any(_agree(x.value / share, y.value, x.exact and y.exact) for share in shares)
-  if any(_WORDS.fullmatch(side) for side in (a, b)):
+    return any(_agree(x.value * share, y.value, _exactly(x, y)) for share in _shares(x, y))
+  if any(_WORDS.fullmatch(side) for side in (predicted, gold)):
     return False  # as products of letters "east" would equal "seat"
   return None
+
+
+def _shares(x: Number, y: Number) -> list[Fraction]:
+  """What x may be multiplied by, where one of the numbers is a percentage."""
+  if x.percent == y.percent:
+    return [Fraction(1)]
+  return [Fraction(1), Fraction(1, 100) if x.percent else Fraction(100)]
+
+
+def _exactly(x: Number, y: Number) -> bool:
+  """Whether a predicted number (x) must be the gold one (y) and not only be close to it."""
+  both_whole = x.value.denominator == y.value.denominator == 1
+  return (y.exact and (x.exact or y.value.denominator == 1)) or (x.exact and both_whole)
 
 
 def _agree(x: Fraction, y: Fraction, exactly: bool) -> bool:

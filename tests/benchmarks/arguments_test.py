@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gap, gpu, host
+from benchmarks import gpu, host
 from benchmarks.peers import __main__ as peers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,9 +17,6 @@ FOLDERS = ("--output=tests", "--output=not_there/page.md")
 @pytest.mark.parametrize(
   "command, arguments, said",
   [
-    (gap, ["--first=10", "--last=5"], "--last=5 must be more than --first=10"),
-    (gap, ["--first=260"], "--last=260 must be more than --first=260"),
-    (gap, ["--first=-1"], "'-1' is not a whole number of at least 1"),
     (peers, ["--cases=nonsense"], "nonsense unknown; there are update,sample,reward"),
     (peers, ["--shapes=tiny,7B"], "7B unknown; there are tiny,135M"),
     (peers, ["--cases="], "nothing named; there are update"),

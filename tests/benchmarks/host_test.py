@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import host, host_texts
-from srl_jax.data import arithmetic_tokenizer, prompts
+from srl_jax.data import arithmetic_tokenizer
+from srl_jax.data.tokenizer import load_tokenizer
 
 WORDS = "0 1 2 3 + - = ;"
 
@@ -48,7 +49,7 @@ def test_lengths_are_drawn_from_the_published_quantiles():
 
 
 def test_texts_have_about_the_tokens_asked_for(folder):
-  tokenizer = prompts.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   writer = host_texts.Writer(np.random.default_rng(0), tokenizer, WORDS)
   assert len(writer.tokens(500)) == 500
   text = writer.text(500)
@@ -60,5 +61,5 @@ def test_texts_have_about_the_tokens_asked_for(folder):
 
 
 def test_the_published_lengths_are_those_of_the_real_files(shared):
-  tokenizer = prompts.load_tokenizer(pathlib.Path(shared) / "tokenizer_qwen2.5")
+  tokenizer = load_tokenizer(pathlib.Path(shared) / "tokenizer_qwen2.5")
   assert host_texts.fit(pathlib.Path(shared), tokenizer) == host_texts.LENGTHS

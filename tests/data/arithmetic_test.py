@@ -2,10 +2,11 @@
 
 import re
 
-import ml_collections
 import pytest
 
 from srl_jax.data import arithmetic
+from srl_jax.data.data_config import DataConfig
+from srl_jax.tasks.examples import example_kind
 
 SPLITS = ("train", "calibration", "selection", "test")
 
@@ -13,18 +14,22 @@ SPLITS = ("train", "calibration", "selection", "test")
 def data_config(**changed):
   data = {"source": "arithmetic", "path": "hard", "split": "train", "holdout": 3}
   data |= {"keep_last_step": True, "title_hint": False}
-  return ml_collections.ConfigDict(data | changed)
+  return DataConfig(**data | changed)
+
+
+def load(data, method, seed):
+  return arithmetic.load(data, example_kind(method), seed=seed)
 
 
 def test_reasoned_responses_think_first():
-  (example,) = arithmetic.load(data_config(path="reasoned:1"), "sft", seed=0).train
+  (example,) = load(data_config(path="reasoned:1"), "sft", seed=0).train
   problem = arithmetic.problems("train", 1)[0]
   monologue, solution = example.target.removeprefix("<think>").split("</think>\n")
-  assert solution.split("\n") == problem.steps and example.task == "sft"
+  assert solution.split("\n") == problem.steps and example.task == "one_step"
   turns = [turn.removeprefix("<think>").split("</think>")[0] for turn in problem.turns]
   assert monologue.split("\n") == turns
   with pytest.raises(ValueError, match="data.path='reasoned' holds responses to learn"):
-    arithmetic.load(data_config(path="reasoned"), "rlvr", seed=0)
+    load(data_config(path="reasoned"), "rlvr", seed=0)
 
 
 def test_first_test_problem_never_changes():
@@ -102,7 +107,7 @@ def test_problems_refuses_what_it_cannot_draw():
 
 
 def test_srl_examples_are_the_steps_with_what_stands_before_them():
-  examples = arithmetic.load(data_config(), "srl", seed=0)
+  examples = load(data_config(), "srl", seed=0)
   assert (len(examples.train), len(examples.validation)) == (600, 18)
   assert examples.counts == {"rows": 103, "kept": 103}
   problem = arithmetic.problems("train", 1)[0]
@@ -112,12 +117,12 @@ def test_srl_examples_are_the_steps_with_what_stands_before_them():
     assert (example.id, example.task, example.hint) == (f"train-0/{k + 1}", "srl", None)
   assert {arithmetic.split_of(e.problem) for e in examples.train} == {"train"}
   assert {arithmetic.split_of(e.problem) for e in examples.validation} == {"selection"}
-  assert arithmetic.load(data_config(), "srl", seed=1) == examples  # one data set for every run
+  assert load(data_config(), "srl", seed=1) == examples  # one data set for every run
 
 
 def test_srl_examples_without_the_last_step_and_with_a_title_hint():
   data = data_config(path="hard:2", keep_last_step=False, title_hint=True)
-  examples = arithmetic.load(data, "srl", seed=0).train
+  examples = load(data, "srl", seed=0).train
   problem = arithmetic.problems("train", 1)[0]
   assert len(examples) == 10
   for example, step in zip(examples[:5], problem.steps):
@@ -126,36 +131,37 @@ def test_srl_examples_without_the_last_step_and_with_a_title_hint():
 
 @pytest.mark.parametrize("method", ["one_step", "rlvr", "sft"])
 def test_whole_solution_methods_have_one_example_per_problem(method):
-  examples = arithmetic.load(data_config(path="hard:5"), method, seed=0)
+  examples = load(data_config(path="hard:5"), method, seed=0)
   found = arithmetic.problems("train", 5)
   assert [e.problem for e in examples.train] == [p.text for p in found]
   for example, problem in zip(examples.train, found):
-    assert (example.task, example.context, example.answer) == (method, [], problem.answer)
+    task = "one_step" if method == "sft" else method
+    assert (example.task, example.context, example.answer) == (task, [], problem.answer)
     assert example.target == ("" if method == "rlvr" else "\n".join(problem.steps))
 
 
 def test_the_warm_up_has_both_forms_and_keeps_to_its_split():
-  examples = arithmetic.load(data_config(path="mix:2000"), "sft", seed=0)
+  examples = load(data_config(path="mix:2000"), "sft", seed=0)
   assert len(examples.train) == 2000 and len(examples.validation) == 18
   assert {arithmetic.split_of(e.problem) for e in examples.train} == {"train"}
   assert {arithmetic.split_of(e.problem) for e in examples.validation} == {"calibration"}
-  whole = [e for e in examples.train if e.task == "sft"]
+  whole = [e for e in examples.train if e.task == "one_step"]
   assert 0.5 < len(whole) / 2000 / arithmetic.WHOLE_SHARE < 1.5
   for example in examples.train:
     outside = re.sub(r"<think>.*?</think>", "", example.target)
     count = example.problem.count(". ")
-    assert outside.count("**: ") == (count if example.task == "sft" else 1)
-    last = example.task == "sft" or len(example.context) == count - 1
+    assert outside.count("**: ") == (count if example.task == "one_step" else 1)
+    last = example.task == "one_step" or len(example.context) == count - 1
     assert outside.endswith(f"\\boxed{{{example.answer}}}") == last
-  assert examples.train != arithmetic.load(data_config(path="mix:2000"), "sft", seed=1).train
+  assert examples.train != load(data_config(path="mix:2000"), "sft", seed=1).train
 
 
 def test_load_refuses_what_the_family_does_not_have():
   with pytest.raises(ValueError, match="data.path='hard:0'"):
-    arithmetic.load(data_config(path="hard:0"), "srl", seed=0)
+    load(data_config(path="hard:0"), "srl", seed=0)
   with pytest.raises(ValueError, match="method='sft', not 'srl'"):
-    arithmetic.load(data_config(path="mix"), "srl", seed=0)
+    load(data_config(path="mix"), "srl", seed=0)
   with pytest.raises(ValueError, match="data.split='dev'"):
-    arithmetic.load(data_config(split="dev"), "srl", seed=0)
-  with pytest.raises(ValueError, match="method='grpo'"):
-    arithmetic.load(data_config(), "grpo", seed=0)
+    load(data_config(split="dev"), "srl", seed=0)
+  with pytest.raises(ValueError, match="'grpo'"):
+    load(data_config(), "grpo", seed=0)

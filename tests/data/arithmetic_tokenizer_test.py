@@ -6,7 +6,9 @@ import pathlib
 import pytest
 import transformers
 
-from srl_jax.data import arithmetic, arithmetic_tokenizer, prompts
+from srl_jax.data import arithmetic, arithmetic_tokenizer
+from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
+from srl_jax.tasks import TASKS, system_prompt
 
 
 @pytest.fixture(scope="module", params=["AutoTokenizer", "PreTrainedTokenizerFast"])
@@ -22,8 +24,8 @@ def family(n):
 
 
 def messages(problem, done, hint=None, task="srl", style="think"):
-  system = prompts.system_prompt(task, style)
-  return prompts.build_messages(problem.text, problem.steps[:done], hint, system)
+  system = system_prompt(TASKS[task], style)
+  return TASKS[task].build_messages(problem.text, problem.steps[:done], hint, system)
 
 
 def test_round_trip_without_unknown_tokens(tokenizer):
@@ -47,7 +49,7 @@ def test_digits_stand_alone_and_words_are_whole(tokenizer):
 
 def test_lengths(tokenizer):
   for problem in arithmetic.problems("train", 300):
-    assert len(prompts.encode(tokenizer, messages(problem, 5)).token_ids) <= 70
+    assert len(encode(tokenizer, messages(problem, 5)).token_ids) <= 70
     assert max(len(tokenizer.encode(turn)) for turn in problem.turns) <= 25
     assert len(tokenizer.encode("\n".join(problem.turns))) <= 150
 
@@ -63,14 +65,15 @@ def test_foreign_characters_are_unknown_one_by_one(tokenizer):
   "task, style, mode",
   [
     ("srl", "think", "<|step|>"),
-    ("sft", "think", "<|solution|>"),
+    ("one_step", "plain", "<|solution|>"),
+    ("rlvr", "think", "<|solution|>"),
     ("one_step", "think", "<|solution|>"),
     ("rlvr", "plain", "<|solution|>"),
   ],
 )
 def test_the_system_message_becomes_one_token(tokenizer, task, style, mode):
   problem = arithmetic.problems("train", 1)[0]
-  encoded = prompts.encode(tokenizer, messages(problem, 0, task=task, style=style))
+  encoded = encode(tokenizer, messages(problem, 0, task=task, style=style))
   mode, turn = tokenizer.convert_tokens_to_ids([mode, "<|turn|>"])
   assert encoded == ([mode, *tokenizer.encode(problem.text), turn], False)
 
@@ -78,10 +81,29 @@ def test_the_system_message_becomes_one_token(tokenizer, task, style, mode):
 def test_without_a_system_message_of_ours_the_next_step_is_meant(tokenizer):
   user = {"role": "user", "content": "Start with 4. Add 3."}
   own = {"role": "system", "content": "Be brief."}
-  usual = prompts.system_prompt("srl", "think")
+  usual = system_prompt(TASKS["srl"])
   expected = tokenizer.apply_chat_template([{"role": "system", "content": usual}, user])
   assert tokenizer.apply_chat_template([own, user]) == expected
   assert tokenizer.apply_chat_template([user]) == expected
+
+
+@pytest.mark.parametrize("system", ["Box the final answer.", "Put the final answer within a box."])
+@pytest.mark.parametrize("task, mode", [("srl", "<|step|>"), ("rlvr", "<|solution|>")])
+def test_the_task_decides_whatever_a_users_own_system_prompt_says(tokenizer, task, mode, system):
+  messages = TASKS[task].build_messages("Start with 4.", [], None, system)
+  assert encode(tokenizer, messages).token_ids[0] == tokenizer.convert_tokens_to_ids(mode)
+
+
+@pytest.mark.parametrize("task, mode", [("srl", "<|step|>"), ("rlvr", "<|solution|>")])
+def test_our_prompts_are_known_without_the_field(tokenizer, task, mode):
+  """As a server's chat route gets them, which knows role and content only."""
+  problem = arithmetic.problems("train", 1)[0]
+  for style in ("think", "plain"):
+    sent = [
+      {"role": m["role"], "content": m["content"]}
+      for m in messages(problem, 0, task=task, style=style)
+    ]
+    assert encode(tokenizer, sent).token_ids[0] == tokenizer.convert_tokens_to_ids(mode)
 
 
 def test_an_answer_ends_with_the_stop_token(tokenizer):
@@ -101,7 +123,7 @@ def test_the_committed_model_folder_is_up_to_date(tmp_path):
   for name in ("tokenizer.json", "tokenizer_config.json"):
     assert (folder / name).read_text() == (tmp_path / name).read_text()
   config = json.loads((folder / "config.json").read_text())
-  tokenizer = prompts.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   assert config["vocab_size"] == len(tokenizer)
-  assert prompts.stop_ids(tokenizer, folder) == [config["eos_token_id"]]
+  assert stop_ids(tokenizer, folder) == [config["eos_token_id"]]
   assert config["pad_token_id"] == tokenizer.pad_token_id

@@ -69,17 +69,6 @@ def test_what_is_put_back_comes_first():
   assert queue.take(3) == [*first[1:3], (0, epoch_order(6, 0, 0)[4])]
 
 
-@given(st.integers(1, 9), st.integers(0, 20), st.integers(0, 4), st.integers(0, 12))
-def test_what_comes_next_is_told_and_not_taken(count, before, back, n):
-  """All n of it, or as many as the epoch has."""
-  queue = PromptQueue(count, 0)
-  taken = queue.take(before)
-  queue.put_back(taken[len(taken) - min(back, before) :])
-  told, state = queue.coming(n), queue.state()
-  assert len(told) == min(n, count - queue.position + len(queue.head)) and queue.state() == state
-  assert queue.take(n)[: len(told)] == told
-
-
 def test_buckets():
   lengths = [1, 32, 33, 256, 257, 512, 513, 1024, 1025, 2049]
   assert [bucket(n) for n in lengths] == [32, 32, 64, 256, 288, 512, 576, 1024, 1152, 2304]

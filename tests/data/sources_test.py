@@ -9,7 +9,10 @@ import types
 import ml_collections
 import pytest
 
-from srl_jax.data.sources import StepExample, load_examples, step_examples
+from srl_jax.data import sources
+from srl_jax.data.data_config import DataConfig
+from srl_jax.data.sources import StepExample, step_examples
+from srl_jax.tasks.examples import example_kind
 
 SOLUTION = "We start.\n\n1. **A**: a\n2. **B**: b\n3. **C**: c\n\nSo c."
 
@@ -28,6 +31,12 @@ def config(path, **changes):
   return ml_collections.ConfigDict({**settings, **changes})
 
 
+def load_examples(data, *, method, seed):
+  """The examples of a config's group `data` for a method."""
+  kind = example_kind(method, data.get("domain", "math"))
+  return sources.load_examples(DataConfig.from_group(data), kind, seed=seed)
+
+
 def row(k, solution=SOLUTION, **changes):
   return {"question": f"Question {k}?", "attempt": solution, "gold": k, **changes}
 
@@ -39,7 +48,7 @@ def write(path, rows):
 
 def test_a_solution_of_three_steps_gives_two_prompts():
   shared = {"problem_id": "p", "task": "srl", "problem": "Q?", "hint": None, "answer": "7"}
-  assert step_examples("p", "Q?", SOLUTION, "7", title_hint=False, keep_last_step=False) == [
+  assert step_examples("srl", "p", "Q?", SOLUTION, "7", title_hint=False, keep_last_step=False) == [
     StepExample(id="p/1", context=["We start."], target="1. **A**: a", **shared),
     StepExample(id="p/2", context=["We start.", "1. **A**: a"], target="2. **B**: b", **shared),
   ]
@@ -58,7 +67,7 @@ def test_supervised_reasoning_stands_in_think_tags_before_the_solution(tmp_path)
 
 
 def test_title_hint_and_last_step():
-  examples = step_examples("p", "Q?", SOLUTION, None, title_hint=True, keep_last_step=True)
+  examples = step_examples("srl", "p", "Q?", SOLUTION, None, title_hint=True, keep_last_step=True)
   assert [(e.id, e.hint, e.target) for e in examples] == [
     ("p/1", "A", "a"),
     ("p/2", "B", "b"),
@@ -69,7 +78,7 @@ def test_title_hint_and_last_step():
 
 def test_a_step_without_a_title_or_without_more_gets_no_hint():
   examples = step_examples(
-    "p", "Q?", "1. **A**\n2. b\n3. c", None, title_hint=True, keep_last_step=False
+    "srl", "p", "Q?", "1. **A**\n2. b\n3. c", None, title_hint=True, keep_last_step=False
   )
   assert [(e.hint, e.target, e.context) for e in examples] == [
     (None, "1. **A**", []),
@@ -79,7 +88,7 @@ def test_a_step_without_a_title_or_without_more_gets_no_hint():
 
 def test_fewer_than_two_steps_give_no_prompt():
   for text in ("", "Prose.", "1. **Only**: one"):
-    assert step_examples("p", "Q?", text, None, title_hint=False, keep_last_step=True) == []
+    assert step_examples("srl", "p", "Q?", text, None, title_hint=False, keep_last_step=True) == []
 
 
 def test_rows_are_counted_by_reason(tmp_path):
@@ -96,7 +105,7 @@ def test_rows_are_counted_by_reason(tmp_path):
   assert examples.counts == {
     "rows": 7,
     "no_steps": 1,
-    "one_step": 1,
+    "single_step": 1,
     "empty_solution": 1,
     "empty_problem": 1,
     "duplicate": 1,
@@ -119,7 +128,8 @@ def test_other_methods_have_one_example_a_problem(tmp_path, method, target, kept
   examples = load_examples(config(write(tmp_path / "a.jsonl", rows)), method=method, seed=0)
   assert examples.counts == {"rows": 4, reason: 1, "kept": kept}
   first, second = examples.train[:2]
-  assert (first.task, first.context, first.hint, first.target) == (method, [], None, target)
+  task = "one_step" if method == "sft" else method
+  assert (first.task, first.context, first.hint, first.target) == (task, [], None, target)
   assert (first.id, second.answer) == (first.problem_id, "27.0")
 
 
@@ -166,7 +176,7 @@ def test_ids_of_a_column(tmp_path):
     ([row(1)], {"holdout": 1}, "srl", r"data.holdout=1: .* 1 usable problems"),
     ([row(1, "x"), row(2, "y")], {}, "srl", r"none of 2 rows can be used \(no_steps 2\)"),
     ([row(1)], {"source": "web"}, "srl", r"data.source='web'"),
-    ([row(1)], {}, "ppo", r"method='ppo'"),
+    ([row(1)], {}, "ppo", r"method: 'ppo'"),
     ([row(1)], {"path": "missing.jsonl"}, "srl", r"missing.jsonl does not exist"),
     ([], {}, "srl", r"a.jsonl is empty"),
   ],
@@ -197,6 +207,42 @@ def test_a_file_of_step_examples(tmp_path):
   write(path, [steps[0], {k: v for k, v in steps[1].items() if k != "hint"}])
   with pytest.raises(ValueError, match=r"steps.jsonl:2: a step example without 'hint'"):
     load_examples(config(path), method="srl", seed=5)
+
+
+def step(**changes):
+  fields = dict(id="7/1", problem_id="7", task="srl", problem="Q?", context=[], hint=None)
+  return {**fields, "target": "t", "answer": None, **changes}
+
+
+@pytest.mark.parametrize(
+  ("changes", "method", "place"),
+  [
+    ({"target": " "}, "srl", "'target'"),
+    ({"target": " "}, "sft", "'target'"),
+    ({"task": "rlvr"}, "rlvr", "'answer'"),
+    ({"target": None}, "srl", "'target'"),
+    ({"problem": 3}, "srl", "'problem'"),
+    ({"context": "one text"}, "srl", "'context'"),
+    ({"answer": 7}, "srl", "'answer'"),
+    ({"task": "one_step"}, "srl", "'one_step'"),
+  ],
+)
+def test_a_step_example_is_checked_for_its_task(tmp_path, changes, method, place):
+  path = write(tmp_path / "a.jsonl", [step(), step(id="7/2", **changes)][-1:])
+  with pytest.raises(ValueError, match=rf"a.jsonl:1: .*{place}"):
+    load_examples(config(path), method=method, seed=0)
+
+
+def test_what_a_reward_does_not_need_may_be_empty(tmp_path):
+  path = write(tmp_path / "a.jsonl", [step(task="rlvr", target="", answer="7")])
+  assert load_examples(config(path), method="rlvr", seed=0).train[0].answer == "7"
+
+
+def test_supervised_examples_keep_their_task(tmp_path):
+  """Responses are learned in reply to the prompt of their task; prepare 0.1 wrote "sft"."""
+  rows = [step(id=name, problem_id=name, task=name) for name in ("srl", "rlvr", "sft")]
+  examples = load_examples(config(write(tmp_path / "a.jsonl", rows)), method="sft", seed=0)
+  assert [e.task for e in examples.train] == ["srl", "rlvr", "one_step"]
 
 
 def test_hub(monkeypatch):

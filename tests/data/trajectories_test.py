@@ -7,9 +7,11 @@ import random
 import pytest
 
 from srl_jax import config as common
-from srl_jax.data import prompts, runs
-from srl_jax.data.sources import load_examples
+from srl_jax.data import runs, sources
+from srl_jax.data.data_config import DataConfig
+from srl_jax.data.responses import parse_response
 from srl_jax.data.trajectories import AgentStep, shorten, split_actions
+from srl_jax.tasks.examples import example_kind
 
 VIEW = (
   "<function=str_replace_editor>\n<parameter=command>view</parameter>\n"
@@ -148,6 +150,12 @@ def config(path, **changes):
   return data
 
 
+def load_examples(data, *, method, seed):
+  """The examples of a config's group `data` for a method."""
+  kind = example_kind(method, data.get("domain"))
+  return sources.load_examples(DataConfig.from_group(data), kind, seed=seed)
+
+
 def row(messages, **changes):
   expert = {"resolved": True, "model": "claude-3-7-sonnet-20250219"}
   return {"messages": messages, **expert, **changes}
@@ -168,10 +176,8 @@ def test_prompts_have_the_last_two_pairs_and_the_action_is_the_target(tmp_path):
   assert [e.context for e in examples] == [[], pairs[:1], pairs[:2], pairs[1:3]]
   assert [e.target for e in examples] == actions
   assert {(e.problem_id, e.task, e.problem, e.hint, e.answer) for e in examples} == {
-    ("t", "srl", "Fix it.", None, None)
+    ("t", "swe", "Fix it.", None, None)
   }
-  _, user = prompts.build_messages("I", examples[2].context, None, "S", domain="swe")
-  assert user["content"] == f"I{prompts.LAST_CALLS}{pairs[0]}\n\n{pairs[1]}"
   data.keep_last_step = False
   assert load_examples(data, method="srl", seed=0).train == examples[:3]
   data.swe.pairs = 0
@@ -183,23 +189,20 @@ def test_supervised_targets_are_well_formed_answers(tmp_path):
   messages[4]["content"] = EDIT  # no thought
   data = config(write(tmp_path / "a.jsonl", [row(messages)]))
   with_thought, without = load_examples(data, method="sft", seed=0).train
-  assert prompts.parse_response(with_thought.target) == ("Thought 0.", VIEW)
-  assert prompts.parse_response(without.target) == ("", EDIT)
+  assert parse_response(with_thought.target) == ("Thought 0.", VIEW)
+  assert parse_response(without.target) == ("", EDIT)
   srl = load_examples(data, method="srl", seed=0).train
   assert [(e.problem, e.context) for e in srl] == [
     (e.problem, e.context) for e in (with_thought, without)
   ]
 
 
-def test_the_system_prompt_asks_for_a_call_in_the_form_of_the_actions():
-  for task in ("srl", "sft"):
-    system = prompts.system_prompt(task, "think", domain="swe")
-    form = system.rpartition("this form:\n")[2]
-    (step,) = split_actions([message("assistant", form)])
-    assert prompts.parse_response(form).action == step.action
-    assert all(name in system for name in ("bash", "str_replace_editor", "submit"))
-  with pytest.raises(ValueError, match="swe takes srl and sft"):
-    prompts.system_prompt("rlvr", "plain", domain="swe")
+def test_step_examples_that_prepare_wrote_before_swe_was_a_task(tmp_path):
+  data = config(write(tmp_path / "a.jsonl", [row(xml_run(VIEW, EDIT))]))
+  examples = load_examples(data, method="srl", seed=0).train
+  rows = [{**dataclasses.asdict(e), "task": "srl"} for e in examples]
+  data.path = str(write(tmp_path / "b.jsonl", rows))
+  assert load_examples(data, method="srl", seed=0).train == examples
 
 
 def test_rows_are_counted_by_reason(tmp_path):
@@ -273,7 +276,7 @@ def test_runs_are_drawn_by_seed_and_id(tmp_path):
     ([row(xml_run("no"))], {}, "srl", r"malformed 1; .*a.jsonl:1: message 2: it does not end"),
     (many(2), {"holdout": 1}, "srl", r"data.holdout=1: "),
     (many(2), {"title_hint": True}, "srl", r"data.title_hint=True: actions have no titles"),
-    (many(2), {}, "rlvr", r"method='rlvr': runs have steps but no final answer"),
+    (many(2), {}, "rlvr", r"method='rlvr': .* no final answers"),
     (
       [row(xml_run(VIEW), id="a"), row(xml_run(EDIT), id="a")],
       {"id": "id"},
@@ -306,7 +309,7 @@ def real(shared, form, **changes):
 )
 def test_every_turn_of_the_real_runs(shared, form, count, turns, submits, empty, unanswered):
   data = real(shared, form)
-  found, counts = runs.read_runs(data, seed=0)
+  found, counts = runs.read_runs(DataConfig.from_group(data), seed=0)
   assert counts == {"rows": count, "kept": count}
   with open(data.path, encoding="utf-8") as file:
     messages = [json.loads(line)["messages"] for line in file]
@@ -326,7 +329,7 @@ def test_every_turn_of_the_real_runs(shared, form, count, turns, submits, empty,
 
 def test_real_actions_have_one_form(shared):
   """An action of a text run, read as a tool call, gives the same text again."""
-  for run in runs.read_runs(real(shared, "xml"), seed=0)[0]:
+  for run in runs.read_runs(DataConfig.from_group(real(shared, "xml")), seed=0)[0]:
     for step in run.steps:
       name = step.action.partition("=")[2].partition(">")[0]
       body = step.action.split("\n", 1)[1].removesuffix("</function>")
@@ -351,6 +354,6 @@ def test_real_examples(shared):
   both = examples.train + examples.validation
   assert all(e.target.startswith("<function=") and e.target.endswith("</function>") for e in both)
   assert all(len(e.context) == min(2, int(e.id.rpartition("/")[2]) - 1) for e in both)
-  shown = [pair.partition(prompts.OBSERVATION)[2] for e in both for pair in e.context]
+  shown = [pair.partition(runs.OBSERVATION)[2] for e in both for pair in e.context]
   assert max(map(len, shown)) <= 6000 + len("\n[... 123456 characters left out ...]\n")
   assert any("characters left out ...]" in text for text in shown)

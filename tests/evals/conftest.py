@@ -2,7 +2,7 @@
 
 import pytest
 
-from srl_jax.data.prompts import EncodedPrompt
+from srl_jax.data.tokenizer import EncodedPrompt
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.rollout.engine import Rollout, SamplingParams
 

@@ -6,7 +6,7 @@ import pytest
 
 from srl_jax.evals.journal import Journal
 from srl_jax.rollout.engine import Prompt, SamplingParams
-from srl_jax.rollout.episodes import Task
+from srl_jax.rollout.episodes import Question
 
 PARAMS = SamplingParams(16)
 PROMPTS = [Prompt(f"p{i}", (1, 2, i)) for i in range(5)]
@@ -64,9 +64,9 @@ def test_stepwise_episodes_go_on_inside(scripted, solver, tmp_path):
   turns = lambda id, sample: (
     "<think>a</think>1. one" if id.endswith("/0") else r"<think>b</think>2. \boxed{3}"
   )
-  tasks = [Task(f"t{i}", f"problem {i}", "3") for i in range(3)]
+  questions = [Question(f"t{i}", f"problem {i}", "3") for i in range(3)]
   path = tmp_path / "j.jsonl"
-  solve = lambda engine: solver(Journal(engine, path, print), "stepwise").solve(tasks, 1, 0.0)
+  solve = lambda engine: solver(Journal(engine, path, print), "stepwise").solve(questions, 1, 0.0)
   with pytest.raises(KeyboardInterrupt):
     solve(scripted(turns, stop_after=4))
   engine = scripted(turns)

@@ -7,7 +7,7 @@ import pytest
 from srl_jax.data import arithmetic, rows
 from srl_jax.evals import math_benchmarks as M
 from srl_jax.rewards.answers import equal_pairs
-from srl_jax.rollout.episodes import Episode, Task
+from srl_jax.rollout.episodes import Episode, Question
 
 
 def write(path, *lines):
@@ -17,23 +17,31 @@ def write(path, *lines):
 
 @pytest.mark.parametrize("name", list(M.HUB))
 def test_real_files(shared, name):
-  tasks = M.load_benchmark(name, shared / "data" / "math")
-  assert len(tasks) == M.HUB[name].size == len({task.id for task in tasks})
-  assert all(equal_pairs([(task.answer, task.answer) for task in tasks]))
-  assert not any(task.answer.endswith(".0") for task in tasks if name == "amc23")
+  questions = M.load_benchmark(name, shared / "data" / "math")
+  assert len(questions) == M.HUB[name].size == len({question.id for question in questions})
+  assert all(equal_pairs([(question.answer, question.answer) for question in questions]))
+  assert not any(question.answer.endswith(".0") for question in questions if name == "amc23")
 
 
 def test_real_answers(shared):
   load = lambda name: M.load_benchmark(name, shared / "data" / "math")
-  assert [task.answer for task in load("amc23")[:3]] == ["27", "36", "45"]  # 27.0 in the file
+  assert [question.answer for question in load("amc23")[:3]] == [
+    "27",
+    "36",
+    "45",
+  ]  # 27.0 in the file
   assert load("minerva_math")[0].answer == "1.6"  # the box of its solution
   assert load("aime24")[0].id == "aime24-60"
 
 
 def test_arithmetic():
-  tasks = M.load_benchmark("arithmetic:3")
-  assert [task.problem for task in tasks] == [p.text for p in arithmetic.problems("test", 3)]
-  assert M.load_benchmark("arithmetic")[:3] == tasks and len(M.load_benchmark("arithmetic")) == 200
+  questions = M.load_benchmark("arithmetic:3")
+  assert [question.problem for question in questions] == [
+    p.text for p in arithmetic.problems("test", 3)
+  ]
+  assert (
+    M.load_benchmark("arithmetic")[:3] == questions and len(M.load_benchmark("arithmetic")) == 200
+  )
 
 
 def test_own_file(tmp_path):
@@ -45,9 +53,9 @@ def test_own_file(tmp_path):
   )
   assert M.benchmark_name(path) == "mine"
   assert M.load_benchmark(path) == [
-    Task("mine-0", "What is 2+2?", "4"),
-    Task("mine-half", "And 1/2?", "0.5"),
-    Task("mine-7", "And 6*7?", "42"),
+    Question("mine-0", "What is 2+2?", "4"),
+    Question("mine-half", "And 1/2?", "0.5"),
+    Question("mine-7", "And 6*7?", "42"),
   ]
 
 
@@ -94,9 +102,9 @@ def test_hub_takes_the_year(monkeypatch):
     for i, year in enumerate(years)
   ]
   asked = hub(monkeypatch, found)
-  tasks = M.load_benchmark("aime24")
+  questions = M.load_benchmark("aime24")
   assert asked == [("AI-MO/aimo-validation-aime", "train")]
-  assert [task.id for task in tasks] == [f"aime24-{i}" for i in range(60, 90)]
+  assert [question.id for question in questions] == [f"aime24-{i}" for i in range(60, 90)]
 
 
 def test_hub_that_changed(monkeypatch):
@@ -109,13 +117,13 @@ def test_hub_that_changed(monkeypatch):
   "ended, answer", [("whole", "42"), ("cut_off", "42"), ("boxed", "42"), ("max_turns", None)]
 )
 def test_only_a_finished_episode_answers(ended, answer):
-  episode = Episode(Task("a", "p", "42"), 0, actions=["6 times 7 is 42"], ended=ended)
+  episode = Episode(Question("a", "p", "42"), 0, actions=["6 times 7 is 42"], ended=ended)
   assert M.grade([episode]) == [M.Graded(answer, answer is not None)]
 
 
 def test_measure(scripted, solver):
   """Problem 0 is solved by sample 0 of 4, which greedy decoding repeats; problem 1 never."""
   engine = scripted(lambda id, sample: r"\boxed{5}" if (id, sample) == ("t0", 0) else r"\boxed{6}")
-  tasks = [Task("t0", "p", "5"), Task("t1", "q", "5")]
+  questions = [Question("t0", "p", "5"), Question("t1", "q", "5")]
   expected = {"greedy": 0.5, "avg_at_4": 0.125, "pass_at_4": 0.5}
-  assert M.measure(solver(engine), tasks, 4) == expected
+  assert M.measure(solver(engine), questions, 4) == expected

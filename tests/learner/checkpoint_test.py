@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what is never read, and that they come back bit for bit."""
 
+import dataclasses
+import json
 import os
 import shutil
 import types
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srl_jax.learner import optimizer, update
+from srl_jax.learner import checkpoint, optimizer, update
 from srl_jax.learner.checkpoint import Checkpoints, Progress, read_config
 from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
@@ -36,12 +38,12 @@ SMALL = ({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"m": np.ones(3, n
 
 def save(checkpoints, step, score=None, offset=0.0):
   model, moments = jax.tree.map(lambda x: jnp.asarray(x) + offset, SMALL)
-  checkpoints.save(model, moments, Progress(step=step), score)
+  checkpoints.save(update.TrainState(step, model, moments), Progress(seconds=step), score)
 
 
 def weights_of(checkpoints, step):
   model, _, progress = checkpoints.restore(step, *as_jax())
-  assert progress.step == step
+  assert progress.seconds == step
   return np.asarray(model["w"])
 
 
@@ -90,7 +92,6 @@ def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
   chain.lr, chain.grad_norm = 1e-3, 1.0
   tx = optimizer.make(chain, 10)
   progress = Progress(
-    step=7,
     queue=dict(epoch=1, position=3, head=[[0, 4], [1, 2]]),
     scores={"5": 0.25},
     before=dict(greedy=0.1),
@@ -101,7 +102,7 @@ def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
     model = policy()
     grads = jax.tree.map(jnp.cos, model)
     model, moments, _ = update.apply(tx, model, update.init_moments(tx, model), grads)
-    opened().save(model, moments, progress)
+    opened().save(update.TrainState(7, model, moments), progress)
     wanted = jax.tree.map(np.asarray, (model, moments))
 
   def restore():
@@ -124,7 +125,7 @@ def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
 def test_the_model_alone(opened):
   save(opened(), 3)
   model, moments, progress = opened().restore(3, as_jax()[0])
-  assert moments is None and progress.step == 3
+  assert moments is None and progress.seconds == 3
   assert (np.asarray(model["w"]) == SMALL[0]["w"]).all()
 
 
@@ -202,3 +203,12 @@ def test_a_half_deleted_old_checkpoint_harms_nobody(opened, tmp_path):
   assert (weights_of(checkpoints, 2) == SMALL[0]["w"]).all()
   save(checkpoints, 3)
   assert checkpoints.steps() == [2, 3]
+
+
+def test_progress_of_an_earlier_version_is_read(opened, monkeypatch):
+  """0.1.0 also stored its step and a batch in flight; init_from reads such runs."""
+  stored = json.dumps(dataclasses.asdict(Progress()) | {"step": 1, "ahead": None})
+  as_bytes = {"json": np.frombuffer(stored.encode(), np.uint8)}
+  monkeypatch.setattr(checkpoint, "_as_bytes", lambda progress: as_bytes)
+  save(opened(), 1)
+  assert opened().restore(1, as_jax()[0])[2] == Progress()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from srl_jax.learner.packing import PackedGroup, Response
+from srl_jax.learner.rows import PackedGroup, Response
 from srl_jax.policy import model as M
 
 TINY = M.ModelConfig(
@@ -56,7 +56,9 @@ def groups():
 
   def response(length):
     logprobs = rng.uniform(-5, -3, length)
-    return Response(rng.integers(1, 96, length).tolist(), logprobs.tolist(), float(rng.normal()))
+    return Response(
+      rng.integers(1, 96, length).tolist(), logprobs.tolist(), float(rng.normal()), 0.0
+    )
 
   return [
     PackedGroup(rng.integers(1, 96, prompt).tolist(), [response(n) for n in lengths])

@@ -3,10 +3,17 @@
 import pytest
 
 from srl_jax.data.batches import PromptQueue
-from srl_jax.data.sources import StepExample
-from srl_jax.learner.dynamic_sampling import Group, fill_batch, why_dropped
-from srl_jax.rewards.scoring import Score
+from srl_jax.data.examples import StepExample
+from srl_jax.learner.dynamic_sampling import (
+  Batch,
+  Group,
+  add_round,
+  draw_size,
+  surplus_tickets,
+  why_dropped,
+)
 from srl_jax.rollout.engine import Prompt
+from srl_jax.tasks import Score
 
 
 def group(rewards, ticket=(0, 0), task="srl", failures=None):
@@ -41,13 +48,12 @@ def test_reasons(given, epsilon, reason):
 
 def fill(queue, teaches, *, size, max_rounds=10):
   """(batch, tickets of each round); a group teaches if `teaches(index)`."""
-  rounds = []
-
-  def sample(tickets):
-    rounds.append(tickets)
-    return [group([0, 1] if teaches(index) else [1, 1], (epoch, index)) for epoch, index in tickets]
-
-  batch = fill_batch(queue, sample, size=size, std_epsilon=0.01, max_rounds=max_rounds)
+  batch, rounds = Batch(), []
+  while len(batch.kept) < size and batch.rounds < max_rounds:
+    rounds.append(queue.take(draw_size(batch, size)))
+    sampled = [group([0, 1] if teaches(i) else [1, 1], (epoch, i)) for epoch, i in rounds[-1]]
+    batch = add_round(batch, sampled, size, std_epsilon=0.01)
+  queue.put_back(surplus_tickets(batch))
   return batch, rounds
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from srl_jax.config import defaults
 from srl_jax.learner import grpo
 
 ONE_FAILURE = [0.31, 0.35, 0.28, 0.40, -1, 0.33, 0.30, 0.36]  # a format failure among eight
@@ -50,6 +51,15 @@ def test_advantages_refuse_what_has_none():
     grpo.group_advantages([[0.5, 0.1]], scale="mad")
 
 
+def token_loss(logprob, old, advantage, weight=None, **algorithm):
+  """grpo.token_loss of one token with loss weight 1."""
+  group = defaults().algorithm.unlock()
+  group.update(algorithm)
+  as_array = lambda x: None if x is None else jnp.float32(x)
+  arrays = map(as_array, (logprob, old, advantage, 1.0, weight))
+  return grpo.token_loss(*arrays, algorithm=group)
+
+
 # Bounds 1 - 0.2 and 1 + 0.3, apart on purpose. A gradient is ratio * A where the ratio is free.
 @pytest.mark.parametrize(
   "ratio, advantage, objective, clipped",
@@ -65,10 +75,8 @@ def test_advantages_refuse_what_has_none():
 )
 def test_clip_by_hand(ratio, advantage, objective, clipped):
   def run(logprob):
-    value, seen, was_clipped = grpo.clipped_objective(
-      logprob, jnp.float32(-1.0), jnp.float32(advantage), clip_low=0.2, clip_high=0.3
-    )
-    return value, (seen, was_clipped)
+    loss, terms = token_loss(logprob, -1.0, advantage, clip_low=0.2, clip_high=0.3)
+    return -loss, (terms["ratio"], terms["clip_fraction"])
 
   logprob = jnp.float32(-1.0 + math.log(ratio))
   (value, (seen, was_clipped)), slope = jax.value_and_grad(run, has_aux=True)(logprob)
@@ -80,20 +88,8 @@ def test_clip_by_hand(ratio, advantage, objective, clipped):
 def test_importance_weights_are_capped_constants():
   old, sampler = jnp.log(jnp.array([0.5, 0.2, 0.9])), jnp.log(jnp.array([0.25, 0.4, 0.1]))
   np.testing.assert_allclose(grpo.importance_weights(old, sampler, 2.5), [2, 0.5, 2.5], rtol=1e-6)
-  weighted, _, _ = grpo.clipped_objective(
-    old, old, jnp.array([1.0, -1.0, 1.0]), clip_low=0.2, clip_high=0.2, weights=jnp.arange(3.0)
-  )
-  assert weighted.tolist() == [0, -1, 2]
-
-
-def test_sequences_above_the_cap_are_left_out():
-  # Ratios of the tokens 2 and 1/2, 3 and 1/2, 3 and 1: of the sequences 1, 3/2 and 3.
-  gaps = jnp.log(jnp.array([[2.0, 0.5], [3.0, 0.5], [3.0, 1.0]])).sum(axis=1)
-  np.testing.assert_allclose(grpo.masked_importance_weights(gaps, 2.0), [1, 1.5, 0], rtol=1e-6)
-  # A sequence that the trainer finds impossible, and one that overflows.
-  np.testing.assert_array_equal(
-    grpo.masked_importance_weights(jnp.array([-1e4, 1e4]), 2.0), [0.0, 0.0]
-  )
+  for i, (advantage, weight) in enumerate([(1.0, 0.0), (-1.0, 1.0), (1.0, 2.0)]):
+    assert token_loss(old[i], old[i], advantage, weight)[0] == -advantage * weight
 
 
 def test_kl_is_k3():
@@ -111,14 +107,14 @@ def test_kl_estimates_the_divergence_without_bias():
   np.testing.assert_allclose((policy * np.asarray(estimate)).sum(), exact, rtol=1e-5)
 
 
-def test_token_shares_by_hand():
+def test_token_weights_by_hand():
   lengths_b = np.array([1, 4, 3])
-  sequence = grpo.token_shares(lengths_b, "sequence", 10)
+  sequence = grpo.token_weights(lengths_b, "sequence", 10)
   np.testing.assert_allclose(sequence, [1 / 3, 1 / 12, 1 / 9])
-  np.testing.assert_allclose(grpo.token_shares(lengths_b, "token", 10), [1 / 8] * 3)
-  np.testing.assert_allclose(grpo.token_shares(lengths_b, "constant", 10), [1 / 30] * 3)
+  np.testing.assert_allclose(grpo.token_weights(lengths_b, "token", 10), [1 / 8] * 3)
+  np.testing.assert_allclose(grpo.token_weights(lengths_b, "constant", 10), [1 / 30] * 3)
   with pytest.raises(ValueError, match="aggregate: 'mean' is unknown; use one of sequence, token"):
-    grpo.token_shares(lengths_b, "mean", 10)
+    grpo.token_weights(lengths_b, "mean", 10)
 
 
 # ---- parity with the definitions of notes/peers.md, written down a second time with loops

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srl_jax.data.batches import bucket
-from srl_jax.learner.packing import (
-  PackedGroup,
-  Response,
-  line_bucket,
-  line_count,
-  pack,
-)
+from srl_jax.learner import packing
+from srl_jax.learner.batch import weigh
+from srl_jax.learner.rows import PackedGroup, Response, line_bucket, line_count
 from srl_jax.policy import cpu
 
-SETTINGS = dict(shards=1, aggregate="sequence", max_tokens=16, layout="blocks")
+SETTINGS = dict(shards=1, layout="blocks")
 LINES = SETTINGS | {"layout": "lines"}
+
+
+def pack(groups, *, aggregate="sequence", **settings):
+  return packing.pack(weigh(groups, aggregate, max_tokens=16), **settings)
 
 
 def unpack(batches):
@@ -106,7 +106,7 @@ def test_groups_are_cut_and_share_rows(groups):
   ],
 )
 def test_shares_are_of_the_whole_batch(groups, aggregate, share):
-  batches = pack(groups, tokens_per_device=64, **SETTINGS | {"aggregate": aggregate})
+  batches = pack(groups, tokens_per_device=64, **SETTINGS, aggregate=aggregate)
   assert sum(len(r.token_ids) for g in groups for r in g.responses) == 102
   assert Counter(unpack(batches)) == Counter(expected(groups, share))
 

@@ -11,9 +11,12 @@ import pytest
 
 from configs import quickstart
 from srl_jax import config as common
-from srl_jax.data import prompts
-from srl_jax.learner import rl, start, update
+from srl_jax import train
+from srl_jax.data.tokenizer import load_tokenizer
+from srl_jax.errors import Stopped, UserError
+from srl_jax.learner import rl, setup, update
 from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.learner.stop import StopSignal
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.rollout.engine import Rollout
 
@@ -24,7 +27,7 @@ class Scripted:
   """Answers prompts with texts of a list; log-probs are those of a uniform distribution."""
 
   def __init__(self, texts):
-    self.tokenizer, self.texts = prompts.load_tokenizer(MODEL), texts
+    self.tokenizer, self.texts = load_tokenizer(MODEL), texts
     self.versions, self.params, self.asked = [], [], []
 
   def load_weights(self, model, version):
@@ -67,9 +70,9 @@ def run(tmp_path, monkeypatch):
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
     common.check(config)
     engine = Scripted(texts)
-    monkeypatch.setattr(start, "make_engine", lambda *args: engine)
+    monkeypatch.setattr(setup, "make_engine", lambda *args: engine)
     with jax.set_mesh(make_mesh("data=1")):
-      summary = rl.train(config, tmp_path)
+      summary = train.run(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     return summary, [json.loads(line) for line in lines], engine
 
@@ -152,14 +155,14 @@ def test_a_loss_that_is_not_finite_names_the_step(run, tmp_path, monkeypatch):
   """And leaves the last checkpoint as it was."""
   train_on, calls = rl.train_on, []
 
-  def poisoned(config, policy, *args):
+  def poisoned(run, *args):
     calls.append(1)
     if len(calls) == 3:
-      policy.model.norm.set_value(policy.model.norm[...] * np.nan)
-    return train_on(config, policy, *args)
+      run.state.model.norm.set_value(run.state.model.norm[...] * np.nan)
+    return train_on(run, *args)
 
   monkeypatch.setattr(rl, "train_on", poisoned)
-  with pytest.raises(ValueError, match="step 3: loss nan, gradient norm nan; the last checkpoint"):
+  with pytest.raises(UserError, match="step 3: loss nan, gradient norm nan; the last checkpoint"):
     run(GOOD, train__save_every=1)
   checkpoints = Checkpoints(tmp_path)
   assert checkpoints.steps()[-1] == 2
@@ -173,3 +176,53 @@ def test_epochs_end_the_run(run):
   )
   assert summary["steps"] == len(rows) == 9 and rows[-1]["epoch"] == 1
   assert {id.split("@")[1] for id in engine.asked} == {"0"} and len(set(engine.asked)) == 36
+
+
+# ---- one batch ahead (rollout.lag = 1)
+
+
+@pytest.fixture
+def lagged(run, monkeypatch):
+  """run(...) with rollout.lag=1, which the built-in engine does not have."""
+  checked = common.check
+  monkeypatch.setattr(common, "check", lambda config: None)
+  yield lambda texts, **values: run(texts, **{"rollout__lag": 1} | values)
+  monkeypatch.setattr(common, "check", checked)
+
+
+def test_a_batch_ahead_is_sampled_with_the_weights_of_the_step_before(lagged, tmp_path):
+  """Step k trains on rollouts of the weights after step k - 1 less one; all of one version."""
+  off = dict(algorithm__dynamic_sampling=False)
+  _, rows, engine = lagged(GOOD, train__steps=4, **off)
+  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+  versions = []
+  for step in (1, 2, 3, 4):
+    lines = (tmp_path / "rollouts" / f"step_{step:06d}.jsonl").read_text().splitlines()
+    found = {version for line in lines for version in json.loads(line)["weight_versions"]}
+    assert len(found) == 1
+    versions.append(found.pop())
+  assert versions == [0, 0, 1, 2]
+  assert len(engine.asked) == len(set(engine.asked))  # nothing is sampled twice
+
+
+def test_a_run_that_is_stopped_with_a_batch_in_flight_draws_it_again(lagged, tmp_path, monkeypatch):
+  """No prompt is lost: the queue of the checkpoint is that before the batch in flight."""
+  wanted = lagged(GOOD, train__steps=4, algorithm__dynamic_sampling=False)[2].asked
+  for path in sorted(tmp_path.rglob("*"), reverse=True):
+    path.rmdir() if path.is_dir() else path.unlink()
+  stop = StopSignal.raise_if_any_stopped
+  calls = []
+
+  def stop_after_two_steps(self):
+    if (tmp_path / "metrics.jsonl").exists():
+      calls.append(len((tmp_path / "metrics.jsonl").read_text().splitlines()))
+      if calls[-1] == 2:
+        raise Stopped("SIGTERM")
+    stop(self)
+
+  monkeypatch.setattr(StopSignal, "raise_if_any_stopped", stop_after_two_steps)
+  with pytest.raises(Stopped):
+    lagged(GOOD, train__steps=4, algorithm__dynamic_sampling=False)
+  monkeypatch.setattr(StopSignal, "raise_if_any_stopped", stop)
+  again = lagged(GOOD, train__steps=4, algorithm__dynamic_sampling=False)[2].asked
+  assert again == wanted[8:]  # steps 3 and 4; step 3 had been sampled before the stop

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import miniature_base
+from srl_jax import train
 from srl_jax.learner import sft, update
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.policy.sharding import make_mesh
@@ -42,7 +43,7 @@ def run(tmp_path, monkeypatch):
     given |= dict(train__steps=4, train__eval_every=2, log__tensorboard=False) | values
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in given.items()})
     with jax.set_mesh(make_mesh("data=1")):
-      summary = sft.train(config, tmp_path)
+      summary = train.run(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     return summary, [json.loads(line) for line in lines]
 
@@ -53,14 +54,14 @@ def test_a_run_learns_and_tells(run, tmp_path, monkeypatch):
   """The trained tokens are the responses and their end, and nothing of the prompts."""
   trained, train_step = [], update.train_step
 
-  def spy(tx, model, moments, batches, loss):
+  def spy(tx, state, batches, loss):
     for rows in batches:
       mask = np.asarray(rows.loss_weights_bs) > 0
       assert not (np.asarray(rows.branches_bt) > 1).any()
       assert (np.asarray(rows.branches_bt) == 1).sum() == mask.sum()
       trained.append(np.asarray(rows.targets_bs)[mask])
-    assert loss.kind == "likelihood"
-    return train_step(tx, model, moments, batches, loss)
+    assert loss.algorithm is None
+    return train_step(tx, state, batches, loss)
 
   monkeypatch.setattr(update, "train_step", spy)
   summary, rows = run()
@@ -79,10 +80,7 @@ def test_the_stop_rule(run, tmp_path, monkeypatch):
   """
   names = ("validation_exact", "validation_exact_worst")
   scores = iter([(0.1, 0.1), (0.5, 0.0), (0.5, 0.1), (0.9, 0.9)])
-  real = sft.validate
-  monkeypatch.setattr(
-    sft, "validate", lambda *args: real(*args) | dict(zip(names, next(scores), strict=True))
-  )
+  monkeypatch.setattr(sft, "exact_shares", lambda run: dict(zip(names, next(scores), strict=True)))
   summary, rows = run(train__steps=20, train__stop_at=0.4)
   assert summary["steps"] == len(rows) == 6
   again, rows = run(train__steps=20, train__stop_at=0.4)

@@ -22,12 +22,12 @@ def test_a_signal_is_asked_about(number):
   before = signal.getsignal(number)
   stop = StopSignal()
   try:
-    stop.check()
+    stop.raise_if_stopped()
     os.kill(os.getpid(), number)
     with pytest.raises(Stopped, match=number.name):
-      stop.check()
+      stop.raise_if_stopped()
     with pytest.raises(Stopped, match=number.name):
-      stop.agree()
+      stop.raise_if_any_stopped()
   finally:
     stop.restore()
   assert signal.getsignal(number) == before
@@ -37,10 +37,10 @@ def test_the_question_waits_while_it_is_held(stop):
   """And is asked right behind."""
   with stop.held():
     os.kill(os.getpid(), signal.SIGTERM)
-    stop.check()
-    stop.agree()
+    stop.raise_if_stopped()
+    stop.raise_if_any_stopped()
   with pytest.raises(Stopped, match="SIGTERM"):
-    stop.agree()
+    stop.raise_if_any_stopped()
 
 
 def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop, monkeypatch):
@@ -52,16 +52,16 @@ def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop,
 
   with monkeypatch.context() as patched:
     patched.setattr(hosts, "all_gather_json", gather)
-    stop.agree()
+    stop.raise_if_any_stopped()
   with pytest.raises(Stopped, match="SIGTERM"):
-    stop.agree()
+    stop.raise_if_any_stopped()
 
 
 def test_what_another_process_was_asked(stop, monkeypatch):
   monkeypatch.setattr(hosts, "all_gather_json", lambda name: [name, "SIGTERM"])
   with pytest.raises(Stopped, match="SIGTERM"):
-    stop.agree()
-  stop.check()
+    stop.raise_if_any_stopped()
+  stop.raise_if_stopped()
 
 
 def test_a_second_interrupt_ends_at_once(stop):

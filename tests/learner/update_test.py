@@ -1,5 +1,6 @@
 """The update: packed, cut and sharded in any way, it is the update of one sequence a row."""
 
+import collections
 import contextlib
 import types
 
@@ -8,23 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import FrozenConfigDict
 
+from srl_jax.config import defaults
 from srl_jax.data.batches import bucket
-from srl_jax.learner import grpo, optimizer, packing, update
+from srl_jax.errors import UserError
+from srl_jax.learner import batch, grpo, optimizer, packing, update
+from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
 from srl_jax.policy import model as M
 from srl_jax.policy.attention import Lines
 from srl_jax.policy.sharding import make_mesh
 
-LOSS = update.Loss(chunk=32)
+
+def loss_with(**values):
+  """The loss of equation (1) with other values of the config's group algorithm."""
+  algorithm = defaults().algorithm.unlock()
+  algorithm.update(values)
+  return update.Loss(FrozenConfigDict(algorithm), chunk=32)
+
+
+LOSS = loss_with()
 WIDTH = 32  # of the naive rows, and the constant of aggregate "constant"
 MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"]
 SHARDS = dict(zip([None, *MESHES], [1, 8, 8, 4, 4]))  # that rows are cut over
 
 
 def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", layout="blocks"):
-  how = dict(tokens_per_device=tokens_per_device, shards=shards, aggregate=aggregate)
-  return packing.pack(groups, max_tokens=WIDTH, layout=layout, **how)
+  how = dict(tokens_per_device=tokens_per_device, shards=shards, layout=layout)
+  return packing.pack(batch.weigh(groups, aggregate, WIDTH), **how)
 
 
 def all_meshes(*quick):
@@ -38,23 +51,14 @@ def inputs(rows):
 
 
 def gradients(model, batches, loss=LOSS, old=None, reference=None):
-  """(loss, gradients, logprobs_bs of each micro-batch) of a batch, as train_step sums them."""
-  names = ["loss", "tokens", "entropy", "logprob"]
-  if loss.kind == "policy":
-    names += ["ratio", "clip_fraction", "importance_weight"] + (["kl"] if loss.kl else [])
-  grads = jax.jit(lambda m: jax.tree.map(jnp.zeros_like, m))(model)
-  totals, logprobs = {name: jnp.float32(0) for name in names}, []
-  for i, rows in enumerate(batches):
-    grads, totals, part = update.accumulate(
-      grads,
-      totals,
-      model,
-      update.on_device(rows),
-      None if old is None else old[i],
-      None if reference is None else reference[i],
-      loss=loss,
-    )
-    logprobs.append(part)
+  """(totals, gradients, logprobs_bs of each micro-batch) of a batch, as train_step sums them."""
+  none = [None] * len(batches)
+  grads, totals, logprobs = update.zeros(model), collections.Counter(), []
+  for rows, old_bs, reference_bs in zip(batches, old or none, reference or none):
+    arguments = update.on_device(rows), old_bs, reference_bs
+    grads, sums, logprobs_bs = update.accumulate(grads, model, *arguments, loss=loss)
+    totals.update({name: float(value) for name, value in sums.items()})
+    logprobs.append(logprobs_bs)
   return totals, grads, logprobs
 
 
@@ -104,12 +108,10 @@ def naive_pullback(model, arrays, temperature, slope_bt):
 def naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt):
   """(loss, gradients) by grpo.policy_loss."""
   *_, mask, advantages, sampler = arrays
+  algorithm = loss.algorithm
   new_bt = naive_logprobs(model, arrays, loss.temperature)
   old = new_bt if old_bt is None else old_bt
-  weights = jnp.minimum(jnp.exp(old - sampler), loss.importance_cap)
-  if loss.importance_level == "sequence":
-    ratio_b = jnp.exp(((old - sampler) * mask).sum(axis=1))
-    weights = jnp.where(ratio_b > loss.importance_cap, 0.0, ratio_b)[:, None] + 0 * old
+  weights = jnp.minimum(jnp.exp(old - sampler), algorithm.importance_cap)
 
   def of_logprobs(new_bt):
     value, _ = grpo.policy_loss(
@@ -117,15 +119,15 @@ def naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt):
       old,
       advantages,
       mask,
-      clip_low=loss.clip_low,
-      clip_high=loss.clip_high,
-      weights_bt=weights if loss.importance_cap else None,
+      clip_low=algorithm.clip_low,
+      clip_high=algorithm.clip_high,
+      weights_bt=weights if algorithm.importance_cap else None,
       aggregate=aggregate,
     )
-    if loss.kl:
-      shares_b = grpo.token_shares(mask.sum(axis=1), aggregate, WIDTH)
+    if algorithm.kl:
+      weights_b = grpo.token_weights(mask.sum(axis=1), aggregate, WIDTH)
       gap = reference_bt - new_bt
-      value += loss.kl * ((jnp.exp(gap) - gap - 1) * mask * shares_b[:, None]).sum()
+      value += algorithm.kl * ((jnp.exp(gap) - gap - 1) * mask * weights_b[:, None]).sum()
     return value
 
   value, slope_bt = jax.value_and_grad(of_logprobs)(new_bt)
@@ -135,17 +137,12 @@ def naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt):
 CASES = {
   "equation 1": (LOSS, "sequence", False),
   "off policy, clips apart": (
-    LOSS._replace(clip_low=0.1, clip_high=0.3, importance_cap=1.5),
+    loss_with(clip_low=0.1, clip_high=0.3, importance_cap=1.5),
     "token",
     True,
   ),
-  "sequences above the cap left out": (
-    LOSS._replace(importance_level="sequence", importance_cap=0.2),
-    "sequence",
-    False,
-  ),
   "no importance weights, temperature, kl": (
-    LOSS._replace(importance_cap=0.0, temperature=0.7, kl=0.05),
+    loss_with(importance_cap=0.0, kl=0.05)._replace(temperature=0.7),
     "constant",
     True,
   ),
@@ -164,7 +161,7 @@ def test_packed_equals_one_sequence_a_row(policy, groups, case):
   if off_policy:
     old = [update.score(nearby(0.02), update.on_device(rows), loss=loss) for rows in batches]
     old_bt = naive_logprobs(nearby(0.02), arrays, loss.temperature)
-  if loss.kl:
+  if loss.algorithm.kl:
     reference = [update.score(nearby(0.05), update.on_device(rows), loss=loss) for rows in batches]
     reference_bt = naive_logprobs(nearby(0.05), arrays, loss.temperature)
   totals, grads, _ = gradients(model, batches, loss, old, reference)
@@ -296,13 +293,16 @@ def optimizer_of(lr=1e-3, **given):
   return optimizer.make(types.SimpleNamespace(lr=lr, **given), 10)
 
 
-def one_step(model, groups, tx, shards=1, **given):
+def start_of(model, tx):
+  return update.TrainState(0, model, update.init_moments(tx, model))
+
+
+def one_step(model, groups, tx, shards=1):
   """(old weights, new model, new moments, metrics) of one step."""
   before = jax.tree.map(np.asarray, model)
-  moments = update.init_moments(tx, model)
   batches = [update.on_device(rows) for rows in pack(groups, 64, shards)]
-  model, moments, metrics, _ = update.train_step(tx, model, moments, batches, LOSS, **given)
-  return before, model, moments, metrics
+  state, output = update.train_step(tx, start_of(model, tx), batches, LOSS)
+  return before, state.model, state.moments, update.step_metrics(output, 1)
 
 
 def test_golden_metrics_of_one_step(policy, groups):
@@ -355,31 +355,33 @@ def test_steps_of_one_batch_share_the_old_logprobs(policy, groups):
     [update.on_device(rows) for rows in pack(part, 64)] for part in (groups[:2], groups[2:])
   ]
   olds = [[update.score(model, rows, loss=LOSS) for rows in half] for half in halves]
-  before, moments = jax.tree.map(jnp.copy, model), update.init_moments(tx, model)
-  model, moments, first, _ = update.train_step(tx, model, moments, halves[0], LOSS, olds[0])
+  before = jax.tree.map(jnp.copy, model)
+  state, output = update.train_step(tx, start_of(model, tx), halves[0], LOSS, olds[0])
+  first = update.step_metrics(output, 1)
   assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["clip_fraction"] == 0
-  newest = [np.asarray(update.score(model, rows, loss=LOSS)) for rows in halves[1]]
-  model, moments, second, found = update.train_step(tx, model, moments, halves[1], LOSS, olds[1])
+  newest = [np.asarray(update.score(state.model, rows, loss=LOSS)) for rows in halves[1]]
+  state, output = update.train_step(tx, state, halves[1], LOSS, olds[1])
+  second = update.step_metrics(output, 1)
   sampled = [np.asarray(update.score(before, rows, loss=LOSS)) for rows in halves[1]]
   masks = [np.asarray(rows.loss_weights_bs) > 0 for rows in halves[1]]
   ratios = np.concatenate([np.exp(n - s)[m] for n, s, m in zip(newest, sampled, masks)])
   assert second["ratio"] == pytest.approx(float(ratios.mean()), rel=1e-4)
   assert second["clip_fraction"] > 0.05 and abs(ratios - 1).max() > 0.2
-  for logprobs, wanted, mask in zip(found, newest, masks):
-    np.testing.assert_allclose(logprobs[mask], wanted[mask], atol=1e-5)
+  for logprobs_bs, wanted, mask in zip(output.logprobs, newest, masks):
+    np.testing.assert_allclose(np.asarray(logprobs_bs)[mask], wanted[mask], atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_raises(policy, groups):
   model, tx = policy(), optimizer_of()
   model.norm.set_value(model.norm[...].at[3].set(jnp.nan))
-  with pytest.raises(FloatingPointError, match="loss nan, gradient norm nan"):
+  with pytest.raises(UserError, match="step 1: loss nan, gradient norm nan"):
     one_step(model, groups, tx)
 
 
 def test_sft_is_plain_cross_entropy(policy, groups):
   """Minus the mean log-prob of all response tokens, and its gradient."""
   model, arrays = policy(), naive_arrays(groups)
-  loss = update.Loss(kind="likelihood", chunk=32)
+  loss = update.Loss(None, chunk=32)
   totals, grads, _ = gradients(model, pack(groups, 64, aggregate="token"), loss)
   mask = arrays[3]
   value = -(naive_logprobs(model, arrays, 1.0) * mask).sum() / mask.sum()
@@ -442,7 +444,7 @@ def test_a_vocabulary_that_the_devices_do_not_divide(policy, groups, spec):
   with jax.set_mesh(mesh):
     batches = pack(groups, 64, mesh.shape["fsdp"])
     found, grads, _ = gradients(policy(vocab_size=98), batches)
-  assert jax.tree.map(float, found) == pytest.approx(jax.tree.map(float, wanted), abs=1e-3)
+  assert found == pytest.approx(wanted, abs=1e-3)
   assert abs(float(found["loss"]) - float(wanted["loss"])) <= 1e-5
   assert_trees_close(grads, wanted_grads)
 
@@ -472,9 +474,8 @@ def test_xla_replicates_nothing_unasked(policy, groups, warnings_of_xla, spec):
     rows = [update.on_device(rows) for rows in pack(groups, 64, shards)]
     update.score(model, rows[0], loss=LOSS)
     for remat in ("none", "full"):
-      moments = update.init_moments(tx, model)
-      loss = LOSS._replace(remat=remat)
-      model, *_ = update.train_step(tx, model, moments, rows, loss)
+      state, _ = update.train_step(tx, start_of(model, tx), rows, LOSS._replace(remat=remat))
+      model = state.model
   assert warnings_of_xla() == []
 
 
@@ -497,15 +498,13 @@ def test_xla_says_so_when_it_replicates(warnings_of_xla):
 
 
 def abstract_accumulate(config, t, loss):
-  """The compiled `accumulate` of one row of t tokens in lines of 512, from shapes folders."""
+  """The compiled `accumulate` of one row of t tokens in lines of 512, from shapes alone."""
   shape = lambda *sizes, dtype=np.int32: jax.ShapeDtypeStruct(sizes, dtype)
   ints, floats = shape(1, t), shape(1, t, dtype=np.float32)
   lines = Lines(shape(1, t // 512, 512), shape(1, t, 1))
-  rows = packing.Rows(*[ints] * 6, *[floats] * 3, lines)
-  names = ["loss", "tokens", "entropy", "logprob", "ratio", "clip_fraction", "importance_weight"]
-  totals = {name: shape(dtype=np.float32) for name in names}
+  rows = Rows(*[ints] * 6, *[floats] * 3, lines)
   model = M.abstract(config)
-  return update.accumulate.lower(model, totals, model, rows, None, None, loss).compile()
+  return update.accumulate.lower(model, model, rows, None, None, loss).compile()
 
 
 @pytest.mark.slow
@@ -513,7 +512,7 @@ def test_logits_never_exist_whole():
   """Qwen2.5-0.5B's shapes, 16k tokens: temporaries at most half of those of full logits."""
   config = M.ModelConfig(151936, 896, 4864, 24, 14, 2, 64, tie_word_embeddings=True)
   temporaries = {
-    chunk: abstract_accumulate(config, 16384, update.Loss(chunk=chunk, remat="full"))
+    chunk: abstract_accumulate(config, 16384, LOSS._replace(chunk=chunk, remat="full"))
     .memory_analysis()
     .temp_size_in_bytes
     for chunk in (512, 16384)
@@ -523,12 +522,40 @@ def test_logits_never_exist_whole():
   assert temporaries[16384] > 2 * 4 * 16384 * 151936  # the logits and their gradient
 
 
-def test_one_step_for_a_batch_runs_no_other_pass(policy, groups):
-  """With the sampler's log-probs at hand the step is two programs: no pass for old log-probs."""
-  tx = optimizer_of()
-  update.score.clear_cache()
-  for function in (update.accumulate, update.apply):
-    function.clear_cache()
-  one_step(policy(), groups, tx)
-  sizes = [f._cache_size() for f in (update.accumulate, update.apply, update.score)]
-  assert sizes == [1, 1, 0]
+# ---- equation (1) is written once
+
+
+def test_training_minimises_the_public_loss(policy, groups, monkeypatch):
+  """A changed grpo.token_loss changes both policy_loss and the weights after a training step."""
+  arrays = [jnp.zeros((1, 4)), jnp.zeros((1, 4)), jnp.ones(1), jnp.ones((1, 4))]
+  clips = dict(clip_low=0.2, clip_high=0.2)
+  value = grpo.policy_loss(*arrays, **clips)[0]
+  _, model, _, metrics = one_step(policy(), groups, optimizer_of())
+  token_loss = grpo.token_loss
+
+  def doubled(*args, **kwargs):
+    loss, terms = token_loss(*args, **kwargs)
+    return 2 * loss, terms
+
+  monkeypatch.setattr(grpo, "token_loss", doubled)
+  jax.clear_caches()
+  assert grpo.policy_loss(*arrays, **clips)[0] == 2 * value != 0
+  _, changed, _, found = one_step(policy(), groups, optimizer_of())
+  assert found["loss"] == pytest.approx(2 * metrics["loss"], rel=1e-5)
+  assert found["grad_norm"] == pytest.approx(2 * metrics["grad_norm"], rel=1e-5)
+  jax.clear_caches()
+
+
+def test_the_loss_names_its_own_metrics(policy, groups, monkeypatch):
+  """A term that is added to the loss is reported without a second list of names."""
+  token_loss = grpo.token_loss
+
+  def with_a_term(*args, **kwargs):
+    loss, terms = token_loss(*args, **kwargs)
+    return loss, terms | {"twice_ratio": 2 * terms["ratio"]}
+
+  monkeypatch.setattr(grpo, "token_loss", with_a_term)
+  jax.clear_caches()
+  metrics = one_step(policy(), groups, optimizer_of())[3]
+  assert metrics["twice_ratio"] == pytest.approx(2 * metrics["ratio"])
+  jax.clear_caches()

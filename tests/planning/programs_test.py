@@ -138,7 +138,7 @@ def test_a_config_with_more_passes_has_their_arguments(config, state):
 def test_supervised_runs_have_their_loss(config):
   config = config.copy_and_resolve_references()
   config.method = "sft"
-  assert programs.loss_of(config) == update.Loss("likelihood", chunk=64, remat="full")
+  assert update.loss_of(config) == update.Loss(None, chunk=64, remat="full")
 
 
 def test_the_figure_of_a_refusal_is_read():

@@ -59,7 +59,7 @@ def hf_case(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def their_logits():
-  """their_logits(transformers model, tokens) -> logits_tv of one sequence folders."""
+  """their_logits(transformers model, tokens) -> logits_tv of one sequence alone."""
   import torch
 
   def logits(model, tokens):

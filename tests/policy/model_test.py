@@ -24,7 +24,7 @@ forward = jax.jit(full_logits)
 
 @pytest.mark.parametrize("case", ["gqa1-tied", "gqa2-untied", "gqa7-untied"])
 def test_logits_equal_transformers(hf_case, their_logits, rows, case):
-  """A full row, a padded row (left and right) and a packed row, against each sequence folders."""
+  """A full row, a padded row (left and right) and a packed row, against each sequence alone."""
   hf = hf_case(case)
   arrays = rows(
     [

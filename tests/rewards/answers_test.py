@@ -43,6 +43,13 @@ def rows(path):
     ('"answer": [1, 2]\n', "[1, 2]"),
     ("answer is \\frac{1}{2}", "\\frac{1}{2}"),
     ("The answer is 3. No, the answer is 4.", "4"),
+    (r"so $\boxed 7$, as asked.", "7"),
+    ("so \\boxed 42\nin all", "42"),
+    (r"\(\boxed\frac12\)", r"\frac12"),
+    (r"\boxed{3}, no: $\boxed 4$", "4"),
+    (r"\boxed 3, no: $\boxed{4}$", "4"),
+    ("所以答案是 7。", "7"),
+    ("答案：$\\frac12$", "\\frac12"),
     ("first 3, then 1,234.5 in all", "1234.5"),
     ("-7", "-7"),
     ("nothing to see", None),
@@ -154,6 +161,51 @@ SAME = [
   *[("B", r"\text{(B)}"), ("(B)", "B"), ("B) 12", "$B$"), ("B. Carl wins", "B"), ("Option C", "C")],
   *[(r"\textbf{(D)}", "D"), ('["B", "F"]', "B, F"), ("b", "B")],
   *[("(c)", "c"), ("c = 2C", "2C")],
+  # scientific notation, alone and as a factor
+  *[(r"1\times10^{10}", "10^{10}"), (r"2000\sqrt2", r"2\times10^3\sqrt2"), ("3E8", "3 × 10⁸")],
+  *[(r"12\pi\times10^6", r"1.2\times10^7\pi"), (r"\sqrt{2}\times10^3", r"1000\sqrt2")],
+  *[
+    (r"1\times 10^{0}", "1"),
+    ("10^{-20}", "1e-20"),
+    ("2^10", "1024"),
+    ("1e5/3", r"\frac{10^5}{3}"),
+  ],
+  # mixed numbers and repeating decimals
+  *[("3 1/2", "3.5"), (r"3\frac{1}{2}", "7/2"), (r"-3\frac12", "-3.5"), ("1 1/2 cups", "3/2")],
+  *[(r"0.\overline{3}", "1/3"), (r"0.1\overline{6}", "1/6"), (r"0.\dot{1}4285\dot{7}", "1/7")],
+  *[("0.1(6)", "1/6"), (r"0.333\ldots", "1/3"), (r"-0.\bar3", "-1/3"), (r"0.\overline9", "1")],
+  *[(r"0.\overline{3}\pi", r"\frac{\pi}{3}"), (r"1.2\overline{34}", "611/495")],
+  # thousands, full width
+  *[(r"10{,}000", "10000"), (r"10\,000", "10000"), (r"1{,}234{,}567", "1234567")],
+  *[("（１，２）", "(1,2)"), ("ｘ＝５", "5"), ("５％", "5%"), ("３．５。", "3.5")],
+  # bases
+  *[("320", "320_7"), ("320_{7}", "320"), ("1011_2", r"1011_{\text{two}}"), ("(1011)_2", "1011₂")],
+  *[("1011 base 2", "1011_2"), ("1011_2", "11_{10}"), ("FF_{16}", "255_{10}")],
+  # symbols that a parser takes for functions or constants
+  *[(r"m(\gamma-1)", r"m\gamma-m"), (r"\gamma(m-1)", r"\gamma m-\gamma"), ("(I-1)R", "IR-R")],
+  *[("E(1+x)", "E+Ex"), (r"\gamma_0+1", r"1+\gamma_0"), ("ad+bc", "cb+da"), (r"\Gamma(5)", "24")],
+  *[("f'(x)+1", "1+f'(x)"), ("(1+i)^2", "2i"), (r"\Gamma(\delta+1)", r"\Gamma\delta+\Gamma")],
+  *[(r"\sqrt{3+2\sqrt2}", r"1+\sqrt2"), ("0", r"\sqrt6-\sqrt2\sqrt3"), (r"\ln 4", r"2\ln 2")],
+  *[(r"\tan^2 x+1", r"\sec^2 x"), ("n!", "n(n-1)!"), (r"\sum_{k=1}^{n} k", r"\binom{n+1}{2}")],
+  # equations
+  *[("2x-y+3=0", "y=2x+3"), ("y-3=2x", "y=2x+3"), (r"x=\frac{y-3}{2}", "y=2x+3")],
+  *[(r"\frac{x}{2}+\frac{y}{3}=1", "3x+2y=6"), ("y=0.5x+1", "x-2y+2=0"), ("-x+y=3", "x-y=-3")],
+  *[("(x-1)^2+y^2=4", "x^2-2x+y^2-3=0"), ("5<x", "x>5"), ("x=1, y=2", "y=2, x=1")],
+  # vectors
+  *[(r"\langle 1,2\rangle", "(1,2)"), (r"\left\langle 1,\frac12\right\rangle", "<1,0.5>")],
+  *[(r"\langle 1,2,3\rangle", r"\begin{pmatrix}1\\2\\3\end{pmatrix}"), ("⟨1,2⟩", "(1,2)")],
+  *[
+    ("(x,y)=(1,2)", "(1,2)"),
+    (r"\frac{1\pm\sqrt{D}}{2}", r"\frac{1+\sqrt D}{2},\frac{1-\sqrt D}{2}"),
+  ],
+  # large and infinite
+  *[("10^{400}", "10^{400}"), (r"10\cdot10^{399}", "10^{400}"), (str(10**400), "10^{400}")],
+  *[
+    ("2^{9999}", r"2\cdot2^{9998}"),
+    ("10^{100000}", r"10\cdot10^{99999}"),
+    ("100!", r"100\cdot99!"),
+  ],
+  *[(r"\infty", r"+\infty"), ("∞", r"\infty"), (r"(-\infty, 3)", "x<3"), ("nan", "nan")],
 ]
 
 DIFFERENT = [
@@ -171,6 +223,55 @@ DIFFERENT = [
     (r"\frac{1}{23}", r"\frac{12}{3}"),
   ],
   *[("(1,2,3)", "(1,2,4)"), ("[[1,2],[3,4]]", "[[1,3],[2,4]]")],
+  # small values
+  *[("10^{-20}", "10^{-21}"), (r"\frac{1}{2^{60}}", r"\frac{1}{2^{61}}"), ("10^{-30}", "0")],
+  *[(r"10^{-20}x", r"10^{-21}x"), (r"\frac{\pi}{10^{20}}", r"\frac{\pi}{10^{21}}")],
+  *[(r"e^{-50}", r"e^{-51}"), ("(10^{-20},1)", "(10^{-21},1)"), (r"[0,10^{-20}]", r"[0,10^{-21}]")],
+  *[(r"\{10^{-20}\}", r"\{10^{-21}\}"), (r"10^{-20}+10^{-21}i", r"10^{-20}")],
+  # large ones
+  *[("10^{400}", "10^{401}"), ("10^{400}+1", "10^{400}"), ("2^{1000}-1", "2^{1000}")],
+  *[("10^{100000}", "10^{100000}+1"), (r"\pi 10^{400}+1", r"\pi 10^{400}")],
+  *[(r"\frac{10^{20}+1}{3}", r"\frac{10^{20}}{3}"), ("x^{200}+x^{100}+1", "x^{200}+1")],
+  # a whole gold answer is met by no decimal beside it
+  *[("9999.857", r"10{,}000"), ("9999.9999", "10000"), ("10000000001", "1e10")],
+  # symbols
+  *[(r"\gamma+1", r"\gamma+2"), (r"\gamma", "0.5772156649"), (r"\Gamma+1", r"\Gamma+2")],
+  *[(r"\Gamma", r"\gamma"), (r"\frac{M}{m}", "1"), (r"\Delta x", r"\delta x"), ("M", "m")],
+  *[("204+e^{-200}", "204"), (r"\sin x+e^{-200}", r"\sin x"), ("x^2+C", "x^2+c")],
+  *[("I^2R", "-R"), ("I_1", "I_2"), ("E+1", "e+1"), ("f'(x)", "f(x)"), ("x'", "x")],
+  *[("|x|", "x"), (r"\sqrt{x^2}", "x")],
+  # scientific notation, mixed numbers, repeating decimals
+  *[(r"12\times10^6\pi", r"6\times10^{12}\pi"), ("4e12", r"\sqrt{6400}"), ("4e12", "80")],
+  *[("3 1/2", "2"), ("3 1/2", "31/2"), ("3 1/2", "3/2"), ("2 000", "0"), ("3, 100", "3100")],
+  *[(r"0.\overline{3}", "0.3"), (r"0.\overline{36}", r"0.3\overline{6}")],
+  # bases
+  *[
+    ("1011_2", "1011_3"),
+    ("1011_2+1", "1011_3+1"),
+    ("(1011_2,1)", "(1011_3,1)"),
+    ("A3_{16}", "A3_{12}"),
+  ],
+  # equations, vectors, lists
+  *[("y=2x+3", "2x-y-3=0"), ("0=0", "y=2x+3"), ("x+y=3", "x+y=4"), ("y=x", "y=-x")],
+  *[("2x=10", "x=5"), (r"x\ge5", "x>5"), ("1<x<3", "1<x<2"), (r"\langle 1,2\rangle", "(2,1)")],
+  ("7,5,5", "7,7,5"),
+  # infinite or undefined
+  *[
+    (answer, gold)
+    for answer in (r"\infty", r"1.0\infty", "2.0^{9999}", "nan", "1/0", "1e1000")
+    for gold in (
+      "204",
+      r"\frac{3}{4}",
+      r"\sqrt{2}",
+      "x+1",
+      "(1,2)",
+      r"\text{Evelyn}",
+      "3.5",
+      "3+4i",
+    )
+  ],
+  *[(r"\infty", r"-\infty"), ("1/0", r"\infty"), (r"\infty-\infty", "0"), (r"1.0\infty i", "5")],
+  *[(r"(1.0\infty, 2)", "(1,2)"), (r"\tan(\pi/2)", "5"), (r"\infty x", "x")],
   *[("I do not know", "5"), (r"\frac{", "5"), ("}{", "{}"), ("\0", "1"), ("\ud800", "1")],
   ("__import__('os').system('true')", "0"),
 ]
@@ -192,7 +293,7 @@ def test_what_runs_in_the_trainer_takes_any_text(a, b):
   extract_answer(a)
   form = normal_form(a)
   assert same_form(form, form) is True
-  assert same_form(form, normal_form(b)) == same_form(normal_form(b), form)
+  assert same_form(form, normal_form(b)) in (True, False, None)
   choice(form)
   options(a + b)
 
@@ -254,13 +355,6 @@ def test_math500_solutions_hold_their_answers(shared):
   assert len(data) == 500 and sum(equal) / len(data) >= 0.995
 
 
-def parses(form):
-  """In a worker: whether a gold answer is a number or an expression, not only a text."""
-  from srl_jax.rewards import equivalence
-
-  return bool(number(form)) or any(not isinstance(x, str) for x in equivalence._parse(form))
-
-
 @pytest.mark.parametrize("name", ["amc23", "aime24", "aime25", "minerva_math"])
 def test_gold_answers_parse(name, shared):
   data = rows(shared / f"data/math/{name}.jsonl")
@@ -270,7 +364,7 @@ def test_gold_answers_parse(name, shared):
   ]
   assert None not in golds
   forms = [normal_form(gold) for gold in golds]
-  pool = Workers("tests.rewards.answers_test:parses", 2)
+  pool = Workers("srl_jax.rewards.equivalence:parses", 2)
   parsed = pool.run(forms)
   pool.close()
   assert [form for form, good in zip(forms, parsed) if not good] == []
@@ -279,6 +373,38 @@ def test_gold_answers_parse(name, shared):
   neighbours = list(zip(golds, golds[1:]))[::3]
   for (a, b), same in zip(neighbours, equal_pairs(neighbours)):
     assert same == (normal_form(a) == normal_form(b)), (a, b)
+
+
+def real_gold_answers(shared):
+  """1,132 of them: five benchmarks and MathOdyssey."""
+  golds = []
+  for name in ("math500", "aime24", "aime25", "amc23"):
+    golds += [str(row["answer"]) for row in rows(shared / f"data/math/{name}.jsonl")]
+  minerva = rows(shared / "data/math/minerva_math.jsonl")
+  golds += [extract_answer(row["solution"]) for row in minerva]
+  golds += [row["answer"] for row in rows(shared / "data/steps/mathodyssey_deepseek_v3.jsonl")]
+  return golds
+
+
+def wrongly(verdict, pairs):
+  return [pair for pair, same in zip(pairs, equal_pairs(pairs)) if same is verdict]
+
+
+def test_mutations_of_real_gold_answers(shared):
+  golds = real_gold_answers(shared)
+  numbers = [(number(normal_form(gold)), gold) for gold in golds]
+  whole = [
+    (int(x.value), gold) for x, gold in numbers if x and x.value.denominator == 1 and not x.percent
+  ]
+  assert len(golds) == 1132 and len(whole) > 600
+  assert wrongly(False, [(gold, gold) for gold in golds]) == []
+  assert wrongly(False, [(f"{n}.0", gold) for n, gold in whole]) == []
+  assert wrongly(False, [(f"{n - 7}+7", gold) for n, gold in whole]) == []
+  assert wrongly(True, [(str(n + 1), gold) for n, gold in whole]) == []
+  assert wrongly(True, [(str(n - 1), gold) for n, gold in whole]) == []
+  finite = [gold for gold in golds if "infty" not in gold]
+  for answer in (r"\infty", r"1.0\infty", r"-\infty", "2.0^{9999}", "10^{400}", "10^{-20}", "nan"):
+    assert wrongly(True, [(answer, gold) for gold in finite]) == []
 
 
 def test_mathodyssey_marks_of_a_reader(shared, capsys):
@@ -336,6 +462,19 @@ def test_a_hostile_answer_costs_seconds_at_most(answer):
 def test_honest_answers_beside_hostile_ones():
   pairs = [("9^{9^{9^9}}", "1+x"), (r"\pi/2", r"\frac{\pi}{2}")] * 2 + [("x+1", "1+x")]
   assert equal_pairs(pairs) == [False, True, False, True, True]
+
+
+# Pieces that the patterns of `normal_form` look for; repeated, none may cost its square.
+@pytest.mark.parametrize(
+  "piece", [r"\,", " ", "1", "１", "1,", "_ ", "{", "x base ", "\\frac", "1 1/"]
+)
+@pytest.mark.parametrize("start", ["", "1.", "x", "_"])
+def test_the_normal_form_of_a_hostile_answer_is_cheap(piece, start):
+  answer = (start + piece * 2000)[:2000]
+  begin = time.process_time()
+  form = normal_form(answer)
+  same_form(form, form + "1")
+  assert time.process_time() - begin < 0.5
 
 
 @pytest.mark.parametrize("with_jax", ["", "import jax"])

@@ -86,8 +86,8 @@ def test_no_pairs():
 
 @pytest.mark.parametrize("autojunk", [False, True])
 def test_workers_give_the_same_numbers_in_the_same_order(autojunk, monkeypatch):
-  monkeypatch.setattr(module, "_CELLS_WORTH_WORKERS", 0)
-  monkeypatch.setattr(module, "_CELLS_PER_JOB", 300_000)
+  monkeypatch.setattr(module, "_SECONDS_WORTH_WORKERS", 0)
+  monkeypatch.setattr(module, "_SECONDS_PER_JOB", 0.001)
   pairs = random_pairs(200, 500)
   pairs += pairs[:50] + [("\ud800", "\ud800a")]
   expected = [similarity(*pair, autojunk=autojunk) for pair in pairs]
@@ -95,16 +95,16 @@ def test_workers_give_the_same_numbers_in_the_same_order(autojunk, monkeypatch):
 
 
 def test_jobs_are_of_like_cost_and_lose_nothing():
-  pairs = random_pairs(3000, 2000)
+  pairs = random_pairs(6000, 2000)
   chunks = module._chunks(pairs)
-  costs = [sum(map(module._cells, chunk)) for chunk in chunks]
+  costs = [sum(map(module._seconds, chunk)) for chunk in chunks]
   assert sorted(pair for chunk in chunks for pair in chunk) == sorted(pairs)
-  assert max(costs) <= module._CELLS_PER_JOB
-  assert min(costs[:-1]) > module._CELLS_PER_JOB / 2
+  assert max(costs) <= module._SECONDS_PER_JOB
+  assert min(costs[:-1]) > module._SECONDS_PER_JOB / 2
 
 
 def test_a_killed_worker_is_replaced(monkeypatch):
-  monkeypatch.setattr(module, "_CELLS_WORTH_WORKERS", 0)
+  monkeypatch.setattr(module, "_SECONDS_WORTH_WORKERS", 0)
   pairs = random_pairs(20, 100)
   expected = similarities(pairs, workers=2)
   for child in module._pool(2)._idle:
@@ -114,7 +114,7 @@ def test_a_killed_worker_is_replaced(monkeypatch):
 
 
 def test_pairs_that_kill_every_worker_are_an_error_that_says_so(monkeypatch):
-  monkeypatch.setattr(module, "_CELLS_WORTH_WORKERS", 0)
+  monkeypatch.setattr(module, "_SECONDS_WORTH_WORKERS", 0)
   pool = Workers("tests.rewards.workers_test:end_process", 1)
   monkeypatch.setattr(module, "_pool", lambda workers: pool)
   with pytest.raises(RuntimeError, match="killed twice over the same 1 pairs"):

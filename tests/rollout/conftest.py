@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from vllm_processes import MINIATURE, Running, require_server
 
-from srl_jax.data import prompts
+from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.policy.weights import load_hf, save_hf
 from srl_jax.rollout.vllm_client import VllmEngine
 
@@ -81,7 +81,7 @@ def make_engine(servers, weights_root):
     chosen = [servers[name] for name in names]  # all start before the first is waited for
     engine = VllmEngine(
       [server.wait().url for server in chosen],
-      tokenizer or prompts.load_tokenizer(MINIATURE),
+      tokenizer or load_tokenizer(MINIATURE),
       stop_ids,
       weights_root=str(weights_root),
       say=said.append,

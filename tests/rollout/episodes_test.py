@@ -4,12 +4,14 @@ import types
 
 import pytest
 
-from srl_jax.data import arithmetic_tokenizer, prompts
+from srl_jax.data import arithmetic_tokenizer
+from srl_jax.data.tokenizer import EncodedPrompt, encode, load_tokenizer
 from srl_jax.rollout.engine import Rollout, SamplingParams
-from srl_jax.rollout.episodes import Task, asker, solve_stepwise, solve_whole
+from srl_jax.rollout.episodes import Question, prompt_builder, solve_stepwise, solve_whole
+from srl_jax.tasks import TASKS, system_prompt
 
 PARAMS = SamplingParams(max_tokens=9)
-TASKS = [Task("a", "Problem a.", "1"), Task("b", "Problem b.", "2")]
+QUESTIONS = [Question("a", "Problem a.", "1"), Question("b", "Problem b.", "2")]
 
 
 class Script:
@@ -32,13 +34,13 @@ class Script:
 
 def ask(problem, context):
   """A prompt of one token for the problem and one for each action so far."""
-  return prompts.EncodedPrompt([0, *range(1, 1 + len(context))], False)
+  return EncodedPrompt([0, *range(1, 1 + len(context))], False)
 
 
-def stepwise(say, tasks=TASKS, n=1, **limits):
+def stepwise(say, questions=QUESTIONS, n=1, **limits):
   engine = Script(say)
   limits = dict(max_turns=4, max_prompt_tokens=10) | limits
-  return solve_stepwise(engine, ask, tasks, n, PARAMS, **limits), engine
+  return solve_stepwise(engine, ask, questions, n, PARAMS, **limits), engine
 
 
 def test_turn_by_turn_to_the_box():
@@ -54,12 +56,12 @@ def test_turn_by_turn_to_the_box():
   spy = lambda problem, context: contexts.append((problem, tuple(context))) or ask(problem, context)
   engine = Script(say)
   limits = dict(max_turns=4, max_prompt_tokens=10)
-  episodes = solve_stepwise(engine, spy, TASKS, 2, PARAMS, **limits)
-  assert [(e.task.id, e.sample, e.ended) for e in episodes] == [
-    (task, sample, "boxed") for task in "ab" for sample in (0, 1)
+  episodes = solve_stepwise(engine, spy, QUESTIONS, 2, PARAMS, **limits)
+  assert [(e.question.id, e.sample, e.ended) for e in episodes] == [
+    (question, sample, "boxed") for question in "ab" for sample in (0, 1)
   ]
   for episode in episodes:
-    name = f"{episode.task.id}#{episode.sample}"
+    name = f"{episode.question.id}#{episode.sample}"
     actions = [f"Step 0 of {name}.", f"Step 1 of {name}.", f"So \\boxed{{{name}}}."]
     assert episode.actions == actions and episode.solution == "\n".join(actions)
     assert len(episode.responses) == 3 and episode.responses[0].startswith("<think>secret")
@@ -120,8 +122,8 @@ def test_whole_solutions():
   def say(id, sample):
     return f"<think>a</think> one {id}{sample} <think>b</think> two" + (" ..." if sample else "")
 
-  episodes = solve_whole(Script(say), ask, TASKS, 2, PARAMS)
-  assert [(e.task.id, e.sample, e.ended) for e in episodes] == [
+  episodes = solve_whole(Script(say), ask, QUESTIONS, 2, PARAMS)
+  assert [(e.question.id, e.sample, e.ended) for e in episodes] == [
     ("a", 0, "whole"),
     ("a", 1, "cut_off"),
     ("b", 0, "whole"),
@@ -132,27 +134,29 @@ def test_whole_solutions():
 
 
 def test_prompts_are_those_of_training(tmp_path):
-  """The asker's tokens are those of build_messages with the task's system prompt."""
+  """The tokens are those of the task's messages with its system prompt."""
   arithmetic_tokenizer.save(tmp_path)
-  tokenizer = prompts.load_tokenizer(tmp_path)
+  tokenizer = load_tokenizer(tmp_path)
   context = ["1. **Add 3**: 4+3=7"]
   for task, style in [("srl", "think"), ("rlvr", "think"), ("rlvr", "plain")]:
-    found = asker(tokenizer, task, style)("Start with 4. Add 3.", context)
-    system = prompts.system_prompt(task, style)
-    messages = prompts.build_messages("Start with 4. Add 3.", context, None, system)
-    assert found == prompts.encode(tokenizer, messages)
-  step, whole = (asker(tokenizer, task, "think")("x", ()).token_ids for task in ("srl", "rlvr"))
+    found = prompt_builder(tokenizer, task, style)("Start with 4. Add 3.", context)
+    system = system_prompt(TASKS[task], style)
+    messages = TASKS[task].build_messages("Start with 4. Add 3.", context, None, system)
+    assert found == encode(tokenizer, messages)
+  step, whole = (
+    prompt_builder(tokenizer, task, "think")("x", ()).token_ids for task in ("srl", "rlvr")
+  )
   assert step != whole
 
 
 def test_a_template_that_opens_the_think_block():
   """Then a response begins inside it."""
-  opened = lambda problem, context: prompts.EncodedPrompt([0], True)
+  opened = lambda problem, context: EncodedPrompt([0], True)
   engine = Script(lambda id, sample: "inside</think> \\boxed{3}")
   limits = dict(max_turns=2, max_prompt_tokens=5)
-  (episode,) = solve_stepwise(engine, opened, TASKS[:1], 1, PARAMS, **limits)
+  (episode,) = solve_stepwise(engine, opened, QUESTIONS[:1], 1, PARAMS, **limits)
   assert (episode.ended, episode.solution) == ("boxed", "\\boxed{3}")
-  (episode,) = solve_whole(engine, opened, TASKS[:1], 1, PARAMS)
+  (episode,) = solve_whole(engine, opened, QUESTIONS[:1], 1, PARAMS)
   assert episode.solution.strip() == "\\boxed{3}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from srl_jax.learner import packing, update
+from srl_jax.learner.rows import PackedGroup, Response
 from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.rollout import sampler as S
@@ -164,16 +165,14 @@ def trainer_logprobs(groups, temperature):
   """{(prompt id, sample): log-probs} by the trainer, from rows with shared prompts."""
   out, model = {}, policy()
   for prompt in PROMPTS:
-    responses = [packing.Response(r.token_ids, None, 1.0) for r in groups[prompt.id]]
+    responses = [Response(r.token_ids, None, 1.0, 1.0) for r in groups[prompt.id]]
     (rows,) = packing.pack(
-      [packing.PackedGroup(prompt.token_ids, responses)],
+      [PackedGroup(prompt.token_ids, responses)],
       tokens_per_device=96,
       shards=1,
-      aggregate="token",
-      max_tokens=12,
       layout=model.config.layout,
     )
-    loss = update.Loss(temperature=temperature)
+    loss = update.Loss(None, temperature=temperature)
     ((*logprobs,),) = np.asarray(update.score(model, update.on_device(rows), loss=loss))
     for g, response in enumerate(responses):
       out[prompt.id, g] = [logprobs.pop(0) for _ in response.token_ids]

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 from vllm_processes import MINIATURE, eventually
 
-from srl_jax.data import prompts
+from srl_jax.data import tokenizer as tokenizers
 from srl_jax.errors import EngineError
 from srl_jax.policy import model as policy_model
 from srl_jax.policy.weights import hf_tensors, load_hf
@@ -125,8 +125,8 @@ def test_a_new_server_has_the_weights_of_its_disk(servers, name):
 def test_greedy_tokens_are_those_of_the_built_in_engine(servers, make_engine, real_models):
   folder = real_models("smollm2-135m")
   _, model = load_hf(folder)
-  tokenizer = prompts.load_tokenizer(folder)
-  stop_ids = prompts.stop_ids(tokenizer, folder)
+  tokenizer = tokenizers.load_tokenizer(folder)
+  stop_ids = tokenizers.stop_ids(tokenizer, folder)
   batch = [
     Prompt(f"p{i}", tuple(tokenizer.encode(f"Question {i}: what is {i} times {i + 3}? Answer:")))
     for i in range(20)
@@ -254,7 +254,7 @@ def test_both_engines_sample_the_distribution_that_the_loss_assumes(make_engine)
   params = SamplingParams(1, temperature=temperature)
   groups = 96  # of 16
   batch = [Prompt(f"p{i}", prompt.token_ids) for i in range(groups)]
-  tokenizer = prompts.load_tokenizer(MINIATURE)
+  tokenizer = tokenizers.load_tokenizer(MINIATURE)
   for engine in (make_engine("a"), Sampler(tokenizer, (5,), width=256)):
     engine.load_weights(model, 7)
     rollouts = [r for group in engine.sample(batch, 16, params) for r in group]

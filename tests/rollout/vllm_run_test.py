@@ -88,7 +88,7 @@ def test_rewards_are_those_of_the_built_in_engine(served, untied, tmp_path):
   assert abs(last["vllm"] - last["builtin"]) < 0.1
 
 
-def test_ahead_by_one_step_a_killed_run_uses_nothing_twice(served, untied, weights_root, tmp_path):
+def test_lag_1_trains_on_no_prompt_twice_after_a_kill(served, untied, weights_root, tmp_path):
   workdir, flags = tmp_path / "ahead", [*served, "--config.rollout.lag=1"]
   for number in (signal.SIGKILL, signal.SIGTERM):
     begun = len(metrics(workdir))

@@ -1,6 +1,5 @@
-"""Before the first step: whose workdir it is, which weights, which prompts."""
+"""Before the first step: whose workdir it is, which weights."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -12,11 +11,12 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from srl_jax.data import prompts
-from srl_jax.data.sources import StepExample
-from srl_jax.errors import Stopped
-from srl_jax.learner import start
+from srl_jax import __version__, folders
+from srl_jax.errors import Stopped, UserError
+from srl_jax.learner import setup, workdir
 from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.rollouts import sampling_params
+from srl_jax.learner.update import TrainState
 from srl_jax.policy import model as M
 from srl_jax.policy.hf_files import load_config
 from srl_jax.policy.sharding import make_mesh
@@ -38,20 +38,20 @@ def config(**values):
 @pytest.fixture
 def claimed(tmp_path):
   """A workdir with a checkpoint of `config()`."""
-  start.claim_workdir(tmp_path / "run", config())
+  workdir.claim(tmp_path / "run", config())
   (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
   return tmp_path / "run"
 
 
 def test_the_same_config_may_continue(claimed):
-  start.claim_workdir(claimed, config())
+  workdir.claim(claimed, config())
 
 
 def test_free_keys_may_change(claimed):
   free = dict(mesh="fsdp=2", train__steps=7, train__epochs=2, train__keep=9, train__save_every=1)
   free |= dict(log__tensorboard=False, log__wandb="mine", rollout__servers="http://a:1")
-  assert {key.replace("__", ".") for key in free} <= set(start.FREE_KEYS)
-  start.claim_workdir(claimed, config(**free))
+  assert {key.replace("__", ".") for key in free} <= set(workdir.FREE_KEYS)
+  workdir.claim(claimed, config(**free))
   assert json.loads((claimed / "config.json").read_text())["train"]["steps"] == 7
 
 
@@ -70,16 +70,27 @@ def test_free_keys_may_change(claimed):
 def test_another_config_is_refused_with_the_keys_that_differ(claimed, values, told):
   before = (claimed / "config.json").read_text()
   with pytest.raises(ValueError, match="holds a run of another config") as error:
-    start.claim_workdir(claimed, config(**values))
+    workdir.claim(claimed, config(**values))
   assert told in str(error.value) and "Give another --workdir" in str(error.value)
   assert (claimed / "config.json").read_text() == before
 
 
+def test_a_workdir_of_another_version_is_refused(claimed):
+  """One line with both versions; 0.1.0 wrote none into config.json."""
+  made = json.loads((claimed / "config.json").read_text())
+  assert made.pop("version") == __version__
+  (claimed / "config.json").write_text(json.dumps(made))
+  with pytest.raises(
+    UserError, match=f"of srl_jax 0.1.0, .* this version, {__version__}: continue"
+  ):
+    workdir.claim(claimed, config())
+
+
 def test_a_workdir_without_checkpoints_is_free(tmp_path):
   """A run that ended before its first checkpoint, even in the middle of it, binds nobody."""
-  start.claim_workdir(tmp_path, config())
+  workdir.claim(tmp_path, config())
   (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
-  start.claim_workdir(tmp_path, config(seed=3))
+  workdir.claim(tmp_path, config(seed=3))
   assert json.loads((tmp_path / "config.json").read_text())["seed"] == 3
 
 
@@ -102,12 +113,12 @@ def test_where_weights_come_from(architecture, tmp_path, monkeypatch):
   save_hf(architecture, first, tmp_path / "hf", source=MODEL)
   checkpoints = Checkpoints(tmp_path / "run", keep=3)
   for step, model, score in [(1, first, 0.1), (2, second, 0.9), (3, first, 0.5)]:
-    checkpoints.save(model, {"m": np.zeros(1)}, Progress(step=step), score)
+    checkpoints.save(TrainState(step, model, {"m": np.zeros(1)}), Progress(), score)
   checkpoints.close()
-  load = lambda **values: start.load_weights(config(**values), tmp_path / "hf")
+  load = lambda **values: setup.load_weights(config(**values), tmp_path / "hf")
   assert same(load(), first)
   with monkeypatch.context() as patched:  # 15 GB at 7B, for nothing
-    patched.setattr(start, "load_hf", None)
+    patched.setattr(setup, "load_hf", None)
     assert same(load(init_from=str(tmp_path / "run")), second)
   assert same(load(init_from=str(tmp_path / "hf")), first)
   assert same(load(init_from="random", seed=2), second)
@@ -115,62 +126,21 @@ def test_where_weights_come_from(architecture, tmp_path, monkeypatch):
   assert half.config.dtype == "bfloat16" and half.norm[...].dtype == np.float32
 
 
-# ---- prompts
-
-
-def example(number, problem="Start with 4. Add 3.", task="srl", hint=None, context=()):
-  return StepExample(f"p/{number}", "p", task, problem, list(context), hint, "x", "7")
-
-
-def test_prompts_of_examples():
-  """Each with its task's system prompt, its steps so far and its hint; long ones are counted."""
-  tokenizer = prompts.load_tokenizer(MODEL)
-  examples = [
-    example(1),
-    example(2, context=["1. **Add 3**: 4+3=7"]),
-    example(3, problem="Start with 4. " + "Add 3. " * 40),
-    example(4, hint="Add 3"),
-    example(5, task="rlvr"),
-  ]
-  asked = start.Asked(config(data__max_prompt_tokens=40), tokenizer, examples)
-  assert asked.too_long == 1 and not asked.think_opened
-  longer = dataclasses.replace(examples[0], target="Add 3. Add 3. Add 3.")
-  room = dict(method="sft", batch__tokens_per_device=len(asked.prompt(0).token_ids) + 3)
-  learned = start.Asked(config(**room), tokenizer, [longer, examples[0]])
-  assert learned.too_long == 1 and learned.examples == [examples[0]]
-  asked_for = asked.all_prompts()
-  assert [e.id for e in asked.examples] == [p.id for p in asked_for] == ["p/1", "p/2", "p/4", "p/5"]
-  assert asked.prompt(2) == asked_for[2]
-  found = {p.id: list(p.token_ids) for p in asked_for}
-  for e in asked.examples:
-    system = prompts.system_prompt(e.task, "think")
-    messages = prompts.build_messages(e.problem, e.context, e.hint, system)
-    assert found[e.id] == list(prompts.encode(tokenizer, messages).token_ids)
-  assert len({tuple(ids) for ids in found.values()}) == 4
-
-
-def test_no_prompt_short_enough():
-  tokenizer = prompts.load_tokenizer(MODEL)
-  with pytest.raises(ValueError, match="all 2 prompts are longer than 3 tokens; raise it"):
-    start.Asked(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
-  assert start.Asked(config(), tokenizer, []).all_prompts() == []
-
-
 # ---- signals
 
 
 @pytest.fixture
 def kill_in(monkeypatch):
-  """kill_in(name): SIGTERM comes while start.<name> works."""
+  """kill_in(name): SIGTERM comes while setup.<name> works."""
 
   def patch(name):
-    real = getattr(start, name)
+    real = getattr(setup, name)
 
     def wrapped(*args, **kwargs):
       os.kill(os.getpid(), signal.SIGTERM)
       return real(*args, **kwargs)
 
-    monkeypatch.setattr(start, name, wrapped)
+    monkeypatch.setattr(setup, name, wrapped)
 
   before = signal.getsignal(signal.SIGTERM)
   yield patch
@@ -179,10 +149,10 @@ def kill_in(monkeypatch):
 
 def begin(tmp_path):
   small = config(init_from="random", data__path="hard:4", data__holdout=1, log__tensorboard=False)
-  return start.begin(small, tmp_path, lambda count: 1)
+  return setup.open_run(small, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["load_examples", "load_policy", "Asked"])
+@pytest.mark.parametrize("name", ["load_examples", "load_state", "PromptSet"])
 def test_a_signal_during_the_start(kill_in, tmp_path, name):
   """It is heard before the first step, and the signals are given back."""
   kill_in(name)
@@ -194,20 +164,20 @@ def test_a_signal_during_the_start(kill_in, tmp_path, name):
 def test_a_signal_while_problems_are_solved(kill_in, tmp_path):
   """As before the first step and after the last, where nothing else asks."""
   with jax.set_mesh(make_mesh("data=1")), begin(tmp_path) as run:
-    run.engine.load_weights(run.policy.model, 0)
+    run.engine.load_weights(run.state.model, 0)
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped, match="SIGTERM"):
-      list(run.solver.engine.sample(run.held_out.all_prompts(), 1, start.sampling_params(config())))
+      list(run.solver.engine.sample(run.held_out.all_prompts(), 1, sampling_params(config())))
 
 
 def test_a_finished_run_is_told_from_one_to_continue(tmp_path):
   config = types.SimpleNamespace(train=types.SimpleNamespace(steps=6))
-  assert start.finished(tmp_path, config) is None
+  assert workdir.finished(tmp_path, config) is None
   (tmp_path / "checkpoints" / "6").mkdir(parents=True)
-  start.write_json(tmp_path / "summary.json", {"steps": 6})
-  assert start.finished(tmp_path, config) == {"steps": 6}
+  folders.write_json(tmp_path / "summary.json", {"steps": 6})
+  assert workdir.finished(tmp_path, config) == {"steps": 6}
   config.train.steps = 8  # to go on with
-  assert start.finished(tmp_path, config) is None
+  assert workdir.finished(tmp_path, config) is None
   config.train.steps = 6
   (tmp_path / "checkpoints" / "7").mkdir()  # of a longer run that was stopped
-  assert start.finished(tmp_path, config) is None
+  assert workdir.finished(tmp_path, config) is None

@@ -1,12 +1,25 @@
+"""Rewards by task, one group at a time and many together; rewards of a user's own."""
+
+import dataclasses
 import types
 
 import pytest
 
 from srl_jax.data.sources import StepExample
-from srl_jax.rewards.scoring import Score, score_group, score_groups
+from srl_jax.rewards import SIMILARITIES
 from srl_jax.rewards.similarity import similarity
+from srl_jax.tasks import TASKS, Score
+from srl_jax.tasks.scoring import score_group, score_groups
 
-REWARD = types.SimpleNamespace(autojunk=False, format_penalty=-1.0)
+
+def settings(autojunk=False, format_penalty=-1.0, similarity="difflib"):
+  """A config's group `reward`."""
+  return types.SimpleNamespace(
+    autojunk=autojunk, format_penalty=format_penalty, similarity=similarity
+  )
+
+
+REWARD = settings()
 
 
 def make(task, target="2. Add 3: 10", answer="10", **fields):
@@ -52,9 +65,7 @@ def test_srl_hands_autojunk_on():
   target = "the quick brown fox jumps over the lazy dog " * 6
   text = "<think>m</think>" + target.replace("fox", "cat")
   off = score("srl", text, target=target).reward
-  on = score(
-    "srl", text, target=target, reward=types.SimpleNamespace(autojunk=True, format_penalty=-1.0)
-  ).reward
+  on = score("srl", text, target=target, reward=settings(autojunk=True)).reward
   assert on < 0.5 < off
 
 
@@ -71,7 +82,7 @@ def test_srl_hands_autojunk_on():
 def test_srl_format_failures_cost_the_penalty(text, finish_reason, failure):
   got = score("srl", text, finish_reason)
   assert (got.reward, got.failure) == (-1.0, failure)
-  mild = types.SimpleNamespace(autojunk=False, format_penalty=-0.25)
+  mild = settings(format_penalty=-0.25)
   assert score("srl", text, finish_reason, reward=mild).reward == -0.25
 
 
@@ -137,12 +148,12 @@ def test_rlvr_reports_truncation_without_a_penalty():
 
 
 def test_rlvr_without_a_gold_answer_is_an_error():
-  with pytest.raises(ValueError, match=r"example p/2 has no gold answer.*data\.fields"):
+  with pytest.raises(ValueError, match=r"p/2 .*data\.fields"):
     score("rlvr", "\\boxed{1}", answer=None)
 
 
 def test_a_task_without_a_reward_is_an_error():
-  with pytest.raises(ValueError, match="no reward for task 'sft'"):
+  with pytest.raises(ValueError, match="task 'sft'"):
     score("sft", "x")
 
 
@@ -164,3 +175,63 @@ def test_mixed_groups_equal_one_group_at_a_time():
 def test_a_missing_finish_reason_is_an_error():
   with pytest.raises(ValueError):
     score_group(make("srl"), ["a", "b"], ["stop"], reward=REWARD)
+
+
+# ---------------------------------------------------------------------------------- a user's own
+
+
+def test_a_similarity_is_picked_by_its_name(monkeypatch):
+  same_length = lambda pairs: [float(len(action) == len(target)) for action, target in pairs]
+  monkeypatch.setitem(SIMILARITIES, "same_length", same_length)
+  texts = ["<think>m</think>xxxxxxxxxxxx", "<think>m</think>x", "no"]
+  for task in ("srl", "swe"):
+    scores = score_group(make(task), texts, ["stop"] * 3, reward=settings(similarity="same_length"))
+    assert [score.reward for score in scores] == [1.0, 0.0, -1.0]
+
+
+def test_a_reward_of_a_users_own_beside_ours(monkeypatch):
+  def length(answers, settings):
+    return [len(answer.action) / 4 + settings.format_penalty for answer in answers]
+
+  monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS["srl"], reward=length))
+  groups = [
+    (make("mine"), ["<think>m</think>ab", "<think>m</think>abcd"], ["stop"] * 2),
+    (make("srl"), ["<think>m</think>2. Add 3: 10"], ["stop"]),
+    (make("mine"), ["<think>m</think>a"], ["stop"]),
+  ]
+  scores = score_groups(groups, reward=REWARD)
+  assert [[s.reward for s in group] for group in scores] == [[-0.5, 0.0], [1.0], [-0.75]]
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
+def test_a_reward_gives_one_number_for_each_response(monkeypatch, values):
+  wrong = dataclasses.replace(TASKS["srl"], reward=lambda answers, settings: values)
+  monkeypatch.setitem(TASKS, "mine", wrong)
+  with pytest.raises(ValueError, match="'mine'"):
+    score_group(make("mine"), ["a", "b"], ["stop"] * 2, reward=REWARD)
+
+
+def test_a_similarity_gives_one_number_for_each_pair(monkeypatch):
+  monkeypatch.setitem(SIMILARITIES, "short", lambda pairs: [1.0])
+  texts = ["<think>m</think>a", "<think>m</think>b"]
+  with pytest.raises(ValueError, match="'short'"):
+    score_group(make("srl"), texts, ["stop"] * 2, reward=settings(similarity="short"))
+
+
+# ---------------------------------------------------------------------------------- equal rewards
+
+
+@pytest.mark.parametrize(
+  ("task", "rewards", "failures", "reason"),
+  [
+    ("srl", [0.5, 0.5], [None, None], "low_std"),
+    ("srl", [-1.0, -1.0], ["no_open", "cut_off"], "all_failed"),
+    ("swe", [-1.0, -1.0], ["no_open", None], "low_std"),
+    ("one_step", [-1.0, -1.0], ["no_close", "no_close"], "all_failed"),
+    ("rlvr", [1.0, 1.0], [None, "cut_off"], "all_right"),
+    ("rlvr", [0.0, 0.0], ["cut_off", "cut_off"], "all_wrong"),
+  ],
+)
+def test_groups_of_equal_rewards_have_a_name(task, rewards, failures, reason):
+  scores = [Score(*pair, "", "") for pair in zip(rewards, failures)]
+  assert TASKS[task].equal_rewards(scores) == reason

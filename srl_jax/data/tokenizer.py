@@ -1,0 +1,116 @@
+"""Tokenizers of model folders: chat template, end-of-turn tokens, token ids of a prompt."""
+
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+from srl_jax.data.responses import OPEN
+from srl_jax.errors import UserError
+
+# The messages of every task have these roles.
+_TRIAL = [
+  {"role": "system", "content": "A system prompt."},
+  {"role": "user", "content": "A question."},
+]
+
+
+class EncodedPrompt(NamedTuple):
+  """A prompt for the engine.
+
+  Attributes:
+    token_ids: ids, template included.
+    think_opened: whether the prompt ends inside a think block that the template opened.
+  """
+
+  token_ids: list[int]
+  think_opened: bool
+
+
+def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
+  """Returns the token ids of messages in the model's chat template, up to where its turn begins."""
+  text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+  # The template has written its special tokens already.
+  ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+  return EncodedPrompt(ids, text.rstrip().endswith(OPEN))
+
+
+def load_tokenizer(folder: str | pathlib.Path):
+  """Returns the transformers tokenizer of a model folder, with a chat template and a padding token.
+
+  tokenizer.json is taken as it is. AutoTokenizer would rebuild it by the folder's model_type and
+  so replace the pre-tokenizer of any other model that is written as a qwen2 (SmolLM2).
+
+  Raises:
+    UserError: no tokenizer.json, one that cannot be read, or no chat template, or one that fails.
+  """
+  folder = pathlib.Path(folder)
+  if not (folder / "tokenizer.json").is_file():
+    raise UserError(
+      f"{folder} has no tokenizer.json: give a model folder with its fast tokenizer"
+      " (tokenizer.json and tokenizer_config.json)"
+    )
+  # Without it transformers warns that PyTorch is missing, which nothing here needs.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  from transformers import PreTrainedTokenizerFast  # slow to import
+
+  try:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+  except Exception as error:  # the tokenizers library raises bare Exceptions
+    raise UserError(f"{folder}: the tokenizer cannot be read ({error}): copy it again") from error
+  if not tokenizer.chat_template:
+    raise UserError(
+      f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or"
+      " chat_template.jinja): use an instruct model's tokenizer"
+    )
+  try:
+    encode(tokenizer, _TRIAL)
+  except Exception as error:  # jinja2's own, and whatever an expression of the template raises
+    raise UserError(
+      f"{folder}: its chat template cannot write a system and a user message"
+      f" ({type(error).__name__}: {error}): use a model with another one, or mend it"
+    ) from error
+  # Qwen2.5-Instruct pads with a token of its vision models.
+  if tokenizer.pad_token == "<|vision_pad|>":
+    tokenizer.pad_token = "<|endoftext|>"
+  elif tokenizer.pad_token is None:
+    tokenizer.pad_token = tokenizer.eos_token
+  return tokenizer
+
+
+def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
+  """Returns all token ids that end an answer; first the one that the chat template writes there.
+
+  Base and instruct models name different ends, and tokenizer, generation config and template need
+  not agree: an answer that runs past any of them would be scored with what follows. Supervised
+  targets end with the first.
+
+  Args:
+    tokenizer: from `load_tokenizer`.
+    folder: the model folder; generation_config.json and config.json in it may name more.
+
+  Raises:
+    UserError: no end is named anywhere, or a file of the folder is not JSON.
+  """
+  found = [_end_of_turn(tokenizer), tokenizer.eos_token_id]
+  for name in ("generation_config.json", "config.json"):
+    path = pathlib.Path(folder) / name
+    if path.is_file():
+      try:
+        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+      except (AttributeError, ValueError) as error:
+        raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
+      found += eos if isinstance(eos, list) else [eos]
+  ids = list(dict.fromkeys(i for i in found if i is not None))
+  if not ids:
+    raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
+  return ids
+
+
+def _end_of_turn(tokenizer) -> int | None:
+  """The special token that the chat template puts right after an assistant's answer, if any."""
+  answer = "An answer."
+  messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": answer}]
+  text = tokenizer.apply_chat_template(messages, tokenize=False)
+  after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
+  return after[0] if after and after[0] in tokenizer.all_special_ids else None

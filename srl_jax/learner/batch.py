@@ -1,0 +1,66 @@
+"""From groups of rollouts to packed rows: advantages and the weight of every token in the loss."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from srl_jax.learner import grpo, packing
+from srl_jax.learner.dynamic_sampling import Group
+from srl_jax.learner.rows import PackedGroup, Response, Rows
+from srl_jax.policy.sharding import shards
+
+
+def pack_groups(groups: Sequence[Group], config, layout: str) -> list[Rows]:
+  """The micro-batches of one optimiser step of reinforcement learning.
+
+  Args:
+    groups: what the step trains on.
+    config: of the run; algorithm, batch and rollout.max_tokens are read.
+    layout: see packing.pack.
+  """
+  algorithm = config.algorithm
+  advantages_bg = grpo.group_advantages(
+    [group.rewards for group in groups],
+    ddof=algorithm.advantage_ddof,
+    scale=algorithm.advantage_scale,
+  )
+  packed = []
+  for group, advantages_g in zip(groups, advantages_bg):
+    responses = [
+      Response(rollout.token_ids, rollout.sampler_logprobs, float(advantage))
+      for rollout, advantage in zip(group.rollouts, advantages_g)
+    ]
+    packed.append(PackedGroup(group.prompt.token_ids, responses))
+  return _pack(weigh(packed, algorithm.aggregate, config.rollout.max_tokens), config, layout)
+
+
+def pack_targets(
+  prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], config, layout: str
+) -> list[Rows]:
+  """The micro-batches of one optimiser step of supervised fine-tuning, from token ids.
+
+  Every token of the targets has the same weight in the loss.
+  """
+  packed = [
+    PackedGroup(prompt, [Response(target, sampler_logprobs=None, advantage=0.0)])
+    for prompt, target in zip(prompts, targets)
+  ]
+  return _pack(weigh(packed, "token", config.rollout.max_tokens), config, layout)
+
+
+def weigh(groups: Sequence[PackedGroup], aggregate: str, max_tokens: int) -> list[PackedGroup]:
+  """The groups with the loss weight of every response's tokens; see grpo.token_weights."""
+  lengths = [len(response.token_ids) for group in groups for response in group.responses]
+  weights = iter(grpo.token_weights(np.array(lengths), aggregate, max_tokens).tolist())
+  weighted = []
+  for group in groups:
+    responses = [dataclasses.replace(r, loss_weight=next(weights)) for r in group.responses]
+    weighted.append(PackedGroup(group.prompt_ids, responses))
+  return weighted
+
+
+def _pack(groups: Sequence[PackedGroup], config, layout: str) -> list[Rows]:
+  return packing.pack(
+    groups, tokens_per_device=config.batch.tokens_per_device, shards=shards("b"), layout=layout
+  )

@@ -1,0 +1,109 @@
+"""What a run writes: a line of metrics and a file of rollouts for each step."""
+
+import json
+import pathlib
+
+import jax
+
+from srl_jax import folders, hosts
+from srl_jax.errors import UserError
+from srl_jax.learner.dynamic_sampling import Group
+
+
+def rollout_lines(groups: list[Group]) -> str:
+  """One JSON line for each group: prompt, target, texts, rewards, and why it was dropped."""
+  lines = []
+  for group in groups:
+    line = {
+      "prompt_id": group.example.id,
+      "prompt_tokens": len(group.prompt.token_ids),
+      "problem": group.example.problem,
+      "context": group.example.context,
+      "hint": group.example.hint,
+      "target": group.example.target,
+      "texts": [rollout.text for rollout in group.rollouts],
+      "actions": [score.action for score in group.scores],
+      "rewards": group.rewards,
+      "failures": [score.failure for score in group.scores],
+      "weight_versions": [rollout.weight_version for rollout in group.rollouts],
+      "kept": group.dropped is None,
+      "dropped": group.dropped,
+    }
+    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+  return "".join(lines)
+
+
+class Log:
+  """The files of a run: metrics.jsonl, rollouts/, TensorBoard and W&B; process 0 alone writes.
+
+  Args:
+    workdir: the run's folder.
+    log: config group with tensorboard (bool) and wandb (a project's name, or "").
+    step: the checkpoint's step that the run continues from; what was written after it is removed.
+    name: the run's name for W&B.
+    config: shown there.
+  """
+
+  def __init__(self, workdir: pathlib.Path, log, *, step: int, name: str, config: dict):
+    self.metrics = workdir / "metrics.jsonl"
+    self.rollouts = workdir / "rollouts"
+    self._board = self._wandb = None
+    self.compiled = 0  # programs since the last step
+    jax.monitoring.register_event_duration_secs_listener(self._count)
+    if not hosts.is_writer():
+      return
+    self.rollouts.mkdir(parents=True, exist_ok=True)
+    _cut_back(self.metrics, self.rollouts, step)
+    if log.tensorboard:
+      from tensorboardX import SummaryWriter  # slow to import
+
+      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    if log.wandb:
+      try:
+        import wandb  # optional, not in requirements.txt
+      except ImportError as error:
+        raise UserError(
+          f"log.wandb: {log.wandb!r} needs the package wandb; pip install wandb, or leave it empty"
+        ) from error
+      self._wandb = wandb.init(project=log.wandb, name=name, config=config, resume="allow", id=name)
+
+  def _count(self, event: str, *_, **__) -> None:
+    self.compiled += event == "/jax/core/compile/backend_compile_duration"
+
+  def write_rollouts(self, step: int, groups: list[Group]) -> None:
+    """Writes the groups that were sampled for a step, kept or not."""
+    if groups and hosts.is_writer():
+      path = self.rollouts / f"step_{step:06d}.jsonl"
+      folders.write_text(path, rollout_lines(groups))
+
+  def step(self, step: int, metrics: dict) -> None:
+    """Writes one step's metrics, with the number of programs compiled since the last one."""
+    metrics = metrics | {"programs_compiled": self.compiled}
+    self.compiled = 0
+    if not hosts.is_writer():
+      return
+    with self.metrics.open("a", encoding="utf-8") as file:
+      file.write(json.dumps({"step": step} | metrics) + "\n")
+    if self._board:
+      for name, value in metrics.items():
+        self._board.add_scalar(name, value, step)
+    if self._wandb:
+      self._wandb.log(metrics, step=step)
+
+  def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._count)
+    if self._board:
+      self._board.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
+  """Removes what was written after `step`, a last half line included."""
+  if folders.cut_to_whole_lines(metrics):
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    earlier = [line for line in lines if json.loads(line)["step"] <= step]
+    folders.write_text(metrics, "".join(earlier))
+  for path in rollouts.glob("step_*"):
+    if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
+      path.unlink()

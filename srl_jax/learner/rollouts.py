@@ -1,0 +1,98 @@
+"""The batch of a step: draw prompts, sample a group for each, score it, keep what teaches.
+
+`run` is a setup.Run.
+"""
+
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Sequence
+
+from srl_jax import hosts
+from srl_jax.data.batches import PromptQueue
+from srl_jax.errors import EngineError, Stopped
+from srl_jax.learner.dynamic_sampling import (
+  Batch,
+  Group,
+  Ticket,
+  add_round,
+  draw_size,
+  surplus_tickets,
+)
+from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
+from srl_jax.tasks import Score
+from srl_jax.tasks.scoring import score_group
+
+# Worker processes for the similarities of a group with long texts (the one-step reward's).
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+def sampling_params(config, step: int = 0) -> SamplingParams:
+  """How a config samples at a step."""
+  rollout = config.rollout
+  return SamplingParams(rollout.max_tokens, rollout.temperature, seed=config.seed, step=step)
+
+
+def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
+  """Samples rounds of groups until config.batch.prompts are kept or max_rounds are made.
+
+  Returns the same batch on every process; its kept groups may be fewer, or none.
+  """
+  algorithm, size = run.config.algorithm, run.config.batch.prompts
+  max_rounds = algorithm.max_rounds if algorithm.dynamic_sampling else 1
+  epsilon = algorithm.std_epsilon if algorithm.dynamic_sampling else -1.0
+  batch = Batch()
+  while len(batch.kept) < size and batch.rounds < max_rounds:
+    tickets = queue.take(draw_size(batch, size))
+    groups, seconds = sample_groups(run, tickets, step)
+    batch = add_round(batch, groups, size, epsilon)
+    batch = dataclasses.replace(batch, seconds_reward=batch.seconds_reward + seconds)
+  queue.put_back(surplus_tickets(batch))
+  return batch
+
+
+def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group], float]:
+  """(A scored group for each ticket, in their order; seconds of scoring), on every process."""
+  # An example that is drawn in two epochs of one step must not get the same samples twice, so the
+  # prompt's id, which names its random stream, has the epoch.
+  prompts, ticket_of = [], {}
+  for epoch, index in tickets:
+    prompt = run.train_prompts.prompt(index)
+    prompts.append(dataclasses.replace(prompt, id=f"{prompt.id}@{epoch}"))
+    ticket_of[prompts[-1].id] = (epoch, index)
+
+  params = sampling_params(run.config, step)
+  local, error, seconds = [], None, 0.0
+  try:
+    # Groups come as they end: one is scored while the engine samples the others.
+    for rollouts in run.engine.sample(prompts, run.config.rollout.samples, params):
+      start = time.perf_counter()
+      _, index = ticket_of[rollouts[0].prompt_id]
+      scores = score(run.config, run.train_prompts, index, rollouts)
+      local.append({"rollouts": list(map(vars, rollouts)), "scores": scores})
+      seconds += time.perf_counter() - start
+  except (EngineError, Stopped) as ended:
+    error = ended
+
+  groups = {}
+  for found in hosts.all_gather_lists(local, error):
+    rollouts = list(map(rollout_from_json, found["rollouts"]))
+    scores = list(itertools.starmap(Score, found["scores"]))
+    ticket = ticket_of[rollouts[0].prompt_id]
+    example = run.train_prompts.examples[ticket[1]]
+    prompt = run.train_prompts.prompt(ticket[1])
+    groups[ticket] = Group(ticket, example, prompt, rollouts, scores)
+  return [groups[ticket] for ticket in tickets], seconds
+
+
+def score(config, prompts, index: int, rollouts: Sequence[Rollout]) -> list[Score]:
+  """The scores of the rollouts of prompts.examples[index]."""
+  return score_group(
+    prompts.examples[index],
+    [rollout.text for rollout in rollouts],
+    [rollout.finish_reason for rollout in rollouts],
+    reward=config.reward,
+    think_opened=prompts.think_opened,
+    workers=WORKERS,
+  )

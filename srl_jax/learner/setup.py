@@ -1,0 +1,266 @@
+"""What a run does before its first step: data, policy, prompts, engine."""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from srl_jax import hosts
+from srl_jax.data.examples import Examples, StepExample
+from srl_jax.data.tokenizer import load_tokenizer, stop_ids
+from srl_jax.errors import UserError
+from srl_jax.evals.math_benchmarks import Solver
+from srl_jax.learner import optimizer
+from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.log import Log
+from srl_jax.learner.rollouts import sampling_params
+from srl_jax.learner.stop import StopSignal
+from srl_jax.learner.update import TrainState, init_moments
+from srl_jax.policy.hf_files import load_config, resolve_model
+from srl_jax.policy.model import ModelConfig, Qwen2, abstract, init
+from srl_jax.policy.sharding import check_mesh, platform
+from srl_jax.policy.weights import load_hf
+from srl_jax.progress import ProgressLine
+from srl_jax.rollout.engine import Engine, ReplicatedSampling
+from srl_jax.rollout.episodes import Question, prompt_builder
+from srl_jax.rollout.prompt_set import PromptSet
+from srl_jax.rollout.sampler import Sampler
+from srl_jax.rollout.vllm_client import VllmEngine
+from srl_jax.tasks import task_of_mode
+from srl_jax.tasks.examples import load_examples
+
+
+@dataclasses.dataclass
+class Run:
+  """A run at its last checkpoint, or at its start.
+
+  Fields:
+    config, workdir: of the run.
+    steps: of the whole run.
+    tx: the optimiser.
+    state: step, policy and moments; the loop replaces it.
+    progress: what a checkpoint holds besides.
+    checkpoints: of the workdir.
+    tokenizer, stop_ids: of the policy; the first stop id ends a supervised target.
+    folder: of the policy's Hugging Face files.
+    train_prompts, held_out: prompts to train on and to validate with.
+    engine: samples rollouts.
+    solver, held_out_problems: for final answers; the held-out problems that have one.
+    stop: whether a signal asked the run to stop.
+    log, line: what is written and what is shown.
+    start_time: on the monotonic clock; work before a restart is counted.
+  """
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  steps: int
+  tx: optax.GradientTransformation
+  state: TrainState
+  progress: Progress
+  checkpoints: Checkpoints
+  tokenizer: object
+  stop_ids: list[int]
+  folder: pathlib.Path
+  train_prompts: PromptSet
+  held_out: PromptSet
+  engine: Engine
+  solver: Solver
+  held_out_problems: list[Question]
+  stop: StopSignal
+  log: Log
+  line: ProgressLine
+  start_time: float
+
+  def is_due(self, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at this one."""
+    return every > 0 and self.state.step % every == 0
+
+  def save_if_due(self, is_last: bool) -> None:
+    """Saves every train.save_every steps, at every validated step and at the last one."""
+    score = self.progress.scores.get(str(self.state.step))
+    if is_last or score is not None or self.is_due(self.config.train.save_every):
+      self.save(score)
+
+  def save(self, score: float | None = None) -> None:
+    """Writes a checkpoint; `score` is that of the validation at this step, if there was one."""
+    self.progress.seconds = time.monotonic() - self.start_time
+    self.checkpoints.save(self.state, self.progress, score)
+
+
+@contextlib.contextmanager
+def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
+  """The run of `config` in `workdir` at its last checkpoint, or at its start; closed at the end.
+
+  Call it with the mesh set. Raises Stopped when a signal comes meanwhile; UserError on bad input.
+  """
+  with contextlib.ExitStack() as stack:
+    stop = StopSignal()
+    stack.callback(stop.restore)
+    examples = load_examples(config)
+    steps = config.train.steps or epoch_steps(config, len(examples.train))
+    stop.raise_if_any_stopped()
+
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    stack.callback(checkpoints.close)
+    folder = resolve_model(config.model)
+    tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
+    state, progress = load_state(config, folder, tx, checkpoints)
+    stop.raise_if_any_stopped()
+
+    tokenizer = load_tokenizer(folder)
+    ends = stop_ids(tokenizer, folder)
+    train_prompts = PromptSet(config, tokenizer, examples.train)
+    held_out = PromptSet(config, tokenizer, examples.validation)
+    stop.raise_if_any_stopped()
+
+    engine = make_engine(config, tokenizer, ends, stop)
+    stack.callback(engine.close)
+    log = Log(workdir, config.log, step=state.step, name=workdir.name, config=config.to_dict())
+    stack.callback(log.close)
+    line = ProgressLine(steps, quiet=not hosts.is_writer())
+    run = Run(
+      config=config,
+      workdir=workdir,
+      steps=steps,
+      tx=tx,
+      state=state,
+      progress=progress,
+      checkpoints=checkpoints,
+      tokenizer=tokenizer,
+      stop_ids=ends,
+      folder=folder,
+      train_prompts=train_prompts,
+      held_out=held_out,
+      engine=engine,
+      solver=make_solver(config, tokenizer, engine),
+      held_out_problems=problems_with_answer(held_out.examples),
+      stop=stop,
+      log=log,
+      line=line,
+      start_time=time.monotonic() - progress.seconds,
+    )
+    line.say(opening(run, examples))
+    yield run
+
+
+def epoch_steps(config, count: int) -> int:
+  """The steps of config.train.epochs over `count` examples.
+
+  Reinforcement learning draws prompts across the end of an epoch; supervised batches end there.
+  """
+  if config.method == "sft":
+    return config.train.epochs * -(-count // config.batch.prompts)
+  return -(-config.train.epochs * count // config.batch.prompts)
+
+
+def opening(run: Run, examples: Examples) -> str:
+  """One line on what is about to run."""
+  config, size = run.config, run.state.model.config
+  source = ", ".join(f"{name} {n}" for name, n in examples.counts.items())
+  too_long = f", {run.train_prompts.too_long} too long" if run.train_prompts.too_long else ""
+  start = f"continued from step {run.state.step}" if run.state.step else "from the start"
+  return (
+    f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size}); "
+    f"source: {source}; {len(run.train_prompts.examples)} prompts to train on, "
+    f"{len(run.held_out.examples)} held out{too_long}; {run.steps} steps, {start}"
+  )
+
+
+# ---------------------------------------------------------------------------------- the policy
+
+
+def load_state(
+  config, folder: pathlib.Path, tx: optax.GradientTransformation, checkpoints: Checkpoints
+) -> tuple[TrainState, Progress]:
+  """The state at the run's last checkpoint, or at its start, with float32 weights and moments.
+
+  Call it with the mesh set.
+  """
+  architecture = load_config(folder, config.dtype).on_platform(platform())
+  mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
+  check_mesh(mesh, architecture.sizes())
+  steps = hosts.broadcast(checkpoints.steps())
+  if not steps:
+    model = load_weights(config, folder)
+    return TrainState(0, model, init_moments(tx, model)), Progress()
+  shapes = abstract(architecture)
+  model, moments, progress = checkpoints.restore(steps[-1], shapes, jax.eval_shape(tx.init, shapes))
+  return TrainState(steps[-1], model, moments), progress
+
+
+def load_weights(config, folder: pathlib.Path) -> Qwen2:
+  """The weights that a run of `config` starts from; `folder` is config.model on disk."""
+  architecture = load_config(folder, config.dtype)
+  if config.init_from == "random":
+    return init(architecture, config.seed)
+  if config.init_from and Checkpoints.present(config.init_from):
+    return best_weights(config.init_from, architecture)
+  try:
+    folder = resolve_model(config.init_from) if config.init_from else folder
+  except UserError as error:
+    raise UserError(f"init_from: no run with a checkpoint is there; {error}") from error
+  return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
+
+
+def load_reference(run: Run) -> Qwen2 | None:
+  """The policy of the KL term, the weights that the run started from; None without that term."""
+  return load_weights(run.config, run.folder) if run.config.algorithm.kl else None
+
+
+def best_weights(workdir: str, architecture: ModelConfig) -> Qwen2:
+  """The weights of a run at the step with the best validation score."""
+  checkpoints = Checkpoints(workdir)
+  shapes = abstract(architecture.on_platform(platform()))
+  model, _, _ = checkpoints.restore(hosts.broadcast(checkpoints.best_step()), shapes)
+  checkpoints.close()
+  return model
+
+
+# ---------------------------------------------------------------------------------- the engine
+
+
+def make_engine(config, tokenizer, stop_ids: list[int], stop: StopSignal) -> Engine:
+  """The rollout engine of a config; while it samples or waits it checks `stop`, which may raise."""
+  rollout = config.rollout
+  if rollout.engine == "builtin":
+    # All processes decode together, so they can stop together between two decodings.
+    return Sampler(tokenizer, stop_ids, rollout.width, stop.raise_if_any_stopped)
+  servers = [url.strip() for url in rollout.servers.split(",")]
+  return VllmEngine(
+    hosts.local_part(servers),  # of a single server the first process has all
+    tokenizer,
+    stop_ids,
+    weights_root=rollout.weights_root,
+    lag=rollout.lag,
+    public_servers=rollout.public_servers,
+    patience=rollout.patience,
+    check=stop.raise_if_stopped,
+  )
+
+
+def make_solver(config, tokenizer, engine: Engine) -> Solver:
+  """Solves whole problems as config.eval says."""
+  task, prompt = task_of_mode(config.eval.mode, config.method), config.prompt
+  return Solver(
+    engine=ReplicatedSampling(engine),
+    build_prompt=prompt_builder(tokenizer, task, prompt.style, prompt.system_file),
+    mode=config.eval.mode,
+    params=dataclasses.replace(sampling_params(config), max_tokens=config.eval.max_tokens),
+    max_turns=config.eval.max_turns,
+    max_prompt_tokens=config.data.max_prompt_tokens,
+  )
+
+
+def problems_with_answer(examples: list[StepExample]) -> list[Question]:
+  """The problems of examples that have a gold answer, each once."""
+  problems = {}
+  for example in examples:
+    if example.answer:
+      problems[example.problem_id] = Question(example.problem_id, example.problem, example.answer)
+  return list(problems.values())

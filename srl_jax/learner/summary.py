@@ -1,0 +1,39 @@
+"""A run's summary, and the benchmark before its first step and after its last."""
+
+import time
+
+from srl_jax import hosts
+from srl_jax.evals import math_benchmarks
+from srl_jax.learner.setup import Run
+from srl_jax.policy.model import abstract
+
+
+def measure_untrained(run: Run) -> None:
+  """Measures the config's benchmark, if it has one, with the weights before the first step."""
+  if run.config.eval.benchmark and not run.progress.before:
+    run.line.say(f"measuring the untrained model on {run.config.eval.benchmark} ...")
+    run.engine.load_weights(run.state.model, run.state.step)
+    run.progress.before = benchmark(run)
+
+
+def benchmark(run: Run) -> dict[str, float]:
+  """The config's benchmark with the engine's weights: greedy, avg@k, pass@k."""
+  problems = math_benchmarks.load_benchmark(run.config.eval.benchmark)
+  return hosts.broadcast(math_benchmarks.measure(run.solver, problems, run.config.eval.samples))
+
+
+def summarise(run: Run) -> dict:
+  """The run's summary; the benchmark is measured at the step with the best validation score."""
+  best = hosts.broadcast(run.checkpoints.best_step())
+  summary = {
+    "method": run.config.method,
+    "steps": run.state.step,
+    "best_step": best,
+    "validation": run.progress.scores,
+  }
+  if run.config.eval.benchmark:
+    run.line.say(f"measuring step {best} on {run.config.eval.benchmark} ...")
+    model, _, _ = run.checkpoints.restore(best, abstract(run.state.model.config))
+    run.engine.load_weights(model, best)
+    summary |= {"before": run.progress.before, "after": benchmark(run)}
+  return summary | {"seconds": time.monotonic() - run.start_time}

@@ -1,0 +1,77 @@
+"""Whose run a workdir holds: the same config continues it, another one is refused."""
+
+import json
+import pathlib
+
+from srl_jax import __version__, folders, hosts
+from srl_jax.errors import UserError
+from srl_jax.learner.checkpoint import Checkpoints, read_config, write_config
+
+# A run may be continued with other values of these; any other key makes it another run.
+FREE_KEYS = (
+  "mesh",
+  "rollout.servers",
+  "rollout.public_servers",
+  "rollout.weights_root",
+  "rollout.patience",
+  "log.tensorboard",
+  "log.wandb",
+  "train.steps",
+  "train.epochs",
+  "train.save_every",
+  "train.keep",
+)
+
+
+def claim(workdir: pathlib.Path, config) -> None:
+  """Makes `workdir` this config's: a new folder, or one that holds a run of the same config.
+
+  Raises UserError when it holds another run's checkpoints, with the keys that differ, or more
+  steps than the config asks for.
+  """
+  if (workdir / "config.json").exists() and Checkpoints.present(workdir):
+    check_same_run(workdir, config)
+    step = _last_step(workdir)
+    if 0 < config.train.steps < step:
+      raise UserError(
+        f"workdir {workdir} has {step} steps already, more than train.steps={config.train.steps}; "
+        "give another --workdir"
+      )
+  if hosts.is_writer():
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_config(workdir, config)
+
+
+def finished(workdir: pathlib.Path, config) -> dict | None:
+  """The summary of the run in a claimed workdir, if it has made its config.train.steps."""
+  path = workdir / "summary.json"
+  if not config.train.steps or not path.exists() or not Checkpoints.present(workdir):
+    return None
+  summary = json.loads(path.read_text(encoding="utf-8"))
+  done = summary["steps"] == config.train.steps == _last_step(workdir)
+  return summary if done else None
+
+
+def _last_step(workdir: pathlib.Path) -> int:
+  folders = (workdir / "checkpoints").iterdir()
+  return max(int(path.name) for path in folders if path.name.isdigit())
+
+
+def check_same_run(workdir: pathlib.Path, config) -> None:
+  """Raises UserError if the run in `workdir` is of another config or another version."""
+  before = read_config(workdir)
+  version = before.pop("version")
+  if version != __version__:
+    raise UserError(
+      f"workdir {workdir} holds a run of srl_jax {version}, which samples and trains in another way"
+      f" than this version, {__version__}: continue it with {version}, or give another --workdir"
+      " (init_from takes its weights)"
+    )
+  folders.check_same_settings(
+    workdir,
+    folders.flatten(before),
+    folders.flatten(config),
+    holds="a run of another config",
+    flag="--workdir",
+    free=FREE_KEYS,
+  )

@@ -1,0 +1,87 @@
+"""The prompts of a run's examples."""
+
+import functools
+
+from srl_jax import hosts
+from srl_jax.data.examples import StepExample
+from srl_jax.data.tokenizer import EncodedPrompt, encode
+from srl_jax.errors import UserError
+from srl_jax.rollout.engine import Prompt
+from srl_jax.tasks import SUPERVISED, TASKS, system_prompt
+
+
+class PromptSet:
+  """Examples with prompts that are short enough; the prompts are tokenised when they are needed.
+
+  Token ids are not kept, but for the prompts that were needed last: 134,000 prompts of 4,000 tokens
+  would not fit into memory.
+
+  Attributes:
+    examples: those with prompts that fit, in their order.
+    too_long: how many were left out because of data.max_prompt_tokens, or, for supervised
+      fine-tuning, because prompt and response together exceed batch.tokens_per_device.
+    think_opened: whether the chat template opens the think block.
+  """
+
+  def __init__(self, config, tokenizer, examples: list[StepExample]):
+    """Measures all prompts, each process of the run its part of them.
+
+    Args:
+      config: a run's config.
+      tokenizer: from data.tokenizer.load_tokenizer.
+      examples: the same list on every process; all must call together.
+
+    Raises UserError when there are examples and none is short enough.
+    """
+    self._config, self._tokenizer = config, tokenizer
+    self._system = functools.cache(self._system_prompt)
+    self._cached = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
+    local = [i for i in hosts.local_part(range(len(examples))) if self._fits(examples[i])]
+    fitting = sorted(sum(hosts.all_gather_json(local), []))
+    if examples and not fitting:
+      raise UserError(self._none_fits(len(examples)))
+    self.examples = [examples[i] for i in fitting]
+    self.too_long = len(examples) - len(fitting)
+    self.think_opened = bool(fitting) and self._encode(self.examples[0]).think_opened
+
+  def prompt(self, index: int) -> Prompt:
+    """Returns the prompt of examples[index], under the example's id."""
+    return self._cached(index)
+
+  def all_prompts(self) -> list[Prompt]:
+    """Returns all prompts, in the order of the examples."""
+    return [self.prompt(index) for index in range(len(self.examples))]
+
+  def _prompt(self, index: int) -> Prompt:
+    example = self.examples[index]
+    return Prompt(example.id, tuple(self._encode(example).token_ids))
+
+  def _encode(self, example: StepExample) -> EncodedPrompt:
+    messages = TASKS[example.task].build_messages(
+      example.problem, example.context, example.hint, self._system(example.task)
+    )
+    return encode(self._tokenizer, messages)
+
+  def _system_prompt(self, task: str) -> str:
+    prompt = self._config.prompt
+    return system_prompt(TASKS[task], prompt.style, prompt.system_file)
+
+  def _fits(self, example: StepExample) -> bool:
+    prompt = len(self._encode(example).token_ids)
+    if prompt > self._config.data.max_prompt_tokens:
+      return False
+    if self._config.method != SUPERVISED:
+      return True
+    response = self._tokenizer(example.target, add_special_tokens=False)["input_ids"]
+    # One more for the token that ends the response.
+    return prompt + len(response) + 1 <= self._config.batch.tokens_per_device
+
+  def _none_fits(self, count: int) -> str:
+    config, more = self._config, ""
+    if config.method == SUPERVISED:
+      room = config.batch.tokens_per_device
+      more = f", or with their responses than batch.tokens_per_device ({room})"
+    limit = config.data.max_prompt_tokens
+    return (
+      f"data.max_prompt_tokens: all {count} prompts are longer than {limit} tokens{more}; raise it"
+    )

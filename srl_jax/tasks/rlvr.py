@@ -1,0 +1,47 @@
+"""The whole solution, rewarded by its final answer alone (paper, Table 1, RL(VR)).
+
+response  think blocks anywhere
+reward    1 if the boxed answer outside the blocks is right, else 0; no format term
+"""
+
+from collections.abc import Sequence
+
+from srl_jax.errors import UserError
+from srl_jax.rewards.answers import equal_pairs, extract_answer
+from srl_jax.tasks import one_step
+from srl_jax.tasks.task import Answer, RewardSettings, Score, Task
+
+
+def format_failure(text: str, finish_reason: str, *, think_opened: bool = False) -> str | None:
+  """Returns "cut_off" for a response that did not end by itself. It never changes the reward."""
+  del text, think_opened
+  return None if finish_reason == "stop" else "cut_off"
+
+
+def reward(answers: Sequence[Answer], settings: RewardSettings) -> list[float]:
+  """Returns 1.0 for each right final answer, 0.0 for any other; UserError without a gold answer."""
+  del settings
+  for answer in answers:
+    if answer.example.answer is None:
+      raise UserError(
+        f"example {answer.example.id} has no gold answer, which final answers are compared with:"
+        " name the source's answer column in data.fields, or leave such rows out"
+      )
+  pairs = [(extract_answer(answer.action), answer.example.answer) for answer in answers]
+  return [float(equal) for equal in equal_pairs(pairs, [a.example.problem for a in answers])]
+
+
+def equal_rewards(scores: Sequence[Score]) -> str:
+  """Returns "all_right" or "all_wrong", the two groups that DAPO's dynamic sampling drops."""
+  return "all_right" if sum(score.reward for score in scores) > 0.5 * len(scores) else "all_wrong"
+
+
+TASK = Task(
+  system=one_step.TASK.system,
+  build_messages=one_step.build_messages,
+  format_failure=format_failure,
+  reward=reward,
+  equal_rewards=equal_rewards,
+  unit="answer",
+  needs=("answer",),
+)

@@ -1,0 +1,67 @@
+"""The next step of a solution, rewarded by its similarity to the expert's step (paper, 4.2).
+
+response  one think block, then the step
+reward    similarity of the step and the target in [0, 1]; the format penalty for any other form
+"""
+
+from collections.abc import Sequence
+
+from srl_jax.data.responses import format_failure
+from srl_jax.errors import UserError
+from srl_jax.rewards import SIMILARITIES
+from srl_jax.rewards.similarity import similarities
+from srl_jax.tasks.messages import build_messages
+from srl_jax.tasks.task import Answer, RewardSettings, Score, Task
+
+# The paper's system prompt (Appendix B) in our own words.
+SYSTEM = (
+  "You help people solve mathematics problems. The user gives you a problem and, in most cases, a"
+  " partial solution. Continue it with the very next logical step.\n"
+  "First think inside <think> and </think>. Treat that space as scratch paper: explore, calculate,"
+  " doubt and correct yourself as freely and for as long as you need.\n"
+  "After </think> write the next step of the solution and nothing else: one step, in the style of"
+  " the steps before it, and not the rest of the solution. If the title of that step is given,"
+  " write what comes after the title.\n"
+  "Your answer always has this form:\n"
+  "<think>\n"
+  "your thoughts\n"
+  "</think>\n"
+  "the next step"
+)
+
+
+def reward(answers: Sequence[Answer], settings: RewardSettings) -> list[float]:
+  """Returns the similarity of each action to its target; the penalty for a malformed response."""
+  well_formed = [answer for answer in answers if not answer.failure]
+  pairs = [(answer.action, answer.example.target.strip()) for answer in well_formed]
+  measured = iter(_similarities(pairs, settings))
+  return [settings.format_penalty if a.failure else next(measured) for a in answers]
+
+
+def _similarities(pairs: list[tuple[str, str]], settings: RewardSettings) -> Sequence[float]:
+  measure = SIMILARITIES[settings.similarity]
+  if measure is similarities:  # difflib, the only one with settings
+    return measure(pairs, autojunk=settings.autojunk, workers=settings.workers)
+  values = measure(pairs)
+  if len(values) != len(pairs):
+    raise UserError(
+      f"reward.similarity={settings.similarity!r} returned {len(values)} numbers for {len(pairs)}"
+      " pairs: return one for each"
+    )
+  return values
+
+
+def equal_rewards(scores: Sequence[Score]) -> str:
+  """Returns "all_failed" if no response of the group has the format, else "low_std"."""
+  return "all_failed" if all(score.failure for score in scores) else "low_std"
+
+
+TASK = Task(
+  system=SYSTEM,
+  build_messages=build_messages,
+  format_failure=format_failure,
+  reward=reward,
+  equal_rewards=equal_rewards,
+  unit="steps",
+  needs=("target",),
+)

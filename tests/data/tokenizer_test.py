@@ -1,0 +1,146 @@
+"""Tokenizers of model folders: the ids of transformers, ends of turns, faults in one line."""
+
+import json
+import shutil
+
+import pytest
+
+from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
+from srl_jax.tasks import TASKS, system_prompt
+
+MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "P?"}]
+
+
+@pytest.fixture(scope="module")
+def qwen(shared):
+  return shared / "tokenizer_qwen2.5"
+
+
+@pytest.fixture
+def copy(qwen, tmp_path):
+  """A function that copies Qwen's tokenizer with some settings changed (None removes one)."""
+
+  def make(**changes):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+      shutil.copyfile(qwen / name, tmp_path / name)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | changes
+    kept = {key: value for key, value in settings.items() if value is not None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(kept))
+    return tmp_path
+
+  return make
+
+
+def test_same_ids_as_autotokenizer_for_a_real_qwen(qwen, shared):
+  from transformers import AutoTokenizer
+
+  ours, theirs = load_tokenizer(qwen), AutoTokenizer.from_pretrained(qwen)
+  lines = (shared / "data/steps/mathodyssey_deepseek_v3.jsonl").read_text().splitlines()[:20]
+  texts = [json.loads(line)["response"] for line in lines]
+  texts += [
+    "",
+    " ",
+    "\n\n\n x",
+    "don 't , a .",
+    "1234567",
+    "é e\u0301 日本 😀\u00a0\u200b",
+    "a\tb\r\n",
+  ]
+  texts += ["<|im_start|>user\nx<|im_end|>\n", "<think>\n</think>", "x" * 500, "\ufffd\ufeff"]
+  for text in texts:
+    ids = ours(text, add_special_tokens=False)["input_ids"]
+    assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.decode(ids) == theirs.decode(ids)
+  messages = TASKS["srl"].build_messages("P?", ["1. a"], None, system_prompt(TASKS["srl"]))
+  expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+  assert encode(ours, messages) == (expected, False)
+
+
+def test_padding_is_not_a_vision_token(qwen):
+  tokenizer = load_tokenizer(qwen)
+  assert tokenizer.pad_token == "<|endoftext|>" and tokenizer.pad_token_id == 151643
+
+
+def test_padding_where_none_is_named(copy):
+  tokenizer = load_tokenizer(copy(pad_token=None))
+  assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_template_that_opens_the_block_is_noticed(copy):
+  tokenizer = load_tokenizer(copy(chat_template="{{ messages[1].content }}:<think>\n"))
+  assert encode(tokenizer, MESSAGES).think_opened
+  closed = load_tokenizer(copy(chat_template="{{ messages[1].content }}:<think>\n\n</think>\n\n"))
+  assert not encode(closed, MESSAGES).think_opened
+
+
+def test_special_tokens_are_not_added_twice(copy):
+  # A template writes its own beginning of text; a tokenizer may add one to whatever it is given.
+  folder = copy(chat_template="<|im_start|>{{ messages[1].content }}", bos_token="<|im_start|>")
+  tokens = json.loads((folder / "tokenizer.json").read_text())
+  start = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+  tokens["post_processor"] = {
+    "type": "TemplateProcessing",
+    "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {
+      "<|im_start|>": {"id": "<|im_start|>", "ids": [151644], "tokens": ["<|im_start|>"]}
+    },
+  }
+  (folder / "tokenizer.json").write_text(json.dumps(tokens))
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer("P?")["input_ids"].count(151644) == 1  # it does add one
+  ids, _ = encode(tokenizer, MESSAGES)
+  assert ids.count(151644) == 1
+
+
+def test_a_folder_without_a_tokenizer_is_one_clear_line(tmp_path):
+  with pytest.raises(ValueError, match="has no tokenizer.json"):
+    load_tokenizer(tmp_path)
+
+
+def test_a_broken_tokenizer_is_one_clear_line(copy):
+  folder = copy()
+  (folder / "tokenizer.json").write_text('{"version": "1.0", "model": 3')
+  with pytest.raises(ValueError, match="the tokenizer cannot be read"):
+    load_tokenizer(folder)
+
+
+def test_a_tokenizer_without_a_template_is_one_clear_line(copy):
+  with pytest.raises(ValueError, match="has no chat template"):
+    load_tokenizer(copy(chat_template=None))
+
+
+@pytest.mark.parametrize(
+  ("template", "reason"),
+  [
+    ("{% for m in messages %}", "TemplateSyntaxError: Unexpected end of template"),
+    ("{{ raise_exception('no system role') }}", "TemplateError: no system role"),
+  ],
+)
+def test_a_template_that_fails_is_one_clear_line(copy, template, reason):
+  with pytest.raises(ValueError, match=f"cannot write a system and a user message .{reason}"):
+    load_tokenizer(copy(chat_template=template))
+
+
+def test_stop_ids_come_from_everywhere(copy):
+  folder = copy()
+  tokenizer = load_tokenizer(folder)
+  assert stop_ids(tokenizer, folder) == [151645]
+  (folder / "config.json").write_text('{"eos_token_id": 151643}')
+  assert stop_ids(tokenizer, folder) == [151645, 151643]
+  (folder / "generation_config.json").write_text('{"eos_token_id": [151645, 7]}')
+  assert stop_ids(tokenizer, folder) == [151645, 7, 151643]
+
+
+def test_a_base_model_stops_where_its_template_ends_a_turn(copy):
+  # Qwen2.5's base models name <|endoftext|> as the end; their template writes <|im_end|>.
+  folder = copy(eos_token="<|endoftext|>")
+  assert stop_ids(load_tokenizer(folder), folder) == [151645, 151643]
+
+
+def test_a_broken_config_is_named(copy):
+  folder = copy()
+  tokenizer = load_tokenizer(folder)
+  (folder / "generation_config.json").write_text("{")
+  with pytest.raises(ValueError, match=r"generation_config\.json is no JSON object"):
+    stop_ids(tokenizer, folder)

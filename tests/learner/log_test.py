@@ -1,0 +1,131 @@
+"""The files of a run: every step's line and rollouts, and no step twice after a restart."""
+
+import builtins
+import json
+import types
+
+import pytest
+
+from srl_jax.data.examples import StepExample
+from srl_jax.learner import log as logs
+from srl_jax.learner.dynamic_sampling import Batch, Group
+from srl_jax.rollout.engine import Prompt, Rollout
+from srl_jax.tasks import Score
+
+
+def group(rewards, failures, lengths, dropped=None, prompt=3, index=0):
+  """A group whose action i has i + 1 words and whose monologues have two."""
+  example = StepExample(f"p/{index}", "p", "srl", "2 + 2?", ["One."], None, "Two.", "4")
+  scores, rollouts = [], []
+  for i, (reward, failure, length) in enumerate(zip(rewards, failures, lengths)):
+    scores.append(Score(reward, failure, " ".join(["word"] * (i + 1)), "two words"))
+    reason = "length" if failure == "cut_off" else "stop"
+    rollouts.append(Rollout(example.id, (1,) * length, (-1.0,) * length, reason, 7, f"text {i}"))
+  return Group((0, index), example, Prompt(example.id, (1,) * prompt), rollouts, scores, dropped)
+
+
+KEPT = group([0.5, 1.0, -1.0, 0.0], [None, None, "no_open", None], [4, 8, 2, 2])
+DROPPED = group([-1.0] * 4, ["cut_off"] * 3 + ["no_open"], [10] * 4, "all_failed", index=1)
+SURPLUS = group([0.2, 0.4, 0.2, 0.4], [None] * 4, [1] * 4, "surplus", index=2)
+BATCH = Batch([KEPT], [KEPT, DROPPED, SURPLUS], rounds=2)
+
+
+def test_rollout_lines_have_all_that_is_needed_to_read_them():
+  first, *_ = map(json.loads, logs.rollout_lines(BATCH.groups).splitlines())
+  assert first == {
+    "prompt_id": "p/0",
+    "prompt_tokens": 3,
+    "problem": "2 + 2?",
+    "context": ["One."],
+    "hint": None,
+    "target": "Two.",
+    "texts": ["text 0", "text 1", "text 2", "text 3"],
+    "actions": ["word", "word word", "word word word", "word word word word"],
+    "rewards": [0.5, 1.0, -1.0, 0.0],
+    "failures": [None, None, "no_open", None],
+    "weight_versions": [7] * 4,
+    "kept": True,
+    "dropped": None,
+  }
+  dropped = [
+    json.loads(line)["dropped"] for line in logs.rollout_lines(BATCH.groups).split("\n")[:3]
+  ]
+  assert dropped == [None, "all_failed", "surplus"]
+
+
+# ---- files
+
+
+def log(workdir, step, **given):
+  settings = types.SimpleNamespace(**dict(tensorboard=False, wandb="") | given)
+  return logs.Log(workdir, settings, step=step, name="run", config={})
+
+
+def steps_of(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  rollouts = sorted(path.name for path in (workdir / "rollouts").iterdir())
+  return [json.loads(line)["step"] for line in lines], rollouts
+
+
+def test_files_are_cut_back_to_the_checkpoint(tmp_path):
+  """Later steps, a line that a kill cut in two, and half a rollout file are gone."""
+  first = log(tmp_path, 0)
+  for step in (1, 2, 3):
+    first.write_rollouts(step, [KEPT])
+    first.step(step, {"loss": 0.5})
+  with first.metrics.open("a") as file:
+    file.write('{"step": 4, "lo')
+  (first.rollouts / "step_000004.partial").write_text("half")
+  assert steps_of_names(2) != steps_of_names(3)
+  second = log(tmp_path, 2)
+  assert steps_of(tmp_path) == ([1, 2], steps_of_names(2))
+  second.write_rollouts(3, [KEPT])
+  second.step(3, {"loss": 0.5})
+  assert steps_of(tmp_path) == ([1, 2, 3], steps_of_names(3))
+  log(tmp_path, 0)
+  assert steps_of(tmp_path) == ([], [])
+
+
+def steps_of_names(last):
+  return [f"step_{step:06d}.jsonl" for step in range(1, last + 1)]
+
+
+def test_a_step_without_rollouts_writes_its_line(tmp_path):
+  log(tmp_path, 0).step(1, {"loss": 0.25})
+  line = {"step": 1, "loss": 0.25, "programs_compiled": 0}
+  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == line
+  assert steps_of(tmp_path) == ([1], [])
+
+
+def test_tensorboard_keeps_the_step_that_a_run_continues_from(tmp_path):
+  """The checkpoint is of step 2: the board hides what was logged from step 3 on, and not 2."""
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  writer = log(tmp_path, 2, tensorboard=True)
+  writer.step(3, {"loss": 0.5})
+  writer.step(4, {"loss": 0.25})
+  writer.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data, events = path.read_bytes(), []
+  while data:  # records: length, 4 bytes, event, 4 bytes
+    length = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  starts = [e.step for e in events if e.session_log.status == SessionLog.START]
+  assert starts == [3]
+  values = [(v.tag, e.step, v.simple_value) for e in events for v in e.summary.value]
+  compiled = [("programs_compiled", step, 0.0) for step in (3, 4)]
+  assert sorted(values) == [("loss", 3, 0.5), ("loss", 4, 0.25), *compiled]
+
+
+def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
+  imported = builtins.__import__
+
+  def without(name, *args, **kwargs):
+    if name == "wandb":
+      raise ImportError(name)
+    return imported(name, *args, **kwargs)
+
+  monkeypatch.setattr(builtins, "__import__", without)
+  with pytest.raises(ValueError, match="log.wandb: 'mine' needs the package wandb; pip install"):
+    log(tmp_path, 0, wandb="mine")
