@@ -158,7 +158,7 @@ def test_sliding_window_that_is_not_in_use(hf_case, copy):
   """As released Qwen2.5 checkpoints have it."""
   folder = copy()
   edit_config(folder, use_sliding_window=False, sliding_window=131072, max_window_layers=1)
-  assert hf_files.load_config(folder) == hf_case(CASE).config
+  assert hf_files.load_config(folder).on_platform("cpu") == hf_case(CASE).config
 
 
 def test_tensors_that_do_not_fit(copy, monkeypatch):
