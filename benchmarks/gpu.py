@@ -118,10 +118,10 @@ def algorithm_with(**values):
 
 
 def flops_of(config, groups) -> float:
-  """learner.flops.update_flops of packed groups."""
+  """learner.update.update_flops of packed groups."""
   from types import SimpleNamespace
 
-  from srl_jax.learner.flops import update_flops
+  from srl_jax.learner.update import update_flops
 
   as_sampled = [
     SimpleNamespace(
@@ -536,7 +536,7 @@ def machine() -> dict:
 
 def table(results: dict) -> str:
   """The results as Markdown."""
-  from srl_jax.learner.flops import PEAKS
+  from srl_jax.learner.update import PEAKS
 
   info, found = results["machine"], results["sections"]
   peak = next((value for name, value in PEAKS.items() if name in info["device"]), None)
