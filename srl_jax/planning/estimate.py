@@ -77,8 +77,11 @@ def rates(topology: Topology, peak: float) -> dict[str, float]:
 
 def link_seconds(found: list[Collective], topology: Topology) -> float:
   """Seconds that the collectives of one call take, one after the other."""
-  chip = topology.chip
-  return sum(c.sent() / (LINK * (chip.network if c.across else chip.link)) for c in found)
+  seconds = 0
+  for collective in found:
+    rate = topology.chip.network if collective.across else topology.chip.link
+    seconds += collective.sent() / (LINK * rate)
+  return seconds
 
 
 def step(
@@ -154,16 +157,15 @@ def memory(state: State, programs: dict[str, Program], topology: Topology, sampl
   """Bytes a device: {parameters, moments, gradients, sampler (what the built-in engine keeps),
   programs: {name: ...}, peak, limit, fits}.
   """
-  rows = {
-    name: {
-      "arguments": p.arguments,
-      "temporaries": p.temporaries,
-      "resident": p.resident,
-      "total": p.total(),
+  rows, peak = {}, 0
+  for name, program in programs.items():
+    rows[name] = {
+      "arguments": program.arguments,
+      "temporaries": program.temporaries,
+      "resident": program.resident,
+      "total": program.total(),
     }
-    for name, p in programs.items()
-  }
-  peak = max(p.total() for p in programs.values())
+    peak = max(peak, program.total())
   return {
     "parameters": device_bytes(state.model),
     "gradients": device_bytes(state.model),
@@ -210,7 +212,7 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
     twice = ",".join(f"{axis}={2 * parts if axis == 'fsdp' else n}" for axis, n in mesh.items())
     try:
       check_mesh(twice, sizes)
-    except ValueError:  # what twice as many do not divide, no more doublings do
+    except ValueError:  # a size that this many devices do not divide, more do not divide either
       break
     parts, spec = 2 * parts, twice
   if spec:
