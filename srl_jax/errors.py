@@ -15,3 +15,14 @@ class EngineError(Exception):
 
 class Stopped(Exception):
   """SIGTERM or Ctrl-C reached this process or another one of the run."""
+
+
+def out_of_memory(error: Exception, advice: str) -> UserError | None:
+  """The UserError for a device that ran out of memory; None for any other error of JAX.
+
+  advice: what to lower, as the end of a sentence.
+  """
+  if "RESOURCE_EXHAUSTED" not in str(error):
+    return None
+  reason = " ".join(str(error).split())[:160]
+  return UserError(f"a device ran out of memory ({reason}). Lower {advice}")

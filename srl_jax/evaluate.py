@@ -32,7 +32,7 @@ from typing import Any
 from absl import logging
 
 from srl_jax import command_line, folders, progress
-from srl_jax.errors import UserError
+from srl_jax.errors import UserError, out_of_memory
 
 flags = command_line.own_flags()
 _MODEL = flags.DEFINE_string("model", None, "Model folder, workdir or hub name.", required=True)
@@ -123,6 +123,11 @@ def main(argv: list[str]) -> None:
       raise SystemExit(130) from None
     except EngineError as error:
       raise UserError(f"{error}. The same command continues from what {output} holds") from error
+    except jax.errors.JaxRuntimeError as error:
+      refusal = out_of_memory(error, f"--width ({_WIDTH.value}) or --max_tokens")
+      if refusal:
+        raise refusal from error
+      raise
     finally:
       solver.engine.close()
   print(tables.write(output, settings))

@@ -25,20 +25,20 @@ _turns = itertools.count()
 
 
 def initialize() -> None:
-  """Joins the processes of this run, if the environment says that there are several.
+  """Joins the processes of this run, if the environment names several.
 
-  It says so by JAX_COORDINATOR_ADDRESS (host:port of process 0) with JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, or by what SLURM, Open MPI or a TPU pod set for every process; what is not given
-  jax.distributed.initialize finds out itself. Call it before anything touches a device.
+  It names them by JAX_COORDINATOR_ADDRESS (host:port of process 0) with JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID, or by the variables that SLURM, Open MPI or a TPU pod set for every process;
+  jax.distributed.initialize detects what is missing. Call it before anything touches a device.
 
-  Raises UserError when the environment says half of it.
+  Raises UserError when the environment is incomplete.
   """
   if not _several(os.environ):
     return
   given = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
   try:
     numbers = {key: int(os.environ[name]) for key, name in given.items() if name in os.environ}
-    # Its handler would take our SIGTERM.
+    # The service installs a handler that would replace ours for SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
       **numbers,
@@ -47,7 +47,7 @@ def initialize() -> None:
     )
   except ValueError as error:
     raise UserError(
-      f"the environment names several processes, but not all that it takes to join them ({error}); "
+      f"the environment names several processes, but lacks what is needed to join them ({error}); "
       f"set JAX_COORDINATOR_ADDRESS=host:port, {' and '.join(given.values())} in each"
     ) from error
 
@@ -58,7 +58,7 @@ def _several(environment) -> bool:
   workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
   return (
     "JAX_COORDINATOR_ADDRESS" in environment
-    # In a batch script itself, before srun, there is no list of the step's nodes.
+    # A batch script before srun has SLURM_NTASKS too, but no list of the step's nodes.
     or ("SLURM_STEP_NODELIST" in environment and count("SLURM_NTASKS") > 1)
     or count("OMPI_COMM_WORLD_SIZE") > 1
     or "," in workers
@@ -66,7 +66,7 @@ def _several(environment) -> bool:
 
 
 def is_writer() -> bool:
-  """Whether this process writes the run's files and speaks for it."""
+  """Whether this process writes the run's files and prints (process 0)."""
   return jax.process_index() == 0
 
 
@@ -79,21 +79,21 @@ def all_gather_json(value) -> list:
   """The values (JSON) of all processes, in their order; all must call in the same order."""
   if jax.process_count() == 1:
     return [value]
-  from jax._src import distributed  # orbax, too, takes the client from there: JAX shows it nowhere
+  from jax._src import distributed  # not public in JAX; orbax takes the client from here too
 
   client, turn = distributed.global_state.client, next(_turns)
   key = lambda turn, process: f"srl_jax/{turn}/{process}"
   packed = zlib.compress(json.dumps(value).encode(), level=1)
   client.key_value_set_bytes(key(turn, jax.process_index()), packed)
   values = [_wait_for(client, key(turn, process)) for process in range(jax.process_count())]
-  # Whoever is in this turn has read the one before.
+  # All processes are in this turn, so all have read the values of the one before.
   if turn:
     client.key_value_delete(key(turn - 1, jax.process_index()))
   return [json.loads(zlib.decompress(packed)) for packed in values]
 
 
 def _wait_for(client, key: str) -> bytes:
-  """What stands under the key; a second at a time, so that signals are heard."""
+  """The value of the key; waits a second at a time, so that Python can handle signals."""
   while True:
     try:
       return client.blocking_key_value_get_bytes(key, 1000)

@@ -9,7 +9,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from srl_jax import command_line, folders
-from srl_jax.errors import EngineError, Stopped, UserError
+from srl_jax.errors import EngineError, Stopped, UserError, out_of_memory
 
 config_flags.DEFINE_config_file("config", None, "config file, with arguments after a colon")
 flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)")
@@ -55,8 +55,9 @@ def main(argv) -> None:
     raise SystemExit(os.EX_TEMPFAIL) from error
   except jax.errors.JaxRuntimeError as error:
     hosts.abort(error)
-    if "RESOURCE_EXHAUSTED" in str(error):
-      raise UserError(out_of_memory(config, error)) from error
+    refusal = out_of_memory(error, memory_advice(config))
+    if refusal:
+      raise refusal from error
     raise
   if hosts.is_writer():
     folders.write_json(workdir / "summary.json", summary)
@@ -77,15 +78,14 @@ def run(config, workdir: pathlib.Path) -> dict:
     return summary.summarise(opened)
 
 
-def out_of_memory(config, error: Exception) -> str:
-  """What to lower when a device has too little memory."""
+def memory_advice(config) -> str:
+  """What to lower when a device runs out of memory."""
   batch, rollout = config.batch, config.rollout
   return (
-    f"a device ran out of memory ({' '.join(str(error).split())[:160]}). Lower"
-    f" batch.tokens_per_device ({batch.tokens_per_device}), batch.logprob_chunk"
-    f" ({batch.logprob_chunk}) or rollout.width ({rollout.width}), set batch.remat=full (it is"
-    f" {batch.remat}), or use more devices (mesh={config.mesh}); python -m srl_jax.plan computes"
-    " what fits. The last checkpoint is untouched"
+    f"batch.tokens_per_device ({batch.tokens_per_device}), batch.logprob_chunk"
+    f" ({batch.logprob_chunk}), rollout.width ({rollout.width}) or rollout.max_tokens"
+    f" ({rollout.max_tokens}), set batch.remat=full (it is {batch.remat}), or use more devices"
+    f" (mesh={config.mesh}); srl_jax.plan computes what fits. The last checkpoint is untouched"
   )
 
 

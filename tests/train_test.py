@@ -66,6 +66,13 @@ CASES = {  # name: (arguments, what the one line must say)
   "workdir in use": ([QUICK, "--workdir={folder}/busy"], "{folder}/busy: process"),
   "no place for a workdir": ([QUICK, "--workdir=/dev/null/x"], "/dev/null/x: Not a directory"),
   "damaged config": ([QUICK, "--workdir={folder}/damaged"], "damaged/config.json: not JSON"),
+  "out of memory": (
+    [
+      *(QUICK, NEW, "--config.eval.benchmark=", "--config.eval.mode=off"),
+      *("--config.rollout.max_tokens=10000000000", "--config.batch.tokens_per_device=20000000000"),
+    ],
+    "a device ran out of memory (RESOURCE_EXHAUSTED",
+  ),
   "another config's workdir": (
     [QUICK, "--workdir={folder}/other", "--config.seed=1", "--config.optimizer.lr=1.0"],
     "holds a run of another config: optimizer.lr was 0.0004, is 1.0; seed was 0, is 1. Give",

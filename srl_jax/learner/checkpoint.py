@@ -88,12 +88,12 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The step with the best validation score, the later of equals; without scores the last."""
-    scored = [
-      (checkpoint.metrics["score"], checkpoint.step)
-      for checkpoint in self._checkpointer.checkpoints
-      if checkpoint.metrics
-    ]
-    return max(scored)[1] if scored else max(self.steps(), default=None)
+    best = None
+    for checkpoint in self._checkpointer.checkpoints:
+      if checkpoint.metrics:
+        found = checkpoint.metrics["score"], checkpoint.step
+        best = max(best, found) if best else found
+    return best[1] if best else max(self.steps(), default=None)
 
   def restore(self, step: int, model, moments=None):
     """(model, moments, Progress) of a step.
@@ -141,5 +141,7 @@ def _as_bytes(progress: Progress) -> dict[str, np.ndarray]:
 
 def _from_bytes(stored: dict) -> Progress:
   values = json.loads(np.asarray(stored["json"]).tobytes())
-  names = {field.name for field in dataclasses.fields(Progress)}  # earlier versions stored more
-  return Progress(**{name: value for name, value in values.items() if name in names})
+  progress = Progress()
+  for name in vars(progress):  # earlier versions stored more
+    setattr(progress, name, values[name])
+  return progress

@@ -72,6 +72,11 @@ def draw_size(batch: Batch, size: int) -> int:
   return min(size, math.ceil((size - len(batch.kept)) / share))
 
 
+def surplus_tickets(batch: Batch) -> list[Ticket]:
+  """The tickets of the surplus groups, which go back to the head of the queue."""
+  return [group.ticket for group in batch.groups if group.dropped == "surplus"]
+
+
 def add_round(batch: Batch, sampled: Sequence[Group], size: int, std_epsilon: float) -> Batch:
   """The batch with the groups of another round, each kept or marked with why it is dropped.
 

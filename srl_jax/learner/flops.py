@@ -32,9 +32,11 @@ def update_flops(config, groups) -> float:
   flops = 0.0
   for group in groups:
     prompt = len(group.prompt.token_ids)
-    lengths = [len(rollout.token_ids) for rollout in group.rollouts]
-    pairs = prompt**2 / 2 + sum(length * prompt + length**2 / 2 for length in lengths)
-    tokens = prompt + sum(lengths)
-    flops += config.num_hidden_layers * (6 * layer * tokens + 12 * n * h * pairs)
-    flops += 6 * d * config.vocab_size * sum(lengths)
+    pairs, responses = prompt**2 / 2, 0  # pairs of tokens in causal attention
+    for rollout in group.rollouts:
+      length = len(rollout.token_ids)
+      pairs += length * prompt + length**2 / 2
+      responses += length
+    flops += config.num_hidden_layers * (6 * layer * (prompt + responses) + 12 * n * h * pairs)
+    flops += 6 * d * config.vocab_size * responses
   return flops

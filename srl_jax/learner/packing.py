@@ -45,8 +45,11 @@ def pack(
   # Groups are cut only where a device holds a single row: several short rows fit it anyway.
   bins = _first_fit(parts, t, cut=t == tokens_per_device)
   size = _rows_at_a_time(len(bins), max(1, tokens_per_device // t), shards)
-  batches = [fill_rows(part, t, size) for part in _micro_batches(bins, size)]
-  return [with_blocks(rows) for rows in batches] if layout == "blocks" else batches
+  batches = []
+  for part in _micro_batches(bins, size):
+    rows = fill_rows(part, t, size)
+    batches.append(with_blocks(rows) if layout == "blocks" else rows)
+  return batches
 
 
 def _micro_batches(bins: list[Bin], size: int) -> list[list[Bin]]:
@@ -86,7 +89,7 @@ def _rows_at_a_time(rows: int, most: int, shards: int) -> int:
   `most` is what fits on each of the `shards` devices.
   """
   sizes = [max(1, most // part) * shards for part in (1, 2, 4)]
-  filled = lambda size: rows / (-(-rows // size) * size)
+  filled = lambda size: rows / (-(-rows // size) * size)  # the last micro-batch may be short
   return next((size for size in sizes if filled(size) >= 0.8), max(sizes, key=filled))
 
 
@@ -122,7 +125,8 @@ def _first_fit(groups: Sequence[PackedGroup], t: int, cut: bool) -> list[Bin]:
   waiting = sorted(groups, key=longest_first)
   while waiting:
     group = waiting.pop(0)
-    index = next((i for i, room in enumerate(rooms) if room >= group.size()), None)
+    fits = np.flatnonzero(np.array(rooms) >= group.size())
+    index = int(fits[0]) if len(fits) else None
     if index is None and cut and rooms:
       emptiest = int(np.argmax(rooms))
       taken, rest = _cut_to(group, rooms[emptiest])
@@ -145,7 +149,7 @@ def _cut_to(group: PackedGroup, room: int) -> tuple[PackedGroup | None, PackedGr
     fits = len(response.token_ids) <= room
     (taken if fits else left).append(response)
     room -= len(response.token_ids) * fits
-  if sum(len(response.token_ids) for response in taken) < CUT_WORTH * len(group.prompt_ids):
-    return None, group
   part = lambda responses: dataclasses.replace(group, responses=responses)
+  if part(taken).size() < (CUT_WORTH + 1) * len(group.prompt_ids):
+    return None, group
   return part(taken), part(left)

@@ -107,12 +107,12 @@ def check_batch(run, batch: Batch, empty_steps: int) -> None:
       "whose format the model can follow and whose steps it does not know already"
     )
   if len(batch.kept) < size and run.config.algorithm.dynamic_sampling:
-    reasons = Counter(group.dropped for group in batch.groups if group.dropped)
-    dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    reasons = Counter(group.dropped or "kept" for group in batch.groups)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     run.line.say_once(
       "not full",
-      f"step {step}: {batch.rounds} rounds gave {len(batch.kept)} groups of {size} (dropped: "
-      f"{dropped}); {'training on these' if batch.kept else 'no update is made'}. "
+      f"step {step}: {batch.rounds} rounds gave {len(batch.kept)} groups of {size} ("
+      f"{reasons}); {'training on these' if batch.kept else 'no update is made'}. "
       "algorithm.max_rounds allows more rounds, algorithm.std_epsilon drops less; from here on the "
       "live line has the number of groups",
     )
@@ -130,16 +130,18 @@ def train_on(
   """
   loss, state = update.loss_of(run.config), run.state
   k = min(run.config.algorithm.steps_per_batch, len(groups))
-  layout = state.model.config.layout
-  rows = [pack_groups(groups[i::k], run.config, layout) for i in range(k)]
-  parts = [[update.on_device(row) for row in part] for part in rows]
-  score = lambda model, part: [update.score(model, row, loss=loss) for row in part]
-  # The ratios of all k steps are against the policy before the first of them.
-  olds = [score(state.model, part) for part in parts] if k > 1 else [None]
+  rows, micro_batches, old = [], [], []
+  for i in range(k):
+    rows.append(pack_groups(groups[i::k], run.config, state.model.config.layout))
+    micro_batches.append(list(map(update.on_device, rows[i])))
+    # The ratios of all k steps are against the policy before the first of them.
+    old.append(update.scores(state.model, micro_batches[i], loss) if k > 1 else None)
   outputs = []
-  for part, old in zip(parts, olds):
-    references = score(reference, part) if reference is not None else None
-    state, output = update.train_step(run.tx, state, part, loss, old, references)
+  for i in range(k):
+    references = None
+    if reference is not None:
+      references = update.scores(reference, micro_batches[i], loss)
+    state, output = update.train_step(run.tx, state, micro_batches[i], loss, old[i], references)
     outputs.append(output)
   run.state = state._replace(step=state.step + 1)
   return outputs, rows

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +12,14 @@ from collections.abc import Sequence
 from srl_jax import hosts
 from srl_jax.data.batches import PromptQueue
 from srl_jax.errors import EngineError, Stopped
-from srl_jax.learner.dynamic_sampling import Batch, Group, Ticket, add_round, draw_size
+from srl_jax.learner.dynamic_sampling import (
+  Batch,
+  Group,
+  Ticket,
+  add_round,
+  draw_size,
+  surplus_tickets,
+)
 from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
 from srl_jax.tasks import Score
 from srl_jax.tasks.scoring import score_group
@@ -32,44 +40,48 @@ def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
   Returns the same batch on every process; its kept groups may be fewer, or none.
   """
   algorithm, size = run.config.algorithm, run.config.batch.prompts
-  rounds = algorithm.max_rounds if algorithm.dynamic_sampling else 1
+  max_rounds = algorithm.max_rounds if algorithm.dynamic_sampling else 1
   epsilon = algorithm.std_epsilon if algorithm.dynamic_sampling else -1.0
   batch = Batch()
-  while len(batch.kept) < size and batch.rounds < rounds:
+  while len(batch.kept) < size and batch.rounds < max_rounds:
     tickets = queue.take(draw_size(batch, size))
     groups, seconds = sample_groups(run, tickets, step)
     batch = add_round(batch, groups, size, epsilon)
     batch = dataclasses.replace(batch, seconds_reward=batch.seconds_reward + seconds)
-  queue.put_back([group.ticket for group in batch.groups if group.dropped == "surplus"])
+  queue.put_back(surplus_tickets(batch))
   return batch
 
 
 def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group], float]:
   """(A scored group for each ticket, in their order; seconds of scoring), on every process."""
-  asked = {}  # by the prompt's id in this step; an example may be drawn again in a later epoch
+  # An example that is drawn in two epochs of one step must not get the same samples twice, so the
+  # prompt's id, which names its random stream, has the epoch.
+  prompts, ticket_of = [], {}
   for epoch, index in tickets:
     prompt = run.train_prompts.prompt(index)
-    prompt = dataclasses.replace(prompt, id=f"{prompt.id}@{epoch}")
-    asked[prompt.id] = (epoch, index), prompt
-  prompts = [prompt for _, prompt in asked.values()]
+    prompts.append(dataclasses.replace(prompt, id=f"{prompt.id}@{epoch}"))
+    ticket_of[prompts[-1].id] = (epoch, index)
+
   params = sampling_params(run.config, step)
   local, error, seconds = [], None, 0.0
   try:
     # Groups come as they end: one is scored while the engine samples the others.
     for rollouts in run.engine.sample(prompts, run.config.rollout.samples, params):
       start = time.perf_counter()
-      (_, index), _ = asked[rollouts[0].prompt_id]
+      _, index = ticket_of[rollouts[0].prompt_id]
       scores = score(run.config, run.train_prompts, index, rollouts)
-      local.append({"rollouts": [vars(rollout) for rollout in rollouts], "scores": scores})
+      local.append({"rollouts": list(map(vars, rollouts)), "scores": scores})
       seconds += time.perf_counter() - start
   except (EngineError, Stopped) as ended:
     error = ended
+
   groups = {}
   for found in hosts.all_gather_lists(local, error):
-    rollouts = [rollout_from_json(fields) for fields in found["rollouts"]]
-    ticket, prompt = asked[rollouts[0].prompt_id]
-    scores = [Score(*fields) for fields in found["scores"]]
+    rollouts = list(map(rollout_from_json, found["rollouts"]))
+    scores = list(itertools.starmap(Score, found["scores"]))
+    ticket = ticket_of[rollouts[0].prompt_id]
     example = run.train_prompts.examples[ticket[1]]
+    prompt = run.train_prompts.prompt(ticket[1])
     groups[ticket] = Group(ticket, example, prompt, rollouts, scores)
   return [groups[ticket] for ticket in tickets], seconds
 

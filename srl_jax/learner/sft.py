@@ -4,6 +4,7 @@ The loss is minus the mean log-prob of the target's tokens, its end token includ
 not trained.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -38,9 +39,8 @@ def train(run) -> None:
       )
       with timers("update"):
         rows = pack_examples(run, run.train_prompts, chosen)
-        state, output = update.train_step(
-          run.tx, run.state, [update.on_device(part) for part in rows], loss
-        )
+        micro_batches = list(map(update.on_device, rows))
+        state, output = update.train_step(run.tx, run.state, micro_batches, loss)
         run.state = state._replace(step=state.step + 1)
         row = update.step_metrics(output, run.state.step)
       with timers("validate"):
@@ -64,10 +64,11 @@ def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
 
 def pack_examples(run, prompts, chosen: Sequence[int]) -> list[Rows]:
   """The micro-batches of the chosen examples: each prompt with its target and the end token."""
-  texts = [prompts.examples[i].target for i in chosen]
-  tokens = run.tokenizer(texts, add_special_tokens=False)["input_ids"]
-  targets = [[*ids, run.stop_ids[0]] for ids in tokens]
-  prompt_ids = [prompts.prompt(i).token_ids for i in chosen]
+  prompt_ids, targets = [], []
+  for i in chosen:
+    target = run.tokenizer(prompts.examples[i].target, add_special_tokens=False)["input_ids"]
+    prompt_ids.append(prompts.prompt(i).token_ids)
+    targets.append([*target, run.stop_ids[0]])
   return pack_targets(prompt_ids, targets, run.config, run.state.model.config.layout)
 
 
@@ -107,15 +108,15 @@ def exact_shares(run) -> dict[str, float]:
   the step number at which it is worst.
   """
   prompts = run.held_out.all_prompts()
-  example_of = {p.id: example for p, example in zip(prompts, run.held_out.examples)}
+  index_of = {prompt.id: i for i, prompt in enumerate(prompts)}
   greedy = dataclasses.replace(sampling_params(run.config), temperature=0.0)
-  exact = {}  # by the number of steps before the target
+  exact = collections.defaultdict(list)  # by the number of steps before the target
   for (rollout,) in run.solver.engine.sample(prompts, 1, greedy):
-    example = example_of[rollout.prompt_id]
-    exact.setdefault(len(example.context), []).append(rollout.text == example.target)
+    example = run.held_out.examples[index_of[rollout.prompt_id]]
+    exact[len(example.context)].append(rollout.text == example.target)
   return {
     "validation_exact": float(np.mean(sum(exact.values(), []))),
-    "validation_exact_worst": float(min(np.mean(values) for values in exact.values())),
+    "validation_exact_worst": float(min(map(np.mean, exact.values()))),
   }
 
 

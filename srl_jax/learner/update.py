@@ -6,6 +6,7 @@ optimiser step. Every token carries its weight in the loss of the whole batch
 """
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -135,6 +136,11 @@ def score(model, rows: Rows, loss: Loss):
   return token_logprobs(model, rows, **how)[0]
 
 
+def scores(model, micro_batches: Sequence[Rows], loss: Loss) -> list[jax.Array]:
+  """logprobs_bs of each micro-batch under `model`, for `old` and `reference` of train_step."""
+  return [score(model, rows, loss=loss) for rows in micro_batches]
+
+
 @functools.partial(jax.jit, static_argnames="tx")
 def init_moments(tx: optax.GradientTransformation, model):
   """The optimiser's state, in the layout of the weights."""
@@ -189,7 +195,9 @@ def step_metrics(output: StepOutput, step: int) -> dict[str, float]:
   Raises UserError, naming `step`, when the loss or the gradient is not finite.
   """
   sums, norm = jax.device_get((output.sums, output.grad_norm))
-  totals = {name: float(sum(part[name] for part in sums)) for name in sums[0]}
+  totals = Counter()
+  for part in sums:
+    totals.update({name: float(value) for name, value in part.items()})
   metrics = {"loss": totals.pop("loss"), "grad_norm": float(norm)}
   if not np.isfinite(list(metrics.values())).all():
     raise UserError(

@@ -1,11 +1,10 @@
-"""The one seam between a decoder layer and attention: `attend(q, k, v, state)`.
+"""The interface between a decoder layer and attention: `attend(q, k, v, state)`.
 
-`state` says what the new tokens may see. `Packed`: rows of several sequences, in training; with
-`branches`, responses share the prompt of their group. `Padded`: one sequence a row, when prompts
-are read. `Cached`: one new token a response against the keys of its prompt (held once for its
-group) and its own earlier ones. Everything here is local to a device: batch and key/value heads are
-cut, nothing else, so `attend` runs under shard_map and a kernel for one device is a kernel for the
-mesh.
+`state` determines which tokens the new ones attend to. `Packed`: rows of several sequences, in
+training; with branches, responses share the prompt of their group. `Padded`: one sequence per row,
+for prefill. `Cached`: one new token per response against the keys of its prompt (one copy for the
+group) and its own earlier ones. Only the batch and the key/value heads are sharded, so attention
+needs no communication: `attend` runs under shard_map, and a kernel for one device serves the mesh.
 """
 
 import math
@@ -54,22 +53,26 @@ class Packed(NamedTuple):
 
 
 class Padded(NamedTuple):
-  """One sequence a row, from its first place on; lengths_b: int32, its tokens."""
+  """One sequence per row, padded at its end; lengths_b: int32, its tokens."""
 
   lengths_b: jax.Array
 
 
 class Cached(NamedTuple):
-  """Keys and values of the tokens read so far, for b prompts of g responses each.
+  """The KV cache, for b prompts of g responses each.
 
-  All responses write their newest token to the same `column` of a ring of r slots, whenever they
-  began, so a write is one slice; a slot is a response's own if its age is below `ages`. They lie as
-  the products with them want it (XLA puts a prompt's left and a response's own right), or they
-  would be turned around for every token.
+  All responses write their newest token to the same `column` of a ring buffer of r entries,
+  whenever they began, so a write is one slice. An entry belongs to a response if its age is below
+  ages_bg.
+  The arrays are stored in the operand layouts of the einsums that read them; otherwise XLA would
+  transpose the whole cache at every token.
 
-  Fields: prompt_k_bkph, prompt_v_bkhp (see prompt_cache); lengths_b, tokens of each prompt (int32);
-  k_bgkhr, v_bgkrh; column, scalar int32; ages_bg, tokens of each response, the newest included
-  (int32).
+  Fields:
+    prompt_k_bkph, prompt_v_bkhp: see prompt_cache.
+    lengths_b: int32, tokens of each prompt.
+    k_bgkhr, v_bgkrh: the ring buffers.
+    column: int32 scalar, the entry that the new token is written to.
+    ages_bg: int32, tokens of each response, the newest included.
   """
 
   prompt_k_bkph: jax.Array
@@ -157,12 +160,12 @@ def _padded(q_btnh, k_btkh, v_btkh, state, kernel):
 
 
 def prompt_cache(k_btkh, v_btkh):
-  """(prompt_k_bkph, prompt_v_bkhp) of Cached, from the memory of a prompt that was read."""
+  """(prompt_k_bkph, prompt_v_bkhp) of Cached, from what `attend` returned at prefill."""
   return k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 3, 1)
 
 
 def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
-  del kernel  # one token a row: there is nothing for them to do
+  del kernel  # one query per row; the kernels are for whole sequences
   b, g, n, h = q_bgnh.shape
   k, r = k_bgkh.shape[2], state.k_bgkhr.shape[4]
   q = q_bgnh.reshape(b, g, k, n // k, h)
@@ -176,7 +179,7 @@ def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
   own = jnp.einsum("bgkqh,bgkhr->bgkqr", q, keys, **f32)
   p = prompt.shape[-1]
   in_prompt = jnp.arange(p) < state.lengths_b[:, None]
-  age = (state.column - jnp.arange(r)) % r  # of each slot: 0 for the one just written
+  age = (state.column - jnp.arange(r)) % r  # of each entry: 0 for the one just written
   in_own = age < state.ages_bg[:, :, None]
   prompt = jnp.where(in_prompt[:, None, None, None], prompt / math.sqrt(h), NEGATIVE)
   own = jnp.where(in_own[:, :, None, None], own / math.sqrt(h), NEGATIVE)

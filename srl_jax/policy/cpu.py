@@ -8,6 +8,7 @@ row computes mostly pairs that do not see each other. Here prompts attend to the
 responses to their prompt and to themselves; no prompt is copied.
 
 Einsum: the gradient of a weight with its two factors in the order that XLA:CPU multiplies fastest.
+Categorical: two random numbers for a token instead of one for each entry of the vocabulary.
 """
 
 import functools
@@ -165,3 +166,28 @@ def _like(x, letters, *factors):
 
 
 _einsum.defvjp(_einsum_fwd, _einsum_bwd)
+
+
+BLOCK = 128  # entries of the vocabulary; see categorical
+
+
+def categorical(key, logprobs_v):
+  """As jax.random.categorical: a token drawn with these log-probs, int32 scalar.
+
+  It inverts the distribution function, first over blocks of the vocabulary and then inside one
+  block. jax.random.categorical draws Gumbel noise for each entry of the vocabulary, which costs a
+  CPU as much time as a small model's forward pass.
+  """
+  probs_v = jnp.exp(logprobs_v)
+  blocks_xy = jnp.pad(probs_v, (0, -len(probs_v) % BLOCK)).reshape(-1, BLOCK)
+  shares = jax.random.uniform(key, (2,))
+  block = _first_above(blocks_xy.sum(axis=1), shares[0])
+  return block * BLOCK + _first_above(blocks_xy[block], shares[1])
+
+
+def _first_above(weights_x, share):
+  """The first index at which the cumulative sum of the weights exceeds that share of the total."""
+  sums_x = jnp.cumsum(weights_x)
+  above_x = (sums_x > share * sums_x[-1]) & (weights_x > 0)
+  # Rounding can leave no entry above a share just below 1.
+  return jnp.where(above_x.any(), above_x.argmax(), weights_x.argmax())

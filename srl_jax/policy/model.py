@@ -72,7 +72,7 @@ class ModelConfig:
   rms_norm_eps: float = 1e-6
   tie_word_embeddings: bool = False
   dtype: str = "float32"
-  attention: str = "xla"  # of kernels.KERNELS, see on_platform; "cpu" also selects cpu.einsum
+  attention: str = "xla"  # of kernels.KERNELS, see on_platform
 
   def on_platform(self, platform: str) -> "ModelConfig":
     """The same architecture with the attention kernel of a platform ("cpu", "gpu", "tpu")."""
@@ -80,13 +80,18 @@ class ModelConfig:
     return dataclasses.replace(self, attention=kernel)
 
   @property
+  def on_cpu(self) -> bool:
+    """Whether the functions of policy.cpu replace those of the main path."""
+    return self.attention == "cpu"
+
+  @property
   def layout(self) -> str:
     """The layout of packed rows that `attention` reads: "blocks" or "lines" (packing.pack)."""
     return kernels.layout(self.attention)
 
   def einsum(self, letters: str, a, b, dtype=None):
-    """sharding.einsum, or the version for CPUs where `attention` is "cpu"."""
-    run = cpu.einsum if self.attention == "cpu" else sharding.einsum
+    """sharding.einsum, or cpu.einsum."""
+    run = cpu.einsum if self.on_cpu else sharding.einsum
     return run(letters, a, b, dtype)
 
   def sizes(self) -> dict[str, int]:

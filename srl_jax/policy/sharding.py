@@ -179,9 +179,6 @@ def gather_batch(x_bcd):
   return reshard(x_bcd, P(*act_spec("acd"), reduced={"fsdp", "tensor"}))
 
 
-spread = gather_batch  # the name in learner/update.py until the learner's rewrite is merged
-
-
 def lookup(table_vd, tokens_bt, dtype):
   """x_btd: the table's rows for the tokens (int32), in the compute type.
 

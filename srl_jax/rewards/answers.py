@@ -2,12 +2,13 @@
 
 The protocol is that of Qwen2.5-Math's evaluation, which the paper follows: the last box counts,
 then what comes after "the answer is", then the last number; units and ways of writing LaTeX make no
-difference; a decimal may be off by one in 10,000. It is stricter than Qwen's in three places, each
-of which would pay for wrong answers: whole numbers must be equal, 5 is not 500 unless one of them
-is a percentage, and an open interval is not a closed one.
+difference; a decimal may be off by one in 10,000. It is stricter than Qwen's where that would pay
+for wrong answers: whole numbers must be equal (9999.857 is not 10000), 5 is not 500 unless one of
+them is a percentage, an open interval is not a closed one, M is not m, and an infinite or undefined
+answer equals only its like.
 
-Most answers are settled here, by text or as plain numbers (`normal_form`). The others go to
-math-verify in worker processes (`equivalence`), for sympy may take for ever: an answer such as
+Most answers are settled here, by text or as plain numbers (`normal_form`). The others go to sympy
+in worker processes (`equivalence`, `values`), for sympy may take for ever: an answer such as
 9^{9^{9^9}} costs _SECONDS and a worker, and counts as wrong.
 """
 

@@ -82,7 +82,7 @@ _BARE_GAMMA = re.compile(r"\\Gamma(?![A-Za-z]| ?\()")
 @functools.lru_cache(1000)  # a gold answer is compared with a group of answers
 def _parse(form: str) -> sympy.Basic | sympy.MatrixBase:
   """The expression, relation, set or matrix that a normal form is; raises if it is none."""
-  form = re.sub(r"(?<![A-Za-z\\])(\d+\.?\d*|\.\d+)e(-?\d+)", r"\1 \\times 10^{\2}", form)
+  form = re.sub(r"(?<![A-Za-z\\])(\d+\.?\d*|\.\d+)e(-?\d+|\+\d{2,})", r"\1 \\times 10^{\2}", form)
   form = re.sub(r"(?<![\w.}])(\d+)\s+(\d+)\s*/\s*(\d+)", r"(\1+\\frac{\2}{\3})", form)
   form = re.sub(r"(?<![\w.])\d\w*_(?:\{\w+\}|\d+)", _in_base_ten, form)
   for pattern, replacement in _RENAMED:

@@ -8,6 +8,7 @@ text, or nearly so: it runs in the trainer's own process.
 
 import math
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ _MOST_BITS = 100_000  # of a whole number that is computed here; larger powers g
 # Full-width ASCII, and the punctuation of Chinese text.
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻₀₁₂₃₄₅₆₇₈₉", "0123456789-0123456789")
-_FULL_WIDTH |= {ord(wide): narrow for wide, narrow in zip("、。《》【】　「」", ",.()() ()")}
+_FULL_WIDTH |= {ord(wide): narrow for wide, narrow in zip("、。《》〈〉【】　", ",.()()() ")}
 
 # fmt: off
 _SYMBOLS = [
@@ -39,7 +40,6 @@ _TYPED = [
     r"(?<![A-Za-z])(pi|theta|alpha|beta|infty|(?:arc)?(?:sin|cos|tan)|ln|log|exp)(?![A-Za-z])",
     r"\\\1 ",
   ),
-  (r"^<([^<>]*,[^<>]*)>$", r"(\1)"),
   (r"\binfinity\b", r"\\infty "),
   (r"\*", r" \\cdot "),
 ]
@@ -51,13 +51,16 @@ _SPELLING = [
   (r",\\[,;: ](?=\d{3})|\{,\}(?=\d{3}(?!\d))", ","),  # thousands
   (r"\{,\}", ","),
   (r"(?:(?<!\\)\\[,;: ]|~|\\q?quad\b| )+", " "),
+  (r"^ *<([^<>]*,[^<>]*)> *$", r"(\1)"),
   (r"\\langle(?![a-zA-Z])", "("),
   (r"\\rangle(?![a-zA-Z])", ")"),
   (r"\^\s*([+-]?\d{2,}|[+-]\d)", r"^{\1}"),  # 2^10 as everybody writes it
   # The base of a number: 1011_{\text{two}}, (1011)_2, 1011 base 2.
-  (r"_\s*\{?\s*\\text\w*\s*\{\s*(?:base\s*)?(\w+)\s*\}\s*\}?", r"_{\1}"),
+  (r"\\text\w*\s*\{([^{}]*\bbase\b[^{}]*)\}", r"\1"),
+  (r"_\s*\{?\s*\\text\w*\s*\{\s*(\w+)\s*\}\s*\}?", r"_{\1}"),
+  (r"_\s*\{\s*\(?\s*(?:base\s*)?(\w+)\s*\)?\s*\}", r"_{\1}"),
   (r"^\s*\(\s*([0-9A-Za-z]+)\s*\)\s*_", r"\1_"),
-  (r"(?<=\w)\s*(?:\\text\{)?\s*\(?\s*(?:in\s+)?base[ ~-]*(\w+)\s*\)?\s*\}?\.?\s*$", r"_{\1}"),
+  (r"(?<=\w) ?\(? ?(?:in )?base[ -]*(\w+) ?\)?\.? ?$", r"_{\1}"),
   (r"\\[dtc]frac\b", r"\\frac"),
   (r"\\?\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
   (r"\\sqrt\s*(\d+|[a-z])", r"\\sqrt{\1}"),
@@ -112,6 +115,7 @@ def normal_form(answer: str, *, keep_name: bool = False) -> str:
   """
   text = re.sub(r"\s+", " ", answer.translate(_FULL_WIDTH)).strip('`*" ')
   text = text.strip("'") if text.startswith("'") else re.sub(r"(?<![A-Za-z)}])'+$", "", text)
+  text = re.sub("[¼-¾⅐-⅞]", _written_out, text).strip()
   text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
   text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(_RAISED)}}}", text)
   text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)
@@ -127,6 +131,11 @@ def normal_form(answer: str, *, keep_name: bool = False) -> str:
   if _THOUSANDS.fullmatch(text):
     text = text.replace(",", "").replace(" ", "")
   return text.strip() if keep_name else _NAMED.sub("", text).strip()
+
+
+def _written_out(found: re.Match) -> str:
+  """The fraction that one character is: 3½ becomes 3 1/2."""
+  return " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/")
 
 
 def _as_fraction(found: re.Match) -> str:
@@ -167,8 +176,9 @@ class Number(NamedTuple):
 
 
 _NUMBER = re.compile(
-  # 3e-5 and 3e05 are powers of ten; 3e+5 is more likely Euler's number and a sum.
-  rf"([+-]?)(?:({_DIGITS})(e-?\d{{1,4}})?(?:\s*/\s*({_DIGITS}))?"
+  # 3e-5 and 3e05 are powers of ten, as is 1e+16, which Python prints; 3e+5 is more likely Euler's
+  # number and a sum.
+  rf"([+-]?)(?:({_DIGITS})(e(?:-?\d{{1,4}}|\+\d{{2,4}}))?(?:\s*/\s*({_DIGITS}))?"
   rf"|\\frac\{{({_DIGITS})\}}\{{({_DIGITS})\}})\s*(%?)",
   re.IGNORECASE,
 )

@@ -26,16 +26,14 @@ class SamplingParams:
 
   Fields:
     max_tokens: most tokens of a response, the stop token included.
-    temperature: 0 takes the most likely token.
-    top_p, top_k: 1.0 and 0 leave the distribution whole, as training needs it.
+    temperature: 0 takes the most likely token. There is no top-p and no top-k: the loss assumes
+      that tokens are sampled from the whole distribution.
     seed, step: with the prompt's id, the sample's index and the position they name the random
       number of every token, so the same five always give the same token.
   """
 
   max_tokens: int
   temperature: float = 1.0
-  top_p: float = 1.0
-  top_k: int = 0
   seed: int = 0
   step: int = 0
 
@@ -48,7 +46,7 @@ class Rollout:
     prompt_id: the prompt's id.
     token_ids: sampled tokens, the stop token included.
     sampler_logprobs: log-prob of each token when it was sampled, under the distribution at the
-      sampling temperature and before top-p and top-k (greedy: at temperature 1); natural log.
+      sampling temperature (greedy: at temperature 1); natural log.
     finish_reason: "stop" (a stop token) or "length" (cut off at max_tokens).
     weight_version: the version of the weights that sampled it.
     text: the decoded tokens, special tokens left out.

@@ -1,10 +1,10 @@
-"""The built-in rollout engine: batched sampling with a KV cache on the policy's own mesh.
+"""The built-in rollout engine: continuous batching with a KV cache on the policy's own mesh.
 
-A fixed number of slots decode side by side. A slot holds one prompt, read once, and its n
-responses; when all of them have ended it takes the next prompt while the other slots go on, so a
-batch does not wait for its longest response. A token's random number is named by (seed, step,
-prompt id, sample index, position) and by nothing else: neither the slot nor its neighbours change
-what is sampled.
+A fixed number of slots decode together. A slot holds one prompt, prefilled once, and its n
+responses. When all of them have ended, the next prompt is prefilled into the slot while the others
+continue, so a batch does not wait for its longest response. The random key of a token depends on
+(seed, step, prompt id, sample index, position) and on nothing else, so neither the slot nor the
+other slots change what is sampled.
 """
 
 import concurrent.futures
@@ -19,13 +19,12 @@ import numpy as np
 
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention, kernels
-from srl_jax.policy.model import LAYOUT, Qwen2, rotary_angles
+from srl_jax.policy.model import WEIGHT_LETTERS, Qwen2, rotary_angles
 from srl_jax.policy.sharding import (
   act_spec,
-  gather,
+  all_gather_weight,
   has_mesh,
   keep_mesh,
-  lookup,
   on_host,
   reshard,
   shards,
@@ -35,28 +34,38 @@ from srl_jax.rollout.picking import Decoding, pick_tokens, stream_of
 
 
 class Slots(NamedTuple):
-  """What decoding carries from token to token, for b slots of g responses.
+  """The state of decoding, for b slots of g responses.
 
-  A response's tokens and keys lie in a ring of r places, r being the most tokens of a response. All
-  slots write at the same `column`, from wherever they began, so a write is one slice.
+  A response's tokens, keys and values are in ring buffers of r entries, r being max_tokens. All
+  slots write to the same `column`, whenever they were filled, so a write is one slice.
+
+  Fields:
+    caches: (prompt_k_bkph, prompt_v_bkhp, k_bgkhr, v_bgkrh) of each layer, see attention.Cached.
+    lengths_b: tokens of the prompt.
+    streams_b: uint32, of the prompt's random keys.
+    ages_bg: tokens sampled so far.
+    done_bg: whether the response has ended; True in empty slots.
+    newest_bg: the newest token, which the network has not read yet.
+    tokens_bgr, logprobs_bgr: ring buffers of the sampled tokens.
+    column: scalar, where the token that was read last is in the ring buffers.
   """
 
-  caches: list[tuple]  # (prompt_k_bkph, prompt_v_bkhp, k_bgkhr, v_bgkrh) of each layer
-  lengths_b: jax.Array  # tokens of the prompt
-  streams_b: jax.Array  # uint32, the prompt's random stream
-  ages_bg: jax.Array  # tokens sampled so far
-  done_bg: jax.Array  # ended, or nobody sits here
-  newest_bg: jax.Array  # the newest token, which the network has not read yet
+  caches: list[tuple]
+  lengths_b: jax.Array
+  streams_b: jax.Array
+  ages_bg: jax.Array
+  done_bg: jax.Array
+  newest_bg: jax.Array
   tokens_bgr: jax.Array
   logprobs_bgr: jax.Array
-  column: jax.Array  # where the token read last stands
+  column: jax.Array
 
 
-class View(NamedTuple):
-  """What the host reads of slots: copies, for the next program writes where the slots lie.
+class HostSnapshot(NamedTuple):
+  """The fields of Slots that the host reads after a decode call.
 
-  Whole on every device, so that no process needs another program, which would wait in line behind
-  the next decodings, to read them.
+  They are copies, because the next decode call donates the slots, and replicated, so that reading
+  them launches no device program, which would queue behind the decode calls already dispatched.
   """
 
   done_b: jax.Array
@@ -74,27 +83,27 @@ def _is_stop(tokens_bg, stop_ids):
 def _decoding_copy(model: Qwen2):
   """(model without layers, list of layers) in the compute type.
 
-  The copy is whole along fsdp, so weights are gathered once a version and not once a token, and
-  every layer's weights stand alone, so that decoding reads them where they lie.
+  The copy is all-gathered along fsdp, once per version of the weights instead of once per token.
+  Each layer's weights are separate arrays, so that decoding slices no stacked array.
   """
   dtype = model.config.dtype
-  layers, outside = model.layers, [name for name in LAYOUT if hasattr(model, name)]
-  del model.layers  # of jit's own copy of the module
+  layers, outside = model.layers, [name for name in WEIGHT_LETTERS if hasattr(model, name)]
+  del model.layers  # jit passes a copy of the module, so the caller's model keeps them
   for name in outside:
     if name != "layers":
-      # Not `weight[...] = `, which keeps the master's type.
+      # `weight[...] = ` would cast back to the master's type.
       weight = getattr(model, name)
-      weight.set_value(gather(weight[...], LAYOUT[name], dtype))
-  for name, letters in LAYOUT["layers"].items():
+      weight.set_value(all_gather_weight(weight[...], WEIGHT_LETTERS[name], dtype))
+  for name, letters in WEIGHT_LETTERS["layers"].items():
     weight = getattr(layers, name)
-    weight.set_value(gather(weight[...], "l" + letters, dtype))
+    weight.set_value(all_gather_weight(weight[...], "l" + letters, dtype))
   count = model.config.num_hidden_layers
   return model, [jax.tree.map(lambda w: w[i], layers) for i in range(count)]  # noqa: B023
 
 
 @functools.partial(jax.jit, static_argnames=("n", "how"))
 def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
-  """Reads prompts and samples the first token of the n responses of each.
+  """Prefills prompts and samples the first token of the n responses of each.
 
   Returns (tokens_bg, logprobs_bg, [(prompt_k_bkph, prompt_v_bkhp) of each layer]).
   """
@@ -117,8 +126,11 @@ def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
   return tokens_bg, logprobs_bg, memory
 
 
-def _read(model, layers, prompts, batch, seed_step, n, p, how):
-  """What _insert wants of prompts that take seats: lengths, streams, first tokens, memory."""
+def _prefill_batch(model, layers, prompts, batch, seed_step, n, p, how):
+  """Prefills at most `batch` prompts, padded to `batch` rows of p tokens.
+
+  Returns the arguments of _insert: (lengths_b, streams_b, tokens_bg, logprobs_bg, memory).
+  """
   tokens_bp = np.zeros((batch, p), np.int32)
   lengths_b = np.ones(batch, np.int32)
   streams_b = np.zeros(batch, np.uint32)
@@ -130,8 +142,8 @@ def _read(model, layers, prompts, batch, seed_step, n, p, how):
 
 
 @functools.partial(jax.jit, static_argnums=range(6))
-def _empty(layers, b, g, p, r, config) -> Slots:
-  """Slots in which nobody sits, for `layers` layers."""
+def _empty_slots(layers, b, g, p, r, config) -> Slots:
+  """Slots without prompts, for `layers` layers."""
   k, h = config.num_key_value_heads, config.head_dim
 
   def filled(letters, value=0, dtype=jnp.int32):
@@ -155,12 +167,12 @@ def _empty(layers, b, g, p, r, config) -> Slots:
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="how")
 def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_bg, memory, how):
-  """Slots with new prompts: slot i takes prefilled prompt sources_b[i], or keeps its own (-1)."""
+  """Slots with new prompts: slot i takes prefilled prompt sources_b[i]; -1 leaves it as it is."""
   sources_b = reshard(sources_b, act_spec("b"))
   takes_b = sources_b >= 0
 
   def choose(new, old, letters):
-    # The new prompts are few: they come whole to every device and each slot picks its own.
+    # The new prompts are few, so they are replicated and each slot takes its own.
     layout = act_spec(letters) if has_mesh() else None
     new = reshard(new, jax.P()).at[jnp.maximum(sources_b, 0)].get(out_sharding=layout)
     return jnp.where(takes_b.reshape(-1, *[1] * (old.ndim - 1)), new, old)
@@ -183,14 +195,14 @@ def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_b
 
 
 def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, how):
-  """Slots whose newest tokens are tokens_bg, for the responses of writes_bg."""
+  """Slots after sampling tokens_bg for the responses where writes_bg is True."""
   r = slots.tokens_bgr.shape[-1]
-  place = (slots.column + 1) % r
+  column = (slots.column + 1) % r
 
   def write(ring_bgr, new_bg):
-    old_bg = jax.lax.dynamic_index_in_dim(ring_bgr, place, axis=2, keepdims=False)
+    old_bg = jax.lax.dynamic_index_in_dim(ring_bgr, column, axis=2, keepdims=False)
     new_bg = jnp.where(writes_bg, new_bg, old_bg)
-    return jax.lax.dynamic_update_index_in_dim(ring_bgr, new_bg, place, axis=2)
+    return jax.lax.dynamic_update_index_in_dim(ring_bgr, new_bg, column, axis=2)
 
   ended = _is_stop(tokens_bg, how.stop_ids) | (slots.ages_bg >= r)
   return slots._replace(
@@ -203,15 +215,13 @@ def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, how):
 
 @functools.partial(jax.jit, donate_argnums=2, static_argnames="how")
 def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
-  """Decodes until at least `free_slots` slots have ended (empty ones count): (slots, View)."""
-  p, r = slots.caches[0][0].shape[2], slots.tokens_bgr.shape[-1]
-  # A table: computed in a step, the angles are computed for every head of every layer on CPUs.
-  table = rotary_angles(jnp.arange(p + r)[None], model.config)
+  """Decodes until at least `free_slots` slots are done or empty: (slots, HostSnapshot)."""
+  r = slots.tokens_bgr.shape[-1]
 
   def step(slots):
     column = (slots.column + 1) % r
     positions_bg = slots.lengths_b[:, None] + slots.ages_bg - 1
-    rotary = [lookup(angle[0], positions_bg, angle.dtype) for angle in table]
+    rotary = rotary_angles(positions_bg, model.config)
     x_bgd, caches = model.embed(slots.newest_bg), []
     for layer, (prompt_k, prompt_v, k, v) in zip(layers, slots.caches):
       state = attention.Cached(prompt_k, prompt_v, slots.lengths_b, k, v, column, slots.ages_bg)
@@ -219,22 +229,25 @@ def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
       caches.append((prompt_k, prompt_v, *own))
     logits_bgv = model.logits(model.final_norm(x_bgd))
     tokens_bg, logprobs_bg = pick_tokens(logits_bgv, seed_step, slots.streams_b, slots.ages_bg, how)
-    goes_on_bg = ~slots.done_bg
-    ages_bg = slots.ages_bg + goes_on_bg
+    active_bg = ~slots.done_bg
+    ages_bg = slots.ages_bg + active_bg
     slots = slots._replace(caches=caches, column=column, ages_bg=ages_bg)
-    return _record(slots, goes_on_bg, tokens_bg, logprobs_bg, how)
+    return _record(slots, active_bg, tokens_bg, logprobs_bg, how)
 
   slots = jax.lax.while_loop(lambda s: s.done_bg.all(axis=1).sum() < free_slots, step, slots)
   rings = slots.tokens_bgr, slots.logprobs_bgr
-  view = View(slots.done_bg.all(axis=1), slots.ages_bg, *rings, slots.column)
-  return slots, jax.tree.map(lambda x: reshard(x, jax.P()), view)
+  snapshot = HostSnapshot(slots.done_bg.all(axis=1), slots.ages_bg, *rings, slots.column)
+  return slots, jax.tree.map(lambda x: reshard(x, jax.P()), snapshot)
 
 
-def _goals(free: int, count: int, batch: int, waiting: bool) -> Iterator[int]:
-  """How many of `count` slots are to be free after each decoding, of which `free` are now.
+def _free_slot_targets(free: int, count: int, batch: int, waiting: bool) -> Iterator[int]:
+  """Yields for each decode call the number of free slots, of `count`, at which it returns.
 
-  Where prompts wait, as many more as are read at once. Else three quarters of the rest each time:
-  the caller works on the groups that came while the others decode, and at the end on few.
+  While prompts wait there is one call, which returns when as many slots are free as one prefill
+  fills. Afterwards each call waits for three quarters of the slots that are left, so that the
+  caller can work on finished groups while the others decode.
+
+  Args: free, the free slots before the first call; batch, the prompts of one prefill.
   """
   if waiting:
     yield min(count, free + batch)
@@ -247,15 +260,16 @@ def _goals(free: int, count: int, batch: int, waiting: bool) -> Iterator[int]:
 class Sampler:
   """The built-in engine (rollout.engine.Engine).
 
-  A thread starts the decodings, two ahead at most, so that the device goes on while the caller
-  works on the groups that came: on NVIDIA a program with a loop comes back when it has ended. With
-  several processes the caller must not start programs of its own between two groups.
+  Decode calls are dispatched from a thread, at most two ahead, so that the device decodes while
+  the caller works on finished groups. The thread is there because on GPUs dispatching a while_loop
+  blocks the host until the loop ends. With several processes the caller must not launch device
+  programs between two groups, because all processes must launch theirs in the same order.
 
   Args:
     tokenizer: decodes the responses' text.
     stop_ids: token ids that end a response.
-    width: responses that decode side by side; a group of n takes n of them.
-    check: called before each decoding, by all processes; what it raises ends `sample`.
+    width: responses that decode together; a group of n takes n of them.
+    check: called before each decode call, by all processes; what it raises ends `sample`.
   """
 
   def __init__(
@@ -269,7 +283,7 @@ class Sampler:
     self.stop_ids = tuple(stop_ids)
     self.width = width
     self._check = check
-    self._starter = concurrent.futures.ThreadPoolExecutor(1, "decode")
+    self._dispatcher = concurrent.futures.ThreadPoolExecutor(1, "decode")
     self.version = None
 
   def load_weights(self, model: Qwen2, version: int) -> None:
@@ -280,7 +294,7 @@ class Sampler:
     return {}
 
   def close(self) -> None:
-    self._starter.shutdown()
+    self._dispatcher.shutdown()
     self.model = self.layers = self.version = None
 
   def sample(
@@ -290,78 +304,88 @@ class Sampler:
       raise RuntimeError("Sampler.sample: there are no weights; call load_weights first")
     if not prompts:
       return
-    model, layers, version = self.model, self.layers, self.version  # these, to the last response
+    # An open iterator keeps the weights with which it began.
+    model, layers, version = self.model, self.layers, self.version
     rows = shards("b")
     count = max(1, self.width // n // rows) * rows  # slots
-    batch = max(1, count // 4 // rows) * rows  # prompts read at once
+    batch = max(1, count // 4 // rows) * rows  # prompts of one prefill
     p = bucket(max(len(prompt.token_ids) for prompt in prompts))
     p = kernels.padded_length(p, model.config.attention)
-    how = Decoding(params.temperature, params.top_p, params.top_k, self.stop_ids)
+    r = params.max_tokens
+    how = Decoding(params.temperature, self.stop_ids, model.config.on_cpu)
     seed_step = np.array([params.seed, params.step], np.uint32)
     slots = None
-    seats: list[Prompt | None] = [None] * count
-    begins = np.zeros(count, int)  # ring place of each slot's first token
+    assigned: list[Prompt | None] = [None] * count  # the prompt in each slot
+    first_columns = np.zeros(count, int)  # the ring buffer's column of each slot's first token
     column = 0  # slots.column
-    waiting, view, ended = list(prompts)[::-1], None, []
+    waiting, snapshot, finished = list(prompts)[::-1], None, []
 
     @keep_mesh
-    def decode(goal) -> View:
+    def decode(free_slots) -> HostSnapshot:
       nonlocal slots
-      slots, newer = _decode(model, layers, slots, seed_step, goal, how)
+      slots, newer = _decode(model, layers, slots, seed_step, free_slots, how)
       return newer
 
-    while waiting or any(seats):
-      free = [i for i, prompt in enumerate(seats) if prompt is None]
+    while waiting or any(assigned):
+      free = [i for i, prompt in enumerate(assigned) if prompt is None]
       while waiting and free:
         taken = [waiting.pop() for _ in range(min(batch, len(waiting), len(free)))]
         chosen, free = free[: len(taken)], free[len(taken) :]
-        begins[chosen] = (column + 1) % params.max_tokens
+        first_columns[chosen] = (column + 1) % r
         for i, prompt in zip(chosen, taken):
-          seats[i] = prompt
-        read = _read(model, layers, taken, batch, seed_step, n, p, how)
-        if slots is None:  # made while the device reads the first prompts
-          slots = _empty(len(layers), count, n, p, params.max_tokens, model.config)
+          assigned[i] = prompt
+        prefilled = _prefill_batch(model, layers, taken, batch, seed_step, n, p, how)
+        if slots is None:  # allocated while the device prefills the first prompts
+          slots = _empty_slots(len(layers), count, n, p, r, model.config)
         sources = np.full(count, -1, np.int32)
         sources[chosen] = np.arange(len(taken))
-        slots = _insert(slots, sources, *read, how=how)
-      goals = _goals(len(free), count, batch, bool(waiting))
-      with contextlib.closing(self._ahead(decode, goals)) as views:
-        for newer in views:
-          # The caller works on these while the device decodes.
-          yield from self._groups(view, ended, version)
-          view = newer.result()
-          column, done_b = int(on_host(view.column)), on_host(view.done_b)
-          ended = [(i, begins[i], seats[i]) for i in np.flatnonzero(done_b) if seats[i]]
-          for i, *_ in ended:
-            seats[i] = None
-    yield from self._groups(view, ended, version)
+        slots = _insert(slots, sources, *prefilled, how=how)
+      targets = _free_slot_targets(len(free), count, batch, bool(waiting))
+      with contextlib.closing(self._decode_ahead(decode, targets)) as snapshots:
+        for newer in snapshots:
+          # The caller works on these groups while the device decodes.
+          yield from self._groups(snapshot, finished, version)
+          snapshot = newer.result()
+          column, done_b = int(on_host(snapshot.column)), on_host(snapshot.done_b)
+          ended = [i for i in np.flatnonzero(done_b) if assigned[i]]
+          finished = [(i, first_columns[i], assigned[i]) for i in ended]
+          for i in ended:
+            assigned[i] = None
+    yield from self._groups(snapshot, finished, version)
 
-  def _ahead(self, decode, goals) -> Iterator[concurrent.futures.Future]:
-    """The Views of `decode` for each goal, each when the one behind it has been handed over too."""
+  def _decode_ahead(self, decode, targets) -> Iterator[concurrent.futures.Future]:
+    """Yields the future HostSnapshot of `decode(target)` for each target.
+
+    Each is yielded when the next call is dispatched too, so two are in flight.
+    """
     started = []
     try:
-      for goal in goals:
+      for target in targets:
         self._check()
-        started.append(self._starter.submit(decode, goal))
+        started.append(self._dispatcher.submit(decode, target))
         if len(started) > 1:
           yield started[-2]
       yield started[-1]
-    finally:  # who leaves early may start other programs: behind these, on every process
+    finally:
+      # A caller that leaves early may launch other programs, on every process after these.
       concurrent.futures.wait(started)
 
-  def _groups(self, view: View | None, ended, version) -> Iterator[list[Rollout]]:
-    """This process's groups of [(slot, ring place of its first token, prompt)] that ended."""
-    if not ended:
+  def _groups(self, snapshot: HostSnapshot | None, finished, version) -> Iterator[list[Rollout]]:
+    """This process's share of the finished groups [(slot, column of its first token, prompt)]."""
+    if not finished:
       return
     ages_bg, tokens_bgr, logprobs_bgr = map(
-      on_host, (view.ages_bg, view.tokens_bgr, view.logprobs_bgr)
+      on_host, (snapshot.ages_bg, snapshot.tokens_bgr, snapshot.logprobs_bgr)
     )
     r = tokens_bgr.shape[-1]
-    for slot, begin, prompt in ended:
+    for slot, first_column, prompt in finished:
       if slot % jax.process_count() == jax.process_index():
-        order_r = (begin + np.arange(r)) % r
-        rings = tokens_bgr[slot][:, order_r], logprobs_bgr[slot][:, order_r]
-        yield [self._rollout(prompt, version, *row) for row in zip(ages_bg[slot], *rings)]
+        order_r = (first_column + np.arange(r)) % r  # oldest token first
+        tokens_gr, logprobs_gr = tokens_bgr[slot][:, order_r], logprobs_bgr[slot][:, order_r]
+        yield [
+          self._rollout(prompt, version, *response)
+          for response in zip(ages_bg[slot], tokens_gr, logprobs_gr)
+        ]
 
   def _rollout(self, prompt, version, age, tokens_r, logprobs_r) -> Rollout:
     token_ids = tuple(tokens_r[:age].tolist())

@@ -181,8 +181,10 @@ class VllmEngine:
         n=n,
         max_tokens=params.max_tokens,
         temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
+        # Written out, because the server's defaults are those of the model's
+        # generation_config.json, which may truncate the distribution.
+        top_p=1.0,
+        top_k=0,
         min_p=0.0,
         repetition_penalty=1.0,
         logprobs=0,

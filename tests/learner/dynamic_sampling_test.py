@@ -4,7 +4,14 @@ import pytest
 
 from srl_jax.data.batches import PromptQueue
 from srl_jax.data.examples import StepExample
-from srl_jax.learner.dynamic_sampling import Batch, Group, add_round, draw_size, why_dropped
+from srl_jax.learner.dynamic_sampling import (
+  Batch,
+  Group,
+  add_round,
+  draw_size,
+  surplus_tickets,
+  why_dropped,
+)
 from srl_jax.rollout.engine import Prompt
 from srl_jax.tasks import Score
 
@@ -46,7 +53,7 @@ def fill(queue, teaches, *, size, max_rounds=10):
     rounds.append(queue.take(draw_size(batch, size)))
     sampled = [group([0, 1] if teaches(i) else [1, 1], (epoch, i)) for epoch, i in rounds[-1]]
     batch = add_round(batch, sampled, size, std_epsilon=0.01)
-  queue.put_back([g.ticket for g in batch.groups if g.dropped == "surplus"])
+  queue.put_back(surplus_tickets(batch))
   return batch, rounds
 
 
