@@ -24,7 +24,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 class PromptQueue:
   """Tickets (epoch, index) of examples in order, epoch after epoch.
 
-  A ticket is drawn once; one that was drawn in vain can be put back in front. The whole state is
+  A ticket is drawn once; one that was not used can be put back in front. The whole state is
   `state()`, three small fields that go into a checkpoint.
   """
 
@@ -52,9 +52,9 @@ class PromptQueue:
     return self.epoch + (self.position - len(self.head)) / self.count
 
   def state(self) -> dict:
-    return dict(epoch=self.epoch, position=self.position, head=[list(t) for t in self.head])
+    return dict(epoch=self.epoch, position=self.position, head=list(map(list, self.head)))
 
   def restore(self, state: dict) -> None:
     self.epoch, self.position = state["epoch"], state["position"]
-    self.head = [tuple(ticket) for ticket in state["head"]]
+    self.head = list(map(tuple, state["head"]))
     self._order = epoch_order(self.count, self.seed, self.epoch)
