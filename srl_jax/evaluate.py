@@ -247,7 +247,7 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error}); give another --output") from error
-  shared = settings.keys() & before.keys()  # the weights' checksum is known once they are loaded
+  shared = settings.keys() & before.keys()  # the weights' checksum is missing before they load
   same_weights = "weights" not in shared or before["weights"] == settings["weights"]
   folders.check_same_settings(
     output,
