@@ -180,7 +180,7 @@ def _keep_hard(
   rates = _success_rates(problems, output)
   kept, trials = [], []
   for problem in problems:
-    rate = rates.get(problem.id)
+    rate = rates.get(problem.id)  # None: it has no gold answer
     reason = "no_answer" if rate is None else "hard"
     if rate is not None and rate > _MAX_SUCCESS_RATE.value:
       reason = "too_easy"
@@ -308,6 +308,7 @@ def _write(
   if trials:
     lines["hard.jsonl"] = trials
   output.parent.mkdir(parents=True, exist_ok=True)
+  # A folder beside the output is on the same file system, where os.replace is atomic.
   with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
     for name, objects in lines.items():
       with open(os.path.join(folder, name), "w", encoding="utf-8") as file:

@@ -86,7 +86,7 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
       flush=True,
     )
     raise SystemExit(130) from None
-  finally:
+  finally:  # after an error or Ctrl-C too: what is solved can be used
     _write_solutions(output / "solutions.jsonl", problems, made)
   print(_table(problems, made))
   print(f"wrote {output}/solutions.jsonl and attempts.jsonl")

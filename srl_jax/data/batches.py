@@ -10,8 +10,10 @@ def bucket(length: int) -> int:
   Steps are an eighth of the power of two below, so little is padded and few programs are compiled;
   from 1,024 on they are multiples of 128, as attention kernels want them.
   """
+  # `1 << bit_length` is the smallest power of two that is at least the length: a sixteenth of it is
+  # an eighth of the power below.
   step = max(32, (1 << (length - 1).bit_length()) // 16)
-  return -(-length // step) * step
+  return -(-length // step) * step  # rounded up to a multiple
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -38,6 +40,7 @@ class PromptQueue:
     while len(taken) < n:
       if self.position == self.count:
         self.restore(dict(epoch=self.epoch + 1, position=0, head=[]))
+      # What the epoch still has, at most as many as are missing.
       more = self._order[self.position : self.position + n - len(taken)]
       self.position += len(more)
       taken += [(self.epoch, index) for index in more]

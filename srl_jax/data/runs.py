@@ -78,10 +78,11 @@ def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]
       " the columns resolved and model need data.swe.resolved=False and data.swe.expert=''"
       " (prepare: --noresolved --expert=)"
     )
-  drawn = set(_draw(runs, seed)[: data.trajectories.runs or None])
+  drawn = set(_draw(runs, seed)[: data.trajectories.runs or None])  # 0: all
   counts["not_drawn"] = len(runs) - len(drawn)
   counts["kept"] = len(drawn)
-  return [run for run in runs.values() if run.id in drawn], dict(+counts)
+  kept = [run for run in runs.values() if run.id in drawn]
+  return kept, dict(+counts)  # `+` drops reasons that count 0
 
 
 class _Malformed(Exception):

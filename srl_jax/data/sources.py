@@ -122,6 +122,7 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
     path = pathlib.Path(data.path)
     if path.is_dir():
       return _read_prepared(path, data, kind)
+    # The first row decides what the file has: step examples, or solutions to split.
     if next(rows.json_lines(path))[1].keys() >= _KEYS:
       examples = _read_step_examples(path, kind)
       counts = {"rows": len(examples), "kept": len(examples)}
@@ -157,7 +158,7 @@ def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) ->
     ) from error
   _check_prepared(folder, settings, data, kind)
   train = _read_step_examples(folder / "train.jsonl", kind)
-  if not settings["holdout"]:
+  if not settings["holdout"]:  # validation.jsonl is then empty, which `rows` refuses
     return Examples(train, [], counts)
   return Examples(train, _read_step_examples(folder / "validation.jsonl", kind), counts)
 

@@ -124,6 +124,7 @@ def _take_apart(message: dict[str, Any]) -> tuple[str, str]:
   call = _CALL.search(text)
   if not call:
     raise UserError("it does not end with a function call")
+  # Parameters must follow one another: text between them would be lost.
   body, at = call["body"], 0
   while parameter := _PARAMETER.match(body, at):
     at = parameter.end()

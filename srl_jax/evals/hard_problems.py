@@ -78,6 +78,7 @@ def success_rates(
     engine.load_weights(weights.load_hf(model_folder, dtype=computation_dtype(model_folder))[1], 0)
     passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()
+  # The pass's file has a line for each problem, those that an earlier call sampled included.
   rates = {}
   for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"):
     solved = sum(sample["right"] for sample in row["samples"])

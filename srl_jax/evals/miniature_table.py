@@ -92,6 +92,7 @@ def _scores(arm: Arm, mode: str) -> dict:
   k, greedy, average, passed = 0, [], [], []
   for folders in arm.evaluations.values():
     folder = folders[mode] / "arithmetic"
+    # The name ends in k; that of the responses' file, sampled-k.rollouts.jsonl, in no digit.
     (sampled,) = folder.glob("sampled-*[0-9].jsonl")
     k = int(sampled.stem.partition("-")[2])
     greedy.append(_right(folder / "greedy.jsonl").mean(axis=1))
@@ -123,7 +124,7 @@ def _figures(scores: dict) -> dict[str, paired.Summary]:
 
 def _differences(a: dict, b: dict) -> dict[str, paired.Difference]:
   """Over the seeds that both arms have."""
-  s = min(len(a["greedy"]), len(b["greedy"]))
+  s = min(len(a["greedy"]), len(b["greedy"]))  # arms have the seeds 0, 1, 2, ...
   return {figure: paired.difference(a[figure][:s], b[figure][:s]) for figure in FIGURES}
 
 

@@ -70,7 +70,7 @@ def _read(folders: Sequence[pathlib.Path]) -> dict:
   """{benchmark: figures} of all tables in the folders."""
   found = {}
   for table in _tables(folders):
-    found |= table["benchmarks"]
+    found |= table["benchmarks"]  # of two folders with the same benchmark the later one counts
   return found
 
 

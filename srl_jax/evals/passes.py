@@ -40,7 +40,10 @@ def solve(
     temperature: of the k.
     progress: called with the pass's name and its responses so far, replayed ones included.
   """
-  name, n = (f"{SAMPLED}{samples}", samples) if samples else (GREEDY, 1)
+  if samples:
+    name, n = f"{SAMPLED}{samples}", samples
+  else:
+    name, n = GREEDY, 1
   journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: progress(name, count))
   journaled = dataclasses.replace(solver, engine=journal)
   episodes = journaled.solve(questions, n, temperature if samples else 0.0)

@@ -93,6 +93,7 @@ def main(argv: list[str]) -> None:
 def _note_differences(first: dict, second: dict) -> None:
   """Prints the settings that keep two evaluations from being compared like with like."""
   differences = []
+  # Mode and style are the prompt; max_tokens cuts responses off, which makes them shorter.
   for key in ("mode", "style", "max_tokens"):
     if first[key] != second[key]:
       differences.append(f"{key} {first[key]} and {second[key]}")
@@ -108,6 +109,7 @@ def _note_differences(first: dict, second: dict) -> None:
 
 def read(line: dict, sample: dict) -> Reading:
   """Counts one sample of a problem's line (evals.passes); the turns of a solution are joined."""
+  # Where the chat template opens the first block, the response itself lacks the opening tag.
   opened = OPEN if line["think_opened"] else ""
   text = "\n".join(opened + response for response in sample["responses"])
   # The pattern has one group, so `split` keeps the blocks: even pieces are visible text, odd ones
@@ -176,6 +178,7 @@ def difference(first, second) -> dict[str, dict]:
   """
   found = {}
   for name in LENGTHS:
+    # One value for each problem: the samples of a problem are not independent.
     differences = []
     for readings_a, readings_b in zip(first, second):
       mean_a = np.mean(_lengths(readings_a, name))

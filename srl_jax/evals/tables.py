@@ -90,7 +90,7 @@ def _figure_names(benchmarks: dict[str, dict]) -> list[str]:
   for name in set().union(*benchmarks.values()):
     if match := _FIGURE.fullmatch(name):
       kind, k = match.groups()
-      places[name] = int(k or 0), _ORDER.index(kind)
+      places[name] = int(k or 0), _ORDER.index(kind)  # greedy has no k and is the first
   return sorted(places, key=places.get)
 
 

@@ -84,7 +84,7 @@ def _full_rows(config, devices: int, layout: str, length: int) -> Rows:
   room = config.batch.tokens_per_device
   prompt = config.data.max_prompt_tokens
   count = 1 if config.method == "sft" else config.rollout.samples
-  length = min(length, (room - prompt) // count)
+  length = min(length, (room - prompt) // count)  # a row must hold a prompt with all its responses
   responses = [Response([0] * length, [0.0] * length, 1.0, 1.0)] * count
   group = PackedGroup([0] * prompt, responses)
   return packing.pack(
@@ -151,12 +151,14 @@ def calls(config, state: State) -> list[Call]:
   layer = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(weight.sharding.mesh, jax.P()))
   beside = _beside(config, state)
   step = dict(model=model, moments=moments, grads=model)
+  # What a run keeps besides excludes a call's own arguments: `apply` has the moments among them.
   found = [
     Call("apply", update.apply, step, {"tx": tx}, beside - device_bytes(moments)),
     Call("accumulate", update.accumulate, batch, {"loss": loss}, beside),
     Call("score", update.score, dict(model=model, rows=rows), {"loss": loss}, beside),
   ]
   if config.rollout.engine == "vllm":
+    # Weights go to the servers one at a time; all others stay on the devices besides.
     rest = beside + device_bytes(model) - device_bytes(weight)
     found.append(Call("export", weights.to_hf, dict(weight=weight, layer=layer), table, rest))
   return found

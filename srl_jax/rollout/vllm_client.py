@@ -148,6 +148,7 @@ class VllmEngine:
         yield [self._rollout(prompt, *one) for one in found]
     finally:  # also when the caller stops in the middle: cut calls are aborted by the server
       cancelled.set()
+      # A thread may begin a call after a cut, so all are cut again until no thread is left.
       while any(thread.is_alive() for thread in threads):
         for member in self._fleet.members:
           member.server.cut(cancelled)

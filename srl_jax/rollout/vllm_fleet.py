@@ -234,6 +234,7 @@ class Fleet:
       self.weights = weights
       members = self.ready()
     with ThreadPoolExecutor(max(1, len(members))) as pool:
+      # `list` waits for all of them and raises the first error.
       list(pool.map(lambda member: self._push(member, weights), members))
     with self._changed:
       self._await_live(self._closed, self.check)
@@ -247,6 +248,7 @@ class Fleet:
       if not member.live or not server.healthy(HEALTH_SECONDS):
         self._lose(member, str(error))
         return
+      # The push paused the server: it must not stay so when this run ends.
       with contextlib.suppress(ServerError):
         server.call("POST", "/resume", timeout=HEALTH_SECONDS)
       raise EngineError(f"the weights of step {weights.version} were refused: {error}") from error
@@ -267,6 +269,7 @@ class Fleet:
 
   def _win_back(self, member: Member) -> None:
     try:
+      # It may have been started anew with other settings.
       limits = read_limits(member.server)
       if limits.dtype != self.dtype:
         raise ServerError(f"{member.server.url} came back computing in {limits.dtype}")
