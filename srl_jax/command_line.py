@@ -14,7 +14,8 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from absl import app, flags
@@ -34,12 +35,17 @@ def own_flags() -> types.SimpleNamespace:
   --output could be imported together.
   """
   values = flags.FlagValues()
-  kinds = ("DEFINE_bool", "DEFINE_enum", "DEFINE_float", "DEFINE_integer", "DEFINE_list")
-  define = {
-    kind: functools.partial(getattr(flags, kind), flag_values=values)
-    for kind in (*kinds, "DEFINE_string")
-  }
-  return types.SimpleNamespace(values=values, **define)
+  of_command = types.SimpleNamespace(values=values)
+  for kind in ("bool", "enum", "float", "integer", "list", "string"):
+    name = f"DEFINE_{kind}"
+    setattr(of_command, name, functools.partial(getattr(flags, name), flag_values=values))
+  return of_command
+
+
+def two_columns(lines: Sequence[tuple[str, Any]]) -> str:
+  """Names and their values as text, the values in one column."""
+  width = max(len(name) for name, _ in lines)
+  return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
 def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) -> None:
@@ -82,7 +88,7 @@ def in_one_line() -> Iterator[None]:
 
 
 def _refusal(error: OSError) -> str | None:
-  """What to tell of a path that cannot be used or a full disk; None for any other error."""
+  """The message for a path that cannot be used or a full disk; None for any other error."""
   path = f"{error.filename}: " if error.filename is not None else ""
   if error.errno in _FULL:
     return f"{path}{error.strerror}: make room on the disk, then give the same command again"
@@ -142,13 +148,12 @@ def _check_exists(file: str) -> None:
 def _check_runs(file: str, error: Exception) -> None:
   """Ends the process if the config file raised the error, or has no config to give."""
   path = file.split(":", 1)[0]
-  lines = [
-    entry.lineno
-    for entry in traceback.extract_tb(error.__traceback__)
-    if os.path.abspath(entry.filename) == os.path.abspath(path)
-  ]
-  if lines:
-    _fail(f"{path}:{lines[-1]}: {type(error).__name__}: {error}")
+  line = None  # the innermost line of the file in the traceback
+  for entry in traceback.extract_tb(error.__traceback__):
+    if os.path.abspath(entry.filename) == os.path.abspath(path):
+      line = entry.lineno
+  if line is not None:
+    _fail(f"{path}:{line}: {type(error).__name__}: {error}")
   if isinstance(error, AttributeError) and "'get_config'" in str(error):
     _fail(f"{path}: it has no function get_config, which returns the config")
 

@@ -201,15 +201,13 @@ NOT_NEGATIVE = (
 
 def mesh_spec(config) -> str:
   """Returns config.mesh as "data=1,fsdp=8,tensor=1"; UserError for one that is neither."""
-  from srl_jax.policy.sharding import (
-    AXES,
-    parse_mesh,
-  )  # it imports JAX, which prepare does not need
+  # Imported here because it imports JAX, which prepare does not need.
+  from srl_jax.policy.sharding import AXES, parse_mesh
 
   if config.mesh not in MESHES and "=" not in config.mesh:
     raise UserError(
       f"mesh: {config.mesh!r} is not one of {', '.join(MESHES)}, nor sizes such as "
-      f"{','.join(f'{axis}=1' for axis in AXES)}"
+      f"{'=1,'.join(AXES)}=1"
     )
   spec = MESHES.get(config.mesh, config.mesh)
   parse_mesh(spec)
@@ -254,7 +252,7 @@ def _value(config, key: str):
 
 def _names() -> dict[str, list[str]]:
   """Keys with the names that they may have; a config file may have added its own."""
-  # Imported here, for this module is below them.
+  # Imported here because tasks and rewards are above this module.
   from srl_jax.rewards import SIMILARITIES
   from srl_jax.tasks import methods
 

@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
       _claim(output, settings)
       for name, questions in benchmarks.items():
         show = _show_progress(name)
-        for k in dict.fromkeys((0, _SAMPLES.value)):
+        for k in dict.fromkeys((0, _SAMPLES.value)):  # greedy, and the samples if there are any
           passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
     except KeyboardInterrupt:
       print(f"\nstopped; the same command continues from what {output} holds", flush=True)
@@ -247,7 +247,7 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error}); give another --output") from error
-  shared = settings.keys() & before.keys()  # the weights' checksum is known once they are loaded
+  shared = settings.keys() & before.keys()  # the weights' checksum is missing before they load
   same_weights = "weights" not in shared or before["weights"] == settings["weights"]
   folders.check_same_settings(
     output,
@@ -319,6 +319,7 @@ def _checksum(model) -> int:
   sums = jax.jit(lambda weights: [bits(weight).sum(dtype=jnp.uint32) for weight in weights])
   total = 0
   for one in sums(jax.tree.leaves(model)):
+    # The factor makes the order of the weights count.
     total = (31 * total + int(one)) % 2**32
   return total
 

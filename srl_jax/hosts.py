@@ -37,7 +37,10 @@ def initialize() -> None:
     return
   given = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
   try:
-    numbers = {key: int(os.environ[name]) for key, name in given.items() if name in os.environ}
+    numbers = {}
+    for key, name in given.items():
+      if name in os.environ:
+        numbers[key] = int(os.environ[name])
     # The service installs a handler that would replace ours for SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -114,9 +117,11 @@ def barrier() -> None:
 
 def sum_counts(counts: dict[str, float]) -> dict[str, float]:
   """The sums of all processes' counts."""
-  parts = all_gather_json(counts)
-  names = dict.fromkeys(name for part in parts for name in part)
-  return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+  sums: dict[str, float] = {}
+  for part in all_gather_json(counts):
+    for name, count in part.items():
+      sums[name] = sums.get(name, 0) + count
+  return sums
 
 
 def all_gather_lists(entries: list, error: Exception | None = None) -> list:
@@ -132,10 +137,13 @@ def all_gather_lists(entries: list, error: Exception | None = None) -> list:
     part = {"kind": type(error).__name__, "message": str(error)}
   parts = all_gather_json(part)
   kinds = {"EngineError": EngineError, "Stopped": Stopped}
-  for found in parts:
-    if "kind" in found:
-      raise kinds[found["kind"]](found["message"])
-  return [entry for found in parts for entry in found["entries"]]
+  for part in parts:
+    if "kind" in part:
+      raise kinds[part["kind"]](part["message"])
+  entries_of_all = []
+  for part in parts:
+    entries_of_all += part["entries"]
+  return entries_of_all
 
 
 def abort(error: Exception) -> None:

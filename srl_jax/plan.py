@@ -80,7 +80,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
 
   checked = config.copy_and_resolve_references()
   if checked.get("rollout", {}).get("servers") == "":
-    checked.rollout.servers = "of the launcher"  # which starts them; a plan asks none
+    checked.rollout.servers = "of the launcher"  # launch/run.sh starts them; a plan needs none
   common.check(checked)
   topology = topologies.TOPOLOGIES[name]
   spec = mesh_spec(config, name)
@@ -96,7 +96,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
       print(f"compiling {call.name} for {name} ...", file=sys.stderr, flush=True)
       compiled[call.name] = programs.compile_call(call, topology.chip.per_node)
     sampler = programs.sampler_bytes(config, state)
-    if sampler:
+    if sampler:  # while new weights load, the sampler has two copies of them
       compiled["load"] = programs.loading(config, state)
     found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
@@ -104,10 +104,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     forecast = None
     if found["fits"]:
       forecast = estimate.step(config, model_config, topology, work, rows, compiled, peak)
-      forecast["push"] = None
-      if "export" in compiled:
-        copies = estimate.copies(config, len({device.process_index for device in devices}))
-        forecast["push"] = estimate.push(state, topology, compiled["export"], copies)
+      forecast["push"] = _push(config, state, topology, devices, compiled.get("export"))
   return {
     "model": config.model,
     "topology": name,
@@ -125,9 +122,19 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
   }
 
 
+def _push(config, state, topology: topologies.Topology, devices: list, export) -> dict | None:
+  """The forecast of a push of weights to servers; None for a run without the export program."""
+  from srl_jax.planning import estimate
+
+  if export is None:
+    return None
+  hosts = {device.process_index for device in devices}
+  return estimate.push(state, topology, export, estimate.copies(config, len(hosts)))
+
+
 def mesh_spec(config, name: str) -> str:
-  """The config's mesh where it has the topology's number of devices, else the preset of its name,
-  else fsdp over all of them.
+  """The config's mesh where it has the topology's number of devices, else the preset with the
+  topology's name, else fsdp over all of them.
   """
   spec, devices = common.mesh_spec(config), topologies.TOPOLOGIES[name].devices
   if math.prod(parse_mesh(spec).values()) == devices:
@@ -139,12 +146,13 @@ def command() -> None:
   """Runs `main`; a crash keeps its traceback and ends with code 3."""
   try:
     command_line.run(main, flags.values)
-  except Exception:  # Python would end with 1, which says that a config does not fit
+  except Exception:  # Python would end with 1, the code of a config that does not fit
     traceback.print_exc()
     sys.exit(3)
 
 
 if __name__ == "__main__":
-  # Here: overrides, --config.a.b=v, want absl's own flags, in which one command may have it.
+  # Defined here, not with the other flags: overrides (--config.a.b=v) need absl's global flags,
+  # where only one command of a process may define --config.
   config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
   command()

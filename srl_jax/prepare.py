@@ -14,7 +14,7 @@ way to look at the examples first: a config that names the source itself makes t
 
 With --hard only the problems are kept that a model solves in at most --max_success_rate of k
 samples (paper, 4.1); hard.jsonl has a line for every problem with its rate and whether it was kept,
-and hard/ holds the samples. The same command continues where it stopped.
+and hard/ has the samples. The same command continues where it stopped.
 """
 
 import dataclasses
@@ -142,7 +142,8 @@ def _data() -> DataConfig:
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
     if field not in fields or not column:
-      raise UserError(f"--fields: {item!r} is none of {', '.join(f'{f}=COLUMN' for f in fields)}")
+      choices = ", ".join(f"{field}=COLUMN" for field in fields)
+      raise UserError(f"--fields: {item!r} is none of {choices}")
     columns[field] = column
   source = _SOURCE.value
   is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
@@ -179,7 +180,7 @@ def _keep_hard(
   rates = _success_rates(problems, output)
   kept, trials = [], []
   for problem in problems:
-    rate = rates.get(problem.id)
+    rate = rates.get(problem.id)  # None: it has no gold answer
     reason = "no_answer" if rate is None else "hard"
     if rate is not None and rate > _MAX_SUCCESS_RATE.value:
       reason = "too_easy"
@@ -212,9 +213,10 @@ def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -
   from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
   from srl_jax.rollout.episodes import Question
 
-  questions = [
-    Question(problem.id, problem.text, problem.answer) for problem in problems if problem.answer
-  ]
+  questions = []
+  for problem in problems:
+    if problem.answer:
+      questions.append(Question(problem.id, problem.text, problem.answer))
   if not questions:
     raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
   trial = hard_problems.Trial(
@@ -230,41 +232,52 @@ def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -
 
 
 def _measure_problems(problems: list[problems_lib.Problem]) -> dict[str, dict[str, int]]:
-  splits = [solutions.split_steps(problem.solution) for problem in problems]
+  counts, lengths = [], []
+  for problem in problems:
+    steps = solutions.split_steps(problem.solution)
+    counts.append(len(steps))
+    lengths += [len(step.text) for step in steps]
   return {
-    "steps_per_solution": _percentiles([len(steps) for steps in splits]),
-    "characters_per_step": _percentiles([len(step.text) for steps in splits for step in steps]),
+    "steps_per_solution": _percentiles(counts),
+    "characters_per_step": _percentiles(lengths),
   }
 
 
 def _measure_runs(runs: list[runs_lib.Run]) -> dict[str, dict[str, int]]:
-  steps = [step for run in runs for step in run.steps]
+  counts, thoughts, actions, observations = [], [], [], []
+  for run in runs:
+    counts.append(len(run.steps))
+    for step in run.steps:
+      thoughts.append(len(step.thought))
+      actions.append(len(step.action))
+      observations.append(len(step.observation or ""))
   return {
-    "steps_per_run": _percentiles([len(run.steps) for run in runs]),
-    "characters_per_thought": _percentiles([len(step.thought) for step in steps]),
-    "characters_per_action": _percentiles([len(step.action) for step in steps]),
-    "characters_per_observation": _percentiles([len(step.observation or "") for step in steps]),
+    "steps_per_run": _percentiles(counts),
+    "characters_per_thought": _percentiles(thoughts),
+    "characters_per_action": _percentiles(actions),
+    "characters_per_observation": _percentiles(observations),
   }
 
 
 def _percentiles(values: list[int]) -> dict[str, int]:
   """Returns the 10th, 50th and 90th percentile (the value at that rank), {} of nothing."""
+  if not values:
+    return {}
   ranked = sorted(values)
-  return {f"p{p}": ranked[(len(ranked) - 1) * p // 100] for p in (10, 50, 90) if ranked}
+  return {f"p{percent}": ranked[(len(ranked) - 1) * percent // 100] for percent in (10, 50, 90)}
 
 
 def _size(examples: list[StepExample]) -> dict[str, int]:
-  return {"examples": len(examples), "problems": len({e.problem_id for e in examples})}
+  problems = {example.problem_id for example in examples}
+  return {"examples": len(examples), "problems": len(problems)}
 
 
 def _table(summary: dict[str, Any]) -> str:
   """Returns the summary as lines of aligned text."""
-  dropped = {k: n for k, n in summary["counts"].items() if k not in ("rows", "kept")}
-  lines = [
-    ("rows read", summary["counts"]["rows"]),
-    ("rows kept", summary["counts"]["kept"]),
-    *[(f"  dropped: {reason}", n) for reason, n in sorted(dropped.items())],
-  ]
+  counts = summary["counts"]
+  lines = [("rows read", counts["rows"]), ("rows kept", counts["kept"])]
+  for reason in sorted(counts.keys() - {"rows", "kept"}):
+    lines.append((f"  dropped: {reason}", counts[reason]))
   for name, values in summary.items():
     if "p50" in values:
       text = "/".join(map(str, values.values()))
@@ -272,8 +285,7 @@ def _table(summary: dict[str, Any]) -> str:
   for side in ("train", "validation"):
     size = summary[side]
     lines.append((side, f"{size['examples']} examples of {size['problems']} problems"))
-  width = max(len(name) for name, _ in lines)
-  return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+  return command_line.two_columns(lines)
 
 
 # ---------------------------------------------------------------------------------- the files
@@ -296,11 +308,12 @@ def _write(
   if trials:
     lines["hard.jsonl"] = trials
   output.parent.mkdir(parents=True, exist_ok=True)
+  # A folder beside the output is on the same file system, where os.replace is atomic.
   with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
     for name, objects in lines.items():
       with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        for one in objects:
-          file.write(json.dumps(one, ensure_ascii=False) + "\n")
+        for line in objects:
+          file.write(json.dumps(line, ensure_ascii=False) + "\n")
     with open(os.path.join(folder, "summary.json"), "w", encoding="utf-8") as file:
       file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     output.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ attempts.jsonl, each answer with the reason why it was not kept, and solutions.j
 The same command continues where it stopped. An API key is read from OPENAI_API_KEY only.
 """
 
+import collections
 import concurrent.futures
 import json
 import pathlib
@@ -85,7 +86,7 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
       flush=True,
     )
     raise SystemExit(130) from None
-  finally:
+  finally:  # after an error or Ctrl-C too: what is solved can be used
     _write_solutions(output / "solutions.jsonl", problems, made)
   print(_table(problems, made))
   print(f"wrote {output}/solutions.jsonl and attempts.jsonl")
@@ -103,7 +104,7 @@ def _read_problems() -> dict[str, Problem]:
       raise UserError(f"--fields: {item!r} is none of problem=COLUMN, answer=COLUMN, id=COLUMN")
     columns[field] = column
   data = DataConfig(source="jsonl", path=_PROBLEMS.value, fields=Columns(**columns))
-  kind = ExampleKind(method="teacher", task="", unit="answer")  # solutions are yet to be written
+  kind = ExampleKind(method="teacher", task="", unit="answer")  # the rows have no solutions yet
   problems, counts = problems_lib.read_problems(data, kind)
   for reason in sorted(counts.keys() - {"rows", "kept"}):
     print(f"{_PROBLEMS.value}: {counts[reason]} of {counts['rows']} rows left out: {reason}")
@@ -115,7 +116,9 @@ def _read_problems() -> dict[str, Problem]:
 
 def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dict[str, Any]]:
   """The attempts of earlier runs; a last line that was cut off is removed from the file."""
-  attempts = [row for _, row in rows.json_lines(path)] if folders.cut_to_whole_lines(path) else []
+  attempts = []
+  if folders.cut_to_whole_lines(path):
+    attempts = [row for _, row in rows.json_lines(path)]
   for attempt in attempts:
     if attempt["model"] != _MODEL.value:
       raise UserError(
@@ -136,27 +139,42 @@ def _attempts(
 ) -> Iterator[dict[str, Any]]:
   """Yields the attempts that are still to be made, judged, in the order of the answers.
 
-  All problems get their first one before any gets its second. `made` is read between the rounds, so
-  the caller is to add to it what it is given.
+  All problems get their first one before any gets its second. `made` is read before each round, so
+  the caller must add the attempts to it.
   """
   for number in range(1, _ATTEMPTS.value + 1):
-    solved = {attempt["id"] for attempt in made if not attempt["reason"]}
-    tried = {attempt["id"] for attempt in made if attempt["number"] >= number}
-    todo = [problem for id, problem in problems.items() if id not in solved | tried]
-    pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
-    try:
-      requests = {pool.submit(_request, server, problem): problem for problem in todo}
-      pending = set(requests)
-      while pending:
-        done, pending = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
-        faults = [future.exception() for future in done if future.exception()]
-        for future in done:
-          if not future.exception():  # answers are paid for: those beside a fault are kept, too
-            yield _attempt(requests[future], number, *future.result())
-        if faults:
-          raise faults[0]
-    finally:  # an error or the user ends the run: no more requests are sent
-      pool.shutdown(wait=False, cancel_futures=True)
+    done = _solved_or_tried(made, number)
+    todo = [problem for id, problem in problems.items() if id not in done]
+    yield from _round(server, todo, number)
+
+
+def _solved_or_tried(made: list[dict[str, Any]], number: int) -> set[str]:
+  """The ids of the problems that are solved or had their attempt `number`."""
+  done = set()
+  for attempt in made:
+    if not attempt["reason"] or attempt["number"] >= number:
+      done.add(attempt["id"])
+  return done
+
+
+def _round(server: ChatServer, problems: list[Problem], number: int) -> Iterator[dict[str, Any]]:
+  """Yields one attempt at each problem."""
+  pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
+  try:
+    requests = {pool.submit(_request, server, problem): problem for problem in problems}
+    pending = set(requests)
+    while pending:
+      done, pending = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
+      fault = None
+      for future in done:
+        if future.exception():
+          fault = fault or future.exception()
+        else:  # answers cost money: those that arrive with a fault are kept, too
+          yield _attempt(requests[future], number, *future.result())
+      if fault:
+        raise fault
+  finally:  # an error or the user ends the run: no more requests are sent
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _attempt(problem: Problem, number: int, text: str, finish_reason: str) -> dict[str, Any]:
@@ -184,7 +202,7 @@ def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
   The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, single_step.
 
   Args:
-    text: the answer; think blocks are not looked at.
+    text: the answer; its think blocks are ignored.
     finish_reason: the server's; anything but "stop" means cut off.
     gold: the right final answer.
     problem: the question, which may list options.
@@ -217,13 +235,12 @@ def _write_solutions(
 
 
 def _table(problems: dict[str, Problem], made: list[dict[str, Any]]) -> str:
-  """Returns what came out as lines of aligned text."""
-  reasons = [attempt["reason"] for attempt in made]
-  lines = [("problems", len(problems)), ("solutions kept", reasons.count(None))]
-  lines += [("answers", len(made))]
-  lines += [(f"  not kept: {r}", reasons.count(r)) for r in sorted(set(reasons) - {None})]
-  width = max(len(name) for name, _ in lines)
-  return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+  """Returns the counts of problems, solutions and answers as aligned text."""
+  counts = collections.Counter(attempt["reason"] for attempt in made)
+  lines = [("problems", len(problems)), ("solutions kept", counts[None]), ("answers", len(made))]
+  for reason in sorted(counts.keys() - {None}):
+    lines.append((f"  not kept: {reason}", counts[reason]))
+  return command_line.two_columns(lines)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ number of digits. The expert writes one numbered step per move and boxes the las
     1. **Add 53**: 98
     2. **Subtract 61**: \\boxed{37}
 
-How to get there is left to the monologue: column-wise scratch work, with `c` for a carry and `b`
-for a borrow (`<think>8-1=7;9-6=3</think>`), which the expert's text never shows. A hard problem
-has six moves of two-digit numbers. Nothing is downloaded and nothing is drawn from the clock: a
-set of problems is a pure function of its name, its size and a seed.
+The monologue has the way to each value: column-wise scratch work, with `c` for a carry and `b` for
+a borrow (`<think>8-1=7;9-6=3</think>`), which the expert's text never shows. A hard problem has six
+moves of two-digit numbers. Nothing is downloaded, and a set of problems is a pure function of its
+name, its size and a seed.
 
 Whole problems belong to one of four splits by a hash of their text, so that no problem that a
 setting was chosen on, or that a figure is reported on, can ever be trained on:
@@ -21,6 +21,7 @@ setting was chosen on, or that a figure is reported on, can ever be trained on:
 
 import dataclasses
 import hashlib
+import itertools
 import random
 import re
 
@@ -32,8 +33,8 @@ from srl_jax.errors import UserError
 DATA_SEED = 0  # of the sets of hard problems: the same problems for every run and every arm
 HARD_STEPS, HARD_DIGITS = 6, 2
 SPLIT_PERCENT = {"train": 70, "calibration": 10, "selection": 10, "test": 10}
-# The warm-up's mix of problems: the share with one-digit numbers, the chance that a problem has yet
-# another step (so long ones are a thin tail), and the share of responses with the whole solution.
+# The warm-up's mix of problems: the share with one-digit numbers, the chance that a problem has one
+# more step (so long problems are rare), and the share of responses with the whole solution.
 EASY_SHARE, LONGER, WHOLE_SHARE = 0.5, 0.5, 0.25
 # One-digit problems are short. Where most six-step problems had one digit, a base learned that a
 # sixth step's box holds one digit: all eight rollouts had one, so SRL had nothing to learn from.
@@ -65,7 +66,7 @@ class Problem:
   @property
   def values(self) -> list[int]:
     """The running value after each move."""
-    return [self.start + sum(self.moves[: k + 1]) for k in range(len(self.moves))]
+    return list(itertools.accumulate(self.moves, initial=self.start))[1:]
 
   @property
   def answer(self) -> str:
@@ -74,17 +75,20 @@ class Problem:
   @property
   def steps(self) -> list[str]:
     """The expert's steps; joined by newlines they are the whole solution."""
-    shown = [*map(str, self.values[:-1]), f"\\boxed{{{self.answer}}}"]
-    return [f"{k}. **{_title(m)}**: {v}" for k, (m, v) in enumerate(zip(self.moves, shown), 1)]
+    results = [*map(str, self.values[:-1]), f"\\boxed{{{self.answer}}}"]
+    steps = []
+    for number, (move, result) in enumerate(zip(self.moves, results), start=1):
+      steps.append(f"{number}. **{_title(move)}**: {result}")
+    return steps
 
   @property
   def turns(self) -> list[str]:
     """The responses of an ideal policy: each step after the monologue that leads to it."""
     before = [self.start, *self.values]
-    return [
-      f"<think>{_scratch_work(value, move)}</think>{step}"
-      for value, move, step in zip(before, self.moves, self.steps)
-    ]
+    turns = []
+    for value, move, step in zip(before, self.moves, self.steps):
+      turns.append(f"<think>{_scratch_work(value, move)}</think>{step}")
+    return turns
 
 
 def problems(
@@ -159,14 +163,14 @@ def _title(move: int) -> str:
 
 def _scratch_work(value: int, move: int) -> str:
   """Column by column from the right: 45+38 gives `5+8=3c;4+3+c=8`."""
-  sign, borrow = ("+", "c") if move > 0 else ("-", "b")
-  columns, over = [], 0
+  sign, mark = ("+", "c") if move > 0 else ("-", "b")
+  columns, carry = [], 0
   for a, b in zip(reversed(str(value)), reversed(str(abs(move)))):
-    total = int(a) + (int(b) + over) * (1 if move > 0 else -1)
-    old, over = over, int(not 0 <= total <= 9)
-    columns.append(
-      f"{a}{sign}{b}{sign + borrow if old else ''}={total % 10}{borrow if over else ''}"
-    )
+    term = int(b) + carry  # a carry is added with the digit, a borrow is subtracted with it
+    total = int(a) + term if move > 0 else int(a) - term
+    carried = sign + mark if carry else ""
+    carry = int(not 0 <= total <= 9)
+    columns.append(f"{a}{sign}{b}{carried}={total % 10}{mark if carry else ''}")
   return ";".join(columns)
 
 
@@ -214,14 +218,14 @@ def load(data: DataConfig, kind: ExampleKind, seed: int) -> Examples:
     for problem in problems("calibration", data.holdout):
       validation += _step_responses(problem, kind.step_task)
     return Examples(train, validation, counts)
-  sides: list[list[StepExample]] = []
-  for chosen in (problems(data.split, count), problems("selection", data.holdout)):
-    sides.append([])
+  train, validation = [], []
+  for side, chosen in (
+    (train, problems(data.split, count)),
+    (validation, problems("selection", data.holdout)),
+  ):
     for problem in chosen:
-      sides[-1] += (
-        _reasoned(problem, kind) if path == "reasoned" else _examples(problem, kind, data)
-      )
-  return Examples(*sides, counts)
+      side += _reasoned(problem, kind) if path == "reasoned" else _examples(problem, kind, data)
+  return Examples(train, validation, counts)
 
 
 def _example(problem: Problem, task: str, target: str) -> StepExample:

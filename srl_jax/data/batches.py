@@ -10,8 +10,10 @@ def bucket(length: int) -> int:
   Steps are an eighth of the power of two below, so little is padded and few programs are compiled;
   from 1,024 on they are multiples of 128, as attention kernels want them.
   """
+  # `1 << bit_length` is the smallest power of two that is at least the length: a sixteenth of it is
+  # an eighth of the power below.
   step = max(32, (1 << (length - 1).bit_length()) // 16)
-  return -(-length // step) * step
+  return -(-length // step) * step  # rounded up to a multiple
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -24,7 +26,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 class PromptQueue:
   """Tickets (epoch, index) of examples in order, epoch after epoch.
 
-  A ticket is drawn once; one that was drawn in vain can be put back in front. The whole state is
+  A ticket is drawn once; one that was not used can be put back in front. The whole state is
   `state()`, three small fields that go into a checkpoint.
   """
 
@@ -38,6 +40,7 @@ class PromptQueue:
     while len(taken) < n:
       if self.position == self.count:
         self.restore(dict(epoch=self.epoch + 1, position=0, head=[]))
+      # What the epoch still has, at most as many as are missing.
       more = self._order[self.position : self.position + n - len(taken)]
       self.position += len(more)
       taken += [(self.epoch, index) for index in more]
@@ -52,9 +55,9 @@ class PromptQueue:
     return self.epoch + (self.position - len(self.head)) / self.count
 
   def state(self) -> dict:
-    return dict(epoch=self.epoch, position=self.position, head=[list(t) for t in self.head])
+    return dict(epoch=self.epoch, position=self.position, head=list(map(list, self.head)))
 
   def restore(self, state: dict) -> None:
     self.epoch, self.position = state["epoch"], state["position"]
-    self.head = [tuple(ticket) for ticket in state["head"]]
+    self.head = list(map(tuple, state["head"]))
     self._order = epoch_order(self.count, self.seed, self.epoch)

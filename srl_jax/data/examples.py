@@ -100,9 +100,11 @@ def hold_out(
       f"data.holdout={holdout}: must be at least 0 and leave a problem to train on; there are"
       f" {len(ids)} usable problems"
     )
+  # Hashes of seed and id order the problems, so that the order of the rows does not matter.
   draw = sorted(ids.values(), key=lambda id: hashlib.sha256(f"{seed}/{id}".encode()).digest())
   held_out = set(draw[:holdout])
-  sides: tuple[list[StepExample], list[StepExample]] = ([], [])
+  train, validation = [], []
   for example in examples:
-    sides[ids[key(example.problem)] in held_out].append(example)
-  return Examples(*sides, counts=counts)
+    side = validation if ids[key(example.problem)] in held_out else train
+    side.append(example)
+  return Examples(train, validation, counts=counts)

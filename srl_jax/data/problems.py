@@ -65,8 +65,10 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     problems[key], ids[problem.id] = problem, place
   counts["kept"] = len(problems)
   if not problems:
-    reasons = ", ".join(f"{k} {n}" for k, n in counts.items() if k not in ("rows", "kept"))
-    raise UserError(f"{data.path}: none of {counts['rows']} rows can be used ({reasons})")
+    rows_read = counts.pop("rows", 0)
+    counts.pop("kept")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    raise UserError(f"{data.path}: none of {rows_read} rows can be used ({reasons})")
   return list(problems.values()), dict(counts)
 
 
@@ -76,9 +78,9 @@ def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind
   if kind.supervised and solution:
     reasoning = _text(row, place, fields, "reasoning")
     solution = f"{OPEN}\n{reasoning}\n{CLOSE}\n{solution}" if reasoning else solution
+  digest = hashlib.sha256(normalized(text).encode()).hexdigest()
   return Problem(
-    id=_text(row, place, fields, "id")
-    or hashlib.sha256(normalized(text).encode()).hexdigest()[:12],
+    id=_text(row, place, fields, "id") or digest[:12],
     text=text,
     solution=solution,
     answer=_answer(_text(row, place, fields, "answer")),
@@ -109,6 +111,7 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
     kind = type(value).__name__
     raise UserError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
   text = str(value).strip()
+  # JSON may have a lone surrogate, but no text file and no tokenizer takes one.
   if any("\ud800" <= char <= "\udfff" for char in text):
     raise UserError(f"{place}: the field {column!r} has half a character (a lone surrogate)")
   return text

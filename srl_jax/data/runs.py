@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from srl_jax.data import rows
@@ -71,16 +71,18 @@ def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]
     else:
       runs[run.id] = run
   if not runs:
-    reasons = ", ".join(f"{k} {n}" for k, n in counts.items() if k != "rows")
+    rows_read = counts.pop("rows", 0)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
     raise UserError(
-      f"{data.path}: none of {counts['rows']} rows can be used ({reasons}{complaint}); rows without"
+      f"{data.path}: none of {rows_read} rows can be used ({reasons}{complaint}); rows without"
       " the columns resolved and model need data.swe.resolved=False and data.swe.expert=''"
       " (prepare: --noresolved --expert=)"
     )
-  drawn = set(_draw(runs, seed)[: data.trajectories.runs or None])
+  drawn = set(_draw(runs, seed)[: data.trajectories.runs or None])  # 0: all
   counts["not_drawn"] = len(runs) - len(drawn)
   counts["kept"] = len(drawn)
-  return [run for run in runs.values() if run.id in drawn], dict(+counts)
+  kept = [run for run in runs.values() if run.id in drawn]
+  return kept, dict(+counts)  # `+` drops reasons that count 0
 
 
 class _Malformed(Exception):
@@ -108,20 +110,32 @@ def _run(row: dict[str, Any], place: str, data: DataConfig) -> Run:
       )
   try:
     messages = read_messages(row[fields.solution])
-    issue = next((text_of(m) for m in messages if m["role"] == "user"), "").strip()
+    issue = _first_user_text(messages).strip()
     steps = split_actions(messages)
-    texts = [issue, *(part or "" for step in steps for part in dataclasses.astuple(step))]
+    texts = [issue]
+    for step in steps:
+      texts += [step.thought, step.action, step.observation or ""]
     digest = _digest("\0".join(texts))  # raises for half a character (a lone surrogate)
   except ValueError as error:
     raise _Malformed(f"{place}: {error}") from error
   if not issue:
     raise _Malformed(f"{place}: no message of the user, which holds the issue")
+  id = str(row[fields.id]) if fields.id else digest.hex()[:12]
   limit = data.trajectories.observation_chars
-  steps = [
-    dataclasses.replace(step, observation=step.observation and shorten(step.observation, limit))
-    for step in steps
-  ]
-  return Run(str(row[fields.id]) if fields.id else digest.hex()[:12], issue, steps)
+  return Run(id, issue, [_with_short_observation(step, limit) for step in steps])
+
+
+def _first_user_text(messages: Sequence[dict[str, Any]]) -> str:
+  for message in messages:
+    if message["role"] == "user":
+      return text_of(message)
+  return ""
+
+
+def _with_short_observation(step: AgentStep, limit: int) -> AgentStep:
+  if not step.observation:
+    return step
+  return dataclasses.replace(step, observation=shorten(step.observation, limit))
 
 
 def make_examples(
@@ -140,19 +154,32 @@ def make_examples(
     )
   if data.title_hint:
     raise UserError("data.title_hint=True: actions have no titles; set it to False")
-  examples = [example for run in runs for example in step_examples(run, kind, data)]
+  examples = []
+  for run in runs:
+    examples += step_examples(run, kind, data)
   split = hold_out(examples, counts, data.holdout, seed, key=_description)
-  first: dict[str, str] = {}  # of each held-out issue the run with the smallest id
-  for example in split.validation:
-    issue = _description(example.problem)
-    first[issue] = min(example.problem_id, first.get(issue, example.problem_id))
-  held_out = {e.id: e for e in split.validation if e.problem_id in first.values()}
-  twins = len({e.problem_id for e in split.validation}) - len(first)
+  held_out = _first_runs(split.validation)
+  runs_before, runs_after = _count_runs(split.validation), _count_runs(held_out.values())
+  twins = runs_before - runs_after
   if twins:
     counts = {**counts, "twin_of_held_out": twins, "kept": counts["kept"] - twins}
   drawn = set(_draw(held_out, seed)[: data.trajectories.validation_steps or None])
   validation = [example for id, example in held_out.items() if id in drawn]
   return Examples(split.train, validation, counts)
+
+
+def _first_runs(examples: list[StepExample]) -> dict[str, StepExample]:
+  """{id: example}, of each issue only those of the run with the smallest id."""
+  first: dict[str, str] = {}
+  for example in examples:
+    issue = _description(example.problem)
+    first[issue] = min(example.problem_id, first.get(issue, example.problem_id))
+  kept = set(first.values())
+  return {example.id: example for example in examples if example.problem_id in kept}
+
+
+def _count_runs(examples: Iterable[StepExample]) -> int:
+  return len({example.problem_id for example in examples})
 
 
 def _description(issue: str) -> str:
@@ -168,7 +195,7 @@ def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExa
   steps the last is a target only with `data.keep_last_step`. For supervised fine-tuning the target
   is the thought in think tags and then the action, in the form of a response.
   """
-  seen = [_pair(step) for step in run.steps]
+  seen = list(map(_pair, run.steps))
   examples = []
   for k, step in enumerate(run.steps if data.keep_last_step else run.steps[:-1]):
     answer = f"{OPEN}\n{step.thought}\n{CLOSE}\n{step.action}"

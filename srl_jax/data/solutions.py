@@ -112,10 +112,11 @@ def split_solution(text: str) -> Solution:
   if not heads:
     return Solution(_trim(lines), [], "")
   starts = [head.line for head in heads]
+  # A step's block goes from its head to the next one's; the last block, to the end of the text.
   blocks = [lines[start:stop] for start, stop in zip(starts, [*starts[1:], len(lines)])]
   end = _block_end(heads[-1], blocks[-1], blocks[:-1])
   conclusion, blocks[-1] = blocks[-1][end:], blocks[-1][:end]
-  steps = [_step(head, block) for head, block in zip(heads, blocks)]
+  steps = list(map(_step, heads, blocks))
   return Solution(_trim(lines[: starts[0]]), steps, _trim(conclusion))
 
 
@@ -166,7 +167,12 @@ def _fenced(lines: list[str], unfenced: tuple[str, ...] = ()) -> list[bool]:
 
 def _heads(lines: list[str], fenced: list[bool]) -> list[_Head]:
   """Returns every line outside code that could open a step."""
-  return [h for i, line in enumerate(lines) if not fenced[i] and (h := _head(i, line))]
+  heads = []
+  for i, line in enumerate(lines):
+    head = None if fenced[i] else _head(i, line)
+    if head:
+      heads.append(head)
+  return heads
 
 
 def _head(index: int, line: str) -> _Head | None:
@@ -224,7 +230,10 @@ def _outline(heads: list[_Head]) -> list[_Head]:
       chains[-1] = chain
     elif chain:
       chains.append(chain)
-  return next((chain for chain in chains if len(chain) > 1), chains[0] if chains else [])
+  for chain in chains:
+    if len(chain) > 1:
+      return chain
+  return chains[0] if chains else []
 
 
 def _longest_chain(heads: list[_Head]) -> list[_Head]:
@@ -260,10 +269,13 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
   Rules, headings and unindented paragraphs end it only if the earlier steps have none inside them,
   and a step keeps at least the first paragraph of its body.
   """
-  inner = [[lines[0], *_trim(lines).split("\n")[1:]] for lines in earlier]
-  rules_end = not any(_RULE.match(line) for lines in inner for line in lines)
-  headings_end = not any(_is_outer_heading(head, line) for lines in inner for line in lines[1:])
-  paragraphs_end = not head.is_heading and not any(map(_has_unindented_paragraph, inner))
+  rules_end = headings_end = True
+  paragraphs_end = not head.is_heading
+  for lines in earlier:
+    body = _trim(lines).split("\n")[1:]
+    rules_end &= not any(map(_RULE.match, [lines[0], *body]))
+    headings_end &= not any(_is_outer_heading(head, line) for line in body)
+    paragraphs_end &= not _has_unindented_paragraph([lines[0], *body])
   fenced = _fenced(block)
   last_line = len(_trim(block).split("\n"))
   has_body, above, after_gap = bool(head.rest.strip()), block[0], False

@@ -122,6 +122,7 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
     path = pathlib.Path(data.path)
     if path.is_dir():
       return _read_prepared(path, data, kind)
+    # The first row decides what the file has: step examples, or solutions to split.
     if next(rows.json_lines(path))[1].keys() >= _KEYS:
       examples = _read_step_examples(path, kind)
       counts = {"rows": len(examples), "kept": len(examples)}
@@ -136,7 +137,9 @@ def make_examples(
   problems: list[Problem], counts: dict[str, int], data: DataConfig, kind: ExampleKind, *, seed: int
 ) -> Examples:
   """Returns the examples of `read_problems`' problems; arguments and errors: `load_examples`."""
-  examples = [example for problem in problems for example in _examples(problem, kind, data)]
+  examples = []
+  for problem in problems:
+    examples += _examples(problem, kind, data)
   return hold_out(examples, counts, data.holdout, seed)
 
 
@@ -155,7 +158,7 @@ def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) ->
     ) from error
   _check_prepared(folder, settings, data, kind)
   train = _read_step_examples(folder / "train.jsonl", kind)
-  if not settings["holdout"]:
+  if not settings["holdout"]:  # validation.jsonl is then empty, which `rows` refuses
     return Examples(train, [], counts)
   return Examples(train, _read_step_examples(folder / "validation.jsonl", kind), counts)
 
@@ -221,6 +224,10 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   return example
 
 
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
 def _check_types(place: str, example: StepExample) -> None:
   """Raises UserError for a field of another type than StepExample has."""
   for field in ("id", "problem_id", "task", "problem", "target"):
@@ -232,5 +239,5 @@ def _check_types(place: str, example: StepExample) -> None:
     if not isinstance(value, str | None):
       raise UserError(f"{place}: {field!r} is a {type(value).__name__}, neither a text nor null")
   context = example.context
-  if not isinstance(context, list) or not all(isinstance(text, str) for text in context):
+  if not isinstance(context, list) or not all(map(_is_text, context)):
     raise UserError(f"{place}: 'context' is no list of texts")

@@ -1,8 +1,8 @@
 """Runs of a software agent (SWE-smith), cut into thoughts, actions and observations (paper, 5.3).
 
 The action is "the environment-consumable command" alone. Whether a run was written as
-text or as tool calls, its actions have the same form, the one that SWE-agent's function-calling
-parser reads and that runs written as text have word for word:
+text or as tool calls, its actions have the same form: the one that SWE-agent's function-calling
+parser reads, and that the runs written as text already have:
 
     <function=str_replace_editor>
     <parameter=command>view</parameter>
@@ -60,7 +60,7 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
     UserError: no list of messages, or an assistant's message without exactly one function call.
   """
   messages = read_messages(messages)
-  steps = []
+  steps, submitted = [], False
   for i, message in enumerate(messages):
     if message["role"] != "assistant":
       continue
@@ -69,8 +69,9 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
       observation = _observation(messages[i + 1 : i + 2])
     except ValueError as error:
       raise UserError(f"message {i}: {error}") from error
-    if action != SUBMIT or all(step.action != SUBMIT for step in steps):
+    if action != SUBMIT or not submitted:
       steps.append(AgentStep(thought, action, observation))
+    submitted |= action == SUBMIT
   return steps
 
 
@@ -103,9 +104,12 @@ def text_of(message: dict[str, Any]) -> str:
   """
   content = message.get("content") or ""
   parts = content if isinstance(content, list) else [{"text": content}]
-  texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-  if not all(isinstance(text, str) for text in texts):
-    raise UserError("its content is neither a text nor a list of texts")
+  texts = []
+  for part in parts:
+    text = part.get("text") if isinstance(part, dict) else None
+    if not isinstance(text, str):
+      raise UserError("its content is neither a text nor a list of texts")
+    texts.append(text)
   return "".join(texts).replace("\r\n", "\n")
 
 
@@ -120,6 +124,7 @@ def _take_apart(message: dict[str, Any]) -> tuple[str, str]:
   call = _CALL.search(text)
   if not call:
     raise UserError("it does not end with a function call")
+  # Parameters must follow one another: text between them would be lost.
   body, at = call["body"], 0
   while parameter := _PARAMETER.match(body, at):
     at = parameter.end()
@@ -146,8 +151,8 @@ def _tool_action(call: dict[str, Any]) -> str:
 def shorten(text: str, limit: int) -> str:
   """Returns the text, or `limit` characters of it, from both ends, with a mark between them.
 
-  The limit is in characters because data/ knows no tokenizer: prepared files then suit every
-  model. Qwen2.5 makes a token of 3.3 characters of observations.
+  The limit is in characters, not in tokens, so that prepared files suit every model. Qwen2.5 has
+  one token for 3.3 characters of observations.
   """
   cut = len(text) - limit
   if cut <= 0:

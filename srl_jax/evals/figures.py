@@ -6,6 +6,7 @@ give is right). All are in [0, 1].
 """
 
 import collections
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -30,22 +31,31 @@ def figures(passes: dict[str, list[dict]]) -> dict:
   found, shapes = {}, {}
   for name, lines in passes.items():
     found |= _greedy(lines) if name == GREEDY else _sampled(lines)
-    samples = [sample for line in lines for sample in line["samples"]]
-    ended = collections.Counter(sample["ended"] for sample in samples)
-    shapes[name] = {
-      "problems": len(lines),
-      "unfinished": 1 - sum(ended[end] for end in FINISHED) / len(samples),
-      "tokens": float(np.mean([sample["tokens"] for sample in samples])),
-      "ended": dict(ended),
-    }
+    shapes[name] = _shape(lines)
   return found | {"passes": shapes}
+
+
+def _shape(lines: Sequence[dict]) -> dict:
+  """Of a pass: problems, unfinished, tokens and ended, see `figures`."""
+  ended, tokens = collections.Counter(), []
+  for line in lines:
+    for sample in line["samples"]:
+      ended[sample["ended"]] += 1
+      tokens.append(sample["tokens"])
+  finished = sum(ended[end] for end in FINISHED)
+  return {
+    "problems": len(lines),
+    "unfinished": 1 - finished / len(tokens),
+    "tokens": float(np.mean(tokens)),
+    "ended": dict(ended),
+  }
 
 
 def mean_and_error(values_n) -> dict[str, float | None]:
   """{value, se} of one value for each problem.
 
-  The standard error is std / sqrt(n) with ddof 1 over the problems, so it speaks of other problems
-  of the kind; the samples of a problem are no independent draws. It is None for one problem.
+  The standard error is std / sqrt(n) with ddof 1 over the problems: it measures the draw of the
+  problems, because the samples of one problem are not independent. It is None for one problem.
   """
   values_n = np.asarray(values_n, float)
   n = len(values_n)
@@ -66,26 +76,44 @@ def majority_right(
     samples: with answer and right.
     equal: returns which pairs of wrong answers mean the same; the right ones all do.
   """
-  votes = [(s["answer"], s["right"]) for s in samples if s["answer"] is not None]
-  right = sum(is_right for _, is_right in votes)
+  votes = [sample for sample in samples if sample["answer"] is not None]
+  right = sum(vote["right"] for vote in votes)
   if right == 0 or 2 * right > len(votes):
-    return right > 0  # however the wrong ones are counted: comparing them can cost seconds
-  wrong = list(dict.fromkeys(answer for answer, is_right in votes if not is_right))
-  pairs = [(b, a) for i, a in enumerate(wrong) for b in wrong[i + 1 :]]
+    return right > 0  # the wrong answers decide nothing here, and comparing them can cost seconds
+  wrong = list(dict.fromkeys(vote["answer"] for vote in votes if not vote["right"]))
+  first_alike = _first_alike(wrong, equal)
+  tally = collections.Counter()  # None counts the right answers, which all mean the same
+  for vote in votes:
+    tally[None if vote["right"] else first_alike[vote["answer"]]] += 1
+  # `max` gives the first of equals, and a Counter keeps the order of the votes.
+  return max(tally, key=tally.get) is None
+
+
+def _first_alike(answers: Sequence[str], equal: Callable) -> dict[str, str]:
+  """{answer: the first of the answers that means the same}."""
+  pairs = [(later, earlier) for earlier, later in itertools.combinations(answers, 2)]
   same = dict(zip(pairs, equal(pairs)))
-  first: dict[str | None, str | None] = {}  # a wrong answer -> the first one that means the same
-  for answer in wrong:
-    alike = (one for one in first if first[one] == one and same[answer, one])
-    first[answer] = next(alike, answer)
-  tally = collections.Counter(None if is_right else first[answer] for answer, is_right in votes)
-  return max(tally, key=tally.get) is None  # the first of equals: a Counter keeps the votes' order
+  first: dict[str, str] = {}
+  for answer in answers:
+    found = answer
+    for earlier in dict.fromkeys(first.values()):  # only answers that are the first of their kind
+      if same[answer, earlier]:
+        found = earlier
+        break
+    first[answer] = found
+  return first
+
+
+def is_in_average(name: str) -> bool:
+  """Whether a figure is one of those that the paper averages, greedy and avg@k."""
+  return name.startswith(("greedy", "avg_at_"))
 
 
 def paper_average(benchmarks: dict[str, dict]) -> float:
   """Mean of all greedy and avg@k figures, as in the last column of the paper's Tables 1 to 3."""
   values = []
   for found in benchmarks.values():
-    values += [found[name]["value"] for name in found if name.startswith(("greedy", "avg_at_"))]
+    values += [found[name]["value"] for name in filter(is_in_average, found)]
   return float(np.mean(values))
 
 
@@ -94,10 +122,14 @@ def _greedy(lines: Sequence[dict]) -> dict:
 
 
 def _sampled(lines: Sequence[dict]) -> dict:
-  right_nk = np.array([[sample["right"] for sample in line["samples"]] for line in lines])
+  right_nk, majority_n = [], []
+  for line in lines:
+    right_nk.append([sample["right"] for sample in line["samples"]])
+    majority_n.append(majority_right(line["samples"]))
+  right_nk = np.array(right_nk)
   k = right_nk.shape[1]
   return {
     f"avg_at_{k}": mean_and_error(right_nk.mean(axis=1)),
     f"pass_at_{k}": mean_and_error(right_nk.any(axis=1)),
-    f"majority_at_{k}": mean_and_error([majority_right(line["samples"]) for line in lines]),
+    f"majority_at_{k}": mean_and_error(majority_n),
   }

@@ -72,18 +72,22 @@ def success_rates(
     mode="whole",
     params=SamplingParams(trial.max_tokens, seed=trial.seed),
     max_turns=1,
-    max_prompt_tokens=0,  # a whole solution has neither
+    max_prompt_tokens=0,  # unused, as max_turns: a whole solution is one turn
   )
   with jax.set_mesh(sharding.make_mesh(f"fsdp={jax.device_count()}")):
     engine.load_weights(weights.load_hf(model_folder, dtype=computation_dtype(model_folder))[1], 0)
     passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()
-  lines = (row for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"))
-  return {row["id"]: sum(s["right"] for s in row["samples"]) / trial.samples for row in lines}
+  # The pass's file has a line for each problem, those that an earlier call sampled included.
+  rates = {}
+  for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"):
+    solved = sum(sample["right"] for sample in row["samples"])
+    rates[row["id"]] = solved / trial.samples
+  return rates
 
 
 def _claim(folder: pathlib.Path, trial: Trial) -> None:
-  """Makes the folder this trial's; UserError if it is another one's."""
+  """Writes the trial's settings to the folder; UserError if it has those of another trial."""
   path, now = folder / "settings.json", dataclasses.asdict(trial)
   if path.exists():
     before = json.loads(path.read_text("utf-8"))

@@ -1,7 +1,7 @@
-"""An engine that writes down what another one samples, so that nothing is sampled twice.
+"""An engine that records what another one samples, so that nothing is sampled twice.
 
 An evaluation that was cut off continues where it stopped, also in the middle of stepwise episodes:
-the same prompts get the written responses first, and only the others are sampled.
+prompts with recorded responses get those, and only the others are sampled.
 """
 
 import dataclasses
@@ -33,27 +33,26 @@ class Journal:
     self.engine, self.path, self.progress = engine, path, progress
     self.responses = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [row for _, row in json_lines(path)] if folders.cut_to_whole_lines(path) else []
-    self._written = {row["prompt_id"]: row for row in rows}
+    self._written = {}
+    if folders.cut_to_whole_lines(path):
+      for _, row in json_lines(path):
+        self._written[row["prompt_id"]] = row
 
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
   ) -> Iterator[list[Rollout]]:
     """Engine.sample; UserError where the file holds another prompt's responses under an id."""
     checksums = {prompt.id: _checksum(prompt) for prompt in prompts}
+    new = [prompt for prompt in prompts if prompt.id not in self._written]
     for prompt in prompts:
       if prompt.id in self._written:
         yield self._count(self._recall(prompt.id, checksums[prompt.id], n))
-    new = [prompt for prompt in prompts if prompt.id not in self._written]
     with self.path.open("a", encoding="utf-8") as file:
       for group in self.engine.sample(new, n, params):
         id = group[0].prompt_id
-        rollouts = [dataclasses.asdict(rollout) for rollout in group]
-        for rollout in rollouts:
-          rollout["sampler_logprobs"] = [round(x, 5) for x in rollout["sampler_logprobs"]]
-        line = {"prompt_id": id, "prompt": checksums[id], "rollouts": rollouts}
+        line = {"prompt_id": id, "prompt": checksums[id], "rollouts": list(map(_as_row, group))}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
+        file.flush()  # before the group is used: what was used is never sampled again
         yield self._count(group)
 
   def load_weights(self, model, version: int) -> None:
@@ -74,10 +73,19 @@ class Journal:
         f"{self.path}: holds other responses for {id!r}, of another prompt: the problems or the"
         " prompts have changed since; give another --output"
       )
-    return [
-      Rollout(**rollout | {key: tuple(rollout[key]) for key in ("token_ids", "sampler_logprobs")})
-      for rollout in row["rollouts"]
-    ]
+    return list(map(_as_rollout, row["rollouts"]))
+
+
+def _as_row(rollout: Rollout) -> dict:
+  row = dataclasses.asdict(rollout)
+  # Only training reads log-probs; five decimals keep the file small.
+  row["sampler_logprobs"] = [round(logprob, 5) for logprob in rollout.sampler_logprobs]
+  return row
+
+
+def _as_rollout(row: dict) -> Rollout:
+  arrays = {key: tuple(row[key]) for key in ("token_ids", "sampler_logprobs")}
+  return Rollout(**row | arrays)
 
 
 def _checksum(prompt: Prompt) -> int:

@@ -5,9 +5,8 @@ A row of a benchmark has its problem under `problem` or `question` and its gold 
 """
 
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,10 +76,11 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   if folder:
     return _questions(spec, rows.json_lines(pathlib.Path(folder) / f"{spec}.jsonl"))
   source = HUB[spec]
-  found = rows.hub_rows(source.dataset, source.split)
-  questions = _questions(
-    spec, ((p, row) for p, row in found if source.url in str(row.get("url", "")))
-  )
+  found = []
+  for place, row in rows.hub_rows(source.dataset, source.split):
+    if source.url in str(row.get("url", "")):
+      found.append((place, row))
+  questions = _questions(spec, found)
   if len(questions) != source.size:
     raise UserError(
       f"{source.dataset}[{source.split}]: {len(questions)} problems where {spec} has {source.size}:"
@@ -89,19 +89,25 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   return questions
 
 
-def _questions(name: str, found: Iterator[tuple[str, dict[str, Any]]]) -> list[Question]:
+def _questions(name: str, found: Iterable[tuple[str, dict[str, Any]]]) -> list[Question]:
   questions, places = [], {}
   for number, (place, row) in enumerate(found):
     problem = row.get("problem") or row.get("question")
     if not isinstance(problem, str) or not problem.strip():
       raise UserError(f"{place}: no text under 'problem' or 'question'; it has {', '.join(row)}")
-    own = (row[key] for key in ("id", "unique_id", "idx") if row.get(key) is not None)
-    id = f"{name}-{next(own, number)}"
+    id = f"{name}-{_id_in(row, number)}"
     if id in places:
       raise UserError(f"{place}: the id {id!r} already names the problem of {places[id]}")
     places[id] = place
     questions.append(Question(id, problem.strip(), _gold(place, row)))
   return questions
+
+
+def _id_in(row: dict[str, Any], default: int) -> Any:
+  for key in ("id", "unique_id", "idx"):
+    if row.get(key) is not None:
+      return row[key]
+  return default
 
 
 def _gold(place: str, row: dict[str, Any]) -> str:
@@ -143,7 +149,7 @@ class Solver:
   max_prompt_tokens: int
 
   def solve(self, questions: Sequence[Question], n: int, temperature: float) -> list[Episode]:
-    """n episodes for each task, in the order of the tasks."""
+    """n episodes for each question, in the order of the questions."""
     params = dataclasses.replace(self.params, temperature=temperature)
     if self.mode == "whole":
       return solve_whole(self.engine, self.build_prompt, questions, n, params)
@@ -167,13 +173,15 @@ def grade(episodes: Sequence[Episode]) -> list[Graded]:
 
   A stepwise episode has one only if it came to a box: the numbers of steps are no answers.
   """
-  answers = [
-    extract_answer(e.solution) if e.ended in ("whole", "cut_off", "boxed") else None
-    for e in episodes
-  ]
-  pairs = [(answer, e.question.answer) for answer, e in zip(answers, episodes)]
-  verdicts = equal_pairs(pairs, [e.question.problem for e in episodes])
-  return list(itertools.starmap(Graded, zip(answers, verdicts)))
+  pairs, problems = [], []
+  for episode in episodes:
+    answer = None
+    if episode.ended in ("whole", "cut_off", "boxed"):
+      answer = extract_answer(episode.solution)
+    pairs.append((answer, episode.question.answer))
+    problems.append(episode.question.problem)
+  verdicts = equal_pairs(pairs, problems)
+  return [Graded(answer, is_right) for (answer, _), is_right in zip(pairs, verdicts)]
 
 
 def right(episodes: Sequence[Episode]) -> list[bool]:
@@ -183,9 +191,8 @@ def right(episodes: Sequence[Episode]) -> list[bool]:
 
 def measure(solver: Solver, questions: Sequence[Question], samples: int) -> dict[str, float]:
   """{greedy, avg_at_k, pass_at_k} in [0, 1]; k = samples, drawn at temperature 1."""
-  solved_nk = np.array(right(solver.solve(questions, samples, 1.0))).reshape(
-    len(questions), samples
-  )
+  solved = right(solver.solve(questions, samples, 1.0))
+  solved_nk = np.array(solved).reshape(len(questions), samples)
   return {
     "greedy": solver.accuracy(questions),
     f"avg_at_{samples}": float(solved_nk.mean()),

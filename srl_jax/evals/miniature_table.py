@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srl_jax.data.rows import json_lines
-from srl_jax.evals import paired
+from srl_jax.evals import columns, paired
 
 MODES = ("whole", "stepwise")
 # The form that an arm was trained in; the base knows both.
@@ -46,22 +46,36 @@ def table(arms: Sequence[Arm]) -> tuple[str, dict]:
   own: each arm in the form that it was trained in last, a base in the form of what it is compared
   with (alone: stepwise).
   """
-  scores = {arm.name: {mode: _scores(arm, mode) for mode in MODES} for arm in arms}
+  scores = {}
+  for arm in arms:
+    scores[arm.name] = {mode: _scores(arm, mode) for mode in MODES}
   k = next(iter(scores.values()))["whole"]["k"]
-  sections, data = [_compute(arms)], {"k": k, "compute": {a.name: _cost(a) for a in arms}}
+  sections = [_compute(arms)]
+  data = {"k": k, "compute": {arm.name: _cost(arm) for arm in arms}}
   for mode in ("own", *MODES):
-    rows = {arm.name: _figures(scores[arm.name][_mode(arm.name, mode)]) for arm in arms}
-    pairs = {
-      f"{a} - {b}": _differences(scores[a][_mode(a, mode, b)], scores[b][_mode(b, mode, a)])
-      for a, b in PAIRS
-      if a in scores and b in scores
-    }
-    data[mode] = {
-      "arms": {name: {f: found[f]._asdict() for f in FIGURES} for name, found in rows.items()},
-      "pairs": {p: {f: found[f]._asdict() for f in FIGURES} for p, found in pairs.items()},
-    }
+    rows = {name: _figures(by_mode[_mode(name, mode)]) for name, by_mode in scores.items()}
+    pairs = _pairs(scores, mode)
+    data[mode] = {"arms": _as_data(rows), "pairs": _as_data(pairs)}
     sections.append(_section(mode, arms, rows, pairs, k))
   return "\n\n".join(sections), data
+
+
+def _pairs(scores: dict, mode: str) -> dict[str, dict[str, paired.Difference]]:
+  """{"a - b": {figure: difference}} of those of PAIRS that were measured."""
+  pairs = {}
+  for a, b in PAIRS:
+    if a in scores and b in scores:
+      scores_a, scores_b = scores[a][_mode(a, mode, b)], scores[b][_mode(b, mode, a)]
+      pairs[f"{a} - {b}"] = _differences(scores_a, scores_b)
+  return pairs
+
+
+def _as_data(rows: dict[str, dict]) -> dict[str, dict]:
+  """The rows with dicts in place of named tuples, for JSON."""
+  data = {}
+  for name, found in rows.items():
+    data[name] = {figure: found[figure]._asdict() for figure in FIGURES}
+  return data
 
 
 def _mode(name: str, mode: str, other: str = "") -> str:
@@ -75,22 +89,33 @@ def _mode(name: str, mode: str, other: str = "") -> str:
 
 def _scores(arm: Arm, mode: str) -> dict:
   """greedy, avg and pass as scores_sp of an arm's seeds, the seeds, and k."""
-  found, k = {figure: [] for figure in FIGURES}, 0
+  k, greedy, average, passed = 0, [], [], []
   for folders in arm.evaluations.values():
     folder = folders[mode] / "arithmetic"
+    # The name ends in k; that of the responses' file, sampled-k.rollouts.jsonl, in no digit.
     (sampled,) = folder.glob("sampled-*[0-9].jsonl")
     k = int(sampled.stem.partition("-")[2])
-    found["greedy"].append(_right(folder / "greedy.jsonl").mean(axis=1))
+    greedy.append(_right(folder / "greedy.jsonl").mean(axis=1))
     right_pk = _right(sampled)
-    found["avg"].append(right_pk.mean(axis=1))
-    found["pass"].append(right_pk.any(axis=1))
-  return {figure: np.array(rows, float) for figure, rows in found.items()} | {"k": k}
+    average.append(right_pk.mean(axis=1))
+    passed.append(right_pk.any(axis=1))
+  return {
+    "greedy": np.array(greedy, float),
+    "avg": np.array(average, float),
+    "pass": np.array(passed, float),
+    "k": k,
+  }
 
 
 def _right(path: pathlib.Path) -> np.ndarray:
   """right_pk: which samples of each problem are right; problems in the order of their ids."""
-  lines = sorted((row for _, row in json_lines(path)), key=lambda row: row["id"])
-  return np.array([[sample["right"] for sample in line["samples"]] for line in lines])
+  lines = [line for _, line in json_lines(path)]
+  # All evaluations then have the same order of problems, which the paired differences need.
+  lines.sort(key=lambda line: line["id"])
+  right_pk = []
+  for line in lines:
+    right_pk.append([sample["right"] for sample in line["samples"]])
+  return np.array(right_pk)
 
 
 def _figures(scores: dict) -> dict[str, paired.Summary]:
@@ -99,7 +124,7 @@ def _figures(scores: dict) -> dict[str, paired.Summary]:
 
 def _differences(a: dict, b: dict) -> dict[str, paired.Difference]:
   """Over the seeds that both arms have."""
-  s = min(len(a["greedy"]), len(b["greedy"]))
+  s = min(len(a["greedy"]), len(b["greedy"]))  # arms have the seeds 0, 1, 2, ...
   return {figure: paired.difference(a[figure][:s], b[figure][:s]) for figure in FIGURES}
 
 
@@ -107,39 +132,50 @@ def _cost(arm: Arm) -> dict[str, float]:
   """Means over seeds of what an arm's trainings took, all stages together."""
   sums = []
   for runs in arm.runs:
-    rows = [row for run in runs for _, row in json_lines(run / "metrics.jsonl")]
-    total = lambda key: sum(row.get(key, 0.0) for row in rows)  # noqa: B023
-    parts = ("seconds_sample", "seconds_reward", "seconds_update", "seconds_sync")
-    sums.append((len(rows), total("sampled_tokens"), sum(map(total, parts))))
-  steps, tokens, seconds = np.mean(sums, axis=0) if sums else (0, 0, 0)
-  return {"steps": float(steps), "sampled_tokens": float(tokens), "seconds": float(seconds)}
+    steps = []
+    for run in runs:
+      steps += [step for _, step in json_lines(run / "metrics.jsonl")]
+    seconds = 0.0
+    for part in ("seconds_sample", "seconds_reward", "seconds_update", "seconds_sync"):
+      seconds += _total(steps, part)
+    sums.append((len(steps), _total(steps, "sampled_tokens"), seconds))
+  count, tokens, seconds = np.mean(sums, axis=0) if sums else (0, 0, 0)
+  return {"steps": float(count), "sampled_tokens": float(tokens), "seconds": float(seconds)}
+
+
+def _total(steps: Sequence[dict], key: str) -> float:
+  return sum(step.get(key, 0.0) for step in steps)
 
 
 def _compute(arms: Sequence[Arm]) -> str:
   lines = [["training, mean of the seeds", "seeds", "steps", "sampled tokens", "seconds"]]
   for arm in arms:
     cost = _cost(arm)
-    numbers = (f"{cost[key]:,.0f}" for key in ("steps", "sampled_tokens", "seconds"))
-    lines.append([arm.title, str(len(arm.evaluations)), *numbers])
-  return _aligned(lines)
+    seeds = str(len(arm.evaluations))
+    numbers = [f"{cost[key]:,.0f}" for key in ("steps", "sampled_tokens", "seconds")]
+    lines.append([arm.title, seeds, *numbers])
+  return "\n".join(columns.aligned(lines))
 
 
 def _section(mode, arms, rows, pairs, k) -> str:
-  what = {
+  title_of_mode = {
     "own": "own: each arm in the form that it was trained in last",
     "whole": "whole: one response for the whole solution, as in the paper",
     "stepwise": "stepwise: turn by turn, monologues dropped",
   }[mode]
   titles = {arm.name: arm.title for arm in arms}
-  lines = [[what, "greedy", f"avg@{k}", f"pass@{k}"]]
+  heads = ["greedy", f"avg@{k}", f"pass@{k}"]  # in the order of FIGURES
+  lines = [[title_of_mode, *heads]]
   for name, found in rows.items():
     title = f"{titles[name]} ({_mode(name, mode)})" if mode == "own" else titles[name]
     lines.append([title, *(_summary(found[figure]) for figure in FIGURES)])
-  lines += [[""] * 4, ["differences, with 95 % intervals", *lines[0][1:]]]
+  lines.append(["", "", "", ""])
+  lines.append(["differences, with 95 % intervals", *heads])
   for pair, found in pairs.items():
-    a, b = (titles[name] for name in pair.split(" - "))
-    lines.append([f"{a} - {b}", *(_difference(found[figure]) for figure in FIGURES)])
-  return _aligned(lines)
+    a, b = pair.split(" - ")
+    cells = [_difference(found[figure]) for figure in FIGURES]
+    lines.append([f"{titles[a]} - {titles[b]}", *cells])
+  return "\n".join(columns.aligned(lines))
 
 
 def _summary(found: paired.Summary) -> str:
@@ -149,13 +185,3 @@ def _summary(found: paired.Summary) -> str:
 
 def _difference(found: paired.Difference) -> str:
   return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  return "\n".join(
-    "  ".join(
-      [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]
-    ).rstrip()
-    for line in lines
-  )

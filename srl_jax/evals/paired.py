@@ -57,6 +57,7 @@ def difference(a_sp: np.ndarray, b_sp: np.ndarray, *, draws: int = 10_000) -> Di
   rng = np.random.default_rng(0)
   seeds_ns = rng.multinomial(s, np.full(s, 1 / s), draws)  # how often each is drawn
   problems_np = rng.multinomial(p, np.full(p, 1 / p), draws)
+  # The mean of each draw: a score counts as often as its seed was drawn times its problem.
   means_n = np.einsum("ns,sp,np->n", seeds_ns, difference_sp, problems_np, optimize=True) / (s * p)
   low, high = np.quantile(means_n, [0.025, 0.975])
   by_seed = difference_sp.mean(axis=1).tolist()

@@ -4,7 +4,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from srl_jax.evals.figures import paper_average
+from srl_jax.evals.columns import aligned
+from srl_jax.evals.figures import is_in_average, paper_average
 
 # The columns: benchmark and figure.
 COLUMNS = (
@@ -38,24 +39,18 @@ def side_by_side(rows: Sequence[tuple[str, str, Sequence[pathlib.Path]]]) -> str
   """
   tables = {name: _read(folders) for name, _, folders in rows}
   columns = _columns(tables.values())
-  lines = [["", "", *(f"{benchmark} {figure}" for benchmark, figure in columns), "average"]]
+  lines = [["", "", *map(" ".join, columns), "average"]]
   for name, title, _ in rows:
-    paper = dict(zip(COLUMNS, PAPER[name]))
-    mean = sum(paper.values()) / len(paper)
     lines.append([title, "ours", *_ours(tables[name], columns)])
-    lines.append(["", "paper", *(_cell(paper.get(_paper_column(c))) for c in columns), _cell(mean)])
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
-  return "\n".join(
-    [
-      *(line[0].ljust(widths[0]) + text[widths[0] :] for line, text in zip(lines, aligned)),
-      "in percent; average: of the greedy and avg@k figures; ours by evaluate:",
-      *(f"  {title}: {_how(folders)}" for _, title, folders in rows),
-    ]
-  )
+    lines.append(["", "paper", *_papers(name, columns)])
+  text = aligned(lines)
+  text.append("in percent; average: of the greedy and avg@k figures; ours by evaluate:")
+  for _, title, folders in rows:
+    text.append(f"  {title}: {_settings(folders)}")
+  return "\n".join(text)
 
 
-def _how(folders: Sequence[pathlib.Path]) -> str:
+def _settings(folders: Sequence[pathlib.Path]) -> str:
   """Returns mode and prompt style of a row, and the share of its responses that were cut off."""
   found = []
   for table in _tables(folders):
@@ -75,7 +70,7 @@ def _read(folders: Sequence[pathlib.Path]) -> dict:
   """{benchmark: figures} of all tables in the folders."""
   found = {}
   for table in _tables(folders):
-    found |= table["benchmarks"]
+    found |= table["benchmarks"]  # of two folders with the same benchmark the later one counts
   return found
 
 
@@ -90,13 +85,17 @@ def _columns(tables) -> list[tuple[str, str]]:
   found = set()
   for table in tables:
     for benchmark, figures in table.items():
-      names = (name for name in figures if name.startswith(("greedy", "avg_at_")))
-      found.update((benchmark, name) for name in names)
+      found.update((benchmark, name) for name in filter(is_in_average, figures))
   if not found:
     return list(COLUMNS)
-  order = {column: i for i, column in enumerate(COLUMNS)}
-  place = lambda column: (order.get(_paper_column(column), len(order)), column)
-  return sorted(found, key=place)
+  return sorted(found, key=_place)
+
+
+def _place(column: tuple[str, str]) -> tuple:
+  """A sort key: the paper's columns in its order, then all others by name."""
+  in_paper = _paper_column(column)
+  index = COLUMNS.index(in_paper) if in_paper in COLUMNS else len(COLUMNS)
+  return index, column
 
 
 def _paper_column(column: tuple[str, str]) -> tuple[str, str]:
@@ -108,9 +107,17 @@ def _paper_column(column: tuple[str, str]) -> tuple[str, str]:
 def _ours(table: dict, columns) -> list[str]:
   if not table:
     return ["-"] * (len(columns) + 1)
-  values = [table.get(benchmark, {}).get(figure, {}).get("value") for benchmark, figure in columns]
-  cells = [_cell(None if value is None else 100 * value) for value in values]
+  cells = []
+  for benchmark, figure in columns:
+    value = table.get(benchmark, {}).get(figure, {}).get("value")
+    cells.append(_cell(None if value is None else 100 * value))
   return [*cells, _cell(100 * paper_average(table))]
+
+
+def _papers(name: str, columns) -> list[str]:
+  paper = dict(zip(COLUMNS, PAPER[name]))
+  cells = [_cell(paper.get(_paper_column(column))) for column in columns]
+  return [*cells, _cell(sum(paper.values()) / len(paper))]
 
 
 def _cell(percent: float | None) -> str:

@@ -1,4 +1,4 @@
-"""One pass over a benchmark: every problem solved n times, graded, written down.
+"""One pass over a benchmark: every problem is solved n times, graded and recorded.
 
 A pass is called "greedy" or "sampled-k". In the benchmark's folder it leaves
 
@@ -40,21 +40,25 @@ def solve(
     temperature: of the k.
     progress: called with the pass's name and its responses so far, replayed ones included.
   """
-  name, n = (f"{SAMPLED}{samples}", samples) if samples else (GREEDY, 1)
+  if samples:
+    name, n = f"{SAMPLED}{samples}", samples
+  else:
+    name, n = GREEDY, 1
   journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: progress(name, count))
   journaled = dataclasses.replace(solver, engine=journal)
   episodes = journaled.solve(questions, n, temperature if samples else 0.0)
-  marked = [
-    {
-      "responses": episode.responses,
-      "solution": episode.solution,
-      "answer": graded.answer,
-      "right": graded.right,
-      "ended": episode.ended,
-      "tokens": episode.tokens,
-    }
-    for episode, graded in zip(episodes, grade(episodes))
-  ]
+  samples_of_all = []
+  for episode, graded in zip(episodes, grade(episodes)):
+    samples_of_all.append(
+      {
+        "responses": episode.responses,
+        "solution": episode.solution,
+        "answer": graded.answer,
+        "right": graded.right,
+        "ended": episode.ended,
+        "tokens": episode.tokens,
+      }
+    )
   with folders.replacing(folder / f"{name}.jsonl") as file:
     for i, question in enumerate(questions):
       line = {
@@ -62,7 +66,7 @@ def solve(
         "problem": question.problem,
         "gold": question.answer,
         "think_opened": solver.build_prompt(question.problem, ()).think_opened,
-        "samples": marked[i * n : (i + 1) * n],
+        "samples": samples_of_all[i * n : (i + 1) * n],  # episodes are in the questions' order
       }
       file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -72,5 +76,6 @@ def read(output: pathlib.Path) -> dict[str, dict[str, list[dict]]]:
   found: dict[str, dict[str, list[dict]]] = {}
   for path in sorted(pathlib.Path(output).glob("*/*.jsonl")):
     if not path.name.endswith(ROLLOUTS):
-      found.setdefault(path.parent.name, {})[path.stem] = [row for _, row in json_lines(path)]
+      lines = [row for _, row in json_lines(path)]
+      found.setdefault(path.parent.name, {})[path.stem] = lines
   return found

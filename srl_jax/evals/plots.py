@@ -38,32 +38,26 @@ def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
 
   The axis ends at the 99th percentile; longer values count in the last bin.
   """
-  everything = np.concatenate([np.asarray(its, float) for its in values.values()])
-  step = _nice(max(1.0, np.percentile(everything, 99)) / BINS)
-  bins = max(1, math.ceil(np.percentile(everything, 99) / step + 1e-9))
+  everything = np.concatenate(list(values.values())).astype(float)
+  largest = np.percentile(everything, 99)
+  step = _nice(max(1.0, largest) / BINS)
+  bins = max(1, math.ceil(largest / step + 1e-9))
   edges = step * np.arange(bins + 1)
-  shares = [
-    np.histogram(np.clip(its, 0, edges[-1] - step / 2), edges)[0] / len(its)
-    for its in values.values()
-  ]
+  shares = []
+  for lengths in values.values():
+    clipped = np.clip(lengths, 0, edges[-1] - step / 2)  # the last bin takes all longer ones
+    shares.append(np.histogram(clipped, edges)[0] / len(lengths))
   top = max(map(max, shares)) * 1.05
 
   def draw(left: float) -> str:
     x, y = _axes(left, edges[-1], top)
     out = [*_frame(left, title), *_ticks_y(left, top, y)]
-    ticks = np.arange(0, edges[-1] * 1.001, _nice(edges[-1] / 5))
-    out += [_text(x(t), HEIGHT - BOTTOM + 16, f"{t:,.0f}") for t in ticks]
+    for tick in np.arange(0, edges[-1] * 1.001, _nice(edges[-1] / 5)):
+      out.append(_text(x(tick), HEIGHT - BOTTOM + 16, f"{tick:,.0f}"))
     out.append(_text(left + WIDTH / 2, HEIGHT - 8, "words (dashed: median)"))
-    for its, share, colour in zip(values.values(), shares, COLOURS):
-      corners = [f"{x(0):.1f},{y(0):.1f}"]
-      for low, high, value in zip(edges, edges[1:], share):
-        corners += [f"{x(low):.1f},{y(value):.1f}", f"{x(high):.1f},{y(value):.1f}"]
-      corners.append(f"{x(edges[-1]):.1f},{y(0):.1f}")
-      out.append(
-        f'<polygon points="{" ".join(corners)}" fill="{colour}" fill-opacity="0.25"'
-        f' stroke="{colour}" stroke-width="1.5"/>'
-      )
-      middle = x(min(float(np.median(its)), edges[-1]))
+    for lengths, share, colour in zip(values.values(), shares, COLOURS):
+      out.append(_outline(x, y, edges, share, colour))
+      middle = x(min(float(np.median(lengths)), edges[-1]))
       out.append(
         f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
         f' stroke="{colour}" stroke-width="1.5" stroke-dasharray="5 4"/>'
@@ -71,6 +65,18 @@ def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
     return "\n".join(out)
 
   return draw
+
+
+def _outline(x, y, edges: np.ndarray, share: np.ndarray, colour: str) -> str:
+  """A histogram as one polygon: from the origin over both corners of each bin to the axis."""
+  corners = [f"{x(0):.1f},{y(0):.1f}"]
+  for low, high, value in zip(edges, edges[1:], share):
+    corners += [f"{x(low):.1f},{y(value):.1f}", f"{x(high):.1f},{y(value):.1f}"]
+  corners.append(f"{x(edges[-1]):.1f},{y(0):.1f}")
+  return (
+    f'<polygon points="{" ".join(corners)}" fill="{colour}" fill-opacity="0.25"'
+    f' stroke="{colour}" stroke-width="1.5"/>'
+  )
 
 
 def bars(title: str, shares: Mapping[str, Sequence[float]]) -> Panel:
@@ -81,7 +87,7 @@ def bars(title: str, shares: Mapping[str, Sequence[float]]) -> Panel:
     out = [*_frame(left, title), *_ticks_y(left, 1.0, y)]
     for i, (name, values) in enumerate(shares.items()):
       out.append(_text(x(i + 0.5), HEIGHT - BOTTOM + 16, name, size=10))
-      wide = 0.7 / len(values)
+      wide = 0.7 / len(values)  # the bars take 70 % of a group's width, 15 % is free on each side
       for j, (value, colour) in enumerate(zip(values, COLOURS)):
         begin = x(i + 0.15 + wide * j)
         out.append(
@@ -116,7 +122,10 @@ def _ticks_y(left: float, top: float, y) -> list[str]:
 def _nice(step: float) -> float:
   """The smallest of 1, 2, 5, 10, 20, ... (or 0.5, 0.2, ...) that is at least `step`."""
   scale = 10.0 ** math.floor(math.log10(step))
-  return next(scale * m for m in (1, 2, 5, 10) if scale * m >= step * (1 - 1e-9))
+  for multiple in (1, 2, 5):
+    if scale * multiple >= step * (1 - 1e-9):  # the logarithm is not exact
+      return scale * multiple
+  return scale * 10
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 11) -> str:

@@ -73,8 +73,9 @@ def main(argv: list[str]) -> None:
   settings = [json.loads((folder / "settings.json").read_text("utf-8")) for folder in folders]
   _note_differences(*settings)
   models = {}
-  for label, one in zip(labels, settings):
-    models[label] = {"settings": one} | describe(list(itertools.chain(*readings[label])))
+  for label, settings_of_model in zip(labels, settings):
+    responses = list(itertools.chain(*readings[label]))
+    models[label] = {"settings": settings_of_model} | describe(responses)
   result = {
     "responses": _RESPONSES.value,
     "problems": len(readings[labels[0]]),
@@ -91,10 +92,16 @@ def main(argv: list[str]) -> None:
 
 def _note_differences(first: dict, second: dict) -> None:
   """Prints the settings that keep two evaluations from being compared like with like."""
-  differ = [key for key in ("mode", "style", "max_tokens") if first[key] != second[key]]
-  if differ:
-    differences = "; ".join(f"{key} {first[key]} and {second[key]}" for key in differ)
-    print(f"note: the evaluations had different prompts ({differences}): lengths and blocks differ")
+  differences = []
+  # Mode and style are the prompt; max_tokens cuts responses off, which makes them shorter.
+  for key in ("mode", "style", "max_tokens"):
+    if first[key] != second[key]:
+      differences.append(f"{key} {first[key]} and {second[key]}")
+  if differences:
+    print(
+      f"note: the evaluations had different prompts ({'; '.join(differences)}): lengths and blocks"
+      " differ"
+    )
 
 
 # ---------------------------------------------------------------------------------- counting
@@ -102,19 +109,28 @@ def _note_differences(first: dict, second: dict) -> None:
 
 def read(line: dict, sample: dict) -> Reading:
   """Counts one sample of a problem's line (evals.passes); the turns of a solution are joined."""
+  # Where the chat template opens the first block, the response itself lacks the opening tag.
   opened = OPEN if line["think_opened"] else ""
   text = "\n".join(opened + response for response in sample["responses"])
-  pieces = _BLOCK.split(text)  # visible, block, visible, block, ..., visible
-  monologue, solution = (sum(len(p.split()) for p in pieces[i::2]) for i in (1, 0))
+  # The pattern has one group, so `split` keeps the blocks: even pieces are visible text, odd ones
+  # are blocks. The first and the last piece are always visible text.
+  pieces = _BLOCK.split(text)
+  monologue, solution = _words(pieces[1::2]), _words(pieces[0::2])
   return Reading(monologue + solution, monologue, solution, list(_kinds(pieces)))
 
 
+def _words(pieces: Sequence[str]) -> int:
+  return len(" ".join(pieces).split())
+
+
 def _kinds(pieces: Sequence[str]) -> Iterator[str]:
+  """Yields the kind of each think block; the module's docstring defines the kinds."""
+  last_block = len(pieces) - 2
   for i in range(1, len(pieces), 2):
-    before = "".join(pieces[:i:2])
-    if not before.strip():
+    visible_before = "".join(pieces[:i:2])
+    if not visible_before.strip():
       yield "planning"
-    elif i == len(pieces) - 2 and (_CHECKS.search(pieces[i]) or _STATED.search(before)):
+    elif i == last_block and (_CHECKS.search(pieces[i]) or _STATED.search(visible_before)):
       yield "verification"
     else:
       yield "between"
@@ -126,21 +142,28 @@ def describe(readings: Sequence[Reading]) -> dict:
   `kinds` has, for each kind, the blocks of it and the share of responses with one; `interleaved`
   is the share with a block after visible text, `monolithic` that with one block, before all text.
   """
-  share = lambda holds: float(np.mean([holds(one.kinds) for one in readings]))
-  blocks = collections.Counter(kind for one in readings for kind in one.kinds)
+  blocks, responses_with = collections.Counter(), collections.Counter()
+  responses_by_blocks = collections.Counter()
+  interleaved = monolithic = 0
+  for reading in readings:
+    distinct = set(reading.kinds)
+    blocks.update(reading.kinds)
+    responses_with.update(distinct)
+    responses_by_blocks[len(reading.kinds)] += 1
+    interleaved += bool(distinct - {"planning"})  # any block after visible text
+    monolithic += reading.kinds == ["planning"]
+  count = len(readings)
+  kinds = {}
+  for kind in KINDS:
+    kinds[kind] = {"blocks": blocks[kind], "share": responses_with[kind] / count}
   return {
-    "count": len(readings),
-    "words": {name: _quantiles([getattr(one, name) for one in readings]) for name in LENGTHS},
-    "blocks_per_response": float(np.mean([len(one.kinds) for one in readings])),
-    "responses_by_blocks": dict(
-      sorted(collections.Counter(len(o.kinds) for o in readings).items())
-    ),
-    "kinds": {
-      kind: {"blocks": blocks[kind], "share": share(lambda kinds, kind=kind: kind in kinds)}
-      for kind in KINDS
-    },
-    "interleaved": share(lambda kinds: any(kind != "planning" for kind in kinds)),
-    "monolithic": share(lambda kinds: kinds == ["planning"]),
+    "count": count,
+    "words": {name: _quantiles(_lengths(readings, name)) for name in LENGTHS},
+    "blocks_per_response": blocks.total() / count,
+    "responses_by_blocks": dict(sorted(responses_by_blocks.items())),
+    "kinds": kinds,
+    "interleaved": interleaved / count,
+    "monolithic": monolithic / count,
   }
 
 
@@ -155,18 +178,31 @@ def difference(first, second) -> dict[str, dict]:
   """
   found = {}
   for name in LENGTHS:
-    mean = lambda problem, name=name: np.mean([getattr(one, name) for one in problem])
-    found[name] = mean_and_error([mean(b) - mean(a) for a, b in zip(first, second)])
+    # One value for each problem: the samples of a problem are not independent.
+    differences = []
+    for readings_a, readings_b in zip(first, second):
+      mean_a = np.mean(_lengths(readings_a, name))
+      mean_b = np.mean(_lengths(readings_b, name))
+      differences.append(mean_b - mean_a)
+    found[name] = mean_and_error(differences)
     value, se = found[name].values()
     if se is not None:
       found[name] |= {"low": value - 1.96 * se, "high": value + 1.96 * se}
   return found
 
 
+def _lengths(readings: Sequence[Reading], name: str) -> list[int]:
+  """Words of each reading; `name` is one of LENGTHS."""
+  return [getattr(reading, name) for reading in readings]
+
+
 def _quantiles(values: Sequence[int]) -> dict[str, float]:
   points = (10, 25, 50, 75, 90)
-  found = {f"p{p}": float(q) for p, q in zip(points, np.percentile(values, points))}
-  return {"mean": float(np.mean(values)), **found, "max": max(values)}
+  found = {"mean": float(np.mean(values))}
+  for point, value in zip(points, np.percentile(values, points)):
+    found[f"p{point}"] = float(value)
+  found["max"] = max(values)
+  return found
 
 
 # ---------------------------------------------------------------------------------- files
@@ -176,12 +212,13 @@ def _readings(
   folders: Sequence[pathlib.Path], labels: Sequence[str]
 ) -> dict[str, list[list[Reading]]]:
   """{label: for each problem that both evaluations have, the readings of its samples}."""
-  lines = [_lines(folder, _RESPONSES.value) for folder in folders]
-  common = [key for key in lines[0] if key in lines[1]]
+  first, second = (_lines(folder, _RESPONSES.value) for folder in folders)
+  common = [key for key in first if key in second]
   if not common:
     raise UserError(f"{folders[0]} and {folders[1]} have no problem in common")
-  readings: dict[str, list[list[Reading]]] = {label: [] for label in labels}
-  for label, line_of in zip(labels, lines):
+  readings: dict[str, list[list[Reading]]] = {}
+  for label, line_of in zip(labels, (first, second)):
+    readings[label] = []
     for key in common:
       line = line_of[key]
       readings[label].append([read(line, sample) for sample in line["samples"]])
@@ -204,11 +241,11 @@ def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
 
 
 def _picture(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) -> str:
-  flat = {label: list(itertools.chain(*problems)) for label, problems in readings.items()}
-
-  def words(name: str) -> dict[str, list[int]]:
-    return {label: [getattr(one, name) for one in flat[label]] for label in flat}
-
+  responses, monologues = {}, {}
+  for label, problems in readings.items():
+    flat = list(itertools.chain(*problems))
+    responses[label] = _lengths(flat, "response")
+    monologues[label] = _lengths(flat, "monologue")
   shares = {}
   for kind in KINDS:
     shares[kind] = [model["kinds"][kind]["share"] for model in models.values()]
@@ -217,8 +254,8 @@ def _picture(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) 
   return plots.page(
     list(models),
     [
-      plots.histogram("Words of a response", words("response")),
-      plots.histogram("Words in its think blocks", words("monologue")),
+      plots.histogram("Words of a response", responses),
+      plots.histogram("Words in its think blocks", monologues),
       plots.bars("Responses with think blocks", shares),
     ],
   )

@@ -8,6 +8,7 @@ import pathlib
 import re
 
 from srl_jax.evals import passes
+from srl_jax.evals.columns import aligned
 from srl_jax.evals.figures import figures, paper_average
 
 _FIGURE = re.compile(r"(greedy|avg_at|pass_at|majority_at)_?(\d*)")
@@ -38,9 +39,8 @@ def write(output: pathlib.Path, settings: dict) -> str:
 def heading(settings: dict) -> str:
   """One line on what was measured, from evaluate's settings."""
   step = "" if settings["step"] is None else f", step {settings['step']}"
-  dtype = (
-    f", {settings['dtype']}" if settings["engine"] == "builtin" else ""
-  )  # a server has its own
+  # A server has its own type, which the settings do not hold.
+  dtype = f", {settings['dtype']}" if settings["engine"] == "builtin" else ""
   style = "next step" if settings["mode"] == "stepwise" else settings["style"]
   return (
     f"{settings['model']}{step}: mode {settings['mode']}, prompt style {style}, @k at temperature"
@@ -51,10 +51,7 @@ def heading(settings: dict) -> str:
 
 def as_text(table: dict) -> str:
   """The table in aligned columns. `table` is what evaluate writes as table.json."""
-  rows = _rows(table["benchmarks"])
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  pad = lambda row: [cell.rjust(width) for cell, width in zip(row, widths)]
-  lines = ["  ".join([row[0].ljust(widths[0]), *pad(row)[1:]]) for row in rows]
+  lines = aligned(_rows(table["benchmarks"]))
   return "\n".join([heading(table["settings"]), *lines, _average(table), _FOOT])
 
 
@@ -73,21 +70,28 @@ def _average(table: dict) -> str:
 
 def _rows(benchmarks: dict[str, dict]) -> list[list[str]]:
   """The head and a row for each benchmark, all cells as text."""
-  columns = {}  # (k, place in _ORDER) -> (name, head)
-  for name in {name for found in benchmarks.values() for name in found}:
+  names = _figure_names(benchmarks)
+  heads = [name.replace("_at_", "@") for name in names]
+  rows = [["benchmark", "problems", *heads, "unfinished"]]
+  for benchmark, found in benchmarks.items():
+    problems, unfinished = [], []
+    for shape in found["passes"].values():
+      problems.append(str(shape["problems"]))
+      unfinished.append(f"{100 * shape['unfinished']:.1f}")
+    cells = [_cell(found.get(name)) for name in names]
+    # One number of problems where all passes have the same.
+    rows.append([benchmark, "/".join(dict.fromkeys(problems)), *cells, "/".join(unfinished)])
+  return rows
+
+
+def _figure_names(benchmarks: dict[str, dict]) -> list[str]:
+  """The figures that any benchmark has: greedy, then those of each k in the order of _ORDER."""
+  places = {}
+  for name in set().union(*benchmarks.values()):
     if match := _FIGURE.fullmatch(name):
       kind, k = match.groups()
-      head = kind.replace("_at", "@") + k
-      columns[int(k or 0), _ORDER.index(kind)] = name, head
-  chosen = [columns[key] for key in sorted(columns)]
-  rows = [["benchmark", "problems", *(head for _, head in chosen), "unfinished"]]
-  for benchmark, found in benchmarks.items():
-    passes = found["passes"].values()
-    problems = "/".join(map(str, dict.fromkeys(one["problems"] for one in passes)))
-    unfinished = "/".join(f"{100 * one['unfinished']:.1f}" for one in passes)
-    cells = (_cell(found.get(name)) for name, _ in chosen)
-    rows.append([benchmark, problems, *cells, unfinished])
-  return rows
+      places[name] = int(k or 0), _ORDER.index(kind)  # greedy has no k and is the first
+  return sorted(places, key=places.get)
 
 
 def _cell(figure: dict | None) -> str:

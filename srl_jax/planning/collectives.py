@@ -1,7 +1,7 @@
 """Which collectives a compiled program runs, read from its HLO text.
 
 Compilers write one operation in several ways: as such, as a pair of start and done, or (TPU) spread
-over fusions that all carry the same channel. A loop's body stands there once.
+over fusions that all carry the same channel. The text has the body of a loop once.
 """
 
 import math
@@ -74,13 +74,12 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
   """{kind: {calls, bytes (of whole arrays), sent}}, of one call of the program."""
   table = {}
   for kind in KINDS:
-    of_kind = [c for c in found if c.kind == kind]
-    if of_kind:
-      table[kind] = {
-        "calls": sum(c.times for c in of_kind),
-        "bytes": sum(c.size * c.times for c in of_kind),
-        "sent": sum(c.sent() for c in of_kind),
-      }
+    for collective in found:
+      if collective.kind == kind:
+        sums = table.setdefault(kind, {"calls": 0, "bytes": 0, "sent": 0})
+        sums["calls"] += collective.times
+        sums["bytes"] += collective.size * collective.times
+        sums["sent"] += collective.sent()
   return table
 
 
@@ -92,7 +91,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     if header:
       current = bodies.setdefault(header[2], [])
       entry = header[2] if header[1] else entry
-    elif line == "}":  # a kernel's metadata may be several lines, with braces of its own
+    elif line == "}":  # alone on its line; braces inside a kernel's metadata are not
       current = None
     elif current is not None:
       current.append(line)
@@ -134,11 +133,10 @@ def _collective(line: str, match: re.Match, times: int, per_node: int) -> Collec
   shape, kind, start = match.groups()
   groups = _groups(line)
   devices = groups.shape[1]
-  size = sum(
-    math.prod(int(n) for n in dims.split(",") if n) * _item_size(dtype)
-    for dtype, dims in _ARRAY.findall(shape)
-  )
-  # What a start gives names its operands too.
+  size = 0
+  for dtype, dimensions in _ARRAY.findall(shape):
+    size += math.prod(_numbers(dimensions)) * _item_size(dtype)
+  # The result type of a start includes the operands.
   if kind in ("all-gather", "reduce-scatter") and start:
     size = size * devices // (devices + 1)
   elif kind == "collective-permute" and start:
@@ -153,8 +151,9 @@ def _item_size(dtype: str) -> int:
   return 1 if dtype == "pred" else max(1, int(re.search(r"\d+", dtype)[0]) // 8)
 
 
-# Axes of a mesh, as 'a'=2,'b'=8, and those that a group goes along; devices in the order of their
-# ids, or of a transposed array of them. Or: groups, devices of one, the (transposed) array of ids.
+# XLA writes the groups of a collective in four ways: as the axes of a mesh ('a'=2,'b'=8), the axes
+# that a group spans and, if they are not 0, 1, 2, ..., the device ids; as the number of groups, the
+# size of one and an array of ids; as lists of ids; and those of a permute as pairs of ids.
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}:]*)\}")
 _IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
@@ -164,24 +163,40 @@ _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 def _groups(line: str) -> np.ndarray:
   """[groups, devices]: ids of the devices of each group; of a permute, its pairs."""
   if pairs := _PAIRS.search(line):
-    return np.array([pair.split(",") for pair in re.findall(r"\d+,\d+", pairs[1])], int)
+    return _listed(re.findall(r"\d+,\d+", pairs[1]))
   if mesh := _MESH.search(line):
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    inner = re.findall(r"'(\w+)'", mesh[3])
-    order = [list(sizes).index(name) for name in sizes if name not in inner]
-    order += [list(sizes).index(name) for name in inner]
-    ids = _ids(mesh[2] or str(list(sizes.values()))).reshape(list(sizes.values()))
-    return ids.transpose(order).reshape(-1, math.prod(sizes[name] for name in inner))
+    return _groups_of_mesh(axes=mesh[1], ids=mesh[2], inner=mesh[3])
   if iota := _IOTA.search(line):
     return _ids(iota[2]).reshape(-1, int(iota[1]))
   if listed := _LISTED.search(line):
-    return np.array([ids.split(",") for ids in re.findall(r"\{([\d,]+)\}", listed[1])], int)
+    return _listed(re.findall(r"\{([\d,]+)\}", listed[1]))
   raise UserError(f"a collective of the compiled program has unknown groups: {line[:300]}")
+
+
+def _listed(groups: list[str]) -> np.ndarray:
+  return np.array([ids.split(",") for ids in groups], int)
+
+
+def _groups_of_mesh(axes: str, ids: str | None, inner: str) -> np.ndarray:
+  """[groups, devices] of a mesh: a group has the devices along the axes in `inner`."""
+  names, sizes = [], []
+  for name, size in re.findall(r"'(\w+)'=(\d+)", axes):
+    names.append(name)
+    sizes.append(int(size))
+  inner_axes = list(map(names.index, re.findall(r"'(\w+)'", inner)))
+  outer_axes = [axis for axis in range(len(names)) if axis not in inner_axes]
+  # One dimension for each axis, those of a group last: flattened, they are the columns.
+  devices = _ids(ids or str(sizes)).reshape(sizes).transpose(outer_axes + inner_axes)
+  return devices.reshape(-1, math.prod(sizes[axis] for axis in inner_axes))
 
 
 def _ids(text: str) -> np.ndarray:
   """The ids 0, 1, .. as XLA writes an array of them: [4,8], or transposed [4,8]T(1,0)."""
-  sizes, _, order = text.partition("T")
-  sizes, order = ([int(n) for n in re.findall(r"\d+", part)] for part in (sizes, order))
+  shape, _, transposed = text.partition("T")
+  sizes, order = _numbers(shape), _numbers(transposed)
   ids = np.arange(math.prod(sizes)).reshape(sizes)
   return ids.transpose(order) if order else ids
+
+
+def _numbers(text: str) -> list[int]:
+  return list(map(int, re.findall(r"\d+", text)))

@@ -77,8 +77,11 @@ def rates(topology: Topology, peak: float) -> dict[str, float]:
 
 def link_seconds(found: list[Collective], topology: Topology) -> float:
   """Seconds that the collectives of one call take, one after the other."""
-  chip = topology.chip
-  return sum(c.sent() / (LINK * (chip.network if c.across else chip.link)) for c in found)
+  seconds = 0
+  for collective in found:
+    rate = topology.chip.network if collective.across else topology.chip.link
+    seconds += collective.sent() / (LINK * rate)
+  return seconds
 
 
 def step(
@@ -103,14 +106,18 @@ def step(
   """
   slots = rows * config.batch.tokens_per_device
   steps = config.algorithm.steps_per_batch
+  # Each of the optimiser steps takes whole micro-batches, of whose places PACKED have a token.
   batches = steps * math.ceil(work.tokens() / steps / (PACKED * slots))
   flops = work.flops(model_config)
-  padded = flops * batches * slots / work.tokens()
+  padded = flops * batches * slots / work.tokens()  # empty places cost as much as tokens
   compute = padded * RECOMPUTED[config.batch.remat] / (topology.devices * peak * COMPUTE)
   links = batches * link_seconds(programs["accumulate"].collectives, topology)
   apply = programs["apply"]
+  # The optimiser reads weights, moments and gradients and writes as many bytes.
   apply_s = 2 * apply.arguments / (MEMORY * topology.chip.hbm)
   apply_s += link_seconds(apply.collectives, topology)
+  # Several steps on a batch need its old log-probs, the KL term those of the reference policy: a
+  # forward pass each, which has a third of the FLOPs of forward and backward together.
   passes = int(steps > 1) + int(config.algorithm.kl > 0)
   forward = padded / 3 / (topology.devices * peak * COMPUTE)
   score = passes * max(forward, batches * link_seconds(programs["score"].collectives, topology))
@@ -144,8 +151,11 @@ def push(state: State, topology: Topology, export: Program, copies: int) -> dict
   """
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model))
   table = math.prod(state.model.embed_tokens.shape)
+  # The export program gathers one tensor, the embedding; all weights take as much longer as they
+  # are larger.
   gather = link_seconds(export.collectives, topology) * count / table
   size = 2 * count
+  # From the devices to the host, then every copy is written to the shared folder and read from it.
   seconds = gather + size / topology.chip.host + 2 * copies * size / FILES
   return {"bytes": size, "copies": copies, "seconds": seconds}
 
@@ -154,16 +164,15 @@ def memory(state: State, programs: dict[str, Program], topology: Topology, sampl
   """Bytes a device: {parameters, moments, gradients, sampler (what the built-in engine keeps),
   programs: {name: ...}, peak, limit, fits}.
   """
-  rows = {
-    name: {
-      "arguments": p.arguments,
-      "temporaries": p.temporaries,
-      "resident": p.resident,
-      "total": p.total(),
+  rows, peak = {}, 0
+  for name, program in programs.items():
+    rows[name] = {
+      "arguments": program.arguments,
+      "temporaries": program.temporaries,
+      "resident": program.resident,
+      "total": program.total(),
     }
-    for name, p in programs.items()
-  }
-  peak = max(p.total() for p in programs.values())
+    peak = max(peak, program.total())
   return {
     "parameters": device_bytes(state.model),
     "gradients": device_bytes(state.model),
@@ -193,6 +202,7 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
   kept = found["parameters"] + found["moments"] + found["gradients"]
   limit = config.data.max_prompt_tokens + config.rollout.max_tokens
   room = config.batch.tokens_per_device
+  # Smaller micro-batches help only where weights, moments and gradients leave room for them.
   if kept < 0.8 * found["limit"]:
     if config.batch.remat != "full":
       lines.append(f"batch.remat = 'full' (now {config.batch.remat!r})")
@@ -205,12 +215,14 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
       )
     if config.batch.logprob_chunk > 128:
       lines.append(f"batch.logprob_chunk = 128 (now {config.batch.logprob_chunk})")
+  # Twice as many devices along fsdp, until what they keep takes at most 60 % of each.
   parts, spec = mesh["fsdp"], None
   while not spec or kept * mesh["fsdp"] / parts > 0.6 * found["limit"]:
-    twice = ",".join(f"{axis}={2 * parts if axis == 'fsdp' else n}" for axis, n in mesh.items())
+    larger = mesh | {"fsdp": 2 * parts}
+    twice = ",".join(f"{axis}={size}" for axis, size in larger.items())
     try:
       check_mesh(twice, sizes)
-    except ValueError:  # what twice as many do not divide, no more doublings do
+    except ValueError:  # a size that this many devices do not divide, more do not divide either
       break
     parts, spec = 2 * parts, twice
   if spec:

@@ -62,18 +62,21 @@ def state_of(config, model_config: ModelConfig, mesh) -> State:
 
 def largest_rows(config, mesh, layout: str) -> Rows:
   """A micro-batch at its largest: the longest prompts, with the longest responses or with short
-  ones, of which a row holds more and so has more lines; whichever has more places.
+  ones, of which a row holds more and so has more lines; whichever has more elements.
 
-  The real packing makes it, so that the programs get what they get in a run.
+  The packing of a run makes it, so that the programs have the shapes of a run.
   """
-  lengths = (config.rollout.max_tokens, SHORT_RESPONSE)
-  rows = max(
-    (_full_rows(config, shards("b", mesh), layout, length) for length in lengths),
-    key=lambda rows: sum(x.size for x in jax.tree.leaves(rows)),
-  )
+  devices = shards("b", mesh)
+  long = _full_rows(config, devices, layout, config.rollout.max_tokens)
+  short = _full_rows(config, devices, layout, SHORT_RESPONSE)
+  rows = max(long, short, key=_elements)
   sharding = NamedSharding(mesh, act_spec("b"))
   shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(shape, rows)
+
+
+def _elements(rows: Rows) -> int:
+  return sum(x.size for x in jax.tree.leaves(rows))
 
 
 def _full_rows(config, devices: int, layout: str, length: int) -> Rows:
@@ -81,7 +84,7 @@ def _full_rows(config, devices: int, layout: str, length: int) -> Rows:
   room = config.batch.tokens_per_device
   prompt = config.data.max_prompt_tokens
   count = 1 if config.method == "sft" else config.rollout.samples
-  length = min(length, (room - prompt) // count)
+  length = min(length, (room - prompt) // count)  # a row must hold a prompt with all its responses
   responses = [Response([0] * length, [0.0] * length, 1.0, 1.0)] * count
   group = PackedGroup([0] * prompt, responses)
   return packing.pack(
@@ -108,7 +111,7 @@ def sampler_bytes(config, state: State) -> int:
   """Bytes of one device of the weights that the built-in engine samples with (rollout.sampler).
 
   It keeps them beside the masters from the first sampling to the end of the run: in the compute
-  type, whole along fsdp and cut along tensor. 0 where servers sample, or nobody.
+  type, replicated along fsdp and sharded along tensor. 0 where servers sample, or nothing does.
   """
   # A supervised run loads weights only to be measured.
   samples = config.method != "sft" or config.train.eval_every or config.eval.benchmark
@@ -116,9 +119,9 @@ def sampler_bytes(config, state: State) -> int:
     return 0
 
   def copy(x):
-    spec = jax.P(*(None if axis == "fsdp" else axis for axis in x.sharding.spec.partitions))
-    whole = NamedSharding(x.sharding.mesh, spec)
-    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=whole)
+    axes = [None if axis == "fsdp" else axis for axis in x.sharding.spec.partitions]
+    gathered = NamedSharding(x.sharding.mesh, jax.P(*axes))
+    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=gathered)
 
   return device_bytes(jax.tree.map(copy, state.model))
 
@@ -148,12 +151,14 @@ def calls(config, state: State) -> list[Call]:
   layer = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(weight.sharding.mesh, jax.P()))
   beside = _beside(config, state)
   step = dict(model=model, moments=moments, grads=model)
+  # What a run keeps besides excludes a call's own arguments: `apply` has the moments among them.
   found = [
     Call("apply", update.apply, step, {"tx": tx}, beside - device_bytes(moments)),
     Call("accumulate", update.accumulate, batch, {"loss": loss}, beside),
     Call("score", update.score, dict(model=model, rows=rows), {"loss": loss}, beside),
   ]
   if config.rollout.engine == "vllm":
+    # Weights go to the servers one at a time; all others stay on the devices besides.
     rest = beside + device_bytes(model) - device_bytes(weight)
     found.append(Call("export", weights.to_hf, dict(weight=weight, layer=layer), table, rest))
   return found
@@ -183,7 +188,7 @@ def compile_call(call: Call, per_node: int) -> Program:
   memory = compiled.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  # The compilers' own peak leaves out what lies unused between live arrays.
+  # The compilers' own peak leaves out the gaps between live arrays.
   peak = max(memory.peak_memory_in_bytes, arguments + results + temporaries)
   peak += memory.generated_code_size_in_bytes
   found = collectives(compiled.as_text(), per_node)
@@ -191,10 +196,10 @@ def compile_call(call: Call, per_node: int) -> Program:
 
 
 def refused_bytes(error: Exception, arguments: int) -> int:
-  """The bytes that a program needs for which the compiler said that there is too little memory.
+  """The bytes that a program needs which the compiler refused for lack of memory.
 
-  Some versions name all that it uses, some its temporaries, to which its arguments come. Raises
-  `error` where it says something else.
+  Some versions name all bytes that it uses, others only its temporaries: the arguments are then
+  added. Raises `error` if it has another reason.
   """
   size = r"([\d.]+)([KMGT])"
   used = re.search(rf"Used {size}i?B? of", str(error))

@@ -41,9 +41,10 @@ def text(report: dict) -> str:
     "                arguments  temporaries  resident besides     peak",
   ]
   for name, part in memory["programs"].items():
-    cells = (part["arguments"], part["temporaries"], part["resident"], part["total"])
-    widths = zip(cells, (9, 13, 18, 9))
-    lines.append(f"    {name:<12}" + "".join(_gib(value, width) for value, width in widths))
+    lines.append(
+      f"    {name:<12}{_gib(part['arguments'], 9)}{_gib(part['temporaries'], 13)}"
+      f"{_gib(part['resident'], 18)}{_gib(part['total'], 9)}"
+    )
   lines.append(f"  {_gib(memory['peak'])}  the most, of {memory['limit'] / GIB:.2f}")
   lines += ["", "collectives of one call, in whole arrays and as sent by each device"]
   for name, kinds in report["collectives"].items():
@@ -162,10 +163,16 @@ def into_page(page: str, reports: list[dict]) -> str:
   _, end, after = rest.partition(END)
   if not (begin and end):
     raise UserError(f"no place for the table: write {BEGIN} and {END}, a line each")
-  # Of every line of the table the topology, mesh, micro-batch, peak, step and verdict.
-  lines = [row(report).split("|") for report in reports]
-  rows = ["|".join(["", *(cells[i] for i in (1, 3, 4, 9, 11, 14)), ""]) for cells in lines]
+  rows = list(map(_short_row, reports))
   return "\n".join([before + BEGIN, SHORT_HEADER, *rows, END + after])
+
+
+def _short_row(report: dict) -> str:
+  """A line of the table under SHORT_HEADER."""
+  # A line begins with the separator, so cells[1] is its first column.
+  cells = row(report).split("|")
+  topology, mesh, micro_batch, peak, step, verdict = (cells[i] for i in (1, 3, 4, 9, 11, 14))
+  return f"|{topology}|{mesh}|{micro_batch}|{peak}|{step}|{verdict}|"
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ M is the number of characters in the matching blocks that SequenceMatcher finds 
 target, T the number of characters of both. The measure is not symmetric: the action is the first
 sequence. Two programs compute M, both bit for bit as the standard library does, which the tests
 hold them to: cydifflib (SequenceMatcher in C) for short texts, and `matching` for long ones, whose
-cost does not explode on repeats. What 2,048 tokens can say costs at most a second.
+cost does not explode on repeats. A text of 2,048 tokens takes at most a second.
 """
 
 import collections
@@ -67,7 +67,7 @@ def similarities(pairs: Sequence[Pair], *, autojunk: bool = False, workers: int 
   Raises:
     RuntimeError: workers were killed twice over the same pairs (most likely for lack of memory).
   """
-  different = list(dict.fromkeys((action, target) for action, target in pairs))
+  different = list(dict.fromkeys(map(tuple, pairs)))
   if workers and sum(map(_seconds, different)) >= _SECONDS_WORTH_WORKERS:
     values = _by_workers(different, autojunk, workers)
   else:
@@ -88,7 +88,9 @@ def _by_workers(pairs: list[Pair], autojunk: bool, workers: int) -> list[float]:
         " likely for lack of memory: use fewer workers or shorter texts"
       )
     results[i] = result
-  known = {pair: v for (chunk, _), values in zip(jobs, results) for pair, v in zip(chunk, values)}
+  known: dict[Pair, float] = {}
+  for (chunk, _), values in zip(jobs, results):
+    known |= zip(chunk, values)
   return [known[pair] for pair in pairs]
 
 

@@ -1,8 +1,8 @@
 """The engine that samples from vLLM servers: token ids out, token ids and their log-probs back.
 
-All prompts of a batch are in flight up to what the servers take, a prompt and its n responses being
-one request, and groups are yielded as they end. What is not a whole group of the allowed versions,
-for whatever reason, is sampled again and counted.
+A prompt with its n responses is one request. As many requests are in flight as the servers take,
+and groups are yielded as they end. A group that is incomplete, or of weights that are not allowed,
+is counted and sampled again.
 """
 
 import queue
@@ -74,7 +74,7 @@ class VllmEngine:
       if servers:
         self._files = WeightsFolder(weights_root)
         self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
-      self._dtype, self._max_length, self._part = _agreed(self._fleet)
+      self._dtype, self._max_length, self._part = _common_limits(self._fleet)
     except BaseException:
       self.close()
       raise
@@ -90,7 +90,7 @@ class VllmEngine:
         error = raised
     else:
       take_part(model, self._dtype)
-    _all_well(error)
+    _raise_in_all(error)
     self.version = version
 
   def _push(self, model: Qwen2, version: int, probe: Probe) -> None:
@@ -136,9 +136,10 @@ class VllmEngine:
         ended.put((None, error))
 
     count = min(len(prompts), self._fleet.slots(n))
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-    for thread in threads:
-      thread.start()
+    threads = []
+    for _ in range(count):
+      threads.append(threading.Thread(target=work, daemon=True))
+      threads[-1].start()
     try:
       for _ in prompts:
         prompt, found = self._next(ended)
@@ -147,6 +148,7 @@ class VllmEngine:
         yield [self._rollout(prompt, *one) for one in found]
     finally:  # also when the caller stops in the middle: cut calls are aborted by the server
       cancelled.set()
+      # A thread may begin a call after a cut, so all are cut again until no thread is left.
       while any(thread.is_alive() for thread in threads):
         for member in self._fleet.members:
           member.server.cut(cancelled)
@@ -187,7 +189,7 @@ class VllmEngine:
         min_p=0.0,
         repetition_penalty=1.0,
         logprobs=0,
-        # Ours alone decide where a response ends, as in the built-in engine.
+        # Only our stop ids end a response, as in the built-in engine.
         ignore_eos=True,
         stop_token_ids=list(self.stop_ids),
         detokenize=False,
@@ -217,7 +219,7 @@ class VllmEngine:
         if reason is None:
           return group
         last = f"{member.server.url} gave a group that was {reason}"
-        if reason == "rejected_old":  # restarted, or pushed to by somebody else
+        if reason == "rejected_old":  # it was restarted, or another run pushed weights to it
           self._fleet.fault(member, EngineError(last), fatal=True)
       finally:
         self._fleet.release(member, n)
@@ -235,31 +237,38 @@ class VllmEngine:
     )
 
 
-def _agreed(fleet: Fleet | None) -> tuple[str, int, slice]:
-  """What all processes go by: the servers' type, their least max_model_len; this one's prompts.
+def _common_limits(fleet: Fleet | None) -> tuple[str, int, slice]:
+  """The type and the smallest max_model_len of all processes' servers, and this process's prompts.
 
-  Raises UserError, in each process, when the types differ or nobody has a server.
+  Raises UserError, in each process, when the types differ or no process has a server.
   """
-  mine = (TYPES.index(fleet.dtype), fleet.max_model_len) if fleet else (-1, 0)
-  found = [mine]
+  local = (TYPES.index(fleet.dtype), fleet.max_model_len) if fleet else (-1, 0)
+  gathered = [local]
   if jax.process_count() > 1:
-    found = multihost_utils.process_allgather(np.array(mine)).tolist()
-  having = [index for index, (_, length) in enumerate(found) if length]
-  if not having:
+    gathered = multihost_utils.process_allgather(np.array(local)).tolist()
+  with_servers, types, lengths = [], set(), []
+  for process, (dtype, length) in enumerate(gathered):
+    if length:
+      with_servers.append(process)
+      types.add(TYPES[dtype])
+      lengths.append(length)
+  if not with_servers:
     raise UserError("rollout.servers: no process has the address of a server")
-  types = {TYPES[found[index][0]] for index in having}
   if len(types) > 1:
     raise UserError(
       "rollout.servers: the processes' servers compute in float32 and bfloat16; start all of them "
       "with one --dtype"
     )
-  me = jax.process_index()
-  part = slice(having.index(me), None, len(having)) if me in having else slice(0)
-  return types.pop(), min(found[index][1] for index in having), part
+  part = slice(0)  # no prompts
+  process = jax.process_index()
+  if process in with_servers:
+    # Prompts are dealt in turn: the i-th of k processes with servers has prompts i, i + k, ...
+    part = slice(with_servers.index(process), None, len(with_servers))
+  return types.pop(), min(lengths), part
 
 
-def _all_well(error: Exception | None) -> None:
-  """Raises `error`, and EngineError in the processes that have none while another has one."""
+def _raise_in_all(error: Exception | None) -> None:
+  """Raises `error`, and EngineError in the processes without one while another process has one."""
   failed = [error is not None]
   if jax.process_count() > 1:
     failed = multihost_utils.process_allgather(np.array(error is not None)).tolist()
@@ -267,17 +276,19 @@ def _all_well(error: Exception | None) -> None:
     raise error
   if any(failed):
     raise EngineError(
-      f"process {failed.index(True)} could not push its weights; its output tells why"
+      f"process {failed.index(True)} could not push its weights; its output has the reason"
     )
 
 
 def why_rejected(group: list[tuple], version: int, lag: int) -> str | None:
   """Why a group must not be trained on: aborted, rejected_mixed or rejected_old; None if it may."""
-  allowed = {str(v) for v in range(version - lag, version + 1)}
-  if any(reason == "abort" for _, _, reason, _ in group):
-    return "aborted"
-  if any(len(set(versions)) > 1 for *_, versions in group):
+  allowed = set(map(str, range(version - lag, version + 1)))
+  mixed = old = False
+  for _, _, finish_reason, versions in group:
+    if finish_reason == "abort":
+      return "aborted"
+    mixed |= len(set(versions)) > 1
+    old |= not allowed.issuperset(versions)
+  if mixed:
     return "rejected_mixed"
-  if any(versions[0] not in allowed for *_, versions in group):
-    return "rejected_old"
-  return None
+  return "rejected_old" if old else None

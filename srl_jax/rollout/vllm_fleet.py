@@ -1,8 +1,8 @@
-"""The servers of a run: which of them live, which has room, and what each of them holds.
+"""The servers of a run: which of them are live, which has room, and which weights each has.
 
 A server is used only while it is live: it answers, and it passed the check after its last push.
-One that fails is lost: its requests end at once and go to the others. It is asked from time to
-time, and when it answers again, with the weights it read from disk, it gets the newest first.
+One that fails is lost: its requests end at once and the other servers get them. It is polled, and
+when it answers again (with the weights that it read from disk) it gets the newest weights first.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def read_limits(server: Server) -> Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """What servers are to hold: the files' folder, the version, and how to tell (Probe)."""
+  """The weights for the servers: the files' folder, the version, and the check of both (Probe)."""
 
   folder: str
   version: int
@@ -63,7 +63,7 @@ class Weights:
 
 @dataclasses.dataclass
 class Member:
-  """A server and how it stands.
+  """A server and its state.
 
   Fields: limits, once it answered; live; in_flight, responses; faults, in a row; reason, why it is
   not live.
@@ -98,31 +98,35 @@ class Fleet:
     self.weights: Weights | None = None
     self._changed = threading.Condition()
     self._closed = threading.Event()
-    self._told = False  # that no server is left
-    self._connect()
-    self._watchers = [
-      threading.Thread(target=self._watch, args=(member,), daemon=True) for member in self.members
-    ]
-    for thread in self._watchers:
-      thread.start()
+    self._announced = False  # whether a line was printed that no server is left
+    self._await_start()
+    self._check_start()
+    self._watchers = []
+    for member in self.members:
+      self._watchers.append(threading.Thread(target=self._watch, args=(member,), daemon=True))
+      self._watchers[-1].start()
 
-  def _connect(self) -> None:
-    deadline, told = time.monotonic() + START_SECONDS, False
-    while waiting := [member for member in self.members if not member.live]:
-      for member in waiting:
+  def _await_start(self) -> None:
+    """Returns when all servers are live, or after START_SECONDS."""
+    deadline, announced = time.monotonic() + START_SECONDS, False
+    while True:
+      for member in self._lost():
         if member.server.healthy():
           try:
             member.limits, member.live = read_limits(member.server), True
           except ServerError as error:
             member.reason = str(error)
-      if all(member.live for member in self.members) or time.monotonic() > deadline:
-        break
-      if not told:
-        told = True
-        urls = ", ".join(m.server.url for m in waiting)
+      if not self._lost() or time.monotonic() > deadline:
+        return
+      if not announced:
+        announced = True
+        urls = ", ".join(member.server.url for member in self._lost())
         self.say(f"waiting for {urls}, {START_SECONDS:.0f} s at most ...")
       self.check()
       time.sleep(1)
+
+  def _check_start(self) -> None:
+    """Raises UserError when no server is ready, or the servers differ in their type."""
     ready = self.ready()
     if not ready:
       tried = ", ".join(f"{member.server.url} ({member.reason})" for member in self.members)
@@ -148,27 +152,30 @@ class Fleet:
     return min(member.limits.max_model_len for member in self.members if member.limits)
 
   def ready(self) -> list[Member]:
-    """The members that live."""
+    """The live members."""
     return [member for member in self.members if member.live]
+
+  def _lost(self) -> list[Member]:
+    return [member for member in self.members if not member.live]
 
   def slots(self, n: int) -> int:
     """Requests of n responses that all servers together take at one time."""
-    return sum(max(1, m.limits.max_num_seqs // n) for m in self.members if m.limits)
+    slots = 0
+    for member in self.members:
+      if member.limits:
+        slots += max(1, member.limits.max_num_seqs // n)
+    return slots
 
   def lease(self, n: int, cancelled: threading.Event) -> Member | None:
     """The live server with the most room for n responses; waits for room. None once cancelled.
 
-    Raises EngineError when no server lives for `patience` seconds.
+    Raises EngineError when no server is live for `patience` seconds.
     """
     with self._changed:
       while not cancelled.is_set():
-        open_ = [
-          member
-          for member in self.ready()
-          if member.in_flight + n <= member.limits.max_num_seqs or not member.in_flight
-        ]
-        if open_:
-          member = min(open_, key=lambda m: m.in_flight / m.limits.max_num_seqs)
+        with_room = [member for member in self.ready() if _has_room(member, n)]
+        if with_room:
+          member = min(with_room, key=_load)
           member.in_flight += n
           return member
         self._await_live(cancelled)
@@ -182,14 +189,14 @@ class Fleet:
       self._changed.notify_all()
 
   def _await_live(self, cancelled: threading.Event, check: Callable = lambda: None) -> None:
-    """Returns when a server lives, or once cancelled; self._changed is held."""
+    """Returns when a server is live, or once cancelled; the caller has locked self._changed."""
     begun = time.monotonic()
     while not self.ready() and not cancelled.is_set():
       reasons = "; ".join(member.reason for member in self.members)
       if time.monotonic() - begun > self.patience:
         raise EngineError(f"no vLLM server is left, {self.patience:g} s long: {reasons}")
-      if not self._told:  # the first of all threads that wait
-        self._told = True
+      if not self._announced:  # one line, however many threads wait
+        self._announced = True
         self.say(f"no vLLM server is left ({reasons}); waiting {self.patience:g} s for one ...")
       self._changed.wait(0.5)
       check()
@@ -199,7 +206,9 @@ class Fleet:
     member.faults = 0
 
   def fault(self, member: Member, error: Exception, *, fatal: bool = False) -> None:
-    """The server gave none: it is lost at once if it is down or that is fatal, else after some."""
+    """The server gave no useful answer: it is lost at once if it is down or the error is fatal,
+    else after FAULTS errors in a row.
+    """
     if not member.live:
       return
     member.faults += 1
@@ -217,7 +226,7 @@ class Fleet:
     self.say(f"vLLM server {member.server.url} is lost ({reason}); {rest} left")
 
   def push(self, weights: Weights) -> None:
-    """Gives all live servers new weights and checks them; returns when one at least holds them.
+    """Gives all live servers new weights and checks them; returns when at least one has them.
 
     Raises EngineError when a server refuses the weights or fails the check.
     """
@@ -225,6 +234,7 @@ class Fleet:
       self.weights = weights
       members = self.ready()
     with ThreadPoolExecutor(max(1, len(members))) as pool:
+      # `list` waits for all of them and raises the first error.
       list(pool.map(lambda member: self._push(member, weights), members))
     with self._changed:
       self._await_live(self._closed, self.check)
@@ -238,6 +248,7 @@ class Fleet:
       if not member.live or not server.healthy(HEALTH_SECONDS):
         self._lose(member, str(error))
         return
+      # The push paused the server: it must not stay so when this run ends.
       with contextlib.suppress(ServerError):
         server.call("POST", "/resume", timeout=HEALTH_SECONDS)
       raise EngineError(f"the weights of step {weights.version} were refused: {error}") from error
@@ -258,6 +269,7 @@ class Fleet:
 
   def _win_back(self, member: Member) -> None:
     try:
+      # It may have been started anew with other settings.
       limits = read_limits(member.server)
       if limits.dtype != self.dtype:
         raise ServerError(f"{member.server.url} came back computing in {limits.dtype}")
@@ -271,17 +283,27 @@ class Fleet:
       member.reason = str(error)
       return
     with self._changed:
-      if weights is not self.weights:  # newer ones came meanwhile: the next round brings them
+      if weights is not self.weights:  # a push came in between: the next round gives the newest
         return
-      member.limits, member.live, member.faults, self._told = limits, True, 0, False
+      member.limits, member.live, member.faults = limits, True, 0
+      self._announced = False
       self._changed.notify_all()
     step = f" with the weights of step {weights.version}" if weights else ""
     self.say(f"vLLM server {member.server.url} is back{step}")
 
   def close(self) -> None:
-    """Ends the watching and all calls; the servers themselves go on."""
+    """Ends the watching threads and all calls; the servers keep running."""
     self._closed.set()
     for member in self.members:
       member.server.cut()
     for thread in self._watchers:
       thread.join()
+
+
+def _has_room(member: Member, n: int) -> bool:
+  """Whether n responses fit; an idle server takes any group, more than it runs at a time too."""
+  return member.in_flight + n <= member.limits.max_num_seqs or not member.in_flight
+
+
+def _load(member: Member) -> float:
+  return member.in_flight / member.limits.max_num_seqs

@@ -2,7 +2,7 @@
 
 vLLM loads `register` in each of its processes through the entry point vllm.general_plugins, and a
 server that is started with `--weight-transfer-config '{"backend": "srl_jax"}'` calls WeightFiles.
-Nothing of srl_jax and no jax may be imported here: the server lives in its own environment.
+Nothing of srl_jax and no jax may be imported here: the server's Python environment has neither.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class WeightFiles(WeightTransferEngine):
     """Holds nothing."""
 
   def update_weights(self, update_info: dict) -> None:
-    # The base class goes on to synchronise an accelerator, which a CPU server does not have.
+    # The base class would also synchronise an accelerator, which a CPU server does not have.
     self.receive_weights(self.parse_update_info(update_info))
     if self.device.type != "cpu":
       torch.accelerator.synchronize()
@@ -71,13 +71,15 @@ class WeightFiles(WeightTransferEngine):
     """Checks the files, then loads them; ValueError, model untouched, when they do not fit."""
     files = files_in(update_info.folder)
     expected = expected_shapes(self.model_config.hf_config)
-    found = {name: shape for file in files for name, shape in shapes_in(file).items()}
+    found = {}
+    for file in files:
+      found |= shapes_in(file)
     check(found, expected, update_info.folder)
     initialize_layerwise_reload(self.model)
     self.model.load_weights(tensors_in(files))
     finalize_layerwise_reload(self.model, self.model_config)
     if self.device.type == "cpu" and self.model_config.hf_config.tie_word_embeddings:
-      # vLLM packs the head for oneDNN at start-up and would go on with that copy of the old one.
+      # vLLM packs the head for oneDNN at start-up and would keep using that copy of the old one.
       from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
       dispatch_cpu_unquantized_gemm(self.model.lm_head, remove_weight=False)
@@ -87,8 +89,12 @@ def files_in(folder: str) -> list[pathlib.Path]:
   """The safetensors files of a folder under the root; ValueError for any that lies outside it."""
   root = pathlib.Path(os.environ.get("SRL_WEIGHTS_ROOT", "/dev/shm")).resolve()
   target = (root / folder).resolve()
-  files = sorted(target.glob("*.safetensors")) if target.is_relative_to(root) else []
-  files = [file for file in files if file.resolve().is_relative_to(root) and file.is_file()]
+  files = []
+  if target.is_relative_to(root):
+    for file in sorted(target.glob("*.safetensors")):
+      # A link inside the root may point out of it.
+      if file.resolve().is_relative_to(root) and file.is_file():
+        files.append(file)
   if not files:
     raise ValueError(f"weights: {folder!r} is no folder with safetensors files under {root}")
   return files
@@ -131,19 +137,21 @@ def expected_shapes(config) -> dict[str, tuple[int, ...]]:
     "mlp.down_proj.weight": (d, f),
   }
   for i in range(config.num_hidden_layers):
-    shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    for name, shape in layer.items():
+      shapes[f"model.layers.{i}.{name}"] = shape
   return shapes
 
 
 def check(found: dict, expected: dict, folder: str) -> None:
   """ValueError with what differs, unless both have the same names and shapes."""
-  faults = [f"{name} is missing" for name in expected if name not in found]
-  faults += [f"{name} has no place in the model" for name in found if name not in expected]
-  faults += [
-    f"{name} is {list(found[name])}, the model has {list(shape)}"
-    for name, shape in expected.items()
-    if name in found and found[name] != shape
-  ]
+  missing, other_shape = [], []
+  for name, shape in expected.items():
+    if name not in found:
+      missing.append(f"{name} is missing")
+    elif found[name] != shape:
+      other_shape.append(f"{name} is {list(found[name])}, the model has {list(shape)}")
+  unknown = [f"{name} has no place in the model" for name in found if name not in expected]
+  faults = missing + unknown + other_shape
   if faults:
     more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
     raise ValueError(f"weights in {folder!r} refused: {'; '.join(faults[:LISTED])}{more}")

@@ -31,13 +31,13 @@ class ServerError(Exception):
 class Server:
   """A vLLM server.
 
-  Each call has a connection of its own: a call lasts seconds, a connect less than a millisecond,
-  and a connection that nobody else uses can be cut, which aborts its request.
+  Each call opens a connection: a call lasts seconds, a connect less than a millisecond, and a
+  connection that no other call uses can be cut, which aborts its request.
 
   Args:
     url: "http://host:port".
-    public: take an address outside loopback and private networks. The routes that take weights are
-      open to whoever reaches them, whatever the API key.
+    public: take an address outside loopback and private networks. The routes that take weights do
+      not check the API key: any client that can connect may use them.
 
   Raises UserError for something that is no base URL, or a public address without `public`.
   """
@@ -69,11 +69,13 @@ class Server:
 
   def _check_private(self) -> None:
     try:
-      found = {entry[4][0] for entry in socket.getaddrinfo(self.host, self.port)}
+      found = socket.getaddrinfo(self.host, self.port)
     except OSError as error:
       raise UserError(f"rollout.servers: {self.url}: unknown host ({error})") from error
-    for address in found:
-      if not ipaddress.ip_address(address.partition("%")[0]).is_private:
+    for *_, socket_address in found:
+      address = socket_address[0]
+      without_zone = address.partition("%")[0]  # IPv6 may name the interface: fe80::1%eth0
+      if not ipaddress.ip_address(without_zone).is_private:
         raise UserError(
           f"rollout.servers: {self.url} is the public address {address}, and a server's weight "
           "routes are open to all who reach it. Use a private network or a tunnel, or set "
@@ -90,7 +92,7 @@ class Server:
 
     Raises:
       ServerError: no answer, status 5xx, 408 or 429, or an answer that is not JSON.
-      UserError: any other status; the request is wrong and would be everywhere.
+      UserError: any other status; the request is wrong, and every server would refuse it.
     """
     kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
     connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
@@ -136,8 +138,11 @@ class Server:
 
   def cut(self, owner=None) -> None:
     """Ends the calls of `owner` in other threads, or all: they raise, and the server aborts."""
+    chosen = []
     with self._lock:
-      chosen = [sock for sock, whose in self._open.items() if owner is None or whose is owner]
+      for sock, owner_of_call in self._open.items():
+        if owner is None or owner_of_call is owner:
+          chosen.append(sock)
     for sock in chosen:
       with contextlib.suppress(OSError):  # it ended by itself meanwhile
         sock.shutdown(socket.SHUT_RDWR)
@@ -149,26 +154,8 @@ def read_group(answer, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list
   Raises ServerError for an answer that is not that.
   """
   try:
-    group = []
-    for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
-      token_ids = tuple(choice["token_ids"])
-      content = (choice["logprobs"] or {"content": []})["content"]
-      logprobs = tuple(float(entry["logprob"]) for entry in content)
-      reason = choice["finish_reason"]
-      versions = tuple(str(span["version"]) for span in choice["weight_versions"] or ())
-      group.append((token_ids, logprobs, reason, versions))
-      if reason == "abort":
-        continue
-      stopped = bool(token_ids) and token_ids[-1] in stop_ids
-      if (
-        not 0 < len(token_ids) <= max_tokens
-        or not all(type(token) is int and token >= 0 for token in token_ids)
-        or token_ids != tuple(entry["token_id"] for entry in content)
-        or not all(math.isfinite(value) and value <= 1e-3 for value in logprobs)
-        or reason != ("stop" if stopped else "length")
-        or not versions
-      ):
-        raise UserError(f"choice {choice['index']} contradicts itself")
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    group = [_read_choice(choice, max_tokens, stop_ids) for choice in choices]
     if len(group) != n:
       raise UserError(f"{len(group)} choices, not {n}")
   except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -176,8 +163,37 @@ def read_group(answer, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list
   return group
 
 
+def _read_choice(choice, max_tokens: int, stop_ids: Sequence[int]) -> tuple:
+  token_ids = tuple(choice["token_ids"])
+  content = (choice["logprobs"] or {"content": []})["content"]
+  logprobs = tuple(float(entry["logprob"]) for entry in content)
+  reason = choice["finish_reason"]
+  versions = tuple(str(span["version"]) for span in choice["weight_versions"] or ())
+  if reason == "abort":  # it is sampled again whatever is in it
+    return token_ids, logprobs, reason, versions
+  stopped = bool(token_ids) and token_ids[-1] in stop_ids
+  if (
+    not 0 < len(token_ids) <= max_tokens
+    or not all(map(_is_token_id, token_ids))
+    or token_ids != tuple(entry["token_id"] for entry in content)
+    or not all(map(_is_logprob, logprobs))
+    or reason != ("stop" if stopped else "length")
+    or not versions
+  ):
+    raise UserError(f"choice {choice['index']} contradicts itself")
+  return token_ids, logprobs, reason, versions
+
+
+def _is_token_id(value) -> bool:
+  return type(value) is int and value >= 0  # bool is an int, too
+
+
+def _is_logprob(value: float) -> bool:
+  return math.isfinite(value) and value <= 1e-3  # rounding may bring it just above 0
+
+
 def _message(data: bytes) -> str:
-  """What an answer says, in one short line."""
+  """The message of an answer in one short line."""
   text = data[:2000].decode(errors="replace")
   with contextlib.suppress(ValueError, KeyError, TypeError):
     text = json.loads(data)["error"]["message"]

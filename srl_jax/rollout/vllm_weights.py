@@ -1,6 +1,6 @@
 """New weights for running vLLM servers: files in a shared folder, the server's update, a check.
 
-HTTP 200 proves nothing here: a server can take an update and go on with old weights, half of the
+HTTP 200 proves nothing here: a server can take an update and keep using old weights, half of the
 new ones, or a cache that the old ones filled. So every push ends with `Probe.check`, and nothing is
 sampled from a server that fails it.
 """
@@ -49,7 +49,7 @@ class WeightsFolder:
     self.root = pathlib.Path(root).resolve()
     try:
       self._sweep()
-      # Mode 0700 and a name that cannot be guessed: nobody else can put files there first.
+      # Mode 0700 and a name that cannot be guessed: no other user can put files there first.
       self.path = pathlib.Path(tempfile.mkdtemp(prefix="srl_jax-", dir=self.root))
     except OSError as error:
       raise UserError(
@@ -121,7 +121,7 @@ def take_part(model: Qwen2, dtype) -> None:
 
 
 def _lock(folder: pathlib.Path):
-  """The open lock file of a run's folder, or None while another process lives that holds it."""
+  """The open, locked file of a run's folder, or None while another process has locked it."""
   file = (folder / "lock").open("w")
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,16 +199,17 @@ class Probe:
 
   def _gaps(self, server: Server, end: int) -> np.ndarray:
     """|server - policy| of the log-probs of the most likely tokens after the first `end` tokens."""
-    how = dict(max_tokens=1, temperature=1.0, top_p=1.0, top_k=0, logprobs=PROBE_TOP)
-    body = {"model": "policy", "token_ids": self.tokens[:end], "sampling_params": how}
+    params = dict(max_tokens=1, temperature=1.0, top_p=1.0, top_k=0, logprobs=PROBE_TOP)
+    body = {"model": "policy", "token_ids": self.tokens[:end], "sampling_params": params}
     answer = server.call("POST", GENERATE, body, timeout=PROBE_SECONDS)
     try:
       (choice,) = answer["choices"]
       version = choice["weight_versions"][0]["version"]
-      given = choice["logprobs"]["content"][0]["top_logprobs"]
-      ids = [entry["token_id"] for entry in given]
-      logprobs = np.array([entry["logprob"] for entry in given], np.float64)
-      gaps = np.abs(logprobs - self.logprobs[end][ids])
+      ids, logprobs = [], []
+      for entry in choice["logprobs"]["content"][0]["top_logprobs"]:
+        ids.append(entry["token_id"])
+        logprobs.append(entry["logprob"])
+      gaps = np.abs(np.array(logprobs, np.float64) - self.logprobs[end][ids])
     except (KeyError, IndexError, TypeError, ValueError) as error:
       raise ServerError(f"{server.url}{GENERATE}: answer not understood ({error!r})") from error
     if version != str(self.version):

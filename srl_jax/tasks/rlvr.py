@@ -21,19 +21,22 @@ def format_failure(text: str, finish_reason: str, *, think_opened: bool = False)
 def reward(answers: Sequence[Answer], settings: RewardSettings) -> list[float]:
   """Returns 1.0 for each right final answer, 0.0 for any other; UserError without a gold answer."""
   del settings
+  pairs, problems = [], []
   for answer in answers:
     if answer.example.answer is None:
       raise UserError(
         f"example {answer.example.id} has no gold answer, which final answers are compared with:"
         " name the source's answer column in data.fields, or leave such rows out"
       )
-  pairs = [(extract_answer(answer.action), answer.example.answer) for answer in answers]
-  return [float(equal) for equal in equal_pairs(pairs, [a.example.problem for a in answers])]
+    pairs.append((extract_answer(answer.action), answer.example.answer))
+    problems.append(answer.example.problem)
+  return list(map(float, equal_pairs(pairs, problems)))
 
 
 def equal_rewards(scores: Sequence[Score]) -> str:
   """Returns "all_right" or "all_wrong", the two groups that DAPO's dynamic sampling drops."""
-  return "all_right" if sum(score.reward for score in scores) > 0.5 * len(scores) else "all_wrong"
+  right = sum(score.reward for score in scores)
+  return "all_right" if right > 0.5 * len(scores) else "all_wrong"
 
 
 TASK = Task(

@@ -62,14 +62,20 @@ def score_groups(
     workers=workers,
   )
   answers = [_answers(*group, think_opened=think_opened) for group in groups]
+  groups_of_task: dict[str, list[int]] = {}
+  for i, (example, _, _) in enumerate(groups):
+    groups_of_task.setdefault(example.task, []).append(i)
   scores: list[list[Score]] = [[] for _ in groups]
   # All answers of a task at once, so that its similarities are computed together.
-  for name in dict.fromkeys(example.task for example, _, _ in groups):
-    chosen = [i for i, (example, _, _) in enumerate(groups) if example.task == name]
-    flat = [answer for i in chosen for answer in answers[i]]
-    values = iter(_rewards(name, flat, settings))
-    for i in chosen:
-      scores[i] = [Score(next(values), a.failure, a.action, a.monologue) for a in answers[i]]
+  for name, indices in groups_of_task.items():
+    flat = []
+    for i in indices:
+      flat += answers[i]
+    rewards = iter(_rewards(name, flat, settings))
+    for i in indices:
+      for answer in answers[i]:
+        score = Score(next(rewards), answer.failure, answer.action, answer.monologue)
+        scores[i].append(score)
   return scores
 
 
@@ -80,7 +86,7 @@ def _answers(
   *,
   think_opened: bool,
 ) -> list[Answer]:
-  """Takes the responses to an example apart."""
+  """Splits each response to an example into monologue and action, and checks its format."""
   task = _task(example)
   answers = []
   for text, reason in zip(texts, finish_reasons, strict=True):
@@ -105,7 +111,7 @@ def _task(example: StepExample) -> Task:
 
 def _rewards(name: str, answers: list[Answer], settings: RewardSettings) -> list[float]:
   """Returns the rewards of answers of one task. A user's own may be wrong, so they are checked."""
-  values = [float(value) for value in TASKS[name].reward(answers, settings)]
+  values = list(map(float, TASKS[name].reward(answers, settings)))
   if len(values) != len(answers):
     raise UserError(
       f"the reward of the task {name!r} returned {len(values)} numbers for {len(answers)} answers:"

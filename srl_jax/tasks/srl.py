@@ -32,10 +32,15 @@ SYSTEM = (
 
 def reward(answers: Sequence[Answer], settings: RewardSettings) -> list[float]:
   """Returns the similarity of each action to its target; the penalty for a malformed response."""
-  well_formed = [answer for answer in answers if not answer.failure]
-  pairs = [(answer.action, answer.example.target.strip()) for answer in well_formed]
-  measured = iter(_similarities(pairs, settings))
-  return [settings.format_penalty if a.failure else next(measured) for a in answers]
+  rewards = [settings.format_penalty] * len(answers)
+  well_formed, pairs = [], []
+  for i, answer in enumerate(answers):
+    if not answer.failure:
+      well_formed.append(i)
+      pairs.append((answer.action, answer.example.target.strip()))
+  for i, value in zip(well_formed, _similarities(pairs, settings)):
+    rewards[i] = value
+  return rewards
 
 
 def _similarities(pairs: list[tuple[str, str]], settings: RewardSettings) -> Sequence[float]:

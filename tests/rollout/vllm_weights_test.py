@@ -54,7 +54,7 @@ def test_sharded_weights_are_written_one_tensor_at_a_time(folder, monkeypatch, t
   wanted = {name: np.array(array) for name, array in hf_tensors(config, plain, "float32")}
   monkeypatch.setattr(vllm_weights, "MAX_FILE_BYTES", 40_000)
   with jax.set_mesh(make_mesh(mesh)):
-    model = jax.jit(policy_model.place)(plain)
+    model = jax.jit(policy_model.shard)(plain)
     del plain
     held = []
 
