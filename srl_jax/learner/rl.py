@@ -41,7 +41,8 @@ def train(run, reference: Qwen2 | None = None) -> None:
       with timers("sample"):
         batch = next_batch(run, queue)
       while batch:
-        run.progress.queue = queue.state()  # a resumed run draws its next batch from here
+        # A resumed run draws its next batch from here.
+        run.progress.queue, epoch = queue.state(), queue.epochs()
         empty_steps = 0 if batch.kept else empty_steps + 1
         check_batch(run, batch, empty_steps)
         prefetched = prefetch(run, queue, pool)  # lag 1: sampled while this batch trains
@@ -49,7 +50,7 @@ def train(run, reference: Qwen2 | None = None) -> None:
         with timers("update"):
           outputs, rows = train_on(run, batch.kept, reference)  # dispatched, not waited for
           run.log.write_rollouts(run.state.step, batch.groups)  # the device trains meanwhile
-          row = metrics.batch_metrics(batch) | {"epoch": queue.epochs()}
+          row = metrics.batch_metrics(batch) | {"epoch": epoch}
           row |= metrics.update_metrics(outputs, rows, run.state.step)  # waits for the device
         with timers("sync"):
           wait([prefetched] if prefetched else [])  # one version of the weights samples a batch
