@@ -191,7 +191,7 @@ def compile_update(tx, model, moments, packed, loss) -> Programs:
     if shapes(rows) not in accumulate:
       program = learner.accumulate.lower(grads, model, rows, None, None, loss)
       accumulate[shapes(rows)] = program.compile()
-      score[shapes(rows)] = learner.score.lower(model, rows, loss).compile()
+      score[shapes(rows)] = learner.logprobs_of.lower(model, rows, loss).compile()
   apply = learner.apply.lower(tx, model, moments, grads).compile()
   # While gradients are summed and tokens scored the moments lie beside them.
   beside = sum(x.nbytes for x in jax.tree.leaves(moments))

@@ -200,7 +200,10 @@ NOT_NEGATIVE = (
 
 
 def mesh_spec(config) -> str:
-  """Returns config.mesh as "data=1,fsdp=8,tensor=1"; UserError for one that is neither."""
+  """Returns config.mesh as "data=1,fsdp=8,tensor=1".
+
+  Raises UserError unless it is a name in MESHES or sizes.
+  """
   # Imported here because it imports JAX, which prepare does not need.
   from srl_jax.policy.sharding import AXES, parse_mesh
 

@@ -279,7 +279,7 @@ def _load(run: dict | None, settings: dict, width: int):
   tokenizer = load_tokenizer(folder)
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
-  model = setup.load_weights(chosen, folder)
+  model = setup.initial_weights(chosen, folder)
   engine = _make_engine(tokenizer, stop_ids(tokenizer, folder), width)
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(

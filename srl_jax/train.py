@@ -45,27 +45,27 @@ def main(argv) -> None:
       if hosts.is_writer():  # a summary marks a finished run, and this one continues
         (workdir / "summary.json").unlink(missing_ok=True)
       with jax.set_mesh(make_mesh(configs.mesh_spec(config))):
-        summary = run(config, workdir)
+        summary = run_training(config, workdir)
+      if hosts.is_writer():
+        folders.write_json(workdir / "summary.json", summary)
   except Stopped as stopped:
     again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
     say(f"\nstopped by {stopped}; saved. Continue with the same command: {again}")
     return
   except EngineError as error:
     print(f"error: {error}. What was trained is saved; the same command continues", file=sys.stderr)
-    raise SystemExit(os.EX_TEMPFAIL) from error
+    raise SystemExit(os.EX_TEMPFAIL) from error  # launch/trainer.sh passes it on as 69
   except jax.errors.JaxRuntimeError as error:
     hosts.abort(error)
     refusal = out_of_memory(error, memory_advice(config))
     if refusal:
       raise refusal from error
     raise
-  if hosts.is_writer():
-    folders.write_json(workdir / "summary.json", summary)
   say(table(summary, workdir))
   hosts.barrier()  # or process 0, still writing, would look dead to the others
 
 
-def run(config, workdir: pathlib.Path) -> dict:
+def run_training(config, workdir: pathlib.Path) -> dict:
   """Trains what the config says, from the workdir's last checkpoint; returns the summary."""
   from srl_jax.learner import rl, setup, sft, summary
 

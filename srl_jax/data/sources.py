@@ -213,8 +213,9 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   # Supervised fine-tuning learns the responses to prompts of any task.
   if example.task != kind.task and not kind.supervised:
     raise UserError(
-      f"{place}: prepared for method={example.task!r}, the config has {kind.method!r}: run"
-      f" srl_jax.prepare with --method={kind.method}"
+      f"{place}: task={example.task!r}, but the config's method is {kind.method!r}, whose task is"
+      f" {kind.task!r}: write that into the rows, or run srl_jax.prepare with"
+      f" --method={kind.method}"
     )
   for field in kind.needs:
     if not str(getattr(example, field) or "").strip():

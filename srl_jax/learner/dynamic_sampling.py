@@ -61,7 +61,7 @@ def why_dropped(group: Group, std_epsilon: float) -> str | None:
   """The reason not to train on a group, or None to keep it."""
   if population_std(group.rewards) > std_epsilon:
     return None
-  return TASKS[group.example.task].equal_rewards(group.scores)
+  return TASKS[group.example.task].drop_reason(group.scores)
 
 
 def draw_size(batch: Batch, size: int) -> int:

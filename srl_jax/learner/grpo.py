@@ -1,7 +1,7 @@
 """Group relative policy optimisation, equation (1) of the SRL paper: pure functions of arrays.
 
 J = mean over sequences of the mean over tokens of min(rho A, clip(rho, 1 - low, 1 + high) A),
-rho = exp(logprobs - old_logprobs),  A = (r - mean(r)) / std(r) within a group.
+rho = exp(logprobs - old_logprobs),  A = (r - mean(r)) / (std(r) + eps) within a group.
 
 The two means are sums of per-token loss weights (`token_weights`), so a batch can be cut into
 micro-batches in any way. `token_loss` is what training minimises and `policy_loss` is the same for
@@ -13,8 +13,6 @@ import numpy as np
 
 from srl_jax import config as configs
 from srl_jax.errors import UserError
-
-AGGREGATES = ("sequence", "token", "constant")
 
 
 def group_advantages(rewards_bg, *, ddof: int = 0, eps: float = 1e-6, scale: str = "std"):
@@ -48,8 +46,8 @@ def group_advantages(rewards_bg, *, ddof: int = 0, eps: float = 1e-6, scale: str
 def token_weights(lengths_b, aggregate: str, max_tokens: int):
   """The weight in the loss of each token of a sequence; numpy or jax arrays.
 
-  Weights are taken over the whole batch, so sums over any cut into micro-batches give the same
-  loss.
+  Weights are taken over all sequences of an optimiser step, so sums over any cut into micro-batches
+  give the same loss.
 
   Args:
     lengths_b: response tokens of each sequence.
@@ -68,7 +66,8 @@ def token_weights(lengths_b, aggregate: str, max_tokens: int):
     return 0.0 * lengths_b + 1.0 / lengths_b.sum().clip(1)
   if aggregate == "constant":
     return 0.0 * lengths_b + 1.0 / (b * max_tokens)
-  raise UserError(f"aggregate: {aggregate!r} is unknown; use one of {', '.join(AGGREGATES)}")
+  allowed = ", ".join(configs.CHOICES["algorithm.aggregate"])
+  raise UserError(f"aggregate: {aggregate!r} is unknown; use one of {allowed}")
 
 
 def token_loss(
@@ -81,7 +80,10 @@ def token_loss(
   *,
   algorithm,
 ):
-  """The loss to minimise, minus equation (1), as a sum over tokens; arrays of any one shape.
+  """The loss to minimise, as a sum over tokens; arrays of any one shape.
+
+  It is minus equation (1), whose objective at each token is multiplied by the importance weight,
+  plus algorithm.kl times the KL estimate, which is not.
 
   Args:
     logprobs: of the policy in training, float32.
@@ -130,8 +132,9 @@ def policy_loss(
   clip_high,
   weights_bt=None,
   aggregate="sequence",
+  **options,
 ):
-  """`token_loss` for one sequence a row; other options of the loss have their defaults.
+  """`token_loss` for one sequence a row.
 
   Args:
     logprobs_bt, old_logprobs_bt: float32, anything where the mask is 0.
@@ -140,13 +143,14 @@ def policy_loss(
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
     weights_bt: importance weights, or None.
     aggregate: see token_weights; "constant" divides by the width t of the arrays.
+    options: other keys of the config's group algorithm that token_loss reads, else their defaults.
 
   Returns:
     (loss, metrics): scalars; metrics are means over response tokens: ratio, clip_fraction.
   """
   mask_bt = mask_bt > 0
   algorithm = configs.defaults().algorithm.unlock()
-  algorithm.update(clip_low=clip_low, clip_high=clip_high)
+  algorithm.update(clip_low=clip_low, clip_high=clip_high, **options)
   weight_b = token_weights(mask_bt.sum(axis=1), aggregate, mask_bt.shape[1])
   loss, terms = token_loss(
     logprobs_bt,

@@ -20,6 +20,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
   Rewards also without the format failures (reward_formed_*), because one penalty among eight
   similarities hides how far apart the others are; lengths are in tokens, monologues in words.
+  kept_share is that of groups whose rewards differ enough, surplus ones included.
   """
   scores, rollouts = [], []
   for group in batch.groups:
@@ -92,13 +93,13 @@ class Timers:
 
 
 def update_metrics(
-  outputs: Sequence[StepOutput], rows: Sequence[Sequence[Rows]], step: int
+  outputs: Sequence[StepOutput], micro_batches: Sequence[Sequence[Rows]], step: int
 ) -> dict[str, float]:
   """Waits for the optimiser steps of a batch; the means of their metrics.
 
   Args:
     outputs: of each optimiser step.
-    rows: its micro-batches on the host.
+    micro_batches: of each optimiser step, on the host.
     step: for the error.
 
   Returns {} for a batch without a step. Raises UserError when a loss or a gradient is not finite.
@@ -106,16 +107,16 @@ def update_metrics(
   if not outputs:
     return {}
   found = []
-  for output, micro_batches in zip(outputs, rows):
+  for output, parts in zip(outputs, micro_batches):
     sampler, logprobs = [], []
-    for part, logprobs_bs in zip(micro_batches, output.logprobs):
+    for part, logprobs_bs in zip(parts, output.logprobs):
       trained_bs = part.loss_weights_bs > 0
       logprobs.append(on_host(logprobs_bs)[trained_bs])
       sampler.append(part.sampler_logprobs_bs[trained_bs])
     gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))
     found.append(gap | step_metrics(output, step))
-  means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-  return means | {"packed_share": packed_share(sum(rows, []))}
+  means = {name: float(np.mean([step[name] for step in found])) for name in found[0]}
+  return means | {"packed_share": packed_share(sum(micro_batches, []))}
 
 
 def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
@@ -124,8 +125,9 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
   Args:
     config: of the policy.
     batch: of the step.
-    seconds: {seconds_<phase>: ...}, of which sampling, update and weight transfer make up
-      seconds_step.
+    seconds: {seconds_<phase>: ...}, of which sampling, update and weight transfer (sync) make up
+      seconds_step. The line of a step is written before its checkpoint, so seconds_save is of the
+      save before.
   """
   tokens = 0
   for group in batch.groups:
@@ -144,7 +146,7 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
 
 
 def packed_share(rows) -> float:
-  """Share of the packed tokens that are real ones; rows are packing.Rows."""
+  """Share of the packed tokens that are real ones; rows are rows.Rows."""
   real = size = 0
   for part in rows:
     real += int((part.segments_bt > 0).sum())

@@ -40,7 +40,7 @@ def train(run, reference: Qwen2 | None = None) -> None:
     try:
       with timers("sample"):
         batch = next_batch(run, queue)
-      while batch:
+      while batch is not None:
         # A resumed run draws its next batch from here.
         run.progress.queue, epoch = queue.state(), queue.epochs()
         empty_steps = 0 if batch.kept else empty_steps + 1
@@ -48,22 +48,24 @@ def train(run, reference: Qwen2 | None = None) -> None:
         prefetched = prefetch(run, queue, pool)  # lag 1: sampled while this batch trains
 
         with timers("update"):
-          outputs, rows = train_on(run, batch.kept, reference)  # dispatched, not waited for
-          run.log.write_rollouts(run.state.step, batch.groups)  # the device trains meanwhile
-          row = metrics.batch_metrics(batch) | {"epoch": epoch}
-          row |= metrics.update_metrics(outputs, rows, run.state.step)  # waits for the device
+          run.state, outputs, packed = train_on(run, batch.kept, reference)  # dispatched
+          run.log.write_rollouts(run.state.step, batch.groups)  # while the device trains
+          figures = metrics.batch_metrics(batch) | {"epoch": epoch}
+          figures |= metrics.update_metrics(outputs, packed, run.state.step)  # waits for the device
+        with timers("sample"):
+          wait([prefetched] if prefetched else [])  # the engine's weights change between batches
         with timers("sync"):
-          wait([prefetched] if prefetched else [])  # one version of the weights samples a batch
           run.engine.load_weights(run.state.model, run.state.step)
-          row |= hosts.sum_counts(run.engine.stats())
+          figures |= hosts.sum_counts(run.engine.stats())
         with timers("validate"):
-          row |= validation.validate_if_due(run)
+          figures |= validation.validate_if_due(run)
 
-        row |= metrics.speed(run.state.model.config, batch, timers.take())
+        figures |= metrics.speed(run.state.model.config, batch, timers.take())
         # Before the checkpoint: a run killed between them removes this line and repeats the step.
-        run.log.step(run.state.step, row)
-        show(run, row)
+        run.log.step(run.state.step, figures)
+        show(run, figures)
         with timers("save"):
+          # A prefetched batch has drawn from the queue already, maybe the last of its epochs.
           run.save_if_due(is_last=not prefetched and is_finished(run, queue))
         run.stop.raise_if_any_stopped()
         with timers("sample"):
@@ -124,33 +126,34 @@ def check_batch(run, batch: Batch, empty_steps: int) -> None:
 
 def train_on(
   run, groups: Sequence[Group], reference: Qwen2 | None
-) -> tuple[list[update.StepOutput], list[list[Rows]]]:
-  """Dispatches the optimiser step(s) of a batch; run.state becomes that of the next step.
+) -> tuple[update.TrainState, list[update.StepOutput], list[list[Rows]]]:
+  """Dispatches the optimiser step(s) of a batch; none if it has no groups.
 
-  Returns what each optimiser step computes, on the device, and its micro-batches on the host.
+  Returns the state of the next step, what each optimiser step computes (on the device), and the
+  micro-batches of each (on the host).
   """
   loss, state = update.loss_of(run.config), run.state
   k = min(run.config.algorithm.steps_per_batch, len(groups))
-  rows, micro_batches, old = [], [], []
+  packed, micro_batches, old = [], [], []
   for i in range(k):
-    rows.append(pack_groups(groups[i::k], run.config, state.model.config.layout))
-    micro_batches.append(list(map(update.on_device, rows[i])))
+    # Every k-th group, so that the k parts are of nearly equal size.
+    packed.append(pack_groups(groups[i::k], run.config, state.model.config.layout))
+    micro_batches.append(list(map(update.on_device, packed[i])))
     # The ratios of all k steps are against the policy before the first of them.
-    old.append(update.scores(state.model, micro_batches[i], loss) if k > 1 else None)
+    old.append(update.logprobs_of_all(state.model, micro_batches[i], loss) if k > 1 else None)
   outputs = []
   for i in range(k):
     references = None
     if reference is not None:
-      references = update.scores(reference, micro_batches[i], loss)
+      references = update.logprobs_of_all(reference, micro_batches[i], loss)
     state, output = update.train_step(run.tx, state, micro_batches[i], loss, old[i], references)
     outputs.append(output)
-  run.state = state._replace(step=state.step + 1)
-  return outputs, rows
+  return state._replace(step=state.step + 1), outputs, packed
 
 
-def show(run, row: dict[str, float]) -> None:
+def show(run, figures: dict[str, float]) -> None:
   """Shows a step on the progress line; warns when trainer and engine disagree."""
-  gap = row.get("logprob_gap_exp", 0.0)
+  gap = figures.get("logprob_gap_exp", 0.0)
   if gap > MAX_LOGPROB_GAP:
     run.line.say_once(
       "gap",
@@ -160,12 +163,12 @@ def show(run, row: dict[str, float]) -> None:
       "logprob_gap_* for every step",
     )
   parts = {
-    "reward": f"{row['reward_mean']:.3f}",
-    "kept": f"{row['kept_share']:.0%}",
-    "groups": f"{row['groups_kept']:.0f}",
-    "format failures": f"{row['format_failures']:.1%}",
-    "tokens/s": f"{row['tokens_per_second']:,.0f}",
+    "reward": f"{figures['reward_mean']:.3f}",
+    "kept": f"{figures['kept_share']:.0%}",
+    "groups": f"{figures['groups_kept']:.0f}",
+    "format failures": f"{figures['format_failures']:.1%}",
+    "tokens/s": f"{figures['tokens_per_second']:,.0f}",
   }
-  if "validation_accuracy" in row:
-    parts["held-out accuracy"] = f"{row['validation_accuracy']:.0%}"
+  if "validation_accuracy" in figures:
+    parts["held-out accuracy"] = f"{figures['validation_accuracy']:.0%}"
   run.line.show(run.state.step, parts)

@@ -63,6 +63,7 @@ def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group
     ticket_of[prompts[-1].id] = (epoch, index)
 
   params = sampling_params(run.config, step)
+  # Each process samples a part of the groups. Rollouts and scores travel as JSON (hosts.py).
   local, error, seconds = [], None, 0.0
   try:
     # Groups come as they end: one is scored while the engine samples the others.

@@ -23,7 +23,7 @@ class Response:
   """A response to train on.
 
   Fields: token_ids; sampler_logprobs, one a token (None where nothing was sampled: SFT);
-  advantage; loss_weight, of each of its tokens in the loss of the whole batch.
+  advantage; loss_weight, of each of its tokens in the loss of the optimiser step.
   """
 
   token_ids: Sequence[int]
@@ -76,49 +76,81 @@ class Rows(NamedTuple):
 # ---------------------------------------------------------------------------------- tokens
 
 
+class Parts(NamedTuple):
+  """The prompts (branch 0) and responses (branch 1, 2, ...) of all rows, in the order of the rows.
+
+  Fields, one entry for each part: row; segment and branch, as in attention.Packed; length;
+  advantage and loss_weight, of a response; token_ids and sampler_logprobs.
+  """
+
+  row: Sequence[int]
+  segment: Sequence[int]
+  branch: Sequence[int]
+  length: Sequence[int]
+  advantage: Sequence[float]
+  loss_weight: Sequence[float]
+  token_ids: Sequence[Sequence[int]]
+  sampler_logprobs: Sequence[Sequence[float]]
+
+
 def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
   """b rows of t tokens: one for each bin of groups, the rest padding.
 
-  All tokens are handled at once, in the order in which they will be in the rows. A part is a prompt
-  or a response. Arrays that end in _n have an entry for each part, the others one for each token.
+  All tokens are handled at once. `part` is the part of each token; `x[part]` is the value that the
+  token's part has in an array with one entry for each part.
   """
-  rows = Rows(*np.zeros((6, b, t), np.int32), *np.zeros((3, b, t), np.float32))
-  parts = list(_parts(bins))
-  *numbers, ids, logprobs = zip(*parts)
-  row_n, segment_n, branch_n, length_n, advantage_n, weight_n = map(np.array, numbers)
-  part = np.repeat(np.arange(len(parts)), length_n)  # the part of each token
-  start_n = length_n.cumsum() - length_n
-  offset = np.arange(len(part)) - start_n[part]  # of a token in its part
-  row, branch = row_n[part], branch_n[part]
-  column = _count_in_row(row)
+  parts = Parts(*zip(*_parts(bins)))
+  row, segment, branch, length = map(np.array, parts[:4])
+  part = np.repeat(np.arange(len(length)), length)
+  end = length.cumsum()  # of each part, among all tokens
+  offset = np.arange(len(part)) - (end - length)[part]  # of a token in its part
+  column = _count_in_row(row[part])
   # The prompt of each part: the last part before it with branch 0.
-  prompt_n = np.maximum.accumulate(np.where(branch_n == 0, np.arange(len(parts)), 0))
-  last_column_n = column[length_n.cumsum() - 1]  # of a part's last token
+  prompt = np.maximum.accumulate(np.where(branch == 0, np.arange(len(branch)), 0))
+  tokens = np.fromiter(itertools.chain(*parts.token_ids), np.int32, len(part))
 
-  tokens = np.fromiter(itertools.chain(*ids), np.int32, len(part))
-  rows.tokens_bt[row, column] = tokens
+  rows = _empty_rows(b, t)
+  at = row[part], column
+  rows.tokens_bt[at] = tokens
   # Positions of a response continue those of its prompt.
-  rows.positions_bt[row, column] = offset + np.where(branch > 0, length_n[prompt_n][part], 0)
-  rows.segments_bt[row, column] = segment_n[part]
-  rows.branches_bt[row, column] = branch
+  rows.positions_bt[at] = offset + np.where(branch > 0, length[prompt], 0)[part]
+  rows.segments_bt[at] = segment[part]
+  rows.branches_bt[at] = branch[part]
 
-  trained = branch > 0
-  part, offset, row, column = (x[trained] for x in (part, offset, row, column))
-  at = row, _count_in_row(row)
-  # A token is predicted by the one before it; the first of every response by its prompt's last.
-  rows.hidden_index_bs[at] = np.where(offset == 0, last_column_n[prompt_n][part], column - 1)
+  # A token is predicted by the one before it, the first of every response by its prompt's last.
+  last_column = column[end - 1]
+  predicted_by = np.where(offset == 0, last_column[prompt][part], column - 1)
+  trained = branch[part] > 0
+  part = part[trained]
+  at = row[part], _count_in_row(row[part])
+  rows.hidden_index_bs[at] = predicted_by[trained]
   rows.targets_bs[at] = tokens[trained]
-  rows.advantages_bs[at] = advantage_n[part]
-  rows.loss_weights_bs[at] = weight_n[part]
-  if any(map(len, logprobs)):
-    rows.sampler_logprobs_bs[at] = np.fromiter(itertools.chain(*logprobs), np.float32, len(part))
+  rows.advantages_bs[at] = np.array(parts.advantage)[part]
+  rows.loss_weights_bs[at] = np.array(parts.loss_weight)[part]
+  if any(map(len, parts.sampler_logprobs)):
+    logprobs = itertools.chain(*parts.sampler_logprobs)
+    rows.sampler_logprobs_bs[at] = np.fromiter(logprobs, np.float32, len(part))
   return rows
 
 
+def _empty_rows(b: int, t: int) -> Rows:
+  ints = lambda: np.zeros((b, t), np.int32)
+  floats = lambda: np.zeros((b, t), np.float32)
+  return Rows(
+    tokens_bt=ints(),
+    positions_bt=ints(),
+    segments_bt=ints(),
+    branches_bt=ints(),
+    hidden_index_bs=ints(),
+    targets_bs=ints(),
+    advantages_bs=floats(),
+    loss_weights_bs=floats(),
+    sampler_logprobs_bs=floats(),
+  )
+
+
 def _parts(bins: Sequence[Sequence[PackedGroup]]):
-  """Yields (row, segment, branch, length, advantage, loss weight, token ids, log-probs) of every
-  prompt (branch 0) and response (branch 1, 2, ...).
-  """
+  """Yields the fields of Parts for every prompt and response."""
   for row, groups in enumerate(bins):
     for segment, group in enumerate(groups, start=1):
       yield row, segment, 0, len(group.prompt_ids), 0.0, 0.0, group.prompt_ids, ()
@@ -141,23 +173,23 @@ def with_lines(rows: Rows, l: int, g: int) -> Rows:
   segment, branch = rows.segments_bt[row, column] - 1, rows.branches_bt[row, column]
   position = rows.positions_bt[row, column]  # in its line as in its sequence
   b, t = rows.tokens_bt.shape
-  counts_bs = np.zeros((b, segment.max() + 1), int)  # responses of a group
-  np.maximum.at(counts_bs, (row, segment), branch)
-  first_line_bs = counts_bs.cumsum(axis=1) - counts_bs  # of a group's first response
-  m = line_count(int(counts_bs.sum(axis=1).max()))
+  responses = np.zeros((b, segment.max() + 1), int)  # of each group, by row and segment
+  np.maximum.at(responses, (row, segment), branch)
+  first_line = responses.cumsum(axis=1) - responses  # of a group's first response
+  m = line_count(int(responses.sum(axis=1).max()))
   token_index_bml = np.full((b, m, l), -1, np.int32)
   copy_index_btg = np.full((b, t, g), -1, np.int32)
 
   def write(which, i, copy):
     """Writes tokens into the line of response i of their group, as their copy of that number."""
     row_n, column_n, position_n = row[which], column[which], position[which]
-    line_n = first_line_bs[row_n, segment[which]] + i
+    line_n = first_line[row_n, segment[which]] + i
     token_index_bml[row_n, line_n, position_n] = column_n
     copy_index_btg[row_n, column_n, copy] = line_n * l + position_n
 
   write(branch > 0, branch[branch > 0] - 1, 0)
-  for i in range(counts_bs.max()):
-    write((branch == 0) & (counts_bs[row, segment] > i), i, i)
+  for i in range(responses.max()):
+    write((branch == 0) & (responses[row, segment] > i), i, i)
   return rows._replace(layout=Lines(token_index_bml, copy_index_btg))
 
 

@@ -187,14 +187,14 @@ def load_state(
   check_mesh(mesh, architecture.sizes())
   steps = hosts.broadcast(checkpoints.steps())
   if not steps:
-    model = load_weights(config, folder)
+    model = initial_weights(config, folder)
     return TrainState(0, model, init_moments(tx, model)), Progress()
   shapes = abstract(architecture)
   model, moments, progress = checkpoints.restore(steps[-1], shapes, jax.eval_shape(tx.init, shapes))
   return TrainState(steps[-1], model, moments), progress
 
 
-def load_weights(config, folder: pathlib.Path) -> Qwen2:
+def initial_weights(config, folder: pathlib.Path) -> Qwen2:
   """The weights that a run of `config` starts from; `folder` is config.model on disk."""
   architecture = load_config(folder, config.dtype)
   if config.init_from == "random":
@@ -210,7 +210,7 @@ def load_weights(config, folder: pathlib.Path) -> Qwen2:
 
 def load_reference(run: Run) -> Qwen2 | None:
   """The policy of the KL term, the weights that the run started from; None without that term."""
-  return load_weights(run.config, run.folder) if run.config.algorithm.kl else None
+  return initial_weights(run.config, run.folder) if run.config.algorithm.kl else None
 
 
 def best_weights(workdir: str, architecture: ModelConfig) -> Qwen2:

@@ -42,13 +42,13 @@ def train(run) -> None:
         micro_batches = list(map(update.on_device, rows))
         state, output = update.train_step(run.tx, run.state, micro_batches, loss)
         run.state = state._replace(step=state.step + 1)
-        row = update.step_metrics(output, run.state.step)
+        figures = update.step_metrics(output, run.state.step)
       with timers("validate"):
-        row |= validate_if_due(run, loss)
+        figures |= validate_if_due(run, loss)
 
-      row |= timers.take()
-      run.log.step(run.state.step, row)  # before the checkpoint, see rl.py
-      show(run, row)
+      figures |= timers.take()
+      run.log.step(run.state.step, figures)  # before the checkpoint, see rl.py
+      show(run, figures)
       run.save_if_due(is_last=run.progress.done or run.state.step == run.steps)
       run.stop.raise_if_any_stopped()
   except Stopped:
@@ -98,7 +98,7 @@ def held_out_loss(run, loss: update.Loss) -> float:
   """Minus the mean log-prob of the held-out targets' tokens."""
   value = 0.0
   for rows in pack_examples(run, run.held_out, range(len(run.held_out.examples))):
-    logprobs_bs = on_host(update.score(run.state.model, update.on_device(rows), loss=loss))
+    logprobs_bs = on_host(update.logprobs_of(run.state.model, update.on_device(rows), loss=loss))
     value -= float((logprobs_bs * rows.loss_weights_bs).sum())
   return value
 
@@ -120,10 +120,10 @@ def exact_shares(run) -> dict[str, float]:
   }
 
 
-def show(run, row: dict[str, float]) -> None:
+def show(run, figures: dict[str, float]) -> None:
   """Shows a step on the progress line."""
-  parts = {"loss": f"{row['loss']:.4f}"}
-  if "validation_exact" in row:
-    parts["exact"] = f"{row['validation_exact']:.1%}"
-    parts["worst step"] = f"{row['validation_exact_worst']:.1%}"
+  parts = {"loss": f"{figures['loss']:.4f}"}
+  if "validation_exact" in figures:
+    parts["exact"] = f"{figures['validation_exact']:.1%}"
+    parts["worst step"] = f"{figures['validation_exact_worst']:.1%}"
   run.line.show(run.state.step, parts)

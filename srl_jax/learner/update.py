@@ -1,8 +1,8 @@
 """The update: micro-batches of packed rows in, new weights out.
 
-`accumulate` adds one micro-batch's gradient and metrics to running sums, `apply` makes the
-optimiser step. Every token carries its weight in the loss of the whole batch
-(packing.Rows.loss_weights_bs), so cutting a batch in another way changes nothing.
+`train_step` is one optimiser step: `accumulate` adds each micro-batch's gradient to the sum of
+those before, `apply` changes the weights. Every token carries its weight in the loss of the whole
+step (rows.Rows.loss_weights_bs), so cutting a batch in another way changes nothing.
 """
 
 import functools
@@ -79,7 +79,8 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
 
   Returns:
     (loss, (sums, logprobs_bs)): sums is {metric: sum over trained tokens}, with the loss itself and
-    the number of tokens; a metric's mean is its sum divided by `tokens`.
+    the number of tokens. The loss weights make the loss a sum already; the mean of any other
+    metric is its sum divided by `tokens`.
   """
   logprobs_bs, entropy_bs = token_logprobs(
     model, rows, temperature=loss.temperature, chunk=loss.chunk, remat=loss.remat
@@ -110,13 +111,17 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
 
 @functools.partial(jax.jit, static_argnames="loss", donate_argnames="grads")
 def accumulate(grads, model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss):
-  """Adds one micro-batch's gradient: (grads, sums, logprobs_bs), the latter as in batch_loss."""
+  """Adds one micro-batch's gradient to `grads`, the sum of those before.
+
+  Returns (grads, sums, logprobs_bs), the last two as in batch_loss.
+  """
 
   def loss_of_model(model):
     return batch_loss(model, rows, old_logprobs_bs, reference_logprobs_bs, loss)
 
   value, pull_back, (sums, logprobs_bs) = jax.vjp(loss_of_model, model, has_aux=True)
-  # The backward pass adds to the running sums in place: there is no second tree of gradients.
+  # The backward pass adds to mutable references of the running sums, which are donated, so a second
+  # tree of gradients never exists.
   sums_of_grads = jax.tree.map(jax.new_ref, grads)
   pull_back.with_refs(sums_of_grads)(jnp.ones_like(value))
   return jax.tree.map(jax.freeze, sums_of_grads), sums, logprobs_bs
@@ -130,15 +135,15 @@ def apply(tx: optax.GradientTransformation, model, moments, grads):
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def score(model, rows: Rows, loss: Loss):
-  """logprobs_bs of rows under `model`."""
+def logprobs_of(model, rows: Rows, loss: Loss):
+  """logprobs_bs of one micro-batch under `model`."""
   how = dict(temperature=loss.temperature, chunk=loss.chunk, remat=loss.remat)
   return token_logprobs(model, rows, **how)[0]
 
 
-def scores(model, micro_batches: Sequence[Rows], loss: Loss) -> list[jax.Array]:
+def logprobs_of_all(model, micro_batches: Sequence[Rows], loss: Loss) -> list[jax.Array]:
   """logprobs_bs of each micro-batch under `model`, for `old` and `reference` of train_step."""
-  return [score(model, rows, loss=loss) for rows in micro_batches]
+  return [logprobs_of(model, rows, loss=loss) for rows in micro_batches]
 
 
 @functools.partial(jax.jit, static_argnames="tx")
@@ -177,9 +182,9 @@ def train_step(
     old: logprobs_bs of each micro-batch before the batch's first step; None in that step.
     reference: logprobs_bs of each micro-batch under the reference policy, or None.
   """
-  scores = lambda given: given or [None] * len(micro_batches)
+  none = [None] * len(micro_batches)
   grads, sums, logprobs = zeros(state.model), [], []
-  for rows, old_bs, reference_bs in zip(micro_batches, scores(old), scores(reference)):
+  for rows, old_bs, reference_bs in zip(micro_batches, old or none, reference or none):
     grads, sums_of_rows, logprobs_bs = accumulate(
       grads, state.model, rows, old_bs, reference_bs, loss=loss
     )

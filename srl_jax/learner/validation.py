@@ -28,6 +28,7 @@ def held_out_rewards(run) -> dict[str, float]:
   params = dataclasses.replace(sampling_params(run.config), temperature=0.0)
   index_of = {prompt.id: i for i, prompt in enumerate(prompts)}
   rewards, failures = [], []
+  # The solver's engine gives all groups to every process (engine.ReplicatedSampling).
   for rollouts in run.solver.engine.sample(prompts, 1, params):
     (found,) = score(run.config, run.held_out, index_of[rollouts[0].prompt_id], rollouts)
     rewards.append(found.reward)

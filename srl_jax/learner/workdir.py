@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from srl_jax import __version__, folders, hosts
+from srl_jax.config import defaults
 from srl_jax.errors import UserError
 from srl_jax.learner.checkpoint import Checkpoints, read_config, write_config
 
@@ -67,9 +68,11 @@ def check_same_run(workdir: pathlib.Path, config) -> None:
       f" than this version, {__version__}: continue it with {version}, or give another --workdir"
       " (init_from takes its weights)"
     )
+  # A key that is newer than the run had its default's behaviour then.
+  before = folders.flatten(defaults()) | folders.flatten(before)
   folders.check_same_settings(
     workdir,
-    folders.flatten(before),
+    before,
     folders.flatten(config),
     holds="a run of another config",
     flag="--workdir",

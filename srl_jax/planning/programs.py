@@ -155,7 +155,7 @@ def calls(config, state: State) -> list[Call]:
   found = [
     Call("apply", update.apply, step, {"tx": tx}, beside - device_bytes(moments)),
     Call("accumulate", update.accumulate, batch, {"loss": loss}, beside),
-    Call("score", update.score, dict(model=model, rows=rows), {"loss": loss}, beside),
+    Call("score", update.logprobs_of, dict(model=model, rows=rows), {"loss": loss}, beside),
   ]
   if config.rollout.engine == "vllm":
     # Weights go to the servers one at a time; all others stay on the devices besides.

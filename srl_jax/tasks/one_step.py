@@ -34,7 +34,7 @@ TASK = Task(
   build_messages=build_messages,
   format_failure=whole_format_failure,
   reward=srl.reward,
-  equal_rewards=srl.equal_rewards,
+  drop_reason=srl.drop_reason,
   unit="solution",
   needs=("target",),
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from srl_jax.errors import UserError
 from srl_jax.rewards.answers import equal_pairs, extract_answer
 from srl_jax.tasks import one_step
-from srl_jax.tasks.task import Answer, RewardSettings, Score, Task
+from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task
 
 
 def format_failure(text: str, finish_reason: str, *, think_opened: bool = False) -> str | None:
@@ -18,22 +18,22 @@ def format_failure(text: str, finish_reason: str, *, think_opened: bool = False)
   return None if finish_reason == "stop" else "cut_off"
 
 
-def reward(answers: Sequence[Answer], settings: RewardSettings) -> list[float]:
+def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> list[float]:
   """Returns 1.0 for each right final answer, 0.0 for any other; UserError without a gold answer."""
   del settings
   pairs, problems = [], []
-  for answer in answers:
-    if answer.example.answer is None:
+  for response in responses:
+    if response.example.answer is None:
       raise UserError(
-        f"example {answer.example.id} has no gold answer, which final answers are compared with:"
+        f"example {response.example.id} has no gold answer, which final answers are compared with:"
         " name the source's answer column in data.fields, or leave such rows out"
       )
-    pairs.append((extract_answer(answer.action), answer.example.answer))
-    problems.append(answer.example.problem)
+    pairs.append((extract_answer(response.action), response.example.answer))
+    problems.append(response.example.problem)
   return list(map(float, equal_pairs(pairs, problems)))
 
 
-def equal_rewards(scores: Sequence[Score]) -> str:
+def drop_reason(scores: Sequence[Score]) -> str:
   """Returns "all_right" or "all_wrong", the two groups that DAPO's dynamic sampling drops."""
   right = sum(score.reward for score in scores)
   return "all_right" if right > 0.5 * len(scores) else "all_wrong"
@@ -44,7 +44,7 @@ TASK = Task(
   build_messages=one_step.build_messages,
   format_failure=format_failure,
   reward=reward,
-  equal_rewards=equal_rewards,
+  drop_reason=drop_reason,
   unit="answer",
   needs=("answer",),
 )

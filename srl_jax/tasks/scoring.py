@@ -7,7 +7,7 @@ from srl_jax.data.examples import StepExample
 from srl_jax.data.responses import monologues, outside_think_blocks
 from srl_jax.errors import UserError
 from srl_jax.tasks import TASKS
-from srl_jax.tasks.task import Answer, RewardSettings, Score, Task
+from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task
 
 Group = tuple[StepExample, Sequence[str], Sequence[str]]
 
@@ -61,44 +61,44 @@ def score_groups(
     format_penalty=reward.format_penalty,
     workers=workers,
   )
-  answers = [_answers(*group, think_opened=think_opened) for group in groups]
+  responses = [_parse(*group, think_opened=think_opened) for group in groups]
   groups_of_task: dict[str, list[int]] = {}
   for i, (example, _, _) in enumerate(groups):
     groups_of_task.setdefault(example.task, []).append(i)
   scores: list[list[Score]] = [[] for _ in groups]
-  # All answers of a task at once, so that its similarities are computed together.
+  # All responses of a task at once, so that its similarities are computed together.
   for name, indices in groups_of_task.items():
     flat = []
     for i in indices:
-      flat += answers[i]
+      flat += responses[i]
     rewards = iter(_rewards(name, flat, settings))
     for i in indices:
-      for answer in answers[i]:
-        score = Score(next(rewards), answer.failure, answer.action, answer.monologue)
+      for response in responses[i]:
+        score = Score(next(rewards), response.failure, response.action, response.monologue)
         scores[i].append(score)
   return scores
 
 
-def _answers(
+def _parse(
   example: StepExample,
   texts: Sequence[str],
   finish_reasons: Sequence[str],
   *,
   think_opened: bool,
-) -> list[Answer]:
+) -> list[ParsedResponse]:
   """Splits each response to an example into monologue and action, and checks its format."""
   task = _task(example)
-  answers = []
+  responses = []
   for text, reason in zip(texts, finish_reasons, strict=True):
-    answers.append(
-      Answer(
+    responses.append(
+      ParsedResponse(
         example=example,
         action=outside_think_blocks(text, think_opened=think_opened),
         monologue="\n".join(monologues(text, think_opened=think_opened)),
         failure=task.format_failure(text, reason, think_opened=think_opened),
       )
     )
-  return answers
+  return responses
 
 
 def _task(example: StepExample) -> Task:
@@ -109,13 +109,13 @@ def _task(example: StepExample) -> Task:
   return TASKS[example.task]
 
 
-def _rewards(name: str, answers: list[Answer], settings: RewardSettings) -> list[float]:
-  """Returns the rewards of answers of one task. A user's own may be wrong, so they are checked."""
-  values = list(map(float, TASKS[name].reward(answers, settings)))
-  if len(values) != len(answers):
+def _rewards(name: str, responses: list[ParsedResponse], settings: RewardSettings) -> list[float]:
+  """Returns the rewards of responses of one task, checked: a user's own function may be wrong."""
+  values = list(map(float, TASKS[name].reward(responses, settings)))
+  if len(values) != len(responses):
     raise UserError(
-      f"the reward of the task {name!r} returned {len(values)} numbers for {len(answers)} answers:"
-      " return one for each, in order"
+      f"the reward of the task {name!r} returned {len(values)} numbers for {len(responses)}"
+      " responses: return one for each, in order"
     )
   for value in values:
     if not math.isfinite(value):

@@ -11,7 +11,7 @@ from srl_jax.errors import UserError
 from srl_jax.rewards import SIMILARITIES
 from srl_jax.rewards.similarity import similarities
 from srl_jax.tasks.messages import build_messages
-from srl_jax.tasks.task import Answer, RewardSettings, Score, Task
+from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task
 
 # The paper's system prompt (Appendix B) in our own words.
 SYSTEM = (
@@ -30,14 +30,14 @@ SYSTEM = (
 )
 
 
-def reward(answers: Sequence[Answer], settings: RewardSettings) -> list[float]:
+def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> list[float]:
   """Returns the similarity of each action to its target; the penalty for a malformed response."""
-  rewards = [settings.format_penalty] * len(answers)
+  rewards = [settings.format_penalty] * len(responses)
   well_formed, pairs = [], []
-  for i, answer in enumerate(answers):
-    if not answer.failure:
+  for i, response in enumerate(responses):
+    if not response.failure:
       well_formed.append(i)
-      pairs.append((answer.action, answer.example.target.strip()))
+      pairs.append((response.action, response.example.target.strip()))
   for i, value in zip(well_formed, _similarities(pairs, settings)):
     rewards[i] = value
   return rewards
@@ -56,7 +56,7 @@ def _similarities(pairs: list[tuple[str, str]], settings: RewardSettings) -> Seq
   return values
 
 
-def equal_rewards(scores: Sequence[Score]) -> str:
+def drop_reason(scores: Sequence[Score]) -> str:
   """Returns "all_failed" if no response of the group has the format, else "low_std"."""
   return "all_failed" if all(score.failure for score in scores) else "low_std"
 
@@ -66,7 +66,7 @@ TASK = Task(
   build_messages=build_messages,
   format_failure=format_failure,
   reward=reward,
-  equal_rewards=equal_rewards,
+  drop_reason=drop_reason,
   unit="steps",
   needs=("target",),
 )

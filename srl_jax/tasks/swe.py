@@ -59,7 +59,7 @@ TASK = Task(
   build_messages=build_messages,
   format_failure=format_failure,
   reward=srl.reward,
-  equal_rewards=srl.equal_rewards,
+  drop_reason=srl.drop_reason,
   unit="steps",
   needs=("target",),
 )

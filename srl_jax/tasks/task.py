@@ -7,7 +7,7 @@ from typing import NamedTuple
 from srl_jax.data.examples import StepExample
 
 
-class Answer(NamedTuple):
+class ParsedResponse(NamedTuple):
   """One response to an example, taken apart.
 
   Attributes:
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
 
 class Score(NamedTuple):
-  """The reward of one response. `failure`, `action`, `monologue`: as in Answer."""
+  """The reward of one response. `failure`, `action`, `monologue`: as in ParsedResponse."""
 
   reward: float
   failure: str | None
@@ -61,9 +61,9 @@ class Task:
       message however long the context is.
     format_failure: (text, finish_reason, think_opened=) -> the reason why a response is malformed,
       or None; see data.responses.format_failure.
-    reward: (answers, settings) -> one number for each answer, which must not depend on the others:
-      they are a part of a group, a group, or many groups that are computed together.
-    equal_rewards: (scores of a group that dynamic sampling drops because its rewards are all but
+    reward: (responses, settings) -> one number for each, which must not depend on the others: they
+      are a part of a group, a group, or many groups that are computed together.
+    drop_reason: (scores of a group that dynamic sampling drops because its rewards are all but
       equal) -> the reason that is written beside the group.
     unit: examples that are made from an expert's solutions, see data.examples.ExampleKind.
     needs: fields of a StepExample that the reward cannot do without.
@@ -72,7 +72,7 @@ class Task:
   system: str | Mapping[str, str]
   build_messages: Callable[[str, Sequence[str], str | None, str], list[dict[str, str]]]
   format_failure: Callable[..., str | None]
-  reward: Callable[[Sequence[Answer], RewardSettings], Sequence[float]]
-  equal_rewards: Callable[[Sequence[Score]], str]
+  reward: Callable[[Sequence[ParsedResponse], RewardSettings], Sequence[float]]
+  drop_reason: Callable[[Sequence[Score]], str]
   unit: str
   needs: tuple[str, ...]

@@ -72,7 +72,7 @@ def run(tmp_path, monkeypatch):
     engine = Scripted(texts)
     monkeypatch.setattr(setup, "make_engine", lambda *args: engine)
     with jax.set_mesh(make_mesh("data=1")):
-      summary = train.run(config, tmp_path)
+      summary = train.run_training(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     return summary, [json.loads(line) for line in lines], engine
 
@@ -104,8 +104,8 @@ def test_a_run_tells_what_it_did(run, tmp_path):
 
 def test_one_step_a_batch_makes_no_second_pass(run, monkeypatch):
   """Nothing is scored besides the update, importance weights included; two steps do score."""
-  score, calls = update.score, []
-  monkeypatch.setattr(update, "score", lambda *args, **how: calls.append(1) or score(*args, **how))
+  score, calls = update.logprobs_of, []
+  monkeypatch.setattr(update, "logprobs_of", lambda *args, **how: calls.append(1) or score(*args, **how))
   _, rows, _ = run(GOOD)
   assert rows[0]["importance_weight"] > 0 and not calls
   run(GOOD, algorithm__steps_per_batch=2, train__steps=5)

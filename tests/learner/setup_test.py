@@ -115,7 +115,7 @@ def test_where_weights_come_from(architecture, tmp_path, monkeypatch):
   for step, model, score in [(1, first, 0.1), (2, second, 0.9), (3, first, 0.5)]:
     checkpoints.save(TrainState(step, model, {"m": np.zeros(1)}), Progress(), score)
   checkpoints.close()
-  load = lambda **values: setup.load_weights(config(**values), tmp_path / "hf")
+  load = lambda **values: setup.initial_weights(config(**values), tmp_path / "hf")
   assert same(load(), first)
   with monkeypatch.context() as patched:  # 15 GB at 7B, for nothing
     patched.setattr(setup, "load_hf", None)

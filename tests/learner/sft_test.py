@@ -43,7 +43,7 @@ def run(tmp_path, monkeypatch):
     given |= dict(train__steps=4, train__eval_every=2, log__tensorboard=False) | values
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in given.items()})
     with jax.set_mesh(make_mesh("data=1")):
-      summary = train.run(config, tmp_path)
+      summary = train.run_training(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     return summary, [json.loads(line) for line in lines]
 

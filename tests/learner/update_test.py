@@ -159,10 +159,12 @@ def test_packed_equals_one_sequence_a_row(policy, groups, case):
   # Other policies, near enough for ratios on both sides of the clip.
   nearby = lambda size: jax.tree.map(lambda w: w * (1 + size), model)
   if off_policy:
-    old = [update.score(nearby(0.02), update.on_device(rows), loss=loss) for rows in batches]
+    old = [update.logprobs_of(nearby(0.02), update.on_device(rows), loss=loss) for rows in batches]
     old_bt = naive_logprobs(nearby(0.02), arrays, loss.temperature)
   if loss.algorithm.kl:
-    reference = [update.score(nearby(0.05), update.on_device(rows), loss=loss) for rows in batches]
+    reference = [
+      update.logprobs_of(nearby(0.05), update.on_device(rows), loss=loss) for rows in batches
+    ]
     reference_bt = naive_logprobs(nearby(0.05), arrays, loss.temperature)
   totals, grads, _ = gradients(model, batches, loss, old, reference)
   value, wanted = naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt)
@@ -354,15 +356,15 @@ def test_steps_of_one_batch_share_the_old_logprobs(policy, groups):
   halves = [
     [update.on_device(rows) for rows in pack(part, 64)] for part in (groups[:2], groups[2:])
   ]
-  olds = [[update.score(model, rows, loss=LOSS) for rows in half] for half in halves]
+  olds = [[update.logprobs_of(model, rows, loss=LOSS) for rows in half] for half in halves]
   before = jax.tree.map(jnp.copy, model)
   state, output = update.train_step(tx, start_of(model, tx), halves[0], LOSS, olds[0])
   first = update.step_metrics(output, 1)
   assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["clip_fraction"] == 0
-  newest = [np.asarray(update.score(state.model, rows, loss=LOSS)) for rows in halves[1]]
+  newest = [np.asarray(update.logprobs_of(state.model, rows, loss=LOSS)) for rows in halves[1]]
   state, output = update.train_step(tx, state, halves[1], LOSS, olds[1])
   second = update.step_metrics(output, 1)
-  sampled = [np.asarray(update.score(before, rows, loss=LOSS)) for rows in halves[1]]
+  sampled = [np.asarray(update.logprobs_of(before, rows, loss=LOSS)) for rows in halves[1]]
   masks = [np.asarray(rows.loss_weights_bs) > 0 for rows in halves[1]]
   ratios = np.concatenate([np.exp(n - s)[m] for n, s, m in zip(newest, sampled, masks)])
   assert second["ratio"] == pytest.approx(float(ratios.mean()), rel=1e-4)
@@ -472,7 +474,7 @@ def test_xla_replicates_nothing_unasked(policy, groups, warnings_of_xla, spec):
   with jax.set_mesh(mesh):
     model, tx = policy(), optimizer_of()
     rows = [update.on_device(rows) for rows in pack(groups, 64, shards)]
-    update.score(model, rows[0], loss=LOSS)
+    update.logprobs_of(model, rows[0], loss=LOSS)
     for remat in ("none", "full"):
       state, _ = update.train_step(tx, start_of(model, tx), rows, LOSS._replace(remat=remat))
       model = state.model

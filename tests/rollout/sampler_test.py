@@ -173,7 +173,7 @@ def trainer_logprobs(groups, temperature):
       layout=model.config.layout,
     )
     loss = update.Loss(None, temperature=temperature)
-    ((*logprobs,),) = np.asarray(update.score(model, update.on_device(rows), loss=loss))
+    ((*logprobs,),) = np.asarray(update.logprobs_of(model, update.on_device(rows), loss=loss))
     for g, response in enumerate(responses):
       out[prompt.id, g] = [logprobs.pop(0) for _ in response.token_ids]
   return out

@@ -190,8 +190,8 @@ def test_a_similarity_is_picked_by_its_name(monkeypatch):
 
 
 def test_a_reward_of_a_users_own_beside_ours(monkeypatch):
-  def length(answers, settings):
-    return [len(answer.action) / 4 + settings.format_penalty for answer in answers]
+  def length(responses, settings):
+    return [len(response.action) / 4 + settings.format_penalty for response in responses]
 
   monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS["srl"], reward=length))
   groups = [
@@ -205,7 +205,7 @@ def test_a_reward_of_a_users_own_beside_ours(monkeypatch):
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
 def test_a_reward_gives_one_number_for_each_response(monkeypatch, values):
-  wrong = dataclasses.replace(TASKS["srl"], reward=lambda answers, settings: values)
+  wrong = dataclasses.replace(TASKS["srl"], reward=lambda responses, settings: values)
   monkeypatch.setitem(TASKS, "mine", wrong)
   with pytest.raises(ValueError, match="'mine'"):
     score_group(make("mine"), ["a", "b"], ["stop"] * 2, reward=REWARD)
@@ -234,4 +234,4 @@ def test_a_similarity_gives_one_number_for_each_pair(monkeypatch):
 )
 def test_groups_of_equal_rewards_have_a_name(task, rewards, failures, reason):
   scores = [Score(*pair, "", "") for pair in zip(rewards, failures)]
-  assert TASKS[task].equal_rewards(scores) == reason
+  assert TASKS[task].drop_reason(scores) == reason
