@@ -89,21 +89,21 @@ def make_groups(case: Case, vocabulary: int, shared: bool):
   """Random groups; not shared: every response is a group of its own, with its own prompt."""
   import numpy as np
 
-  from srl_jax.learner.batch import weigh
   from srl_jax.learner.rows import PackedGroup, Response
 
   rng = np.random.default_rng(0)
   ids = lambda count: rng.integers(0, vocabulary, count).tolist()
   logprobs = (-np.ones(case.response)).tolist()
+  weight = 1 / (case.groups * SAMPLES * case.response)  # of each token in the loss
   groups = []
   for _ in range(case.groups):
     prompt = ids(case.prompt)
     responses = [
-      Response(ids(case.response), logprobs, float(rng.normal())) for _ in range(SAMPLES)
+      Response(ids(case.response), logprobs, float(rng.normal()), weight) for _ in range(SAMPLES)
     ]
     parts = [responses] if shared else [[response] for response in responses]
     groups += [PackedGroup(prompt, part) for part in parts]
-  return weigh(groups, "sequence", case.response)
+  return groups
 
 
 def algorithm_with(**values):
@@ -118,10 +118,10 @@ def algorithm_with(**values):
 
 
 def flops_of(config, groups) -> float:
-  """learner.flops.update_flops of packed groups."""
+  """learner.update.update_flops of packed groups."""
   from types import SimpleNamespace
 
-  from srl_jax.learner.flops import update_flops
+  from srl_jax.learner.update import update_flops
 
   as_sampled = [
     SimpleNamespace(
@@ -299,7 +299,6 @@ def check() -> dict:
 
   from srl_jax.learner import packing
   from srl_jax.learner import update as learner
-  from srl_jax.learner.batch import weigh
   from srl_jax.learner.rows import PackedGroup, Response
   from srl_jax.policy.model import init
 
@@ -307,7 +306,7 @@ def check() -> dict:
   ids = lambda count: rng.integers(0, 512, count).tolist()
 
   def group(prompt, lengths):
-    responses = [Response(ids(n), [-6.0] * n, float(rng.normal())) for n in lengths]
+    responses = [Response(ids(n), [-6.0] * n, float(rng.normal()), 0.1 / n) for n in lengths]
     return PackedGroup(ids(prompt), responses)
 
   groups = [group(97, [30, 61, 5]), group(12, [100, 3]), group(200, [17, 40, 90]), group(60, [9])]
@@ -319,7 +318,7 @@ def check() -> dict:
     model = init(dataclasses.replace(config, attention="xla"), 0)
     model = jax.tree.map(lambda x: x * 2, model)  # far from uniform
     model.config = model.layers.config = config
-    (rows,) = packing.pack(weigh(groups, "sequence", 128), layout="lines", **how)
+    (rows,) = packing.pack(groups, layout="lines", **how)
     if not lines:
       rows = rows._replace(layout=None)
     run = jax.jit(jax.grad(learner.batch_loss, has_aux=True), static_argnums=4)
@@ -537,7 +536,7 @@ def machine() -> dict:
 
 def table(results: dict) -> str:
   """The results as Markdown."""
-  from srl_jax.learner.flops import PEAKS
+  from srl_jax.learner.update import PEAKS
 
   info, found = results["machine"], results["sections"]
   peak = next((value for name, value in PEAKS.items() if name in info["device"]), None)

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from srl_jax.learner.dynamic_sampling import Batch, population_std
-from srl_jax.learner.flops import PEAKS, update_flops
 from srl_jax.learner.rows import Rows
-from srl_jax.learner.update import StepOutput, step_metrics
+from srl_jax.learner.update import PEAKS, StepOutput, step_metrics, update_flops
 from srl_jax.policy.model import ModelConfig
 from srl_jax.policy.sharding import on_host
 

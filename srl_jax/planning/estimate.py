@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import jax
 
-from srl_jax.learner.flops import PEAKS, update_flops
+from srl_jax.learner.update import PEAKS, update_flops
 from srl_jax.planning.collectives import Collective, by_kind
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology

@@ -1,7 +1,7 @@
 """The files of a Hugging Face model folder: where to get one, its config.json, its safetensors.
 
-Of safetensors files the headers are read first; tensors are mapped one by one after that, since a
-mapping of a whole file counts as memory for as long as it lives.
+The headers of safetensors files are read first. Tensors are memory-mapped one by one after that,
+because the mapping of a whole file counts as memory until it is closed.
 """
 
 import json
@@ -18,20 +18,20 @@ from srl_jax.policy.model import ModelConfig
 
 DISK_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a hub name brings besides weights: settings and the tokenizer, nothing that can run.
+# What is downloaded from the hub: weights, settings and the tokenizer, no code.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
-# What an export takes over from the folder that the model came from.
+# What an export copies from the folder that the model was loaded from.
 COMPANIONS = ["generation_config.json", "chat_template.jinja", "chat_template.json", "merges.txt"]
 COMPANIONS += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"]
 COMPANIONS += ["added_tokens.json"]
 
-# Numbers that config.json must give; Hugging Face's defaults for them fit no released model.
+# Numbers that config.json must contain; Hugging Face's defaults for them fit no released model.
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
 REQUIRED += ["num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps"]
 
 
 class Stored(NamedTuple):
-  """Where a tensor lies in a safetensors file; offset in bytes, dtype as the file names it."""
+  """A tensor of a safetensors file: offset in bytes, dtype under its name in the file."""
 
   path: pathlib.Path
   offset: int
@@ -40,7 +40,7 @@ class Stored(NamedTuple):
 
 
 def resolve_model(name: str) -> pathlib.Path:
-  """Folder of a model: `name` itself where it is one, else the Hugging Face hub's, downloaded.
+  """Folder of a model: `name` itself if it is a folder, else downloaded from the Hugging Face hub.
 
   Raises UserError when it is neither.
   """
@@ -61,10 +61,10 @@ def resolve_model(name: str) -> pathlib.Path:
 
 
 def load_config(folder, dtype: str = "float32") -> ModelConfig:
-  """Architecture in `folder`/config.json (of transformers 4 or 5), to be computed in `dtype`.
+  """Architecture in `folder`/config.json (of transformers 4 or 5), with the compute type `dtype`.
 
-  Raises UserError for a file that is missing, broken, of another architecture, or that asks for
-  something that model.py does not compute.
+  Raises UserError for a file that is missing, broken, of another architecture, or with a setting
+  that model.py does not compute.
   """
   path = pathlib.Path(folder) / "config.json"
   try:
@@ -119,11 +119,11 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
 
 
 def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
-  """What to write as config.json, in the keys that transformers 4 and 5 and vLLM read.
+  """The contents of config.json, with the keys that transformers 4 and 5 and vLLM read.
 
   Args:
     torch_dtype: type of the weights in the files.
-    source: folder whose config.json gives the special token ids, or None.
+    source: folder whose config.json has the special token ids, or None.
   """
   raw = dict(
     architectures=["Qwen2ForCausalLM"],
@@ -152,7 +152,7 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
 
 
 def read_headers(folder) -> dict[str, Stored]:
-  """{Hugging Face name: Stored} of all tensors in the folder; UserError if a file is not whole."""
+  """{Hugging Face name: Stored} of all tensors in the folder; UserError if a file is truncated."""
   folder = pathlib.Path(folder)
   if (folder / WEIGHTS).exists():
     files = [WEIGHTS]
@@ -173,7 +173,8 @@ def read_headers(folder) -> dict[str, Stored]:
       raise UserError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
     try:
       with path.open("rb") as file:
-        start = 8 + (length := struct.unpack("<Q", file.read(8))[0])
+        (length,) = struct.unpack("<Q", file.read(8))
+        start = 8 + length
         if start > path.stat().st_size:
           raise UserError("the header is longer than the file")
         header = json.loads(file.read(length))
@@ -189,6 +190,6 @@ def read_headers(folder) -> dict[str, Stored]:
 
 
 def map_tensor(tensor: Stored) -> np.ndarray:
-  """The tensor's values, mapped from the file; the pages go when the array does."""
+  """The tensor's values, memory-mapped; the mapping ends with the array."""
   dtype = DISK_TYPES[tensor.dtype]
   return np.memmap(tensor.path, dtype, "r", tensor.offset, tensor.shape)

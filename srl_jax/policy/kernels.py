@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 KERNELS = ("cudnn", "splash", "xla", "cpu")
 BLOCK = {"cudnn": 128, "splash": 128}  # these kernels need sequence lengths in multiples of it
-NEGATIVE = -1e30  # finite, so that a row of nothing but padding gives finite numbers
+NEGATIVE = -1e30  # finite, so that a row of padding only has finite outputs
 
 
 def choose(platform: str, dtype: str, head_dim: int) -> str:
@@ -35,7 +35,7 @@ def layout(kernel: str) -> str:
 
 
 def padded_length(length: int, kernel: str) -> int:
-  """`length` rounded up to what the kernel can take."""
+  """`length` rounded up to a length that the kernel accepts."""
   block = BLOCK.get(kernel, 1)
   return -(-length // block) * block
 
@@ -56,8 +56,8 @@ def causal(q_btnh, k_btkh, v_btkh, lengths_b, kernel: str):
 def masked(q_btnh, k_btkh, v_btkh, mask_bts):
   """Attention in plain XLA under a mask by which no token sees a later one.
 
-  In parts of the queries, each without the keys behind it. All scores of a part exist at once, in
-  float32.
+  It is computed in parts of the queries, each without the keys after it. All scores of a part exist
+  at one time, in float32.
   """
   parts = [
     _masked(q_btnh[:, start:end], k_btkh[:, :end], v_btkh[:, :end], mask_bts[:, start:end, :end])
@@ -67,7 +67,7 @@ def masked(q_btnh, k_btkh, v_btkh, mask_bts):
 
 
 def query_parts(t: int) -> list[tuple[int, int]]:
-  """(start, end) of the parts of t queries: four of them, which spares 3/8 of all pairs."""
+  """(start, end) of the parts of t queries: four of them, which saves 3/8 of all pairs."""
   size = max(128, -(-t // 4))
   return [(start, min(start + size, t)) for start in range(0, t, size)]
 
@@ -84,8 +84,8 @@ def _masked(q_btnh, k_bskh, v_bskh, mask_bts):
 
 
 def _xla(q_btnh, k_btkh, v_btkh, lengths_b):
-  places = jnp.arange(q_btnh.shape[1])
-  mask_bts = (places[:, None] >= places) & (places < lengths_b[:, None, None])
+  index = jnp.arange(q_btnh.shape[1])
+  mask_bts = (index[:, None] >= index) & (index < lengths_b[:, None, None])
   return masked(q_btnh, k_btkh, v_btkh, mask_bts)
 
 
@@ -123,16 +123,16 @@ def _segment_ids(segments_bt):
 
 def _splash_kernel(t: int, heads: int, interpret: bool):
   """The kernel of `heads` query heads on one key/value head, for rows of t tokens."""
-  # Here, because the import takes a second that no other platform needs.
+  # Imported here, because the import takes a second that other platforms do not need.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   size = next(size for size in (512, 384, 256, 128, t) if t % size == 0)
-  # Not the fused backward kernel: it keeps the queries' gradient once for each block of keys.
+  # Not the fused backward kernel: it stores the queries' gradient once for each block of keys.
   sizes = dict.fromkeys(
     ["block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"], size
   )
   mask = splash.MultiHeadMask([splash.CausalMask((t, t))] * heads)
-  # Not kept from call to call: its mask's tables belong to the program that is being traced.
+  # Not cached between calls: its mask's tables belong to the program that is being traced.
   return splash.make_splash_mqa_single_device(
     mask, block_sizes=splash.BlockSizes(**sizes), interpret=interpret
   )

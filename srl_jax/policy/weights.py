@@ -1,8 +1,8 @@
 """Weights in and out of Hugging Face folders (config.json and safetensors), one tensor at a time.
 
-One table, HF_WEIGHTS, says how each of our weights stands in a checkpoint; read forwards it loads,
-read backwards (`hf_tensors`) it saves, and feeds a server that wants Hugging Face names. A
-checkpoint's headers are held against its config.json before anything is allocated.
+One table, HF_WEIGHTS, maps our weights to the tensors of a checkpoint. Loading reads it forwards;
+saving and the transfer to vLLM servers (`hf_tensors`) read it backwards. A checkpoint's headers are
+compared with its config.json before anything is allocated.
 """
 
 import functools
@@ -54,20 +54,20 @@ HF_WEIGHTS = {
   "norm": ("model.norm.weight", "d"),
   "lm_head": ("lm_head.weight", "v,d"),
 }
-MAX_FILE_BYTES = 5 * 10**9  # as transformers cuts its files
+MAX_FILE_BYTES = 5 * 10**9  # transformers' limit
 LISTED = 10  # names in an error message, before "and N more"
 
 
 def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=None):
-  """A model from a Hugging Face folder, straight onto the mesh: each device reads its own part.
+  """Loads a model from a Hugging Face folder onto the mesh; each device reads only its own shard.
 
-  A tied model's lm_head.weight, which some tools write, is left out if it repeats the embedding and
-  refused if it differs; an untied model must have one.
+  Some tools write lm_head.weight for a tied model: it is ignored if it equals the embedding and
+  refused if it differs. An untied model must have one.
 
   Args:
     folder: has config.json and model.safetensors, or model.safetensors.index.json and its files.
-    mesh: where the weights go; by default the mesh that is set (jax.set_mesh), and with none the
-      default device.
+    mesh: over which the weights are sharded; by default the mesh that is set (jax.set_mesh), and
+      without one the default device.
     dtype: type of the weights in memory.
     compute_dtype: type that the model computes in; by default `dtype`.
 
@@ -75,9 +75,9 @@ def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=N
     (config, model): ModelConfig and Qwen2.
 
   Raises:
-    UserError: a model that model.py does not compute, files that are missing or cut short, or
-      tensors that are missing, too many, or of a shape other than config.json says. Nothing has
-      been allocated by then.
+    UserError: a model that model.py does not compute, files that are missing or truncated, or
+      tensors that are missing, superfluous, or of another shape than config.json gives. Nothing has
+      been allocated at that point.
   """
   dtype = jnp.dtype(dtype)
   mesh = jax.sharding.get_mesh() if mesh is None else mesh
@@ -85,22 +85,22 @@ def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=N
   stored = _check_tensors(folder, config, read_headers(folder))
   model = abstract(config)
   params = _params(model)
-  # The largest first, so that its host copy does not come on top of everything else.
+  # The largest first, so that its host copy is not added to all other weights in memory.
   for name in sorted(params, key=lambda name: -math.prod(params[name].shape)):
     read = functools.partial(_read_weight, stored, config, name, dtype)
     if mesh.empty:
       array = jax.device_put(read((slice(None),) * params[name].ndim))
     else:
       array = _put_shards(read, params[name].shape, NamedSharding(mesh, param_spec(_letters(name))))
-    params[name].set_value(jax.block_until_ready(array))  # the host's copy can go now
+    params[name].set_value(jax.block_until_ready(array))  # frees the host's copy
   return config, model
 
 
 def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[str, jax.Array]]:
   """The model's weights under their Hugging Face names and in their shapes, one at a time.
 
-  Yields (name, array), in the order of the network; the array is whole on each device of the
-  model's mesh, in `dtype` (by default as it is kept). With several processes all must iterate.
+  Yields (name, array), in the order of the network; the array is replicated over the model's mesh,
+  in `dtype` (by default the weight's type). With several processes all must iterate.
   """
   params = _params(model)
   for hf_name, (name, layer, _) in _expected(config).items():
@@ -109,7 +109,7 @@ def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[
 
 
 def check_new(folder) -> pathlib.Path:
-  """`folder` as a path; UserError where something is there that save_hf would overwrite."""
+  """`folder` as a path; raises UserError if save_hf would overwrite something in it."""
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"{folder}: exists and is not empty; give a new folder or remove it first")
@@ -117,22 +117,24 @@ def check_new(folder) -> pathlib.Path:
 
 
 def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=None) -> None:
-  """Writes a folder that transformers and vLLM load; it appears whole or not at all.
+  """Writes a folder that transformers and vLLM load, atomically.
 
   Args:
-    config, model: of load_hf or model.init; with several processes all must call, the first writes.
+    config, model: of load_hf or model.init. With several processes all must call this; the first
+      one writes.
     folder: new, or empty; nothing that exists is overwritten.
-    dtype: type of the weights in the files, float32 or bfloat16; by default as they are kept.
-    source: folder whose tokenizer, chat template, generation settings and special token ids go in.
+    dtype: type of the weights in the files, float32 or bfloat16; by default that of the model.
+    source: folder whose tokenizer, chat template, generation settings and special token ids are
+      copied.
 
-  Raises UserError when `folder` is there and not empty.
+  Raises UserError when `folder` exists and is not empty.
   """
   folder = check_new(folder)
   dtype = jnp.dtype(dtype or model.norm.dtype)
   files = _plan_files(config, dtype)
   tensors = hf_tensors(config, model, dtype)
   if jax.process_index() > 0:
-    for _ in tensors:  # this process's part in the gathers
+    for _ in tensors:  # takes part in the all-gathers
       pass
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
@@ -140,10 +142,10 @@ def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=Non
     target = pathlib.Path(partial) / "model"
     target.mkdir()
     for file, names in files.items():
-      # `tensors` comes in the order of the plan: the host holds one file's tensors at a time.
+      # `tensors` has the order of the plan, so the host holds one file's tensors at a time.
       part = {name: np.asarray(array) for name, (_, array) in zip(names, tensors)}
       save_file(part, target / file, metadata={"format": "pt"})
-      (target / file).chmod(0o644)  # the library writes for the owner alone; servers read it too
+      (target / file).chmod(0o644)  # safetensors writes mode 600; servers must read it
     if len(files) > 1:
       weight_map = {name: file for file, names in files.items() for name in names}
       size = sum(math.prod(shape) for _, _, shape in _expected(config).values()) * dtype.itemsize
@@ -196,7 +198,7 @@ def _expected(config):
 
 
 def _check_tensors(folder, config, stored):
-  """`stored` less a tied model's repeated head; UserError unless it is what config.json says."""
+  """`stored` without a tied model's repeated head; UserError unless it matches config.json."""
   expected, faults = _expected(config), []
   stored = dict(stored)
   head, embedding = (HF_WEIGHTS[name][0] for name in ("lm_head", "embed_tokens"))
@@ -235,7 +237,7 @@ def _same_bits(a, b):
 
 
 def _read_weight(stored, config, name, dtype, index):
-  """The part `index` (slices, in our letters) of our weight `name`, as a host array."""
+  """The shard `index` (slices of our weight's dimensions) of our weight `name`, as numpy."""
   hf_name, dims = HF_WEIGHTS[name]
   letters, disk = _letters(name), dims.replace(",", "")
   sizes = config.sizes()
@@ -255,7 +257,7 @@ def _read_weight(stored, config, name, dtype, index):
 
 
 def _put_shards(read, shape, sharding):
-  """Global array from `read(index)`, which is called once for each distinct part of this host."""
+  """Global array from `read(index)`, which is called once for each distinct shard of this host."""
   devices_of = {}
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     devices_of.setdefault(tuple((cut.start, cut.stop) for cut in index), []).append(device)
@@ -269,7 +271,7 @@ def _put_shards(read, shape, sharding):
 
 @functools.partial(jax.jit, static_argnames=("name", "dtype"))
 def to_hf(weight, layer, name, dtype):
-  """One Hugging Face tensor of our weight `name`, gathered in `dtype`; layer is int32."""
+  """One Hugging Face tensor of our weight `name`, replicated, in `dtype`; layer is int32."""
   letters, dims = _letters(name), HF_WEIGHTS[name][1].split(",")
   if letters[0] == "l":
     weight = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False)

@@ -70,7 +70,7 @@ def _equivalent(predicted: str, gold: str) -> bool:
 # like others: each becomes one that answers do not use.
 _RENAMED = [
   (r"\\gamma(?![A-Za-z])", r"\\omicron "),
-  (r"(?<![A-Za-z\\])((?:[A-Za-z])*?)e(?=\s*_)", r"\1\\nabla "),
+  (r"(?<![A-Za-z\\])([A-Za-z]*?)e(?=\s*_)", r"\1\\nabla "),
   (r"(?<=[A-Za-z])'+", lambda found: f"_{{prime{len(found[0])}}}"),
 ]
 _LETTERS = {"E": r"\varsigma ", "I": r"\iota ", "d": r"\varrho "}
@@ -107,8 +107,8 @@ def _to_sympy(text: str) -> sympy.Basic | sympy.MatrixBase:
 
 
 def _in_base_ten(found: re.Match) -> str:
-  number = based(found[0])
-  return str(int(*number)) if number else found[0]
+  digits_and_base = based(found[0])
+  return str(int(*digits_and_base)) if digits_and_base else found[0]
 
 
 # ---------------------------------------------------------------------------------- comparing

@@ -97,11 +97,13 @@ def _same_functions(x: sympy.Expr, y: sympy.Expr) -> bool:
     if verdicts[-1] is False:
       return False
   difference = x - y
+  if verdicts.count(True) < _POINTS // 2:  # 0 / 0 is no value, whatever algebra makes of it
+    return bool(verdicts) and _is_zero(difference)
   if not difference.free_symbols:
     return _same_numbers(difference, sympy.S.Zero)
   if difference.is_rational_function(*symbols):
     return sympy.expand(sympy.fraction(sympy.together(difference))[0]) == 0
-  return verdicts.count(True) >= _POINTS // 2 or _is_zero(difference)
+  return True
 
 
 def _points(symbols: list[sympy.Symbol]) -> list[dict]:

@@ -68,7 +68,7 @@ class Engine(Protocol):
   ) -> Iterator[list[Rollout]]:
     """Yields one group of n rollouts for each prompt, in the order in which they end.
 
-    Several processes of a run all ask for the same prompts, and each gets a part of the groups.
+    With several processes all pass the same prompts, and each receives a part of the groups.
     """
 
   def load_weights(self, model, version: int) -> None:

@@ -20,7 +20,7 @@ MACHINE = dict(
 
 
 # A card's machine has only jax, flax, optax, torch and transformers, with what these import.
-MISSING = ("cydifflib", "ml_collections", "datasets", "tensorboardX", "orbax", "math_verify")
+MISSING = ("cydifflib", "datasets", "tensorboardX", "orbax", "latex2sympy2_extended")
 
 
 def run_tiny(tmp_path, names, **environment):

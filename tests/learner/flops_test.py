@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from srl_jax.learner.flops import update_flops
+from srl_jax.learner.update import update_flops
 from srl_jax.policy import model as M
 
 CONFIG = M.ModelConfig(

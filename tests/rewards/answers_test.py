@@ -272,6 +272,12 @@ DIFFERENT = [
   ],
   *[(r"\infty", r"-\infty"), ("1/0", r"\infty"), (r"\infty-\infty", "0"), (r"1.0\infty i", "5")],
   *[(r"(1.0\infty, 2)", "(1,2)"), (r"\tan(\pi/2)", "5"), (r"\infty x", "x")],
+  # zero divided by a zero that no parser sees
+  *[
+    (r"\frac{(y+1)^2-y^2-2y-1}{(y+2)^2-y^2-4y-4}", gold)
+    for gold in ("204", r"\frac{3}{4}", r"\sqrt{2}", "x+1", "y", "3.5")
+  ],
+  (r"\frac{\sqrt6-\sqrt2\sqrt3}{\sqrt{10}-\sqrt2\sqrt5}", "204"),
   *[("I do not know", "5"), (r"\frac{", "5"), ("}{", "{}"), ("\0", "1"), ("\ud800", "1")],
   ("__import__('os').system('true')", "0"),
 ]
