@@ -97,9 +97,9 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
       compiled["load"] = programs.loading(config, state)
     found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
-    rows = shards("b", mesh)
     forecast = None
     if found["fits"]:
+      rows = shards("b", mesh)
       forecast = estimate.step(config, model_config, topology, work, rows, compiled, peak)
       forecast["push"] = _push(config, state, topology, devices, compiled.get("export"))
   return {

@@ -61,7 +61,7 @@ def peak_flops(kind: str) -> float:
 
 
 def rates(topology: Topology, peak: float) -> dict[str, float]:
-  """The assumptions of forecasts: FLOP/s, bytes/s, and the share of real tokens among packed ones."""
+  """The assumed rates: FLOP/s, bytes/s, and the share of real tokens among packed ones."""
   chip = topology.chip
   return {
     "compute": COMPUTE * peak,

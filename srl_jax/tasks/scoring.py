@@ -111,6 +111,7 @@ def _task(example: StepExample) -> Task:
 
 def _rewards(name: str, answers: list[Answer], settings: RewardSettings) -> list[float]:
   """Returns the rewards of answers of one task. A user's own may be wrong, so they are checked."""
+  # `float` also takes the numbers of numpy, and refuses what is no number.
   values = list(map(float, TASKS[name].reward(answers, settings)))
   if len(values) != len(answers):
     raise UserError(
