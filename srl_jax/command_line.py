@@ -107,7 +107,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
-    # Python before 3.11.4 has a ValueError for null bytes, which comes as a flag's error.
+    # Python before 3.11.4 raises ValueError for null bytes, which absl turns into a flag's error.
     what = "; a config is a Python file" if "null bytes" in str(error) else ""
     _fail(without_traceback(str(error)) + what)
   except SyntaxError as error:

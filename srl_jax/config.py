@@ -1,4 +1,4 @@
-"""What all configs share: the paper's values, arguments of a config file, meshes, checks."""
+"""The base of all configs: the paper's values, arguments of a config file, meshes, checks."""
 
 import functools
 import math

@@ -111,7 +111,7 @@ def broadcast(value):
 
 
 def barrier() -> None:
-  """Returns when all processes have come here."""
+  """Returns when all processes have called it."""
   all_gather_json(None)
 
 
@@ -157,8 +157,8 @@ def abort(error: Exception) -> None:
   reason = str(error).strip().splitlines()[0]
   print(
     f"error: process {jax.process_index()} of {jax.process_count()} ends: {reason}. Most often "
-    "another process of the run has died, and its log tells why. What was saved is whole: start "
-    "all of them again with the same command to continue",
+    "another process of the run has died, and its log has the reason. What was saved is whole: "
+    "start all of them again with the same command to continue",
     file=sys.stderr,
     flush=True,
   )

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 
 def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
-  """Compiles the programs of a run of `config` for a topology and says what they need.
+  """Compiles the programs of a run of `config` for a topology and reports what they need.
 
   Args:
     config: as srl_jax.train.
@@ -91,18 +91,15 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
   mesh = make_mesh(spec, devices)
   with jax.set_mesh(mesh):
     state = programs.state_of(config, model_config, mesh)
-    compiled = {}
-    for call in programs.calls(config, state):
-      print(f"compiling {call.name} for {name} ...", file=sys.stderr, flush=True)
-      compiled[call.name] = programs.compile_call(call, topology.chip.per_node)
+    compiled = _compile(config, state, name)
     sampler = programs.sampler_bytes(config, state)
     if sampler:  # while new weights load, the sampler has two copies of them
       compiled["load"] = programs.loading(config, state)
     found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
-    rows = shards("b", mesh)
     forecast = None
     if found["fits"]:
+      rows = shards("b", mesh)
       forecast = estimate.step(config, model_config, topology, work, rows, compiled, peak)
       forecast["push"] = _push(config, state, topology, devices, compiled.get("export"))
   return {
@@ -120,6 +117,18 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     "step": forecast,
     "change": estimate.advice(config, found, parse_mesh(spec), model_config.sizes()),
   }
+
+
+def _compile(config, state, name: str) -> dict:
+  """{name: Program} of all programs that a run calls."""
+  from srl_jax.planning import programs
+
+  per_node = topologies.TOPOLOGIES[name].chip.per_node
+  compiled = {}
+  for call in programs.calls(config, state):
+    print(f"compiling {call.name} for {name} ...", file=sys.stderr, flush=True)
+    compiled[call.name] = programs.compile_call(call, per_node)
+  return compiled
 
 
 def _push(config, state, topology: topologies.Topology, devices: list, export) -> dict | None:

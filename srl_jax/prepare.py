@@ -146,6 +146,7 @@ def _data() -> DataConfig:
       raise UserError(f"--fields: {item!r} is none of {choices}")
     columns[field] = column
   source = _SOURCE.value
+  # A name that ends like a file is one even if it is missing: the error is then about the file.
   is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
   trajectories = TrajectoryConfig(**{name: flag.value for name, flag in _SWE.items()})
   return DataConfig(

@@ -69,7 +69,7 @@ CASES = {  # name: (arguments, what the one line must say)
   "out of memory": (
     [
       *(QUICK, NEW, "--config.eval.benchmark=", "--config.eval.mode=off"),
-      *("--config.rollout.max_tokens=10000000000", "--config.batch.tokens_per_device=20000000000"),
+      *("--config.rollout.max_tokens=2000000000", "--config.batch.tokens_per_device=4000000000"),
     ],
     "a device ran out of memory (RESOURCE_EXHAUSTED",
   ),

@@ -1,4 +1,4 @@
-"""What data/ gives to training: step examples, and whole problems held out for validation."""
+"""Step examples for training, and whole problems held out for validation."""
 
 import dataclasses
 import hashlib

@@ -160,6 +160,8 @@ def make_examples(
   split = hold_out(examples, counts, data.holdout, seed, key=_description)
   held_out = _first_runs(split.validation)
   runs_before, runs_after = _count_runs(split.validation), _count_runs(held_out.values())
+  # `hold_out` takes all runs of an issue; one of each is enough to validate on, and the others may
+  # not be trained on, as they solve the same issue.
   twins = runs_before - runs_after
   if twins:
     counts = {**counts, "twin_of_held_out": twins, "kept": counts["kept"] - twins}
@@ -195,7 +197,7 @@ def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExa
   steps the last is a target only with `data.keep_last_step`. For supervised fine-tuning the target
   is the thought in think tags and then the action, in the form of a response.
   """
-  seen = list(map(_pair, run.steps))
+  seen = list(map(_pair, run.steps))  # step k is given a slice of these, never its own pair
   examples = []
   for k, step in enumerate(run.steps if data.keep_last_step else run.steps[:-1]):
     answer = f"{OPEN}\n{step.thought}\n{CLOSE}\n{step.action}"

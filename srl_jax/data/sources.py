@@ -56,6 +56,7 @@ def step_examples(
   context = [solution.preamble] if solution.preamble else []
   examples = []
   for step in steps if keep_last_step else steps[:-1]:
+    # A step that is only a title keeps it as the target.
     hint = step.title if title_hint and step.body else None
     examples.append(
       StepExample(
@@ -63,7 +64,7 @@ def step_examples(
         problem_id=problem_id,
         task=task,
         problem=problem,
-        context=list(context),
+        context=list(context),  # a copy: the list grows with each step
         hint=hint,
         target=step.body if hint else step.text,
         answer=answer,

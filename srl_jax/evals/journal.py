@@ -52,7 +52,7 @@ class Journal:
         id = group[0].prompt_id
         line = {"prompt_id": id, "prompt": checksums[id], "rollouts": list(map(_as_row, group))}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()  # before the group is used: what was used is never sampled again
+        file.flush()  # before the group is used, so that a used one is never sampled again
         yield self._count(group)
 
   def load_weights(self, model, version: int) -> None:

@@ -96,7 +96,7 @@ def _questions(name: str, found: Iterable[tuple[str, dict[str, Any]]]) -> list[Q
     if not isinstance(problem, str) or not problem.strip():
       raise UserError(f"{place}: no text under 'problem' or 'question'; it has {', '.join(row)}")
     id = f"{name}-{_id_in(row, number)}"
-    if id in places:
+    if id in places:  # a pass's file and journal have the responses by id
       raise UserError(f"{place}: the id {id!r} already names the problem of {places[id]}")
     places[id] = place
     questions.append(Question(id, problem.strip(), _gold(place, row)))

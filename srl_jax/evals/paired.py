@@ -22,7 +22,7 @@ class Summary(NamedTuple):
 
 
 class Difference(NamedTuple):
-  """What one arm has more than the other. Fields: mean; low and high, the ends of a 95 % interval;
+  """One arm minus the other. Fields: mean; low and high, the ends of a 95 % interval;
   by_seed, the mean of each seed.
   """
 

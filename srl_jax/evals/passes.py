@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from srl_jax import folders
 from srl_jax.data.rows import json_lines
 from srl_jax.evals.journal import Journal
-from srl_jax.evals.math_benchmarks import Solver, grade
-from srl_jax.rollout.episodes import Question
+from srl_jax.evals.math_benchmarks import Graded, Solver, grade
+from srl_jax.rollout.episodes import Episode, Question
 
 GREEDY, SAMPLED, ROLLOUTS = "greedy", "sampled-", ".rollouts.jsonl"
 
@@ -47,18 +47,8 @@ def solve(
   journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: progress(name, count))
   journaled = dataclasses.replace(solver, engine=journal)
   episodes = journaled.solve(questions, n, temperature if samples else 0.0)
-  samples_of_all = []
-  for episode, graded in zip(episodes, grade(episodes)):
-    samples_of_all.append(
-      {
-        "responses": episode.responses,
-        "solution": episode.solution,
-        "answer": graded.answer,
-        "right": graded.right,
-        "ended": episode.ended,
-        "tokens": episode.tokens,
-      }
-    )
+  samples_of_all = list(map(_sample, episodes, grade(episodes)))
+  # The file is there only when the pass is complete: `read` takes no half passes.
   with folders.replacing(folder / f"{name}.jsonl") as file:
     for i, question in enumerate(questions):
       line = {
@@ -69,6 +59,17 @@ def solve(
         "samples": samples_of_all[i * n : (i + 1) * n],  # episodes are in the questions' order
       }
       file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _sample(episode: Episode, graded: Graded) -> dict:
+  return {
+    "responses": episode.responses,
+    "solution": episode.solution,
+    "answer": graded.answer,
+    "right": graded.right,
+    "ended": episode.ended,
+    "tokens": episode.tokens,
+  }
 
 
 def read(output: pathlib.Path) -> dict[str, dict[str, list[dict]]]:

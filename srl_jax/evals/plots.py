@@ -71,7 +71,8 @@ def _outline(x, y, edges: np.ndarray, share: np.ndarray, colour: str) -> str:
   """A histogram as one polygon: from the origin over both corners of each bin to the axis."""
   corners = [f"{x(0):.1f},{y(0):.1f}"]
   for low, high, value in zip(edges, edges[1:], share):
-    corners += [f"{x(low):.1f},{y(value):.1f}", f"{x(high):.1f},{y(value):.1f}"]
+    corners.append(f"{x(low):.1f},{y(value):.1f}")
+    corners.append(f"{x(high):.1f},{y(value):.1f}")
   corners.append(f"{x(edges[-1]):.1f},{y(0):.1f}")
   return (
     f'<polygon points="{" ".join(corners)}" fill="{colour}" fill-opacity="0.25"'
@@ -87,14 +88,16 @@ def bars(title: str, shares: Mapping[str, Sequence[float]]) -> Panel:
     out = [*_frame(left, title), *_ticks_y(left, 1.0, y)]
     for i, (name, values) in enumerate(shares.items()):
       out.append(_text(x(i + 0.5), HEIGHT - BOTTOM + 16, name, size=10))
-      wide = 0.7 / len(values)  # the bars take 70 % of a group's width, 15 % is free on each side
+      # The bars take 70 % of a group's width; 15 % is free on each side.
+      share = 0.7 / len(values)
+      width = x(share) - x(0)
       for j, (value, colour) in enumerate(zip(values, COLOURS)):
-        begin = x(i + 0.15 + wide * j)
+        begin, top = x(i + 0.15 + share * j), y(value)
         out.append(
-          f'<rect x="{begin:.1f}" y="{y(value):.1f}" width="{x(wide) - x(0) - 1:.1f}"'
-          f' height="{y(0) - y(value):.1f}" fill="{colour}" fill-opacity="0.85"/>'
+          f'<rect x="{begin:.1f}" y="{top:.1f}" width="{width - 1:.1f}"'
+          f' height="{y(0) - top:.1f}" fill="{colour}" fill-opacity="0.85"/>'
         )
-        out.append(_text(begin + (x(wide) - x(0)) / 2, y(value) - 4, f"{100 * value:.0f}", size=9))
+        out.append(_text(begin + width / 2, top - 4, f"{100 * value:.0f}", size=9))
     return "\n".join(out)
 
   return draw

@@ -55,7 +55,7 @@ _STATED = re.compile(r"\\boxed\b|\banswer is\b", re.IGNORECASE)
 
 
 class Reading(NamedTuple):
-  """What is counted of a response: words in all, in think blocks and outside; kinds of blocks."""
+  """The counts of a response: words in all, in think blocks and outside; kinds of blocks."""
 
   response: int
   monologue: int

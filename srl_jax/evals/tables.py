@@ -11,6 +11,7 @@ from srl_jax.evals import passes
 from srl_jax.evals.columns import aligned
 from srl_jax.evals.figures import figures, paper_average
 
+# The names under which `figures` has them; its "passes" is no figure.
 _FIGURE = re.compile(r"(greedy|avg_at|pass_at|majority_at)_?(\d*)")
 _ORDER = ("greedy", "avg_at", "pass_at", "majority_at")
 _FOOT = (

@@ -54,7 +54,7 @@ def collectives(hlo: str, per_node: int = 0) -> list[Collective]:
     hlo: text of the compiled module.
     per_node: devices of a node, in the order of their ids; 0 where all are one slice.
 
-  Both branches of a condition count. Raises UserError for a loop whose length cannot be read.
+  Both branches of a condition count. Raises UserError for a loop with a length that cannot be read.
   """
   bodies, entry = _computations(hlo)
   times = _times(bodies, entry)

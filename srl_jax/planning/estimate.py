@@ -1,6 +1,6 @@
 """From compiled programs to a forecast: does it fit, how fast is a step, what to change.
 
-Seconds are forecasts from assumed rates, not measurements; every report says which (`rates`).
+Seconds are forecasts from assumed rates, not measurements; every report has the rates.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ RECOMPUTED = {"full": 4 / 3, "matmuls": 1.0, "none": 1.0}  # FLOPs done for each
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a step trains on: prompts, samples of each, mean tokens of a prompt and of a response."""
+  """The data of a step: prompts, samples of each, mean tokens of a prompt and of a response."""
 
   prompts: int
   samples: int
@@ -61,7 +61,7 @@ def peak_flops(kind: str) -> float:
 
 
 def rates(topology: Topology, peak: float) -> dict[str, float]:
-  """What forecasts assume: FLOP/s, bytes/s, and the share of real tokens among packed ones."""
+  """The assumed rates: FLOP/s, bytes/s, and the share of real tokens among packed ones."""
   chip = topology.chip
   return {
     "compute": COMPUTE * peak,
@@ -106,7 +106,7 @@ def step(
   """
   slots = rows * config.batch.tokens_per_device
   steps = config.algorithm.steps_per_batch
-  # Each of the optimiser steps takes whole micro-batches, of whose places PACKED have a token.
+  # Each optimiser step takes whole micro-batches; a share PACKED of their places has a token.
   batches = steps * math.ceil(work.tokens() / steps / (PACKED * slots))
   flops = work.flops(model_config)
   padded = flops * batches * slots / work.tokens()  # empty places cost as much as tokens

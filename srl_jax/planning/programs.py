@@ -1,4 +1,4 @@
-"""The programs of a run, compiled for devices that are not there, and what they need."""
+"""The programs of a run, compiled for devices that are not there, and the memory they need."""
 
 import math
 import re
@@ -21,7 +21,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class State(NamedTuple):
-  """What a run keeps on its devices, as shapes with layouts.
+  """The arrays that a run keeps on its devices, as shapes with layouts.
 
   Fields: model (float32 masters), tx and its moments; rows, a micro-batch at its largest; loss.
   """

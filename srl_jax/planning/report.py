@@ -1,4 +1,4 @@
-"""What a plan found, as text: the page that the command prints and a row of the table."""
+"""A plan as text: the page that the command prints and a row of the table."""
 
 import argparse
 import json

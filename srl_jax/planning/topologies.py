@@ -1,6 +1,6 @@
 """Hardware that programs are compiled for, in figures, without a device being there.
 
-What compiles for it is installed on first use, in an environment of its own.
+The compiler for it is installed on first use, into a separate environment.
 """
 
 import importlib.metadata
@@ -74,7 +74,7 @@ TOPOLOGIES = {
 
 
 class Compiler(NamedTuple):
-  """What compiles for a platform: its package, the extra of JAX that brings it, its size."""
+  """The compiler for a platform: its package, the extra of JAX that brings it, its size."""
 
   package: str
   extra: str

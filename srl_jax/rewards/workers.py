@@ -136,8 +136,8 @@ class _Child:
 
 def serve(pipe: str, function: str, seconds: str, megabytes: str) -> None:
   """The life of a child: import, then answer jobs until the parent is gone."""
-  # Whoever stops the parent stops us through the pipe; a signal to the whole group must not make
-  # a parent that saves before it exits see its children die.
+  # A parent that ends closes the pipe, which ends this process. A signal to the whole process group
+  # must not end it earlier: the parent may need it until it has saved.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.connection.Connection(int(pipe))
@@ -148,7 +148,9 @@ def serve(pipe: str, function: str, seconds: str, megabytes: str) -> None:
       resource.setrlimit(resource.RLIMIT_AS, (int(megabytes) << 20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     parent.send((_READY, None))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries grumble about what they cannot parse
+    os.dup2(
+      os.open(os.devnull, os.O_WRONLY), 2
+    )  # libraries print warnings about text that they cannot parse
     while True:
       job = parent.recv()
       _limit(float(seconds))

@@ -173,9 +173,9 @@ class VllmEngine:
           "start it with launch/vllm_server.sh or --logprobs-mode=processed_logprobs"
         )
 
-  def _group(self, prompt: Prompt, n: int, params: SamplingParams, cancelled: threading.Event):
-    """[(token_ids, logprobs, finish_reason, version)] of n responses; None once cancelled."""
-    body = {
+  def _request(self, prompt: Prompt, n: int, params: SamplingParams) -> dict:
+    """The body of a request to GENERATE."""
+    return {
       "model": "policy",
       "token_ids": list(prompt.token_ids),
       "sampling_params": dict(
@@ -195,6 +195,10 @@ class VllmEngine:
         detokenize=False,
       ),
     }
+
+  def _group(self, prompt: Prompt, n: int, params: SamplingParams, cancelled: threading.Event):
+    """[(token_ids, logprobs, finish_reason, version)] of n responses; None once cancelled."""
+    body = self._request(prompt, n, params)
     timeout = REQUEST_SECONDS + params.max_tokens * self.seconds_per_token
     last = "nothing"
     for attempt in range(TRIES):

@@ -86,7 +86,7 @@ class WeightFiles(WeightTransferEngine):
 
 
 def files_in(folder: str) -> list[pathlib.Path]:
-  """The safetensors files of a folder under the root; ValueError for any that lies outside it."""
+  """The safetensors files of a folder under the root; ValueError for a folder outside it."""
   root = pathlib.Path(os.environ.get("SRL_WEIGHTS_ROOT", "/dev/shm")).resolve()
   target = (root / folder).resolve()
   files = []

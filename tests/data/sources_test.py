@@ -202,7 +202,7 @@ def test_a_file_of_step_examples(tmp_path):
   path = write(tmp_path / "steps.jsonl", steps)
   again = load_examples(config(path, holdout=3), method="srl", seed=5)
   assert (again.train, again.validation) == (direct.train, direct.validation)
-  with pytest.raises(ValueError, match=r"steps.jsonl:1: prepared for method='srl'.*--method=rlvr"):
+  with pytest.raises(ValueError, match=r"steps.jsonl:1: task='srl', .*--method=rlvr"):
     load_examples(config(path), method="rlvr", seed=5)
   write(path, [steps[0], {k: v for k, v in steps[1].items() if k != "hint"}])
   with pytest.raises(ValueError, match=r"steps.jsonl:2: a step example without 'hint'"):

@@ -13,6 +13,7 @@ import pytest
 
 from configs import miniature_row
 from launch import stages
+from srl_jax.learner.checkpoint import write_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -128,7 +129,7 @@ ROW = str(stages.CONFIGS / "miniature_row.py")
 
 def finish(workdir, config):
   workdir.mkdir()
-  (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+  write_config(workdir, config)
   (workdir / "summary.json").write_text("{}")
 
 

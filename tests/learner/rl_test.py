@@ -105,7 +105,9 @@ def test_a_run_tells_what_it_did(run, tmp_path):
 def test_one_step_a_batch_makes_no_second_pass(run, monkeypatch):
   """Nothing is scored besides the update, importance weights included; two steps do score."""
   score, calls = update.logprobs_of, []
-  monkeypatch.setattr(update, "logprobs_of", lambda *args, **how: calls.append(1) or score(*args, **how))
+  monkeypatch.setattr(
+    update, "logprobs_of", lambda *args, **how: calls.append(1) or score(*args, **how)
+  )
   _, rows, _ = run(GOOD)
   assert rows[0]["importance_weight"] > 0 and not calls
   run(GOOD, algorithm__steps_per_batch=2, train__steps=5)

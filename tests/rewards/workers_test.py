@@ -115,6 +115,7 @@ def test_children_do_not_import_jax(pool):
 
 SCRIPT = """
 import sys
+import time
 import jax
 from srl_jax.rewards.workers import Workers
 pool = Workers("tests.rewards.workers_test:misbehave", 2, seconds=2)
@@ -122,6 +123,8 @@ print(pool.run(["a", "b", "c"]), flush=True)
 print(*[child.process.pid for child in pool._idle], flush=True)
 if "busy" in sys.argv:
   pool.run(["spin in C"] * 1000)
+if "idle" in sys.argv:
+  time.sleep(600)
 """
 
 
