@@ -232,10 +232,9 @@ def _best_step() -> int:
 
 
 def _stored_dtype() -> str:
-  from srl_jax.evals.math_benchmarks import computation_dtype
   from srl_jax.policy import hf_files
 
-  return computation_dtype(hf_files.resolve_model(_MODEL.value))
+  return hf_files.computation_dtype(hf_files.resolve_model(_MODEL.value))
 
 
 def _check_same(output: pathlib.Path, settings: dict) -> None:

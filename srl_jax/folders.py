@@ -40,6 +40,16 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
+def try_lock(file: pathlib.Path) -> filelock.BaseFileLock | None:
+  """The lock of a file, to be released by the caller; None while another process holds it."""
+  lock = filelock.FileLock(file)
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    return None
+  return lock
+
+
 def _acquire(lock: filelock.FileLock, holder: pathlib.Path, folder: pathlib.Path) -> None:
   deadline = time.monotonic() + LEASE_SECONDS
   while True:

@@ -15,7 +15,7 @@ from srl_jax import folders
 from srl_jax.data import rows
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.evals import passes
-from srl_jax.evals.math_benchmarks import Solver, computation_dtype
+from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.policy import hf_files, sharding, weights
 from srl_jax.rollout.engine import SamplingParams
 from srl_jax.rollout.episodes import Question, prompt_builder
@@ -74,8 +74,9 @@ def success_rates(
     max_turns=1,
     max_prompt_tokens=0,  # unused, as max_turns: a whole solution is one turn
   )
+  dtype = hf_files.computation_dtype(model_folder)
   with jax.set_mesh(sharding.make_mesh(f"fsdp={jax.device_count()}")):
-    engine.load_weights(weights.load_hf(model_folder, dtype=computation_dtype(model_folder))[1], 0)
+    engine.load_weights(weights.load_hf(model_folder, dtype=dtype)[1], 0)
     passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()
   # The pass's file has a line for each problem, those that an earlier call sampled included.

@@ -13,7 +13,6 @@ import numpy as np
 
 from srl_jax.data import arithmetic, rows
 from srl_jax.errors import UserError
-from srl_jax.policy.hf_files import read_headers
 from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
 from srl_jax.rollout.episodes import (
@@ -122,14 +121,6 @@ def _gold(place: str, row: dict[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------- solving
-
-
-def computation_dtype(folder: str | pathlib.Path) -> str:
-  """Returns the type to compute in for the weights of a model folder: "float32" if all are, else
-  "bfloat16".
-  """
-  stored = {tensor.dtype for tensor in read_headers(folder).values()}
-  return "float32" if stored == {"F32"} else "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,3 +193,11 @@ def map_tensor(tensor: Stored) -> np.ndarray:
   """The tensor's values, memory-mapped; the mapping ends with the array."""
   dtype = DISK_TYPES[tensor.dtype]
   return np.memmap(tensor.path, dtype, "r", tensor.offset, tensor.shape)
+
+
+def computation_dtype(folder: str | pathlib.Path) -> str:
+  """Returns the type to compute in for the weights of a model folder: "float32" if all are, else
+  "bfloat16".
+  """
+  stored = {tensor.dtype for tensor in read_headers(folder).values()}
+  return "float32" if stored == {"F32"} else "bfloat16"

@@ -5,7 +5,6 @@ new ones, or a cache that the old ones filled. So every push ends with `Probe.ch
 sampled from a server that fails it.
 """
 
-import fcntl
 import functools
 import os
 import pathlib
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from srl_jax import folders
 from srl_jax.errors import EngineError, UserError
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import put, reshard, shards
@@ -56,7 +56,7 @@ class WeightsFolder:
         f"rollout.weights_root: {root!r} cannot be used for weights ({error.strerror}); give a "
         "folder that this run and its servers share, with room for the weights twice"
       ) from error
-    self._lock = _lock(self.path)
+    self._lock = folders.try_lock(self.path / "lock")
     # Also when the run ends without `close`.
     self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
@@ -64,10 +64,10 @@ class WeightsFolder:
     for path in self.root.glob("srl_jax-*"):
       # A young one may belong to a run that has not locked it yet.
       if os.access(path, os.W_OK) and time.time() - path.stat().st_mtime > 60:
-        lock = _lock(path)
+        lock = folders.try_lock(path / "lock")
         if lock:
           shutil.rmtree(path, ignore_errors=True)
-          lock.close()
+          lock.release()
 
   def write(self, model: Qwen2, version: int, dtype) -> str:
     """Writes the weights in `dtype`, one tensor at a time; a folder's name relative to the root.
@@ -111,24 +111,13 @@ class WeightsFolder:
   def close(self) -> None:
     """Removes the folder."""
     self._remove()
-    self._lock.close()
+    self._lock.release()
 
 
 def take_part(model: Qwen2, dtype) -> None:
   """This process's part in the gathers when another one writes the weights."""
   for _ in hf_tensors(model.config, model, dtype):
     pass
-
-
-def _lock(folder: pathlib.Path):
-  """The open, locked file of a run's folder, or None while another process has locked it."""
-  file = (folder / "lock").open("w")
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    file.close()
-    return None
-  return file
 
 
 def push(server: Server, folder: str, version: int) -> None:
