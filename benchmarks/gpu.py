@@ -4,7 +4,7 @@
   python -m benchmarks.gpu --sections=check,update_7b
   python -m benchmarks.gpu --tiny               a minute or two, on any machine
 
-Needs jax, flax, optax, torch and transformers, nothing else and no network. Every section is a
+Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section is a
 process of its own, so that its peak of memory is its own; the results go to benchmarks/gpu.json
 and, as a table, to benchmarks/gpu.md. Weights are random: speed does not depend on them.
 """

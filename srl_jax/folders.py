@@ -1,10 +1,12 @@
 """Folders that commands write to: one writer at a time, whole files only, one set of settings."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import socket
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TextIO
@@ -15,6 +17,7 @@ from srl_jax.errors import UserError
 
 # A file server frees the locks of a dead host only after its lease, usually 90 s.
 LEASE_SECONDS = 120.0
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 # ---------------------------------------------------------------------------------- one writer
@@ -31,8 +34,16 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   another host may have died, so its lock is waited for, LEASE_SECONDS at most.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  lock, holder = filelock.FileLock(folder / ".lock"), folder / ".lock_holder"
-  _acquire(lock, holder, folder)
+  lock, holder = _file_lock(folder / ".lock"), folder / ".lock_holder"
+  try:
+    _acquire(lock, holder, folder)
+  except (NotImplementedError, OSError) as error:
+    if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+      raise
+    print(
+      f"{folder}: its file system has no locks ({error}); make sure that nothing else writes there",
+      file=sys.stderr,
+    )
   try:
     write_text(holder, f"process {os.getpid()} on {socket.gethostname()}\n")
     yield
@@ -40,9 +51,14 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
+def _file_lock(file: pathlib.Path) -> filelock.BaseFileLock:
+  # Not filelock's fallback for file systems without locks: a killed process would never free it.
+  return filelock.FileLock(file, fallback_to_soft=False)
+
+
 def try_lock(file: pathlib.Path) -> filelock.BaseFileLock | None:
   """The lock of a file, to be released by the caller; None while another process holds it."""
-  lock = filelock.FileLock(file)
+  lock = _file_lock(file)
   try:
     lock.acquire(timeout=0)
   except filelock.Timeout:
@@ -130,14 +146,23 @@ def check_same_settings(
     holds: what the folder holds, for the message: "a run of another config".
     flag: the flag that names another folder: "--workdir".
   """
-  short = lambda value: repr(value) if len(repr(value)) < 80 else f"{repr(value)[:76]}...'"
-  differ = [
-    f"{key} was {short(before.get(key))}, is {short(now.get(key))}"
-    for key in {**before, **now}
-    if key not in free and before.get(key) != now.get(key)
-  ]
+  differ = []
+  for key in {**before, **now}:
+    if key not in free and before.get(key) != now.get(key):
+      was, is_ = _shortened(before.get(key), now.get(key))
+      differ.append(f"{key} was {was}, is {is_}")
   if differ:
     raise UserError(
       f"{folder} holds {holds}: {'; '.join(differ)}. Give another {flag}, or set these back to"
       " continue"
     )
+
+
+def _shortened(was: Any, is_: Any) -> tuple[str, str]:
+  """Two different values as text; of long ones the part around the first difference."""
+  was, is_ = repr(was), repr(is_)
+  if max(len(was), len(is_)) < 160:
+    return was, is_
+  start = max(0, len(os.path.commonprefix([was, is_])) - 30)
+  cut = lambda text: ("... " if start else "") + text[start : start + 100]
+  return cut(was), cut(is_)

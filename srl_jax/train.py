@@ -56,8 +56,8 @@ def main(argv) -> None:
     print(f"error: {error}. What was trained is saved; the same command continues", file=sys.stderr)
     raise SystemExit(os.EX_TEMPFAIL) from error  # launch/trainer.sh passes it on as 69
   except jax.errors.JaxRuntimeError as error:
-    hosts.abort(error)
     refusal = out_of_memory(error, memory_advice(config))
+    hosts.abort(refusal or error)
     if refusal:
       raise refusal from error
     raise
@@ -70,6 +70,8 @@ def run_training(config, workdir: pathlib.Path) -> dict:
   from srl_jax.learner import rl, setup, sft, summary
 
   with setup.open_run(config, workdir) as opened:
+    if config.method != "sft" or config.eval.benchmark:
+      opened.engine.load_weights(opened.state.model, opened.state.step)
     summary.measure_untrained(opened)
     if config.method == "sft":
       sft.train(opened)

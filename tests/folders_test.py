@@ -1,5 +1,7 @@
 """Two commands never write to one folder at the same time."""
 
+import errno
+import fcntl
 import os
 import pathlib
 import signal
@@ -78,6 +80,24 @@ def test_another_host_that_lives(holder, tmp_path, monkeypatch):
   monkeypatch.setattr(folders, "LEASE_SECONDS", -1.0)
   with pytest.raises(ValueError, match="process 7 on elsewhere"), folders.locked(tmp_path / "run"):
     pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys, number):
+  def flock(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with folders.locked(tmp_path):
+    assert "its file system has no locks" in capsys.readouterr().err
+
+
+def test_long_values_are_shown_where_they_differ(tmp_path):
+  same = "x" * 300
+  with pytest.raises(UserError, match="was ... x+one.*is ... x+two"):
+    folders.check_same_settings(
+      tmp_path, {"a": same + "one"}, {"a": same + "two"}, holds="a run", flag="--workdir"
+    )
 
 
 # ---- whole files

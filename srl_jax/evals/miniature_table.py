@@ -136,7 +136,7 @@ def _cost(arm: Arm) -> dict[str, float]:
     for run in runs:
       steps += [step for _, step in json_lines(run / "metrics.jsonl")]
     seconds = 0.0
-    for part in ("seconds_sample", "seconds_reward", "seconds_update", "seconds_sync"):
+    for part in ("seconds_sample", "seconds_update", "seconds_sync"):
       seconds += _total(steps, part)
     sums.append((len(steps), _total(steps, "sampled_tokens"), seconds))
   count, tokens, seconds = np.mean(sums, axis=0) if sums else (0, 0, 0)

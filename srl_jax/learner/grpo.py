@@ -132,9 +132,8 @@ def policy_loss(
   clip_high,
   weights_bt=None,
   aggregate="sequence",
-  **options,
 ):
-  """`token_loss` for one sequence a row.
+  """`token_loss` for one sequence a row; other options of the loss have their defaults.
 
   Args:
     logprobs_bt, old_logprobs_bt: float32, anything where the mask is 0.
@@ -143,14 +142,13 @@ def policy_loss(
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
     weights_bt: importance weights, or None.
     aggregate: see token_weights; "constant" divides by the width t of the arrays.
-    options: other keys of the config's group algorithm that token_loss reads, else their defaults.
 
   Returns:
     (loss, metrics): scalars; metrics are means over response tokens: ratio, clip_fraction.
   """
   mask_bt = mask_bt > 0
   algorithm = configs.defaults().algorithm.unlock()
-  algorithm.update(clip_low=clip_low, clip_high=clip_high, **options)
+  algorithm.update(clip_low=clip_low, clip_high=clip_high)
   weight_b = token_weights(mask_bt.sum(axis=1), aggregate, mask_bt.shape[1])
   loss, terms = token_loss(
     logprobs_bt,

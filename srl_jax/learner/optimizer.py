@@ -2,8 +2,6 @@
 
 import optax
 
-SCHEDULES = ("constant", "cosine", "linear")
-
 
 def learning_rate(optimizer, steps: int) -> optax.Schedule:
   """Learning rate as a function of the optimiser's step.

@@ -5,9 +5,11 @@ the optimiser step(s), gives the new weights to the engine and writes what happe
 differ in their task (prompt and reward, srl_jax/tasks), never here.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
+from types import NoneType
 
 from srl_jax import hosts
 from srl_jax.data.batches import PromptQueue
@@ -27,52 +29,53 @@ def train(run, reference: Qwen2 | None = None) -> None:
   """Trains from run.state to the last step, with the mesh set.
 
   Args:
-    run: the setup.Run that setup.open_run yields.
+    run: the setup.Run that setup.open_run yields, whose engine has the weights of run.state.
     reference: the policy of the KL term, where config.algorithm.kl is not 0.
 
   Raises, after saving, Stopped when a signal asks the run to stop and EngineError when the engine
   cannot continue; UserError when there is nothing to train on or the loss is not finite.
   """
-  timers, empty_steps = metrics.Timers(), 0
+  timers, empty_steps, figures = metrics.Timers(), 0, {}
   queue = PromptQueue(len(run.train_prompts.examples), run.config.seed, run.progress.queue)
-  run.engine.load_weights(run.state.model, run.state.step)
-  with ThreadPoolExecutor(1, "prefetch") as pool:
-    try:
+  try:
+    with timers("sample"):
+      batch = next_batch(run, queue)
+    while batch is not None:
+      # A resumed run draws its next batch from here.
+      run.progress.queue, epoch = queue.state(), queue.epochs()
+      empty_steps = 0 if batch.kept else empty_steps + 1
+      check_batch(run, batch, empty_steps)
+      prefetched = prefetch(run, queue)  # lag 1: sampled while this batch trains
+
+      with timers("update"):
+        run.state, outputs, packed = train_on(run, batch.kept, reference)  # dispatched
+        run.log.write_rollouts(run.state.step, batch.groups)  # while the device trains
+        figures = metrics.batch_metrics(batch) | {"epoch": epoch}
+        figures |= metrics.update_metrics(outputs, packed, run.state.step)  # waits for the device
       with timers("sample"):
-        batch = next_batch(run, queue)
-      while batch is not None:
-        # A resumed run draws its next batch from here.
-        run.progress.queue, epoch = queue.state(), queue.epochs()
-        empty_steps = 0 if batch.kept else empty_steps + 1
-        check_batch(run, batch, empty_steps)
-        prefetched = prefetch(run, queue, pool)  # lag 1: sampled while this batch trains
+        wait_for(prefetched)  # the engine's weights change between two batches
+      with timers("sync"):
+        run.engine.load_weights(run.state.model, run.state.step)
+      with timers("validate"):
+        figures |= validation.validate_if_due(run)
 
-        with timers("update"):
-          run.state, outputs, packed = train_on(run, batch.kept, reference)  # dispatched
-          run.log.write_rollouts(run.state.step, batch.groups)  # while the device trains
-          figures = metrics.batch_metrics(batch) | {"epoch": epoch}
-          figures |= metrics.update_metrics(outputs, packed, run.state.step)  # waits for the device
-        with timers("sample"):
-          wait([prefetched] if prefetched else [])  # the engine's weights change between batches
-        with timers("sync"):
-          run.engine.load_weights(run.state.model, run.state.step)
-          figures |= hosts.sum_counts(run.engine.stats())
-        with timers("validate"):
-          figures |= validation.validate_if_due(run)
-
-        figures |= metrics.speed(run.state.model.config, batch, timers.take())
-        # Before the checkpoint: a run killed between them removes this line and repeats the step.
-        run.log.step(run.state.step, figures)
-        show(run, figures)
-        with timers("save"):
-          # A prefetched batch has drawn from the queue already, maybe the last of its epochs.
-          run.save_if_due(is_last=not prefetched and is_finished(run, queue))
-        run.stop.raise_if_any_stopped()
-        with timers("sample"):
-          batch = prefetched.result() if prefetched else next_batch(run, queue)
-    except (Stopped, EngineError):
-      run.save()
-      raise
+      figures |= hosts.sum_counts(run.engine.stats())
+      figures |= metrics.speed(run.state.model.config, batch, timers.take())
+      show(run, figures)
+      # Before the checkpoint: a run killed between them removes this line and repeats the step.
+      run.log.step(run.state.step, figures)
+      figures = {}
+      with timers("save"):
+        # A prefetched batch has drawn from the queue already, maybe the last of its epochs.
+        run.save_if_due(is_last=not prefetched and is_finished(run, queue))
+      run.stop.raise_if_any_stopped()
+      with timers("sample"):
+        batch = prefetched.result() if prefetched else next_batch(run, queue)
+  except (Stopped, EngineError):
+    if figures:  # the engine failed after an update, before its line was written
+      run.log.step(run.state.step, figures)
+    run.save()
+    raise
 
 
 # ---------------------------------------------------------------------------------- batches
@@ -90,14 +93,33 @@ def next_batch(run, queue: PromptQueue) -> Batch | None:
   return None if is_finished(run, queue) else sample_batch(run, queue, run.state.step)
 
 
-def prefetch(run, queue: PromptQueue, pool: ThreadPoolExecutor) -> Future | None:
+def prefetch(run, queue: PromptQueue) -> Future | None:
   """Begins to sample the batch of the step after this one, if rollout.lag is 1 and there is one.
 
   Nothing of it is in a checkpoint: a run that is killed draws the same prompts again.
   """
   if not run.config.rollout.lag or is_finished(run, queue, steps_begun=1):
     return None
-  return pool.submit(sample_batch, run, queue, run.state.step + 1)
+  batch, step = Future(), run.state.step + 1
+
+  def sample():
+    try:
+      batch.set_result(sample_batch(run, queue, step))
+    except BaseException as error:  # `result` raises it in the loop's own thread
+      batch.set_exception(error)
+
+  # A daemon: unlike an executor's thread it does not hold up a process that ends with an error.
+  threading.Thread(target=sample, name="prefetch", daemon=True).start()
+  return batch
+
+
+def wait_for(prefetched: Future | None) -> None:
+  """Returns when the prefetched batch is sampled, or sampling it has ended for the run's engine.
+
+  Any other error is raised here, before the next collective: the other processes are not in it.
+  """
+  if prefetched and not isinstance(prefetched.exception(), (Stopped, EngineError, NoneType)):
+    prefetched.result()
 
 
 def check_batch(run, batch: Batch, empty_steps: int) -> None:
@@ -147,7 +169,8 @@ def train_on(
     if reference is not None:
       references = update.logprobs_of_all(reference, micro_batches[i], loss)
     state, output = update.train_step(run.tx, state, micro_batches[i], loss, old[i], references)
-    outputs.append(output)
+    # The engine's log-probs are compared with those of the policy that it sampled with.
+    outputs.append(output._replace(logprobs=old[i] or output.logprobs))
   return state._replace(step=state.step + 1), outputs, packed
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from srl_jax import hosts
 from srl_jax.data.batches import epoch_order
-from srl_jax.errors import Stopped
+from srl_jax.errors import EngineError, Stopped
 from srl_jax.learner import metrics, update, validation
 from srl_jax.learner.batch import pack_targets
 from srl_jax.learner.rollouts import sampling_params
@@ -32,6 +32,7 @@ def train(run) -> None:
   because all rollouts of such a step are equally wrong.
   """
   config, timers, loss = run.config, metrics.Timers(), update.loss_of(run.config)
+  figures = {}
   try:
     while run.state.step < run.steps and not run.progress.done:
       chosen = batch_of(
@@ -47,11 +48,14 @@ def train(run) -> None:
         figures |= validate_if_due(run, loss)
 
       figures |= timers.take()
-      run.log.step(run.state.step, figures)  # before the checkpoint, see rl.py
       show(run, figures)
+      run.log.step(run.state.step, figures)  # before the checkpoint, see rl.py
+      figures = {}
       run.save_if_due(is_last=run.progress.done or run.state.step == run.steps)
       run.stop.raise_if_any_stopped()
-  except Stopped:
+  except (Stopped, EngineError):
+    if figures:  # the engine failed in the validation, before the line was written
+      run.log.step(run.state.step, figures)
     run.save()
     raise
 

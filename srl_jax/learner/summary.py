@@ -9,10 +9,9 @@ from srl_jax.policy.model import abstract
 
 
 def measure_untrained(run: Run) -> None:
-  """Measures the config's benchmark, if it has one, with the weights before the first step."""
+  """Measures the config's benchmark, if it has one, with the engine's weights before step 1."""
   if run.config.eval.benchmark and not run.progress.before:
     run.line.say(f"measuring the untrained model on {run.config.eval.benchmark} ...")
-    run.engine.load_weights(run.state.model, run.state.step)
     run.progress.before = benchmark(run)
 
 
@@ -33,7 +32,8 @@ def summarise(run: Run) -> dict:
   }
   if run.config.eval.benchmark:
     run.line.say(f"measuring step {best} on {run.config.eval.benchmark} ...")
-    model, _, _ = run.checkpoints.restore(best, abstract(run.state.model.config))
-    run.engine.load_weights(model, best)
+    # Not kept in a variable: the engine has a copy of its own, and the float32 weights are freed.
+    shapes = abstract(run.state.model.config)
+    run.engine.load_weights(run.checkpoints.restore(best, shapes)[0], best)
     summary |= {"before": run.progress.before, "after": benchmark(run)}
   return summary | {"seconds": time.monotonic() - run.start_time}

@@ -207,7 +207,7 @@ def step_metrics(output: StepOutput, step: int) -> dict[str, float]:
   if not np.isfinite(list(metrics.values())).all():
     raise UserError(
       f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; the last"
-      " checkpoint is untouched. Lower optimizer.lr or look at the rollouts of this step"
+      " checkpoint is untouched. Lower optimizer.lr or look at the data of this step"
     )
   tokens = max(totals.pop("tokens"), 1.0)
   return metrics | {name: total / tokens for name, total in totals.items()}

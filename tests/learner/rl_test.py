@@ -13,7 +13,7 @@ from configs import quickstart
 from srl_jax import config as common
 from srl_jax import train
 from srl_jax.data.tokenizer import load_tokenizer
-from srl_jax.errors import Stopped, UserError
+from srl_jax.errors import EngineError, Stopped, UserError
 from srl_jax.learner import rl, setup, update
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.learner.stop import StopSignal
@@ -130,6 +130,31 @@ def test_several_steps_on_one_batch(run):
   assert all(abs(row["ratio"] - 1) > 1e-4 for row in rows)
 
 
+def test_the_log_prob_gap_is_that_of_the_policy_before_the_batch(run):
+  """However far the several steps on a batch move the policy."""
+  several = dict(algorithm__steps_per_batch=3, batch__prompts=6)
+  gaps = [run(GOOD, optimizer__lr=lr, **several)[1][0]["logprob_gap_mean"] for lr in (1e-9, 3e-3)]
+  assert gaps[0] == pytest.approx(gaps[1], rel=1e-5)
+
+
+def test_an_engine_that_fails_at_a_push_leaves_the_steps_line(run, tmp_path, monkeypatch):
+  """What was trained is saved, with its line, and the next run goes on behind it."""
+  load_weights = Scripted.load_weights
+
+  def failing(self, model, version):
+    if version == 2:
+      raise EngineError("the server is away")
+    load_weights(self, model, version)
+
+  monkeypatch.setattr(Scripted, "load_weights", failing)
+  with pytest.raises(EngineError):
+    run(GOOD, log__tensorboard=False)
+  monkeypatch.undo()
+  _, rows, engine = run(GOOD)
+  assert [row["step"] for row in rows] == [1, 2, 3] and engine.versions == [2, 3]
+  assert rows[1]["grad_norm"] > 0
+
+
 def test_a_reference_policy(run):
   """KL to the start weights: 0 in the first step, greater in the later ones."""
   _, rows, _ = run(GOOD, algorithm__kl=0.1)
@@ -205,6 +230,25 @@ def test_a_batch_ahead_is_sampled_with_the_weights_of_the_step_before(lagged, tm
     versions.append(found.pop())
   assert versions == [0, 0, 1, 2]
   assert len(engine.asked) == len(set(engine.asked))  # nothing is sampled twice
+
+
+def test_an_error_of_a_batch_ahead_is_raised_before_the_next_push(lagged, monkeypatch):
+  sample, load_weights, pushed = Scripted.sample, Scripted.load_weights, []
+
+  def failing(self, batch, n, params):
+    if params.step == 1:
+      raise UserError("the server refuses the request")
+    yield from sample(self, batch, n, params)
+
+  def load(self, model, version):
+    pushed.append(version)
+    load_weights(self, model, version)
+
+  monkeypatch.setattr(Scripted, "sample", failing)
+  monkeypatch.setattr(Scripted, "load_weights", load)
+  with pytest.raises(UserError, match="refuses the request"):
+    lagged(GOOD)
+  assert pushed == [0]
 
 
 def test_a_run_that_is_stopped_with_a_batch_in_flight_draws_it_again(lagged, tmp_path, monkeypatch):
