@@ -66,13 +66,6 @@ CASES = {  # name: (arguments, what the one line must say)
   "workdir in use": ([QUICK, "--workdir={folder}/busy"], "{folder}/busy: process"),
   "no place for a workdir": ([QUICK, "--workdir=/dev/null/x"], "/dev/null/x: Not a directory"),
   "damaged config": ([QUICK, "--workdir={folder}/damaged"], "damaged/config.json: not JSON"),
-  "out of memory": (
-    [
-      *(QUICK, NEW, "--config.eval.benchmark=", "--config.eval.mode=off"),
-      *("--config.rollout.max_tokens=2000000000", "--config.batch.tokens_per_device=4000000000"),
-    ],
-    "a device ran out of memory (RESOURCE_EXHAUSTED",
-  ),
   "another config's workdir": (
     [QUICK, "--workdir={folder}/other", "--config.seed=1", "--config.optimizer.lr=1.0"],
     "holds a run of another config: optimizer.lr was 0.0004, is 1.0; seed was 0, is 1. Give",
@@ -129,3 +122,18 @@ def test_nothing_is_left_behind(folder, results):
   """No claim on the other run's folder, and no checkpoint in a new one."""
   assert json.loads((folder / "other" / "config.json").read_text())["seed"] == 0
   assert not list((folder / "new").glob("checkpoints/[0-9]*"))
+
+
+def test_a_device_without_room_is_one_line(tmp_path):
+  """In a process by itself: the others are forks of one that has JAX, where XLA may hang."""
+  command = [sys.executable, "-m", "srl_jax.train", QUICK, f"--workdir={tmp_path}"]
+  command += ["--config.eval.benchmark=", "--config.eval.mode=off"]
+  command += [
+    "--config.rollout.max_tokens=2000000000",
+    "--config.batch.tokens_per_device=4000000000",
+  ]
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+  assert "a device ran out of memory (RESOURCE_EXHAUSTED" in done.stderr
+  assert "rollout.max_tokens (2000000000)" in done.stderr
