@@ -6,6 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from srl_jax.addresses import check_no_secret
 from srl_jax.errors import UserError
 
 # Devices -> mesh. Weights are cut inside a node or a slice (fsdp), copied between nodes (data).
@@ -232,6 +233,7 @@ def check(config) -> None:
         f"{key}: {_value(config, key)!r} is unknown; use {' | '.join(map(str, allowed))}"
       )
   _check_numbers(config)
+  check_servers(config.rollout.servers)
   mesh_spec(config)
   rules = _rules_of_data(config) + _rules_of_training(config)
   if config.method != "sft":
@@ -257,6 +259,15 @@ def _check_numbers(config) -> None:
     value = _value(config, key)
     if not lowest <= value <= highest:
       raise UserError(f"{key}: {value!r} must be from {lowest} to {highest}: {why}")
+
+
+def check_servers(servers: str) -> None:
+  """Raises UserError for addresses with a password, as a run's config.json is readable by all."""
+  check_no_secret(
+    servers,
+    place="rollout.servers",
+    remedy="the servers know API keys only, which are read from VLLM_API_KEY",
+  )
 
 
 def _value(config, key: str):

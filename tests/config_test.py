@@ -278,6 +278,27 @@ BOUNDED = ("reward.format_penalty", "optimizer.b2", "optimizer.warmup")
 BOUNDED += ("train.stop_at",)
 
 
+@pytest.mark.parametrize(
+  "address",
+  [
+    "http://me:secret@10.0.0.1:8101",
+    "http://me:secret%40@10.0.0.1:8101",
+    "http://10.0.0.1:8101,http://me:secret%4010.0.0.1:8101",
+    "http://me:secret＠10.0.0.1:8101",
+    "http://10.0.0.1:8101?api_key=secret",
+    "http://10.0.0.1:8101/#secret",
+    "me:secret@host",
+  ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_shown(address):
+  """Whatever the engine: config.json is written with every key. A run writes it after the check."""
+  common.check(changed(rollout__servers="http://[fe80::1%eth0]:8101,http://127.0.0.1:8101"))
+  for more in ({}, dict(rollout__engine="vllm"), dict(method="sft", data__path="mix")):
+    with pytest.raises(UserError, match="VLLM_API_KEY") as caught:
+      common.check(changed(rollout__servers=address, **more))
+    assert "secret" not in str(caught.value)
+
+
 def test_a_config_without_a_key_is_told_where_to_begin():
   config = changed()
   with config.unlocked():

@@ -28,6 +28,11 @@ EDIT = (
 )
 SUBMIT = "<function=submit>\n</function>"
 OPENED = "<function=a>\n"
+HOSTILE = [f"\n{OPENED}" * 20_000, "<function=" + "a" * 99_999, OPENED + "</parameter>\n" * 9999]
+HOSTILE += [
+  f"{OPENED}{'<parameter=a>' * 20_000}</function>",
+  OPENED * 9999 + "</function>" + " " * 99_999,
+]
 
 
 def bash(command):
@@ -151,18 +156,7 @@ def test_broken_messages_are_refused(messages, complaint):
     split_actions(messages)
 
 
-@pytest.mark.parametrize(
-  "text",
-  [
-    "\n<function=a>\n" * 20_000,
-    f"{OPENED}<parameter=" + "a" * 99_999,
-    OPENED + "</parameter>\n" * 9999,
-  ]
-  + [
-    OPENED + "<parameter=a>" * 20_000 + "</function>",
-    OPENED * 9999 + "</function>" + " " * 99_999,
-  ],
-)
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_long_hostile_messages_take_no_time(text):
   begun = time.process_time()
   with pytest.raises(UserError):
