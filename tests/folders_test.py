@@ -80,6 +80,20 @@ def test_another_host_that_lives(holder, tmp_path, monkeypatch):
     pass
 
 
+def test_try_lock_takes_regular_files_only(tmp_path):
+  (tmp_path / "target").write_text("text")
+  (tmp_path / "link").symlink_to(tmp_path / "target")
+  (tmp_path / "dangling").symlink_to(tmp_path / "none")
+  (tmp_path / "folder").mkdir()
+  os.mkfifo(tmp_path / "fifo")
+  for name in ("link", "dangling", "folder", "fifo"):
+    assert folders.try_lock(tmp_path / name) is None
+  assert not (tmp_path / "none").exists() and (tmp_path / "target").read_text() == "text"
+  lock = folders.try_lock(tmp_path / "target")
+  assert lock and (tmp_path / "target").read_text() == "text"
+  lock.release()
+
+
 # ---- whole files
 
 
