@@ -22,7 +22,8 @@ that step is to the expert's (difflib's ratio), and the policy learns by GRPO. T
   learner/   the update and its loop   GRPO, dynamic sampling, packing, checkpoints, several hosts
 
 Imports point one way: commands -> learner -> evals -> rollout -> tasks -> rewards, data, policy ->
-config.py, hosts.py, folders.py, command_line.py, errors.py. data/ and rewards/ never import JAX.
+config.py, hosts.py, folders.py, addresses.py, command_line.py, errors.py. data/ and rewards/ never
+import JAX.
 
 Shape letters, in array names, einsums and layouts alike: b batch, t tokens, g group (the responses
 of a prompt), p prompt tokens, r response tokens, s trained tokens of a row, c a chunk of them,

@@ -6,6 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from srl_jax.addresses import check_no_secret
 from srl_jax.errors import UserError
 
 # Devices -> mesh. Weights are cut inside a node or a slice (fsdp), copied between nodes (data).
@@ -184,6 +185,7 @@ CHOICES = {
   "optimizer.schedule": ("constant", "cosine", "linear"),
   "eval.mode": ("whole", "stepwise", "off"),
 }
+# Every number of the config is in one of these two, or in LIMITS.
 POSITIVE = (
   *("rollout.samples", "rollout.max_tokens", "rollout.width", "algorithm.max_rounds"),
   *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
@@ -192,11 +194,17 @@ POSITIVE = (
   *("data.swe.observation_chars", "rollout.patience"),
 )
 NOT_NEGATIVE = (
-  *("seed", "data.holdout", "rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
+  *("data.holdout", "rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
   *("data.swe.runs", "data.swe.pairs", "data.swe.validation_steps"),
   *("algorithm.std_epsilon", "algorithm.clip_low", "algorithm.clip_high", "optimizer.weight_decay"),
   *("train.epochs", "train.steps", "train.eval_every", "train.stop_at"),
 )
+# {key: (lowest, highest, why)}
+LIMITS = {
+  "seed": (0, 2**32 - 1, "random keys take 32 bits"),
+  "reward.format_penalty": (-1000, 0, "a broken format may not be paid"),
+}
+LARGEST = 2**31 - 1  # of whole numbers; arrays count in 32 bits
 
 
 def mesh_spec(config) -> str:
@@ -219,21 +227,13 @@ def mesh_spec(config) -> str:
 
 def check(config) -> None:
   """Raises UserError for a value that is out of range, or two that contradict each other."""
-  for key in (*CHOICES, *POSITIVE, *NOT_NEGATIVE, "optimizer.b2", "optimizer.warmup"):
-    value = _value(config, key)
-    if isinstance(value, float) and not math.isfinite(value):
-      raise UserError(f"{key}: {value!r} is not a number to compute with")
   for key, allowed in (CHOICES | _names()).items():
     if _value(config, key) not in allowed:
       raise UserError(
         f"{key}: {_value(config, key)!r} is unknown; use {' | '.join(map(str, allowed))}"
       )
-  for key in POSITIVE:
-    if not _value(config, key) > 0:
-      raise UserError(f"{key}: {_value(config, key)!r} must be greater than 0")
-  for key in NOT_NEGATIVE:
-    if not _value(config, key) >= 0:
-      raise UserError(f"{key}: {_value(config, key)!r} must not be negative")
+  _check_numbers(config)
+  check_servers(config.rollout.servers)
   mesh_spec(config)
   rules = _rules_of_data(config) + _rules_of_training(config)
   if config.method != "sft":
@@ -241,6 +241,33 @@ def check(config) -> None:
   for broken, message in rules:
     if broken:
       raise UserError(message)
+
+
+def _check_numbers(config) -> None:
+  """Raises UserError for a number that is not finite or out of its range."""
+  for key in (*POSITIVE, *NOT_NEGATIVE, *LIMITS, "optimizer.b2", "optimizer.warmup"):
+    value = _value(config, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+      raise UserError(f"{key}: {value!r} is not a number to compute with")
+    if key in POSITIVE and not value > 0:
+      raise UserError(f"{key}: {value!r} must be greater than 0")
+    if key in NOT_NEGATIVE and not value >= 0:
+      raise UserError(f"{key}: {value!r} must not be negative")
+    if isinstance(value, int) and key not in LIMITS and value > LARGEST:
+      raise UserError(f"{key}: {value!r} must be at most {LARGEST}")
+  for key, (lowest, highest, why) in LIMITS.items():
+    value = _value(config, key)
+    if not lowest <= value <= highest:
+      raise UserError(f"{key}: {value!r} must be from {lowest} to {highest}: {why}")
+
+
+def check_servers(servers: str) -> None:
+  """Raises UserError for addresses with a password, as a run's config.json is readable by all."""
+  check_no_secret(
+    servers,
+    place="rollout.servers",
+    remedy="the servers know API keys only, which are read from VLLM_API_KEY",
+  )
 
 
 def _value(config, key: str):

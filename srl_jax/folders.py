@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import socket
+import stat
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -51,19 +52,41 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
-def _file_lock(file: pathlib.Path) -> filelock.BaseFileLock:
+def _file_lock(file: pathlib.Path, mode: int = -1) -> filelock.BaseFileLock:
   # Not filelock's fallback for file systems without locks: a killed process would never free it.
-  return filelock.FileLock(file, fallback_to_soft=False)
+  return filelock.FileLock(file, mode=mode, fallback_to_soft=False)
 
 
 def try_lock(file: pathlib.Path) -> filelock.BaseFileLock | None:
-  """The lock of a file, to be released by the caller; None while another process holds it."""
-  lock = _file_lock(file)
+  """The lock of a file, to be released by the caller; None while another process holds it.
+
+  None as well for anything but a regular file of this user: opening a link could empty the file
+  that it leads to, and opening a fifo could wait for ever. `file` must be in a folder that no other
+  user can write to (`is_private`), so that it cannot be replaced in between.
+  """
+  try:
+    found = file.lstat()
+  except FileNotFoundError:
+    pass
+  else:
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+      return None
+  lock = _file_lock(file, mode=0o600)
   try:
     lock.acquire(timeout=0)
   except filelock.Timeout:
     return None
   return lock
+
+
+def is_private(folder: pathlib.Path) -> bool:
+  """Whether it is a folder, no link to one, that only this user can write to."""
+  try:
+    found = folder.lstat()
+  except FileNotFoundError:
+    return False
+  others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+  return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not others
 
 
 def _acquire(lock: filelock.FileLock, holder: pathlib.Path, folder: pathlib.Path) -> None:

@@ -17,14 +17,15 @@ samples (paper, 4.1); hard.jsonl has a line for every problem with its rate and 
 and hard/ has the samples. The same command continues where it stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import tempfile
+import shutil
 from typing import Any
 
-from srl_jax import command_line, progress
+from srl_jax import command_line, folders, progress
 from srl_jax.config import CHOICES, defaults
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import runs as runs_lib
@@ -36,6 +37,7 @@ from srl_jax.tasks import methods
 from srl_jax.tasks.examples import example_kind
 
 _DEFAULTS = defaults().data
+_PARTIAL = ".partial"  # folder in the output for files that are not complete yet
 
 flags = command_line.own_flags()
 _SOURCE = flags.DEFINE_string(
@@ -112,17 +114,33 @@ def main(argv: list[str]) -> None:
     raise UserError("--hard needs a --model, and problems with final answers (--domain=math)")
   data, seed, trials = _data(), _SEED.value, []
   kind = example_kind(_METHOD.value, _DOMAIN.value)
-  if data.trajectories:
-    runs, counts = runs_lib.read_runs(data, seed=seed)
-    measures = _measure_runs(runs)
-    examples = runs_lib.make_examples(runs, counts, data, kind, seed=seed)
-  else:
-    problems, counts = problems_lib.read_problems(data, kind)
-    if _HARD.value:
-      problems, trials = _keep_hard(problems, counts, output)
-    # Whole solutions are not cut into steps.
-    measures = _measure_problems(problems if kind.unit == "steps" else [])
-    examples = sources.make_examples(problems, counts, data, kind, seed=seed)
+  with contextlib.ExitStack() as stack:
+    if data.trajectories:
+      runs, counts = runs_lib.read_runs(data, seed=seed)
+      measures = _measure_runs(runs)
+      examples = runs_lib.make_examples(runs, counts, data, kind, seed=seed)
+    else:
+      problems, counts = problems_lib.read_problems(data, kind)
+      if _HARD.value:
+        questions = _questions(problems)
+        stack.enter_context(folders.locked(output))  # the samples are written there, too
+        problems, trials = _keep_hard(problems, counts, questions, output)
+      # Whole solutions are not cut into steps.
+      measures = _measure_problems(problems if kind.unit == "steps" else [])
+      examples = sources.make_examples(problems, counts, data, kind, seed=seed)
+    if not _HARD.value:  # after all that may be refused: bad input leaves nothing
+      stack.enter_context(folders.locked(output))
+    _write_and_show(output, data, examples, measures, trials)
+
+
+def _write_and_show(
+  output: pathlib.Path,
+  data: DataConfig,
+  examples: Examples,
+  measures: dict[str, Any],
+  trials: list[dict[str, Any]],
+) -> None:
+  """Writes the files and prints the summary."""
   summary = {
     "settings": {**_settings(data), "method": _METHOD.value, "seed": _SEED.value},
     "counts": examples.counts,
@@ -175,10 +193,13 @@ def _settings(data: DataConfig) -> dict[str, Any]:
 
 
 def _keep_hard(
-  problems: list[problems_lib.Problem], counts: dict[str, int], output: pathlib.Path
+  problems: list[problems_lib.Problem],
+  counts: dict[str, int],
+  questions: list[Any],
+  output: pathlib.Path,
 ) -> tuple[list[problems_lib.Problem], list[dict[str, Any]]]:
   """Returns the hard problems and a line about each problem; puts the others into `counts`."""
-  rates = _success_rates(problems, output)
+  rates = _success_rates(questions, output)
   kept, trials = [], []
   for problem in problems:
     rate = rates.get(problem.id)  # None: it has no gold answer
@@ -209,10 +230,9 @@ def _keep_hard(
   return kept, trials
 
 
-def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -> dict[str, float]:
-  """{problem's id: share of right samples} of the problems with a gold answer."""
-  from srl_jax.evals import hard_problems  # it imports jax, which no other problems need
-  from srl_jax.rollout.episodes import Question
+def _questions(problems: list[problems_lib.Problem]) -> list[Any]:
+  """Returns an `episodes.Question` for every problem with a gold answer."""
+  from srl_jax.rollout.episodes import Question  # it imports jax, which no other problems need
 
   questions = []
   for problem in problems:
@@ -220,6 +240,13 @@ def _success_rates(problems: list[problems_lib.Problem], output: pathlib.Path) -
       questions.append(Question(problem.id, problem.text, problem.answer))
   if not questions:
     raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
+  return questions
+
+
+def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, float]:
+  """{problem's id: share of right samples}."""
+  from srl_jax.evals import hard_problems
+
   trial = hard_problems.Trial(
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
@@ -298,8 +325,10 @@ def _write(
   summary: dict[str, Any],
   trials: list[dict[str, Any]],
 ) -> list[str]:
-  """Writes the files, all of them or none: they move into place when complete. Returns their names.
+  """Writes the files, all of them or none, whenever it is killed. Returns their names.
 
+  They are written to a folder inside `output`, whose lock the caller holds, and move into place
+  when complete. summary.json, without which no config reads the folder, goes first and comes last.
   hard.jsonl is written only if there are `trials`.
   """
   lines = {
@@ -308,19 +337,22 @@ def _write(
   }
   if trials:
     lines["hard.jsonl"] = trials
-  output.parent.mkdir(parents=True, exist_ok=True)
-  # A folder beside the output is on the same file system, where os.replace is atomic.
-  with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+  partial = output / _PARTIAL
+  shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+  partial.mkdir(parents=True)
+  try:
     for name, objects in lines.items():
-      with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+      with (partial / name).open("w", encoding="utf-8") as file:
         for line in objects:
           file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    with open(os.path.join(folder, "summary.json"), "w", encoding="utf-8") as file:
-      file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    output.mkdir(exist_ok=True)
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    (partial / "summary.json").write_text(text, encoding="utf-8")
     names = [*lines, "summary.json"]
+    (output / "summary.json").unlink(missing_ok=True)
     for name in names:
-      os.replace(os.path.join(folder, name), output / name)
+      os.replace(partial / name, output / name)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
   return names
 
 

@@ -9,10 +9,13 @@ requests numbered steps with titles, up to --attempts times a problem, until a s
 one that has the right final answer and splits into at least two steps. OUTPUT holds
 attempts.jsonl, each answer with the reason why it was not kept, and solutions.jsonl, those kept.
 The same command continues where it stopped. An API key is read from OPENAI_API_KEY only.
+An answer that is no text is counted as bad_answer; a server that gives no chat completion at all
+ends the command.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from typing import Any
 from srl_jax import command_line, folders, progress
 from srl_jax.data import problems as problems_lib
 from srl_jax.data import rows, solutions
-from srl_jax.data.chat import ChatServer
+from srl_jax.data.chat import BadAnswer, ChatServer
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind
 from srl_jax.data.problems import Problem
@@ -55,6 +58,11 @@ SYSTEM = (
   "2. **Title of the second step**: what is done and why\n\n"
   "Final answer: \\boxed{answer}"
 )
+
+# Of one request: text and finish reason, or what was wrong.
+Answer = tuple[str, str] | BadAnswer
+_ATTEMPT_KEYS = {"id", "problem", "model", "number", "text", "reason"}
+_FOREIGN = 3  # first answers that are no chat completions, after which the server is left
 
 
 def main(argv: list[str]) -> None:
@@ -120,6 +128,8 @@ def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dic
   if folders.cut_to_whole_lines(path):
     attempts = [row for _, row in rows.json_lines(path)]
   for attempt in attempts:
+    if not attempt.keys() >= _ATTEMPT_KEYS:
+      raise UserError(f"{path} holds a line that is no attempt: give another --output")
     if attempt["model"] != _MODEL.value:
       raise UserError(
         f"{path} holds answers of {attempt['model']!r}, not of {_MODEL.value!r}: give another"
@@ -158,7 +168,29 @@ def _solved_or_tried(made: list[dict[str, Any]], number: int) -> set[str]:
 
 
 def _round(server: ChatServer, problems: list[Problem], number: int) -> Iterator[dict[str, Any]]:
-  """Yields one attempt at each problem."""
+  """Yields one attempt at each problem.
+
+  Raises UserError for a request that the server refuses, and for a server whose first answers,
+  _FOREIGN of them or all, are no chat completions.
+  """
+  understood, held = False, []  # attempts that count only if the server proves to be one
+  with contextlib.closing(_answers(server, problems)) as answers:
+    for problem, answer in answers:
+      attempt = _attempt(problem, number, answer)
+      if isinstance(answer, BadAnswer) and answer.foreign and not understood:
+        held.append(attempt)
+        if len(held) >= min(_FOREIGN, len(problems)):
+          raise UserError(
+            f"problem {problem.id}: {server.url}: {answer}; is it an OpenAI-compatible server?"
+          )
+        continue
+      understood = True
+      yield from [*held, attempt]
+      held = []
+
+
+def _answers(server: ChatServer, problems: list[Problem]) -> Iterator[tuple[Problem, Answer]]:
+  """Yields each problem with its answer, as they arrive; raises what ended a request."""
   pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
   try:
     requests = {pool.submit(_request, server, problem): problem for problem in problems}
@@ -170,28 +202,35 @@ def _round(server: ChatServer, problems: list[Problem], number: int) -> Iterator
         if future.exception():
           fault = fault or future.exception()
         else:  # answers cost money: those that arrive with a fault are kept, too
-          yield _attempt(requests[future], number, *future.result())
+          yield requests[future], future.result()
       if fault:
         raise fault
   finally:  # an error or the user ends the run: no more requests are sent
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _attempt(problem: Problem, number: int, text: str, finish_reason: str) -> dict[str, Any]:
+def _attempt(problem: Problem, number: int, answer: Answer) -> dict[str, Any]:
+  if isinstance(answer, BadAnswer):
+    text, reason = "", "bad_answer"
+  else:
+    text, finish_reason = answer
+    reason = judge(text, finish_reason, problem.answer, problem.text)
   return {
     "id": problem.id,
     "problem": problem.text,
     "model": _MODEL.value,
     "number": number,
     "text": text,
-    "reason": judge(text, finish_reason, problem.answer, problem.text),
+    "reason": reason,
   }
 
 
-def _request(server: ChatServer, problem: Problem) -> tuple[str, str]:
+def _request(server: ChatServer, problem: Problem) -> Answer:
   messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.text}]
   try:
     return server.chat(messages, temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
+  except BadAnswer as error:
+    return error
   except ValueError as error:
     raise UserError(f"problem {problem.id}: {error}") from error
 

@@ -2,15 +2,18 @@
 
 import functools
 import importlib.util
+import math
 import pathlib
 import re
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from configs import miniature_row, quickstart
 from srl_jax import config as common
 from srl_jax import folders
+from srl_jax.errors import UserError
 from srl_jax.learner import workdir
 from srl_jax.planning import models, programs
 from srl_jax.policy.sharding import check_mesh, make_mesh
@@ -213,6 +216,11 @@ def changed(**values):
     (dict(method="ppo"), "method: 'ppo' is unknown; use srl | .* | sft"),
     (dict(algorithm__aggregate="mean"), "aggregate: 'mean' is unknown; use sequence | token"),
     (dict(algorithm__advantage_ddof=2), "advantage_ddof: 2 is unknown; use 0 | 1"),
+    (dict(seed=2**32), "seed: 4294967296 must be from 0 to 4294967295"),
+    (dict(seed=-1), "seed: -1 must be from 0"),
+    (dict(reward__format_penalty=float("nan")), "format_penalty: nan is not a number to compute"),
+    (dict(reward__format_penalty=0.5), "format_penalty: 0.5 must be from -1000 to 0"),
+    (dict(rollout__max_tokens=2**40), "rollout.max_tokens: 1099511627776 must be at most"),
     (dict(batch__prompts=0), "batch.prompts: 0 must be greater than 0"),
     (dict(optimizer__lr=-1e-6), "optimizer.lr: -1e-06 must be greater than 0"),
     (dict(optimizer__lr=float("nan")), "optimizer.lr: nan is not a number to compute with"),
@@ -243,6 +251,52 @@ def test_contradictions_are_refused_with_the_remedy(values, message):
   common.check(changed())
   with pytest.raises(ValueError, match=message):
     common.check(changed(**values))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300, -1e300])
+def test_every_number_has_a_range(value):
+  """A number that no run can use is refused, whichever key has it; also as a whole number."""
+  numbers = [
+    key
+    for key, default in folders.flatten(changed()).items()
+    if isinstance(default, int | float) and not isinstance(default, bool)
+  ]
+  assert len(numbers) > 30
+  for key in numbers:
+    config = changed().unlock().to_dict()
+    *groups, name = key.split(".")
+    group = functools.reduce(lambda group, name: group[name], groups, config)
+    group[name] = int(value) if math.isfinite(value) and isinstance(group[name], int) else value
+    if math.isfinite(value) and isinstance(group[name], float) and value > 0 and key not in BOUNDED:
+      continue  # large, but a number
+    with pytest.raises(UserError, match=re.escape(key)):
+      common.check(ConfigDict(config))
+
+
+# Floats with an upper limit.
+BOUNDED = ("reward.format_penalty", "optimizer.b2", "optimizer.warmup")
+BOUNDED += ("train.stop_at",)
+
+
+@pytest.mark.parametrize(
+  "address",
+  [
+    "http://me:secret@10.0.0.1:8101",
+    "http://me:secret%40@10.0.0.1:8101",
+    "http://10.0.0.1:8101,http://me:secret%4010.0.0.1:8101",
+    "http://me:secret＠10.0.0.1:8101",
+    "http://10.0.0.1:8101?api_key=secret",
+    "http://10.0.0.1:8101/#secret",
+    "me:secret@host",
+  ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_shown(address):
+  """Whatever the engine: config.json is written with every key. A run writes it after the check."""
+  common.check(changed(rollout__servers="http://[fe80::1%eth0]:8101,http://127.0.0.1:8101"))
+  for more in ({}, dict(rollout__engine="vllm"), dict(method="sft", data__path="mix")):
+    with pytest.raises(UserError, match="VLLM_API_KEY") as caught:
+      common.check(changed(rollout__servers=address, **more))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_config_without_a_key_is_told_where_to_begin():

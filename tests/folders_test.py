@@ -100,6 +100,20 @@ def test_long_values_are_shown_where_they_differ(tmp_path):
     )
 
 
+def test_try_lock_takes_regular_files_only(tmp_path):
+  (tmp_path / "target").write_text("text")
+  (tmp_path / "link").symlink_to(tmp_path / "target")
+  (tmp_path / "dangling").symlink_to(tmp_path / "none")
+  (tmp_path / "folder").mkdir()
+  os.mkfifo(tmp_path / "fifo")
+  for name in ("link", "dangling", "folder", "fifo"):
+    assert folders.try_lock(tmp_path / name) is None
+  assert not (tmp_path / "none").exists() and (tmp_path / "target").read_text() == "text"
+  lock = folders.try_lock(tmp_path / "target")
+  assert lock and (tmp_path / "target").read_text() == "text"
+  lock.release()
+
+
 # ---- whole files
 
 

@@ -4,16 +4,18 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import ml_collections
 import pytest
 
-from srl_jax import prepare
+from srl_jax import folders, prepare
 from srl_jax.data import sources
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.sources import Examples, StepExample
+from srl_jax.errors import UserError
 from srl_jax.policy import hf_files, model, weights
 from srl_jax.tasks.examples import example_kind
 
@@ -137,6 +139,51 @@ def test_a_failed_write_leaves_the_old_files(tmp_path):
     prepare._write(tmp_path / "out", Examples([good, good], [bad], {}), {"a": 2}, [])
   assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == before
   assert os.listdir(tmp_path) == ["out"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from srl_jax import folders, prepare
+from srl_jax.data.sources import Examples, StepExample
+moved, replace = [], os.replace
+def killed(source, target):
+  if len(moved) == int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+  moved.append(target)
+  replace(source, target)
+os.replace = killed
+example = lambda id: StepExample(f"{id}/1", id, "srl", "New?", [], None, "t", None)
+settings = {"method": "srl", "title_hint": False, "keep_last_step": False, "holdout": 4}
+summary = {"settings": settings | {"domain": "math"}, "counts": {}}
+prepare._write(pathlib.Path("out"), Examples([example("n")], [example("v")], {}), summary, [])
+"""
+
+
+@pytest.mark.parametrize("moved", range(3))
+def test_a_killed_prepare_leaves_nothing_that_is_read(rows, moved):
+  """Killed before each move of a file: a config reads no mixture, and a second try is whole."""
+  flags = ["--source=rows.jsonl", "--output=out", FIELDS, "--holdout=4"]
+  assert run(rows, *flags).returncode == 0
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-c", KILLED, str(moved)]
+  killed = subprocess.run(command, cwd=rows, env=environment, check=False)
+  assert killed.returncode == -signal.SIGKILL
+  with pytest.raises(UserError, match="summary.json"):
+    load_examples(config(path=str(rows / "out")), method="srl", seed=0)
+  assert run(rows, *flags).returncode == 0
+  examples = load_examples(config(path=str(rows / "out")), method="srl", seed=0)
+  assert {e.problem for e in examples.train} < {f"Question {k}?" for k in range(10)}
+  names = {path.name for path in (rows / "out").iterdir() if not path.name.startswith(".lock")}
+  assert names == {"train.jsonl", "validation.jsonl", "summary.json"}
+
+
+def test_two_commands_do_not_write_to_one_folder(rows):
+  flags = ["--source=rows.jsonl", "--output=out", FIELDS, "--holdout=4"]
+  with folders.locked(rows / "out"):
+    for more in ([], ["--hard", "--model=gone/model"]):
+      result = run(rows, *flags, *more)
+      assert result.returncode == 2 and f"process {os.getpid()} on " in result.stderr
+  assert not (rows / "out" / "train.jsonl").exists() and not (rows / "out" / "hard").exists()
 
 
 # ---------------------------------------------------------------------------------- runs

@@ -1,6 +1,7 @@
 """The teacher command against a real HTTP server that gives canned answers and faults."""
 
 import collections
+import contextlib
 import http.server
 import json
 import os
@@ -14,7 +15,8 @@ import time
 import pytest
 
 from srl_jax import teacher
-from srl_jax.data import solutions, sources
+from srl_jax.data import chat, solutions, sources
+from srl_jax.data.chat import BadAnswer, ChatServer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEY = "sk-test"
@@ -38,7 +40,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     status, said = answer if isinstance(answer, tuple) else (200, completion(answer))
     self.send_response(status)
     self.end_headers()
-    self.wfile.write(said.encode())
+    with contextlib.suppress(ConnectionError):  # the client may leave before the end
+      for part in said if self.server.drip else [said]:
+        self.wfile.write(part.encode())
+        time.sleep(self.server.drip)
 
   def log_message(self, *args):
     """Keeps the test's output clean."""
@@ -53,26 +58,27 @@ def completion(text, finish_reason="stop"):
 def server():
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
     server.lock, server.asked, server.seen = threading.Lock(), collections.Counter(), []
+    server.drip = 0.0  # seconds between two characters
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
 
 
-def command(folder, url, *flags):
+def command(folder, url, *flags, key=KEY):
   required = [f"--server={url}", "--model=expert", "--problems=problems.jsonl", "--output=out"]
   return dict(
     args=[sys.executable, "-m", "srl_jax.teacher", *required, *flags],
     cwd=folder,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY},
+    env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": key},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
 
 
-def run(folder, url, *flags):
-  return subprocess.run(**command(folder, url, *flags), check=False)
+def run(folder, url, *flags, key=KEY):
+  return subprocess.run(**command(folder, url, *flags, key=key), check=False)
 
 
 def lines(path):
@@ -194,6 +200,72 @@ def test_a_server_that_refuses_is_one_line(problems, server, answer, message):
   assert message in result.stderr and result.stderr.count("\n") == 1
   assert KEY not in result.stderr
   assert max(server.asked.values()) == 1  # asked again it would say the same
+
+
+DEEP = '{"choices": [' + "[" * 100_000
+LISTED = json.dumps([{"type": "text", "text": "1. a"}])
+
+
+def content(json_text):
+  """A chat completion whose content is this JSON."""
+  return completion("CONTENT").replace('"CONTENT"', json_text)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_bad_answers_are_counted_and_good_ones_kept(problems, server, parallel):
+  """One bad answer of each kind, even as the very first; then each problem is solved."""
+  bad = [content(LISTED), content("3"), content('"half \\ud83d"'), DEEP, "<html>Hello"]
+  bad += [completion(solved(6), ["stop"])]
+
+  def script(problem, before):
+    k = int(problem[0])
+    return (200, bad[k]) if not before else solved(k + 1)
+
+  server.script = script
+  result = run(problems, server.url, f"--parallel={parallel}", "--attempts=2")
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "  not kept: bad_answer  6" in result.stdout.splitlines()
+  assert len(lines(problems / "out" / "solutions.jsonl")) == 6
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(problems, server, monkeypatch):
+  """In memory and in time: one body is too large, one arrives a byte at a time."""
+  monkeypatch.setenv("OPENAI_API_KEY", KEY)
+  monkeypatch.setattr(chat, "_LARGEST_ANSWER", 1 << 20)
+  endless = ChatServer(server.url, "expert", timeout=1.0)
+  ask = lambda: endless.chat([{"role": "user", "content": "Q"}], temperature=0.0, max_tokens=1)
+  server.script = lambda problem, before: (200, "x" * (1 << 22))
+  with pytest.raises(BadAnswer, match="more than 1 MiB"):
+    ask()
+  server.script, server.drip = lambda problem, before: (200, " " * 1000), 0.05
+  begun = time.monotonic()
+  with pytest.raises(BadAnswer, match="did not end in 1 s"):
+    ask()
+  assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("body", ['{"error": {"message": "key %s is wrong"}}', "%s is wrong", DEEP])
+def test_a_key_that_the_server_repeats_is_not_shown(problems, server, body):
+  server.script = lambda problem, before: (401, body.replace("%s", KEY))
+  result = run(problems, server.url, "--parallel=1")
+  assert result.returncode == 2 and result.stderr.count("\n") == 1
+  assert "HTTP 401" in result.stderr and KEY not in result.stderr
+
+
+def test_a_key_that_no_header_can_hold_is_refused(problems, server):
+  result = run(problems, server.url, key="sk-secret\nX: 1")
+  assert result.returncode == 2 and result.stderr.startswith("error: OPENAI_API_KEY: ")
+  assert "secret" not in result.stdout + result.stderr and not server.seen
+
+
+@pytest.mark.parametrize("field", ["problem", "answer", "id"])
+def test_half_a_character_in_a_problem_is_refused(problems, server, field):
+  row = {"problem": "1+1?", "answer": "2", "id": "a"} | {field: "half \ud83d"}
+  (problems / "half.jsonl").write_text(json.dumps(row) + "\n")
+  fields = "--fields=problem=problem,answer=answer,id=id"
+  result = run(problems, server.url, "--problems=half.jsonl", fields)
+  assert result.returncode == 2 and result.stderr.startswith("error: half.jsonl:1: ")
+  assert result.stderr.count("\n") == 1 and not server.seen
 
 
 def test_nobody_at_the_address(problems, server):

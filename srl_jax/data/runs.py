@@ -8,7 +8,6 @@ fine-tuning learns them).
 import collections
 import dataclasses
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from srl_jax.data.trajectories import AgentStep, read_messages, shorten, split_a
 from srl_jax.errors import UserError
 
 OBSERVATION = "\n\nOBSERVATION:\n"  # between a call and its result, as SWE-agent writes it
-_DESCRIPTION = re.compile(r"<pr_description>\n(.*?)\n</pr_description>", re.DOTALL)
+_DESCRIPTION = ("<pr_description>\n", "\n</pr_description>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +119,19 @@ def _run(row: dict[str, Any], place: str, data: DataConfig) -> Run:
     raise _Malformed(f"{place}: {error}") from error
   if not issue:
     raise _Malformed(f"{place}: no message of the user, which holds the issue")
-  id = str(row[fields.id]) if fields.id else digest.hex()[:12]
+  id = _id(row[fields.id], place) if fields.id else digest.hex()[:12]
   limit = data.trajectories.observation_chars
   return Run(id, issue, [_with_short_observation(step, limit) for step in steps])
+
+
+def _id(value: Any, place: str) -> str:
+  if not isinstance(value, str | int | float):
+    raise _Malformed(f"{place}: its id is a {type(value).__name__}, neither a text nor a number")
+  try:
+    f"{value}".encode()
+  except UnicodeEncodeError as error:  # half a character
+    raise _Malformed(f"{place}: its id is no valid text ({error})") from error
+  return f"{value}"
 
 
 def _first_user_text(messages: Sequence[dict[str, Any]]) -> str:
@@ -186,8 +195,9 @@ def _count_runs(examples: Iterable[StepExample]) -> int:
 
 def _description(issue: str) -> str:
   """Returns the part of an issue that identifies it. The instructions around it have versions."""
-  described = _DESCRIPTION.search(issue)
-  return normalized(described[1] if described else issue)
+  begin, end = _DESCRIPTION
+  description, closed, _ = issue.partition(begin)[2].partition(end)
+  return normalized(description if closed else issue)
 
 
 def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExample]:

@@ -7,8 +7,10 @@ and carries the next number of 1, 2, 3, ... Nothing is lost: joined again, the p
 less white space and the horizontal rules between parts.
 """
 
+import bisect
 import dataclasses
 import re
+import sys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +64,10 @@ class _Head:
     return self.kind[0] == 0
 
 
+# Texts may be hostile, so every pattern takes linear time: "++" and "*+" never give back what they
+# took, wherever another part of the pattern could take the same characters.
 _RULE = re.compile(r"\s*(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$")
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*(\w*)[^`]*$")
+_FENCE = re.compile(r"\s*+(`{3,}+|~{3,}+)\s*+(\w*+)[^`]*+$")
 _HEADING = re.compile(r"\s*#{1,6}\s+(.*)")
 _LABEL = re.compile(
   r"(?P<indent>\s*)(?:(?P<hashes>\#{1,6})\s+)?(?:(?P<bold>\*\*|__)\s*)?(?P<step>step\s+)?"
@@ -79,7 +83,7 @@ _ENDING = (
 )
 _ENDING_HEADING = re.compile(_ENDING + r"(?:\s*[:.].*)?", re.IGNORECASE | re.DOTALL)
 _ENDING_LABEL = re.compile(
-  r"\s*(?:(?:\*\*|__)" + _ENDING + r"\s*[:.]?\s*(?:\*\*|__)|" + _ENDING + r"\s*:)", re.IGNORECASE
+  r"\s*(?:(?:\*\*|__)" + _ENDING + r"\s*+[:.]?\s*+(?:\*\*|__)|" + _ENDING + r"\s*:)", re.IGNORECASE
 )
 _ENDING_PARAGRAPH = re.compile(
   r"\s*(?:\*\*)?(?:(?:thus|therefore|hence|so|finally|consequently),?\s+)?"
@@ -89,6 +93,7 @@ _ENDING_PARAGRAPH = re.compile(
 )
 # The end of a solution inside a JSON string: the quotation mark, the next key.
 _JSON_END = re.compile(r"[\s-]*\",?\s*$|\s*\"\w+\"\s*:")
+_NOWHERE = sys.maxsize  # the place of a head that there is not
 _PROSE = ("", "json", "latex", "markdown", "md", "tex", "text", "txt")
 
 
@@ -220,11 +225,14 @@ def _title(match: re.Match[str]) -> tuple[str | None, str]:
 
 def _outline(heads: list[_Head]) -> list[_Head]:
   """Returns the heads of the outermost numbering that has two steps, else the best with one."""
+  of_indentation: dict[tuple[int, ...], list[_Head]] = {}
+  for head in heads:
+    of_indentation.setdefault(head.kind[:3], []).append(head)
   chains = []
   for kind in sorted({head.kind for head in heads}):
     # A bold list is read alone, so that plain lists nested in it do not count; but single items
     # may have lost their bold title, so a plain list takes the bold items of its indentation.
-    same = [head for head in heads if head.kind[:3] == kind[:3] and head.kind <= kind]
+    same = [head for head in of_indentation[kind[:3]] if head.kind <= kind]
     chain = _longest_chain(same)
     if chains and set(chains[-1]) < set(chain):
       chains[-1] = chain
@@ -237,30 +245,53 @@ def _outline(heads: list[_Head]) -> list[_Head]:
 
 
 def _longest_chain(heads: list[_Head]) -> list[_Head]:
-  """Returns the longest of the lists that follow one another, such as givens and then steps."""
+  """Returns the longest of the lists that follow one another, such as givens and then steps.
+
+  A list is a chain of heads numbered 1, 2, 3, ...; one that restarts at 1 inside a step is nested
+  in it, and its items are no heads of the outer list.
+  """
+  anywhere, outer = _places(heads)
   best: list[_Head] = []
-  while any(head.number > len(best) for head in heads):
-    chain = _chain(heads)
-    if not chain:
-      break
+  chain: list[_Head] = []
+  at = _first(anywhere, 1, 0)
+  while at < len(heads):
+    chain.append(heads[at])
     best = max(best, chain, key=len)
-    heads = [head for head in heads if head.line > chain[-1].line]
+    restart = _first(anywhere, 1, at + 1)
+    # Up to the next 1 any head may go on with the list; after it, those outside nested lists.
+    after = _first(anywhere, len(chain) + 1, at + 1)
+    if after > restart:
+      after = _first(outer, len(chain) + 1, restart)
+    if after == _NOWHERE:  # the list has ended; the next one begins at the next 1
+      chain, after = [], restart
+    at = after
   return best
 
 
-def _chain(heads: list[_Head]) -> list[_Head]:
-  """Returns the first list of heads numbered 1, 2, 3, ..., without the lists nested in it."""
-  chain: list[_Head] = []
-  nested = 0  # the last number of a list that restarted at 1 inside a step
-  for head in heads:
-    if head.number == 1 and chain:
+def _places(heads: list[_Head]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+  """Returns {number: indices of its heads}, of all heads and of those outside nested lists.
+
+  The list that begins at a 1 takes the heads that count on from it, wherever the outer list is.
+  """
+  anywhere: dict[int, list[int]] = {}
+  outer: dict[int, list[int]] = {}
+  nested = 0  # the last number of the list that began at the last 1
+  for i, head in enumerate(heads):
+    anywhere.setdefault(head.number, []).append(i)
+    if head.number == 1:
       nested = 1
     elif nested and head.number == nested + 1:
       nested += 1
-    elif head.number == len(chain) + 1:
-      chain.append(head)
-      nested = 0
-  return chain
+    else:
+      outer.setdefault(head.number, []).append(i)
+  return anywhere, outer
+
+
+def _first(places: dict[int, list[int]], number: int, start: int) -> int:
+  """Returns the first place of a number from `start` on, _NOWHERE if there is none."""
+  indices = places.get(number, [])
+  k = bisect.bisect_left(indices, start)
+  return indices[k] if k < len(indices) else _NOWHERE
 
 
 def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
@@ -277,7 +308,9 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
     headings_end &= not any(_is_outer_heading(head, line) for line in body)
     paragraphs_end &= not _has_unindented_paragraph([lines[0], *body])
   fenced = _fenced(block)
-  last_line = len(_trim(block).split("\n"))
+  closing = len(_trim(block).split("\n"))  # the first line of the code that closes the text
+  while closing and fenced[closing - 1]:
+    closing -= 1
   has_body, above, after_gap = bool(head.rest.strip()), block[0], False
   for i, line in enumerate(block[1:], start=1):
     if _is_blank_or_rule(line):
@@ -289,7 +322,7 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
     new_paragraph = after_gap and outside and not above.rstrip().endswith((":", ","))
     opening = "\n".join(block[i : i + 2])  # a displayed box is on the line below its bracket
     if fenced[i]:  # code is the step's own, unless a block of it closes the text
-      ends = has_body and not fenced[i - 1] and all(fenced[i:last_line])
+      ends = has_body and not fenced[i - 1] and i >= closing
     else:
       ends = (
         _is_ending(line, outside)

@@ -98,9 +98,12 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
     if path.is_file():
       try:
         eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-      except (AttributeError, ValueError) as error:
+      except (AttributeError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
-      found += eos if isinstance(eos, list) else [eos]
+      named = eos if isinstance(eos, list) else [eos]
+      if not all(i is None or type(i) is int for i in named):
+        raise UserError(f"{path}: eos_token_id is no token's number, nor a list of them: copy it")
+      found += named
   ids = list(dict.fromkeys(i for i in found if i is not None))
   if not ids:
     raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")

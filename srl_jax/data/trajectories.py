@@ -23,8 +23,10 @@ SUBMIT = "<function=submit>\n</function>"
 _LONG_VALUES = ("file_text", "new_str", "old_str")
 _OBSERVATION = "OBSERVATION:\n"
 
+_NAME = re.compile(r"[\w.-]+")  # of a function or a parameter
 # At the start of a line, so that a thought may speak of functions.
-_CALL = re.compile(r"(?:\A|(?<=\n))<function=([\w.-]+)>\n(?P<body>.*)</function>\s*\Z", re.DOTALL)
+_CALL_BEGIN = re.compile(r"(?:\A|(?<=\n))<function=[\w.-]+>\n")
+_CALL_END = "</function>"
 _PARAMETER = re.compile(
   r"<parameter=([\w.-]+)>(.*?)</parameter>\n(?=<parameter=[\w.-]+>|</function>|\Z)", re.DOTALL
 )
@@ -87,7 +89,7 @@ def read_messages(messages: str | Sequence[dict[str, Any]]) -> Sequence[dict[str
   if isinstance(messages, str):
     try:
       messages = json.loads(messages)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
       raise UserError(f"the messages are broken JSON: {error}") from error
   if not isinstance(messages, Sequence) or not messages:
     raise UserError("expected a list of messages, or its JSON")
@@ -115,37 +117,59 @@ def text_of(message: dict[str, Any]) -> str:
 
 def _take_apart(message: dict[str, Any]) -> tuple[str, str]:
   """Returns the thought and the action of an assistant's message."""
-  if message.get("tool_calls"):
-    calls = message["tool_calls"]
+  calls = message.get("tool_calls")
+  if calls:
+    if not isinstance(calls, list):
+      raise UserError(f"its tool_calls are a {type(calls).__name__}, not a list")
     if len(calls) > 1:
       raise UserError(f"{len(calls)} function calls, expected one")
     return text_of(message).strip(), _tool_action(calls[0])
   text = text_of(message)
-  call = _CALL.search(text)
-  if not call:
-    raise UserError("it does not end with a function call")
+  thought, body = _split_at_call(text)
   # Parameters must follow one another: text between them would be lost.
-  body, at = call["body"], 0
+  at = 0
   while parameter := _PARAMETER.match(body, at):
     at = parameter.end()
   if at < len(body):
     raise UserError("expected one function call with nothing between its parameters")
-  return text[: call.start()].strip(), call[0].strip()
+  return thought.strip(), text[len(thought) :].strip()
 
 
-def _tool_action(call: dict[str, Any]) -> str:
+def _split_at_call(text: str) -> tuple[str, str]:
+  """Returns the text before the function call that ends it, and what is inside the call.
+
+  The end is looked for first: a pattern of the whole call would search the rest of the text for its
+  end at each line that begins one.
+  """
+  begin, end = _CALL_BEGIN.search(text), len(text.rstrip()) - len(_CALL_END)
+  if not begin or end < begin.end() or not text.startswith(_CALL_END, end):
+    raise UserError("it does not end with a function call")
+  return text[: begin.start()], text[begin.end() : end]
+
+
+def _tool_action(call: Any) -> str:
   """Returns a tool call in the form of the text runs."""
   try:
     name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")
     items = arguments.items()
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
     raise UserError(f"its tool call has no function with arguments in JSON ({error})") from error
+  for given in (name, *arguments):
+    if not isinstance(given, str) or not _NAME.fullmatch(given):
+      raise UserError(f"{str(given)[:80]!r} is no name of a function or a parameter")
   lines = [f"<function={name}>"]
   for key, value in items:
-    value = value if isinstance(value, str) else json.dumps(value)
+    value = value if isinstance(value, str) else _json(value)
     line_end = "\n" if key in _LONG_VALUES else ""
     lines.append(f"<parameter={key}>{line_end}{value}{line_end}</parameter>")
   return "\n".join([*lines, "</function>"])
+
+
+def _json(value: Any) -> str:
+  try:
+    return json.dumps(value)
+  except RecursionError as error:  # the writer may give up before the reader does
+    raise UserError("an argument of its tool call is nested too deeply") from error
 
 
 def shorten(text: str, limit: int) -> str:

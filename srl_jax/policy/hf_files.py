@@ -5,6 +5,7 @@ because the mapping of a whole file counts as memory until it is closed.
 """
 
 import json
+import math
 import pathlib
 import struct
 from typing import NamedTuple
@@ -28,6 +29,9 @@ COMPANIONS += ["added_tokens.json"]
 # Numbers that config.json must contain; Hugging Face's defaults for them fit no released model.
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
 REQUIRED += ["num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps"]
+_FLOATS = {"rope_theta": 1e12, "rms_norm_eps": 1.0}  # with their largest values
+_LAYERS, _SIZE = 1000, 1 << 24  # the largest of other numbers
+_REMEDY = "use a Qwen2 or Qwen2.5 checkpoint with plain attention and unquantised weights"
 
 
 class Stored(NamedTuple):
@@ -71,51 +75,79 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
     raw = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise UserError(f"{path}: no such file; a model folder needs config.json") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not JSON ({error}); copy the file again") from error
   if not isinstance(raw, dict):
     raise UserError(f"{path}: a JSON {type(raw).__name__}, not an object; copy the file again")
   rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
   if not isinstance(rope, dict):
     raise UserError(
-      f"{path}: rope_scaling / rope_parameters is {rope!r}, not an object; copy the file again"
+      f"{path}: rope_scaling / rope_parameters is {_short(rope)}, not an object; copy the file"
+      " again"
     )
-  kind = rope.get("rope_type", rope.get("type", "default"))
-  layer_types = raw.get("layer_types") or ["full_attention"]
-  sliding = "sliding_attention" in layer_types or (
-    raw.get("use_sliding_window", False)
-    and raw.get("max_window_layers", 0) < raw.get("num_hidden_layers", 0)
-  )
-  remedy = "use a Qwen2 or Qwen2.5 checkpoint with plain attention and unquantised weights"
-  for key, value, wanted in [
-    ("model_type", raw.get("model_type"), "qwen2"),
-    ("architectures", raw.get("architectures", ["Qwen2ForCausalLM"]), ["Qwen2ForCausalLM"]),
-    ("hidden_act", raw.get("hidden_act", "silu"), "silu"),
-    ("rope_scaling / rope_parameters", kind, "default"),
-    ("use_sliding_window / layer_types", bool(sliding), False),
-    ("quantization_config", raw.get("quantization_config"), None),
-  ]:
-    if value != wanted:
-      raise UserError(f"{path}: {key} is {value!r}, srl_jax computes {wanted!r} only; {remedy}")
-  fields = {key: raw.get(key, rope.get(key)) for key in REQUIRED}
-  for key, value in fields.items():
-    if not isinstance(value, (int, float)) or value <= 0:
-      raise UserError(f"{path}: {key} is {value!r}, not a positive number; {remedy}")
-    if key not in ("rope_theta", "rms_norm_eps") and not isinstance(value, int):
-      raise UserError(f"{path}: {key} is {value!r}, not a whole number; copy the file again")
-  heads, shared = fields["num_attention_heads"], fields["num_key_value_heads"]
+  _check_architecture(path, raw, rope)
+  sizes = {key: raw.get(key, rope.get(key)) for key in REQUIRED}
+  sizes["max_position_embeddings"] = raw.get("max_position_embeddings", 32768)
+  _check_sizes(path, sizes)
+  heads, shared = sizes["num_attention_heads"], sizes["num_key_value_heads"]
   if heads % shared:
     raise UserError(
       f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}; "
       "copy the file again"
     )
-  return ModelConfig(
-    **fields,
-    head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-    max_position_embeddings=raw.get("max_position_embeddings", 32768),
-    tie_word_embeddings=raw.get("tie_word_embeddings", False),
-    dtype=dtype,
-  )
+  head_dim = raw.get("head_dim") or sizes["hidden_size"] // heads
+  _check_sizes(path, {"head_dim": head_dim})
+  if head_dim % 2:
+    raise UserError(f"{path}: head_dim {head_dim} is odd, but rotary embeddings turn pairs")
+  tied = raw.get("tie_word_embeddings", False)
+  if not isinstance(tied, bool):
+    raise UserError(f"{path}: tie_word_embeddings is {_short(tied)}, not true or false")
+  return ModelConfig(**sizes, head_dim=head_dim, tie_word_embeddings=tied, dtype=dtype)
+
+
+def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
+  """Raises UserError for a setting that model.py does not compute."""
+  layer_types = raw.get("layer_types") or []
+  if not isinstance(layer_types, list):
+    raise UserError(f"{path}: layer_types is {_short(layer_types)}, not a list; {_REMEDY}")
+  # Layers from max_window_layers on have a sliding window, if any has.
+  first, layers = raw.get("max_window_layers", 0), raw.get("num_hidden_layers", 0)
+  none_has = isinstance(first, int) and isinstance(layers, int) and first >= layers
+  sliding = raw.get("use_sliding_window", False) and not none_has
+  sliding = sliding or "sliding_attention" in layer_types
+  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  for key, value, wanted in [
+    ("model_type", raw.get("model_type"), "qwen2"),
+    ("architectures", raw.get("architectures", ["Qwen2ForCausalLM"]), ["Qwen2ForCausalLM"]),
+    ("hidden_act", raw.get("hidden_act", "silu"), "silu"),
+    ("rope_scaling / rope_parameters", rope_type, "default"),
+    ("use_sliding_window / layer_types", bool(sliding), False),
+    ("quantization_config", raw.get("quantization_config"), None),
+  ]:
+    if value != wanted:
+      raise UserError(
+        f"{path}: {key} is {_short(value)}, srl_jax computes {wanted!r} only; {_REMEDY}"
+      )
+
+
+def _check_sizes(path: pathlib.Path, sizes: dict) -> None:
+  """Raises UserError for a value that is no number, or one that no model has."""
+  for key, value in sizes.items():
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+      raise UserError(f"{path}: {key} is {_short(value)}, not a positive number; {_REMEDY}")
+    if key not in _FLOATS and not isinstance(value, int):
+      raise UserError(f"{path}: {key} is {value!r}, not a whole number; copy the file again")
+    # Also that no damaged file makes us build a billion layers.
+    largest = _FLOATS.get(key, _LAYERS if key == "num_hidden_layers" else _SIZE)
+    if value > largest:
+      raise UserError(f"{path}: {key} is {_short(value)}, more than {largest}; {_REMEDY}")
+
+
+def _short(value) -> str:
+  """The value as a part of a message."""
+  text = repr(value)
+  return text if len(text) < 80 else f"{text[:76]}..."
 
 
 def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:

@@ -5,12 +5,13 @@ import http.client
 import ipaddress
 import json
 import math
-import os
 import socket
 import threading
 import urllib.parse
 from collections.abc import Sequence
 
+from srl_jax.addresses import api_key, without_secret
+from srl_jax.config import check_servers
 from srl_jax.errors import UserError
 
 CONNECT_SECONDS = 5.0
@@ -43,11 +44,7 @@ class Server:
   """
 
   def __init__(self, url: str, *, public: bool = False):
-    if "@" in url:  # not shown: it has a password in it
-      raise UserError(
-        "rollout.servers: an address with a user name; the servers know API keys only, which are "
-        "read from VLLM_API_KEY"
-      )
+    check_servers(url)
     try:
       parts = urllib.parse.urlsplit(url)
       self.host, self.port = parts.hostname, parts.port
@@ -63,7 +60,7 @@ class Server:
     self.url = f"{parts.scheme}://{self.host}:{self.port}"
     if not public:
       self._check_private()
-    self._key = os.environ.get("VLLM_API_KEY")
+    self._key = api_key("VLLM_API_KEY")
     self._lock = threading.Lock()
     self._open: dict[socket.socket, object] = {}
 
@@ -119,14 +116,14 @@ class Server:
         self._open.pop(sock, None)
       connection.close()
     if answer.status != 200:
-      said = f"{where} answered {answer.status}: {_message(data)}"
+      said = f"{where} answered {answer.status}: {_message(data, self._key)}"
       if 400 <= answer.status < 500 and answer.status not in (408, 429):
         raise UserError(said)
       raise ServerError(said, answer.status)
     try:
       return json.loads(data or b"null")
     except ValueError as error:
-      raise ServerError(f"{where} answered no JSON: {_message(data)}") from error
+      raise ServerError(f"{where} answered no JSON: {_message(data, self._key)}") from error
 
   def healthy(self, timeout: float = CONNECT_SECONDS) -> bool:
     """Whether /health answers 200 in `timeout` seconds."""
@@ -192,9 +189,9 @@ def _is_logprob(value: float) -> bool:
   return math.isfinite(value) and value <= 1e-3  # rounding may bring it just above 0
 
 
-def _message(data: bytes) -> str:
-  """The message of an answer in one short line."""
+def _message(data: bytes, key: str | None) -> str:
+  """The message of an answer in one short line, without the key."""
   text = data[:2000].decode(errors="replace")
   with contextlib.suppress(ValueError, KeyError, TypeError):
     text = json.loads(data)["error"]["message"]
-  return " ".join(str(text).split())[:500] or "nothing"
+  return " ".join(without_secret(str(text), key).split())[:500] or "nothing"

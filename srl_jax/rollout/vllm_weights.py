@@ -5,8 +5,8 @@ new ones, or a cache that the old ones filled. So every push ends with `Probe.ch
 sampled from a server that fails it.
 """
 
+import contextlib
 import functools
-import os
 import pathlib
 import shutil
 import tempfile
@@ -61,13 +61,10 @@ class WeightsFolder:
     self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
   def _sweep(self) -> None:
+    """Removes what killed runs of this user left; a root such as /dev/shm has many users."""
     for path in self.root.glob("srl_jax-*"):
-      # A young one may belong to a run that has not locked it yet.
-      if os.access(path, os.W_OK) and time.time() - path.stat().st_mtime > 60:
-        lock = folders.try_lock(path / "lock")
-        if lock:
-          shutil.rmtree(path, ignore_errors=True)
-          lock.release()
+      with contextlib.suppress(OSError):  # such as one that another run has just removed
+        _remove_abandoned(path)
 
   def write(self, model: Qwen2, version: int, dtype) -> str:
     """Writes the weights in `dtype`, one tensor at a time; a folder's name relative to the root.
@@ -112,6 +109,17 @@ class WeightsFolder:
     """Removes the folder."""
     self._remove()
     self._lock.release()
+
+
+def _remove_abandoned(path: pathlib.Path) -> None:
+  """Removes a folder of this user if no run holds its lock; leaves anything else alone."""
+  # A young one may belong to a run that has not locked it yet.
+  if not folders.is_private(path) or time.time() - path.lstat().st_mtime <= 60:
+    return
+  lock = folders.try_lock(path / "lock")
+  if lock:
+    shutil.rmtree(path, ignore_errors=True)
+    lock.release()
 
 
 def take_part(model: Qwen2, dtype) -> None:

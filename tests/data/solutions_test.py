@@ -3,6 +3,7 @@
 import collections
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -263,6 +264,24 @@ def test_nothing_is_lost_from_any_text(text):
   assert_nothing_lost(text)
 
 
-def test_long_hostile_text_takes_no_time():
-  for text in (" " * 20000 + "x", "1. a\n" * 5000, "**1. " * 5000, "- " * 20000 + "x", "`" * 20000):
-    assert_nothing_lost(text)
+HOSTILE = [" " * 20000 + "x", "**1. " * 5000, "- " * 20000 + "x", "`" * 20000]
+HOSTILE += ["```" + "a" * 40000 + "`", "~~~" + " " * 40000 + "`", "~" * 40000 + "`"]
+HOSTILE += ["1. a\n" * 20000, "1. a\n2. b\n1. c\n" * 5000, "1. x\n3. y\n" * 10000]
+HOSTILE += [
+  "1. a\n2. b\n\n**answer" + " " * 40000 + "x",
+  "1. a\n2. b\n" + "```\nx\n```\ny\n" * 6000,
+]
+HOSTILE += ["".join(f"{' ' * k}1. a\n{' ' * k}2. a\n" for k in range(200))]  # all indentations
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_long_hostile_text_takes_no_time(text):
+  begun = time.process_time()
+  split_solution(text)
+  assert time.process_time() - begun < 1.0
+  assert_nothing_lost(text)
+
+
+def test_the_longest_of_many_restarted_lists_has_the_steps():
+  text = "1. a\n2. b\n1. c\n" * 50 + "\n1. one\n2. two\n3. three\n" + "1. d\n" * 50
+  assert [step.number for step in split_solution(text).steps] == [1, 2, 3]

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
+from srl_jax.errors import UserError
 from srl_jax.tasks import TASKS, system_prompt
 
 MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "P?"}]
@@ -144,3 +145,17 @@ def test_a_broken_config_is_named(copy):
   (folder / "generation_config.json").write_text("{")
   with pytest.raises(ValueError, match=r"generation_config\.json is no JSON object"):
     stop_ids(tokenizer, folder)
+
+
+def test_ends_of_a_wrong_type_are_refused(copy):
+  folder = copy()
+  tokenizer = load_tokenizer(folder)
+  for name in ("config.json", "generation_config.json"):
+    for eos in ({}, "7", 7.5, [[7]], [{"id": 7}], True):
+      (folder / name).write_text(json.dumps({"eos_token_id": eos}))
+      with pytest.raises(UserError, match=f"/{name}: eos_token_id"):
+        stop_ids(tokenizer, folder)
+    (folder / name).write_text('{"a": ' * 100_000)
+    with pytest.raises(UserError, match=f"/{name} is no JSON object"):
+      stop_ids(tokenizer, folder)
+    (folder / name).unlink()

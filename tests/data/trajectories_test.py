@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from srl_jax.data import runs, sources
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.responses import parse_response
 from srl_jax.data.trajectories import AgentStep, shorten, split_actions
+from srl_jax.errors import UserError
 from srl_jax.tasks.examples import example_kind
 
 VIEW = (
@@ -25,6 +27,12 @@ EDIT = (
   "</function>"
 )
 SUBMIT = "<function=submit>\n</function>"
+OPENED = "<function=a>\n"
+HOSTILE = [f"\n{OPENED}" * 20_000, "<function=" + "a" * 99_999, OPENED + "</parameter>\n" * 9999]
+HOSTILE += [
+  f"{OPENED}{'<parameter=a>' * 20_000}</function>",
+  OPENED * 9999 + "</function>" + " " * 99_999,
+]
 
 
 def bash(command):
@@ -46,6 +54,13 @@ def xml_run(*actions, issue="Fix it."):
 def tool_call(name, arguments):
   function = {"name": name, "arguments": json.dumps(arguments)}
   return [{"id": "x", "type": "function", "function": function}]
+
+
+def called(name, arguments):
+  """A run of one tool call, whose arguments are any text."""
+  return [
+    message("assistant", "", tool_calls=[{"function": {"name": name, "arguments": arguments}}])
+  ]
 
 
 # ---------------------------------------------------------------------------------- one run
@@ -124,11 +139,29 @@ def test_a_thought_may_speak_of_functions_and_a_value_may_contain_tags():
       [message("assistant", "", tool_calls=[{"function": {"name": "bash", "arguments": "{"}}])],
       "no function with arguments in JSON",
     ),
+    ("[" * 100_000, "broken JSON"),
+    (
+      [message("assistant", "", tool_calls={"function": {}})],
+      "message 0: its tool_calls are a dict",
+    ),
+    ([message("assistant", "", tool_calls=7)], "message 0: its tool_calls are a int"),
+    ([message("assistant", "", tool_calls=[7])], "message 0: .* no function with arguments"),
+    (called("bash", '{"a": ' * 100_000), "message 0: .* no function with arguments"),
+    (called(["bash"], "{}"), "message 0: .* no name of a function"),
+    (called("bash", '{"a>b": 1}'), "message 0: 'a>b' is no name of a function or a parameter"),
   ],
 )
 def test_broken_messages_are_refused(messages, complaint):
   with pytest.raises(ValueError, match=complaint):
     split_actions(messages)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_long_hostile_messages_take_no_time(text):
+  begun = time.process_time()
+  with pytest.raises(UserError):
+    split_actions([message("assistant", text)])
+  assert time.process_time() - begun < 0.5
 
 
 def test_shorten_keeps_both_ends():
@@ -217,15 +250,25 @@ def test_rows_are_counted_by_reason(tmp_path):
     row([message("assistant", VIEW)]),
     row(xml_run()),
     row(xml_run(VIEW, SUBMIT)),
+    row([message("assistant", "", tool_calls=7)]),
   ]
   data = config(write(tmp_path / "a.jsonl", rows))
-  counts = {"not_resolved": 2, "other_expert": 1, "malformed": 3, "no_steps": 1, "duplicate": 1}
+  counts = {"not_resolved": 2, "other_expert": 1, "malformed": 4, "no_steps": 1, "duplicate": 1}
   examples = load_examples(data, method="srl", seed=0)
-  assert examples.counts == {"rows": 10, "kept": 2, **counts}
+  assert examples.counts == {"rows": 11, "kept": 2, **counts}
   assert len(examples.train) == 4
   data.swe.resolved, data.swe.expert = False, ""
   with_all = load_examples(data, method="srl", seed=0).counts
-  assert with_all == {"rows": 10, "kept": 2, "malformed": 3, "no_steps": 1, "duplicate": 4}
+  assert with_all == {"rows": 11, "kept": 2, "malformed": 4, "no_steps": 1, "duplicate": 4}
+
+
+def test_runs_whose_id_is_no_text_are_left_out(tmp_path):
+  ids = ["a", 7, ["a"], None, "half \ud83d"]
+  data = config(write(tmp_path / "a.jsonl", [row(xml_run(VIEW, SUBMIT), id=id) for id in ids]))
+  data.fields.id = "id"
+  examples = load_examples(data, method="srl", seed=0)
+  assert examples.counts == {"rows": 5, "kept": 2, "malformed": 3}
+  assert {example.problem_id for example in examples.train} == {"a", "7"}
 
 
 def many(count=30):

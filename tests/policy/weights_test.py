@@ -142,6 +142,18 @@ def test_tied_model_with_a_repeated_head(hf_case, copy):
     (dict(hidden_size="48"), "hidden_size is '48', not a positive number"),
     (dict(num_hidden_layers=2.5), "num_hidden_layers is 2.5, not a whole number"),
     (dict(rope_parameters=[1]), r"rope_parameters is \[1\], not an object"),
+    (dict(layer_types=7), "layer_types is 7, not a list"),
+    (dict(use_sliding_window=True, max_window_layers="9"), "use_sliding_window.* is True"),
+    (dict(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, more than 1000"),
+    (dict(vocab_size=True), "vocab_size is True, not a positive number"),
+    (dict(rms_norm_eps=float("nan")), "rms_norm_eps is nan, not a positive number"),
+    (dict(rope_theta=float("inf")), "rope_theta is inf, not a positive number"),
+    (dict(head_dim=[12]), r"head_dim is \[12\], not a positive number"),
+    (dict(head_dim=11), "head_dim 11 is odd"),
+    (dict(num_attention_heads=4096, head_dim=None), "head_dim is 0, not a positive number"),
+    (dict(max_position_embeddings="2k"), "max_position_embeddings is '2k', not a positive number"),
+    (dict(tie_word_embeddings=[]), r"tie_word_embeddings is \[\], not true or false"),
+    (dict(model_type=["qwen2"] * 99), r"model_type is .*\.\.\., srl_jax computes"),
     (dict(num_key_value_heads=3), "num_attention_heads 4 is not a multiple of"),
   ],
 )
@@ -202,6 +214,8 @@ def test_long_lists_of_faults_are_cut(copy):
   [
     (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
     (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+    (lambda f: (f / "config.json").write_text('{"a": ' * 100_000), "config.json: not JSON"),
+    (lambda f: (f / "config.json").write_bytes(b"\xff{}"), "config.json: not JSON"),
     (lambda f: (f / "config.json").write_text("[]"), "config.json: a JSON list, not an object"),
     (lambda f: (f / "model.safetensors").unlink(), r"no weights \(model.safetensors or"),
     (

@@ -352,6 +352,7 @@ def test_starting_with_a_server_of_another_kind_says_what_it_answered(fake, make
     ("http://127.0.0.1:x", "not a base URL .Port could not be cast"),
     ("http://127.0.0.1:99999", "not a base URL .Port out of range"),
     ("http://[::1", "not a base URL .Invalid IPv6"),
+    ("http://127.0.0.1:8101#key", "not a base URL"),
     ("https://me:secret@127.0.0.1:8101", "servers: an address with a user name; the servers know"),
     ("http://8.8.8.8:8101", "public address 8.8.8.8"),
   ],
@@ -368,8 +369,8 @@ def test_addresses_that_are_taken():
 
 def test_the_key_comes_from_the_environment_and_stays_out_of_messages(fake, monkeypatch):
   monkeypatch.setenv("VLLM_API_KEY", "s3cret")
-  fake.handle = lambda path, body: (500, b"no")
-  with pytest.raises(ServerError) as caught:
+  fake.handle = lambda path, body: (500, b"no s3cret")
+  with pytest.raises(ServerError, match=r"no \*\*\*") as caught:
     Server(fake.url).call("POST", "/x", {}, timeout=1)
   assert fake.keys == ["Bearer s3cret"]
   assert "s3cret" not in str(caught.value)

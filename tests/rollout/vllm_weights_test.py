@@ -108,6 +108,51 @@ def test_what_killed_runs_left_is_removed(tmp_path):
   alive.close(), second.close()
 
 
+def old(path):
+  os.utime(path, (time.time() - 61,) * 2, follow_symlinks=False)
+
+
+def test_names_that_others_put_there_hurt_nobody(tmp_path):
+  """The root may be writable by all: no file is emptied, no link followed, no fifo opened."""
+  precious, root = tmp_path / "precious", tmp_path / "root"
+  precious.mkdir(), root.mkdir()
+  (precious / "lock").write_text("1,400 bytes")
+  for name in ("lock-link", "lock-fifo", "lock-folder", "shared"):
+    (root / f"srl_jax-{name}").mkdir(mode=0o700)
+  (root / "srl_jax-lock-link" / "lock").symlink_to(precious / "lock")
+  os.mkfifo(root / "srl_jax-lock-fifo" / "lock")
+  (root / "srl_jax-lock-folder" / "lock").mkdir()
+  (root / "srl_jax-shared").chmod(0o777)  # another user could replace its lock at any time
+  (root / "srl_jax-link").symlink_to(precious)
+  (root / "srl_jax-gone").symlink_to(tmp_path / "nothing")
+  (root / "srl_jax-file").write_text("a file")
+  os.mkfifo(root / "srl_jax-fifo")
+  names = sorted(root.iterdir())
+  for path in names:
+    old(path)
+  started = WeightsFolder(str(root))
+  started.close()
+  assert sorted(root.iterdir()) == names
+  assert (precious / "lock").read_text() == "1,400 bytes"
+  assert (root / "srl_jax-file").read_text() == "a file"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_folders_of_other_users_stay(tmp_path):
+  theirs, lock = tmp_path / "srl_jax-theirs", tmp_path / "srl_jax-ours" / "lock"
+  theirs.mkdir(mode=0o700), lock.parent.mkdir(mode=0o700)
+  lock.write_text("")
+  os.chown(theirs, 12345, 12345), os.chown(lock, 12345, 12345)
+  for path in (theirs, lock.parent):
+    old(path)
+  WeightsFolder(str(tmp_path)).close()
+  assert theirs.exists() and lock.exists()
+
+
+def test_the_lock_is_readable_by_its_user_only(folder):
+  assert (folder.path / "lock").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_root_that_is_not_there_is_the_users_error(tmp_path):
   with pytest.raises(ValueError, match="rollout.weights_root: .*none' cannot be used for weights"):
     WeightsFolder(str(tmp_path / "none"))

@@ -1,0 +1,56 @@
+"""Fuzzing of models' config.json, 20,000 cases a run: FUZZ_SEED=N repeats a run."""
+
+import json
+import os
+import pathlib
+import random
+import time
+
+import pytest
+
+from srl_jax.errors import UserError
+from srl_jax.policy import hf_files
+
+SOUND = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature" / "config.json"
+SEED = int(os.environ.get("FUZZ_SEED", random.randrange(1 << 32)))
+KEYS = ["head_dim", "layer_types", "max_window_layers", "use_sliding_window", "rope_parameters"]
+KEYS += ["rope_scaling", "max_position_embeddings", "quantization_config", "hidden_act"]
+JUNK = [None, True, False, 0, -1, 1, 2, 7.5, 1e400, float("nan"), 10**30, 2**31, 10**6, "", "x"]
+JUNK += [[], [1], {}, {"a": 1}, ["sliding_attention"], {"rope_type": []}, {"rope_theta": "1"}]
+
+
+def mutated(draw):
+  """The bytes of a config.json with other values for some keys or, one in five, other bytes."""
+  raw = json.loads(SOUND.read_text())
+  for _ in range(draw.randrange(1, 4)):
+    key = draw.choice([*raw, *KEYS])
+    if draw.random() < 0.2:
+      raw.pop(key, None)
+    else:
+      raw[key] = draw.choice(JUNK)
+  data = bytearray(json.dumps(raw).encode())
+  if draw.random() < 0.2:
+    data[draw.randrange(len(data))] = draw.randrange(256)
+  return bytes(data)
+
+
+@pytest.mark.slow
+def test_a_mutated_config_is_read_or_refused(tmp_path, capsys):
+  draw, worst, read = random.Random(SEED), 0.0, 0
+  for case in range(20_000):
+    data = mutated(draw)
+    (tmp_path / "config.json").write_bytes(data)
+    begun = time.process_time()
+    try:
+      config = hf_files.load_config(tmp_path)
+    except UserError:
+      pass
+    except Exception as error:
+      pytest.fail(f"FUZZ_SEED={SEED} case {case}: {error!r} for {data!r}")
+    else:
+      read += 1
+      assert config.head_dim % 2 == 0 and 0 < config.num_hidden_layers <= 1000
+    worst = max(worst, time.process_time() - begun)
+  assert worst < 0.5
+  with capsys.disabled():
+    print(f"\nFUZZ_SEED={SEED}: read {read}; worst time {worst:.4f} s")
