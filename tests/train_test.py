@@ -62,6 +62,14 @@ CASES = {  # name: (arguments, what the one line must say)
     [QUICK, NEW, "--config.model={folder}/model"],
     "{folder}/model: no weights (model.safetensors or model.safetensors.index.json)",
   ),
+  "beyond the model's positions": (
+    [QUICK, NEW, "--config.rollout.max_tokens=200"],
+    "exceed its max_position_embeddings, 256; set rollout.max_tokens=160 (",
+  ),
+  "tokenizer beyond the embedding": (
+    [QUICK, NEW, "--config.model={folder}/narrow"],
+    "with id 38, but the embedding has vocab_size=30 rows",
+  ),
   "no model": ([QUICK, NEW, "--config.model=./nosuch"], "./nosuch"),
   "workdir in use": ([QUICK, "--workdir={folder}/busy"], "{folder}/busy: process"),
   "no place for a workdir": ([QUICK, "--workdir=/dev/null/x"], "/dev/null/x: Not a directory"),
@@ -70,6 +78,7 @@ CASES = {  # name: (arguments, what the one line must say)
     [
       *(QUICK, NEW, "--config.eval.benchmark=", "--config.eval.mode=off"),
       *("--config.rollout.max_tokens=2000000000", "--config.batch.tokens_per_device=4000000000"),
+      "--config.model={folder}/long",
     ],
     "a device ran out of memory (RESOURCE_EXHAUSTED",
   ),
@@ -81,6 +90,13 @@ CASES = {  # name: (arguments, what the one line must say)
 GOOD_ROW = json.dumps({"question": "1+1?", "deepseek_attempt": "1. a\n2. b", "solution": "2"})
 
 
+def model_folder(folder, **settings):
+  """The miniature with other settings in its config.json."""
+  shutil.copytree(ROOT / "configs" / "miniature", folder)
+  raw = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(raw | settings))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """What the cases speak of: data files, a model without weights, the workdir of another run."""
@@ -90,6 +106,8 @@ def folder(tmp_path_factory):
   (folder / "model").mkdir()
   for path in (ROOT / "configs" / "miniature").glob("*.json"):
     shutil.copy(path, folder / "model")
+  model_folder(folder / "long", max_position_embeddings=2**32)
+  model_folder(folder / "narrow", vocab_size=30)
   config = quickstart.get_config("steps=5")
   workdir.claim(folder / "other", config)
   for name in ("other", "damaged"):

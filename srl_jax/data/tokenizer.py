@@ -42,7 +42,8 @@ def load_tokenizer(folder: str | pathlib.Path):
   so replace the pre-tokenizer of any other model that is written as a qwen2 (SmolLM2).
 
   Raises:
-    UserError: no tokenizer.json, one that cannot be read, or no chat template, or one that fails.
+    UserError: no tokenizer.json, one that cannot be read or that has tokens beyond the model's
+      embedding, or no chat template, or one that fails.
   """
   folder = pathlib.Path(folder)
   if not (folder / "tokenizer.json").is_file():
@@ -58,6 +59,7 @@ def load_tokenizer(folder: str | pathlib.Path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
   except Exception as error:  # the tokenizers library raises bare Exceptions
     raise UserError(f"{folder}: the tokenizer cannot be read ({error}): copy it again") from error
+  _check_vocabulary(tokenizer, folder)
   if not tokenizer.chat_template:
     raise UserError(
       f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or"
@@ -78,6 +80,34 @@ def load_tokenizer(folder: str | pathlib.Path):
   return tokenizer
 
 
+def _check_vocabulary(tokenizer, folder: pathlib.Path) -> None:
+  """Raises UserError if a token's id has no row in the embedding of the folder's config.json.
+
+  JAX clamps an index that is out of range: such a token would be read as the last row's.
+  """
+  rows = _read_settings(folder / "config.json").get("vocab_size")
+  token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+  if isinstance(rows, int) and last >= rows:
+    raise UserError(
+      f"{folder}: the tokenizer has the token {token!r} with id {last}, but the embedding has"
+      f" vocab_size={rows} rows (config.json): use the tokenizer of the same model, or enlarge the"
+      f" embedding to at least {last + 1} rows (transformers: resize_token_embeddings)"
+    )
+
+
+def _read_settings(path: pathlib.Path) -> dict:
+  """The JSON object in a file, {} if there is no file; UserError if it is anything else."""
+  if not path.is_file():
+    return {}
+  try:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
+  if not isinstance(settings, dict):
+    raise UserError(f"{path} is no JSON object: copy it again")
+  return settings
+
+
 def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
   """Returns all token ids that end an answer; first the one that the chat template writes there.
 
@@ -94,13 +124,8 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
   """
   found = [_end_of_turn(tokenizer), tokenizer.eos_token_id]
   for name in ("generation_config.json", "config.json"):
-    path = pathlib.Path(folder) / name
-    if path.is_file():
-      try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-      except (AttributeError, ValueError) as error:
-        raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
-      found += eos if isinstance(eos, list) else [eos]
+    eos = _read_settings(pathlib.Path(folder) / name).get("eos_token_id")
+    found += eos if isinstance(eos, list) else [eos]
   ids = list(dict.fromkeys(i for i in found if i is not None))
   if not ids:
     raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")

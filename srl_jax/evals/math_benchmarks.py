@@ -13,6 +13,8 @@ import numpy as np
 
 from srl_jax.data import arithmetic, rows
 from srl_jax.errors import UserError
+from srl_jax.policy.limits import check_positions
+from srl_jax.policy.model import ModelConfig
 from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
 from srl_jax.rollout.episodes import (
@@ -150,6 +152,33 @@ class Solver:
   def accuracy(self, questions: Sequence[Question]) -> float:
     """Share of questions solved by greedy decoding."""
     return float(np.mean(right(self.solve(questions, 1, 0.0))))
+
+
+def check_lengths(
+  model: ModelConfig,
+  name: str,
+  build_prompt: PromptBuilder,
+  questions: Iterable[Question],
+  *,
+  mode: str,
+  max_tokens: int,
+  max_prompt_tokens: int,
+) -> None:
+  """Raises UserError, with values that fit, if prompts and responses exceed the model's positions.
+
+  Args:
+    model, name: its architecture, and its name for the message.
+    build_prompt, mode, max_prompt_tokens: as in Solver.
+    questions: to solve. For whole solutions their prompts are measured.
+    max_tokens: of a response.
+  """
+  responses = {"--max_tokens": max_tokens}
+  if mode == "stepwise":
+    check_positions(model, name, ("--max_prompt_tokens", max_prompt_tokens), responses)
+    return
+  longest = max(len(build_prompt(question.problem, ()).token_ids) for question in questions)
+  prompt = ("the longest prompt", longest)
+  check_positions(model, name, prompt, responses, prompt_is_setting=False)
 
 
 class Graded(NamedTuple):

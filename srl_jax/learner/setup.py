@@ -16,7 +16,7 @@ from srl_jax.data.examples import Examples, StepExample
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
-from srl_jax.learner import optimizer
+from srl_jax.learner import limits, optimizer
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.learner.log import Log
 from srl_jax.learner.rollouts import sampling_params
@@ -109,14 +109,17 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     checkpoints = Checkpoints(workdir, config.train.keep)
     stack.callback(checkpoints.close)
     folder = resolve_model(config.model)
+    architecture = load_config(folder, config.dtype)
+    limits.check(config, architecture)
+    tokenizer = load_tokenizer(folder)
+    ends = stop_ids(tokenizer, folder)
     tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
     state, progress = load_state(config, folder, tx, checkpoints)
     stop.raise_if_any_stopped()
 
-    tokenizer = load_tokenizer(folder)
-    ends = stop_ids(tokenizer, folder)
-    train_prompts = PromptSet(config, tokenizer, examples.train)
-    held_out = PromptSet(config, tokenizer, examples.validation)
+    positions = architecture.max_position_embeddings
+    train_prompts = PromptSet(config, tokenizer, examples.train, positions)
+    held_out = PromptSet(config, tokenizer, examples.validation, positions)
     stop.raise_if_any_stopped()
 
     engine = make_engine(config, tokenizer, ends, stop)

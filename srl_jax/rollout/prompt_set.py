@@ -19,21 +19,24 @@ class PromptSet:
   Attributes:
     examples: those with prompts that fit, in their order.
     too_long: how many were left out because of data.max_prompt_tokens, or, for supervised
-      fine-tuning, because prompt and response together exceed batch.tokens_per_device.
+      fine-tuning, because prompt and response together exceed batch.tokens_per_device or the
+      model's positions.
     think_opened: whether the chat template opens the think block.
   """
 
-  def __init__(self, config, tokenizer, examples: list[StepExample]):
+  def __init__(self, config, tokenizer, examples: list[StepExample], positions: int = 2**31):
     """Measures all prompts, each process of the run its part of them.
 
     Args:
       config: a run's config.
       tokenizer: from data.tokenizer.load_tokenizer.
       examples: the same list on every process; all must call together.
+      positions: the model's max_position_embeddings, the longest supervised sequence.
 
     Raises UserError when there are examples and none is short enough.
     """
     self._config, self._tokenizer = config, tokenizer
+    self._room = min(config.batch.tokens_per_device, positions)
     self._system = functools.cache(self._system_prompt)
     self._cached = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
     local = [i for i in hosts.local_part(range(len(examples))) if self._fits(examples[i])]
@@ -74,13 +77,15 @@ class PromptSet:
       return True
     response = self._tokenizer(example.target, add_special_tokens=False)["input_ids"]
     # One more for the token that ends the response.
-    return prompt + len(response) + 1 <= self._config.batch.tokens_per_device
+    return prompt + len(response) + 1 <= self._room
 
   def _none_fits(self, count: int) -> str:
     config, more = self._config, ""
     if config.method == SUPERVISED:
-      room = config.batch.tokens_per_device
-      more = f", or with their responses than batch.tokens_per_device ({room})"
+      name = "the model's max_position_embeddings"
+      if self._room == config.batch.tokens_per_device:
+        name = "batch.tokens_per_device"
+      more = f", or with their responses than {name} ({self._room})"
     limit = config.data.max_prompt_tokens
     return (
       f"data.max_prompt_tokens: all {count} prompts are longer than {limit} tokens{more}; raise it"
