@@ -4,6 +4,7 @@ import functools
 
 from srl_jax import hosts
 from srl_jax.data.examples import StepExample
+from srl_jax.data.responses import after_opened_tag
 from srl_jax.data.tokenizer import EncodedPrompt, encode
 from srl_jax.errors import UserError
 from srl_jax.rollout.engine import Prompt
@@ -55,6 +56,14 @@ class PromptSet:
     """Returns all prompts, in the order of the examples."""
     return [self.prompt(index) for index in range(len(self.examples))]
 
+  def target(self, index: int) -> str:
+    """Returns the response to learn of examples[index], as it follows its prompt.
+
+    An open tag that the chat template writes belongs to the prompt and not to the response.
+    """
+    example = self.examples[index]
+    return _target(example, self._encode(example))
+
   def _prompt(self, index: int) -> Prompt:
     example = self.examples[index]
     return Prompt(example.id, tuple(self._encode(example).token_ids))
@@ -70,12 +79,13 @@ class PromptSet:
     return system_prompt(TASKS[task], prompt.style, prompt.system_file)
 
   def _fits(self, example: StepExample) -> bool:
-    prompt = len(self._encode(example).token_ids)
+    encoded = self._encode(example)
+    prompt = len(encoded.token_ids)
     if prompt > self._config.data.max_prompt_tokens:
       return False
     if self._config.method != SUPERVISED:
       return True
-    response = self._tokenizer(example.target, add_special_tokens=False)["input_ids"]
+    response = self._tokenizer(_target(example, encoded), add_special_tokens=False)["input_ids"]
     # One more for the token that ends the response.
     return prompt + len(response) + 1 <= self._room
 
@@ -90,3 +100,7 @@ class PromptSet:
     return (
       f"data.max_prompt_tokens: all {count} prompts are longer than {limit} tokens{more}; raise it"
     )
+
+
+def _target(example: StepExample, prompt: EncodedPrompt) -> str:
+  return after_opened_tag(example.target) if prompt.think_opened else example.target
