@@ -138,4 +138,10 @@ def _end_of_turn(tokenizer) -> int | None:
   messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": answer}]
   text = tokenizer.apply_chat_template(messages, tokenize=False)
   after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
-  return after[0] if after and after[0] in tokenizer.all_special_ids else None
+  if not after:
+    return None
+  # all_special_ids has the tokens that tokenizer_config.json names; a base model's may name none of
+  # those that only its template writes.
+  added = tokenizer.added_tokens_decoder.get(after[0])
+  special = after[0] in tokenizer.all_special_ids or (added is not None and added.special)
+  return after[0] if special else None
