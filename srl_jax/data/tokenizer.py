@@ -1,11 +1,13 @@
-"""Tokenizers of model folders: chat template, end-of-turn tokens, token ids of a prompt."""
+"""Tokenizers of model folders: chat template, end-of-turn tokens, prompts in and responses out."""
 
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from srl_jax.data.responses import OPEN
+from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.errors import UserError
 
 # The messages of every task have these roles.
@@ -33,6 +35,30 @@ def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
   # The template has written its special tokens already.
   ids = tokenizer(text, add_special_tokens=False)["input_ids"]
   return EncodedPrompt(ids, text.rstrip().endswith(OPEN))
+
+
+def decode(tokenizer, token_ids: Sequence[int]) -> str:
+  """Returns the text of a response: special tokens are left out, but think tags are not.
+
+  Some tokenizers mark <think> and </think> as special. Without them no response has the format.
+  """
+  hidden = _hidden_with_tags(tokenizer)
+  if hidden is None:
+    return tokenizer.decode(token_ids, skip_special_tokens=True)
+  return tokenizer.decode([i for i in token_ids if i not in hidden], skip_special_tokens=False)
+
+
+@functools.lru_cache(8)  # a tokenizer decodes thousands of responses a step
+def _hidden_with_tags(tokenizer) -> frozenset[int] | None:
+  """The ids of all special tokens but think tags; None where no think tag is special."""
+  special = {}
+  # The engines need no more than `decode` of a tokenizer; benchmarks give them one without tokens.
+  added = getattr(tokenizer, "added_tokens_decoder", {})
+  for token_id, token in added.items():
+    if token.special:
+      special[token_id] = token.content
+  hidden = frozenset(i for i, text in special.items() if text not in (OPEN, CLOSE))
+  return hidden if len(hidden) < len(special) else None
 
 
 def load_tokenizer(folder: str | pathlib.Path):
