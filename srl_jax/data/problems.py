@@ -3,15 +3,19 @@
 import collections
 import dataclasses
 import hashlib
+import logging
 from typing import Any
 
 from srl_jax.data import rows, solutions
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind, normalized
+from srl_jax.data.gold import gold_answer
 from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.errors import UserError
+from srl_jax.rewards.answers import parsable
 
 LONGEST_ANSWER = 400  # characters
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +42,8 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
 
   Rows are left out and counted by reason, those of a unit in brackets: empty_problem;
   empty_solution (steps, solution); no_steps and single_step (steps: fewer than two are numbered);
-  no_answer (answer); duplicate (a second row with the same problem). Arguments and errors:
-  `sources.load_examples`.
+  no_answer and unparsed_answer (answer; a warning shows some that cannot be parsed); duplicate (a
+  second row with the same problem). Arguments and errors: `sources.load_examples`.
   """
   if kind.unit == "answer" and not data.fields.answer:
     raise UserError(
@@ -63,6 +67,8 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
         " name a column of unique ids in data.fields.id, or '' to do without"
       )
     problems[key], ids[problem.id] = problem, place
+  if kind.unit == "answer":
+    _drop_unparsed(problems, ids, counts)
   counts["kept"] = len(problems)
   if not problems:
     rows_read = counts.pop("rows", 0)
@@ -70,6 +76,25 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
     raise UserError(f"{data.path}: none of {rows_read} rows can be used ({reasons})")
   return list(problems.values()), dict(counts)
+
+
+def _drop_unparsed(
+  problems: dict[str, Problem], places: dict[str, str], counts: collections.Counter
+) -> None:
+  """Drops the problems whose gold answers cannot be parsed: hardly any answer could equal them."""
+  verdicts = parsable([problem.answer for problem in problems.values()])
+  shown = []
+  for (key, problem), is_parsable in zip(list(problems.items()), verdicts):
+    if not is_parsable:
+      del problems[key]
+      shown.append(f"{places[problem.id]}: {problem.answer[:100]!r}")
+  if shown:
+    counts["unparsed_answer"] = len(shown)
+    _LOG.warning(
+      "gold answers of %d rows cannot be parsed and are left out: %s",
+      len(shown),
+      "; ".join(shown[:3]),
+    )
 
 
 def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind) -> Problem:
@@ -89,7 +114,8 @@ def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind
 
 def _answer(text: str) -> str | None:
   """The gold answer, or None where there is none or it is an explanation that boxes nothing."""
-  return text if text and (len(text) <= LONGEST_ANSWER or "\\boxed" in text) else None
+  answer = gold_answer(text)
+  return answer if answer and (len(answer) <= LONGEST_ANSWER or "\\boxed" in answer) else None
 
 
 def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
@@ -103,7 +129,7 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
       f" --fields={field}=...); the row has {', '.join(map(repr, row))}"
     )
   value = row[column]
-  if value is None:
+  if value is None or value != value:  # NaN
     return ""
   if isinstance(value, bool | list | dict) or (
     field in ("problem", "solution", "reasoning") and not isinstance(value, str)

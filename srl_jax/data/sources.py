@@ -12,6 +12,7 @@ from typing import Any
 from srl_jax.data import arithmetic, rows, runs, solutions
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.examples import ExampleKind, Examples, StepExample, hold_out
+from srl_jax.data.gold import gold_answer
 from srl_jax.data.problems import Problem, read_problems
 from srl_jax.errors import UserError
 
@@ -208,6 +209,9 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   if missing:
     raise UserError(f"{place}: a step example without {', '.join(map(repr, missing))}")
   example = StepExample(**{key: row[key] for key in _KEYS})
+  answer = example.answer
+  if isinstance(answer, str) or answer != answer:  # a NaN is null
+    example = dataclasses.replace(example, answer=gold_answer(answer))
   _check_types(place, example)
   if example.task == kind.method:  # prepare 0.1 wrote the method, which is not always the task
     example = dataclasses.replace(example, task=kind.task)

@@ -187,6 +187,23 @@ def test_bad_input_is_named(tmp_path, rows, changes, method, message):
     load_examples(config(**{"path": path, **changes}), method=method, seed=0)
 
 
+@pytest.mark.parametrize("unit", ["rlvr", "srl"])
+def test_gold_answers_that_nothing_could_equal(tmp_path, unit):
+  """GSM8K's form is read, NaN is null, prose stays; RLVR leaves out what cannot be parsed."""
+  worked = "Natalia sold 48/2 = 24 in May.\nShe sold 72.\n#### 72"
+  golds = [worked, "#### 1,000", float("nan"), "No real solutions", "a. 3, b. 4", 5]
+  rows = [{"question": f"Q{i}?", "attempt": "1. a\n2. b", "gold": g} for i, g in enumerate(golds)]
+  examples = load_examples(config(write(tmp_path / "rows.jsonl", rows)), method=unit, seed=0)
+  found = {e.problem: e.answer for e in examples.train}
+  wanted = {"Q0?": "72", "Q1?": "1,000", "Q3?": "No real solutions", "Q5?": "5"}
+  if unit == "rlvr":
+    counts = {"rows": 6, "kept": 4, "no_answer": 1, "unparsed_answer": 1}
+  else:
+    wanted |= {"Q2?": None, "Q4?": "a. 3, b. 4"}
+    counts = {"rows": 6, "kept": 6}
+  assert found == wanted and examples.counts == counts
+
+
 def test_rlvr_needs_an_answer_column(tmp_path):
   data = config(write(tmp_path / "a.jsonl", [row(1)]))
   data.fields.answer = ""
