@@ -77,15 +77,17 @@ def step_examples(
 
 def _examples(problem: Problem, kind: ExampleKind, data: DataConfig) -> list[StepExample]:
   if kind.unit == "steps":
-    return step_examples(
+    further = f"#{problem.number}" if problem.number > 1 else ""
+    examples = step_examples(
       kind.task,
-      problem.id,
+      problem.id + further,
       problem.text,
       problem.solution,
       problem.answer,
       title_hint=data.title_hint,
       keep_last_step=data.keep_last_step,
     )
+    return [dataclasses.replace(example, problem_id=problem.id) for example in examples]
   return [
     StepExample(
       id=problem.id,
@@ -181,6 +183,9 @@ def _check_prepared(
     now["fields.reasoning"] = data.fields.reasoning
   if data.trajectories:
     now[data.domain] = dataclasses.asdict(data.trajectories)
+  # An older version took one solution of each problem, and such a folder can be read as it is.
+  now["solutions_per_problem"] = data.solutions_per_problem
+  settings.setdefault("solutions_per_problem", data.solutions_per_problem)
   for key, value in now.items():
     before = settings.get(key)
     if before != value:

@@ -187,6 +187,30 @@ def test_bad_input_is_named(tmp_path, rows, changes, method, message):
     load_examples(config(**{"path": path, **changes}), method=method, seed=0)
 
 
+def test_several_solutions_of_one_problem(tmp_path):
+  """All are kept for steps, under one problem_id; the same solution again is not; both counted."""
+  other = SOLUTION.replace("b", "B")
+  rows = [row(1), row(2), row(1, other), row(1, f" {SOLUTION}\n"), row(1, "1. x\n2. y\n3. z")]
+  path = write(tmp_path / "a.jsonl", rows)
+  examples = load_examples(config(path, holdout=1), method="srl", seed=0)
+  assert examples.counts == {"rows": 5, "kept": 4, "further_solutions": 2, "duplicate": 1}
+  sides = [{e.problem_id for e in side} for side in (examples.train, examples.validation)]
+  assert len(sides[0]) == len(sides[1]) == 1 and not sides[0] & sides[1]
+  both = examples.train + examples.validation
+  assert len({e.id for e in both}) == len(both) == 8
+  first = [e.target for e in both if e.problem == "Question 1?" and e.id.endswith("/1")]
+  assert sorted(first) == ["1. **A**: a", "1. **A**: a", "1. x"]
+
+  two = load_examples(config(path, solutions_per_problem=2), method="srl", seed=0)
+  wanted = {"rows": 5, "kept": 3, "further_solutions": 1, "duplicate": 1, "surplus_solution": 1}
+  assert two.counts == wanted
+  one = load_examples(config(path, solutions_per_problem=1), method="srl", seed=0)
+  assert one.counts == {"rows": 5, "kept": 2, "duplicate": 1, "surplus_solution": 2}
+  for method in ("rlvr", "one_step", "sft"):
+    whole = load_examples(config(path), method=method, seed=0)
+    assert whole.counts == {"rows": 5, "kept": 2, "duplicate": 3}
+
+
 @pytest.mark.parametrize("unit", ["rlvr", "srl"])
 def test_gold_answers_that_nothing_could_equal(tmp_path, unit):
   """GSM8K's form is read, NaN is null, prose stays; RLVR leaves out what cannot be parsed."""
