@@ -7,7 +7,10 @@ from collections.abc import Callable
 from srl_jax.errors import UserError
 
 # Counts of kept rows, which are no reasons for leaving out, and their wording in a summary.
-REMARKS = {"further_solutions": "further solutions of a problem"}
+REMARKS = {
+  "further_solutions": "further solutions of a problem",
+  "thoughts": "solutions with thoughts in them",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from srl_jax.data import rows, solutions
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind, normalized
 from srl_jax.data.gold import gold_answer
-from srl_jax.data.responses import CLOSE, OPEN
+from srl_jax.data.thoughts import as_response, split_thoughts
 from srl_jax.errors import UserError
 from srl_jax.rewards.answers import parsable
 
@@ -27,11 +27,12 @@ class Problem:
     id: of the row's id column, else a hash of the problem's text, so that no order matters. Further
       solutions of a problem have the id of the first.
     text: the question.
-    solution: the expert's whole solution ("" where the answer alone is used); for supervised
-      fine-tuning, where the config names a column of the expert's reasoning, that in think tags and
-      then the solution.
+    solution: the expert's whole solution ("" where the answer alone is used) without thoughts in
+      think tags; for supervised fine-tuning, the expert's reasoning in think tags and then the
+      solution, where the config names a column of reasoning or the solution has thoughts in it.
     answer: gold final answer, or a worked solution that boxes it; or None.
     number: 1 for a problem's first solution, 2 for its second, ...
+    had_thoughts: whether the solution came with thoughts in it.
   """
 
   id: str
@@ -39,6 +40,7 @@ class Problem:
   solution: str
   answer: str | None
   number: int = 1
+  had_thoughts: bool = False
 
 
 def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], dict[str, int]]:
@@ -49,7 +51,8 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
   no_answer and unparsed_answer (answer; a warning shows some that cannot be parsed); duplicate (a
   second row with the same problem; steps: and the same solution); surplus_solution (steps: beyond
   data.solutions_per_problem). The remark further_solutions counts the kept rows that solve a
-  problem again. Arguments and errors: `sources.load_examples`.
+  problem again, the remark thoughts those whose solution came with thoughts. Arguments
+  and errors: `sources.load_examples`.
   """
   if kind.unit == "answer" and not data.fields.answer:
     raise UserError(
@@ -75,6 +78,8 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
         f"{place}: the id {problem.id!r} already names another problem ({ids[problem.id]});"
         " name a column of unique ids in data.fields.id, or '' to do without"
       )
+    if problem.had_thoughts:
+      counts["thoughts"] += 1
     earlier.append(problem)
     ids.setdefault(problem.id, place)
   problems = list(itertools.chain(*found.values()))
@@ -126,15 +131,18 @@ def _with_parsable_answer(
 def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind) -> Problem:
   text = _text(row, place, fields, "problem")
   solution = "" if kind.unit == "answer" else _text(row, place, fields, "solution")
+  thoughts, without_thoughts = split_thoughts(solution)
   if kind.supervised and solution:
-    reasoning = _text(row, place, fields, "reasoning")
-    solution = f"{OPEN}\n{reasoning}\n{CLOSE}\n{solution}" if reasoning else solution
+    solution = as_response(solution, _text(row, place, fields, "reasoning"))
+  else:
+    solution = without_thoughts
   digest = hashlib.sha256(normalized(text).encode()).hexdigest()
   return Problem(
     id=_text(row, place, fields, "id") or digest[:12],
     text=text,
     solution=solution,
-    answer=_answer(_text(row, place, fields, "answer")),
+    answer=_answer(split_thoughts(_text(row, place, fields, "answer"))[1]),
+    had_thoughts=bool(thoughts),
   )
 
 

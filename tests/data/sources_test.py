@@ -11,6 +11,7 @@ import pytest
 
 from srl_jax.data import sources
 from srl_jax.data.data_config import DataConfig
+from srl_jax.data.responses import parse_response
 from srl_jax.data.sources import StepExample, step_examples
 from srl_jax.tasks.examples import example_kind
 
@@ -64,6 +65,28 @@ def test_supervised_reasoning_stands_in_think_tags_before_the_solution(tmp_path)
   data.fields.reasoning = "thoughts"
   with pytest.raises(ValueError, match="no field 'thoughts', which data.fields.reasoning names"):
     targets("sft")
+
+
+def test_thoughts_in_the_solutions_are_no_steps(tmp_path):
+  """Left out for steps and whole solutions, the reasoning for sft; counted where they are."""
+  thoughts = "1. first\n2. second\n3. third\n4. fourth"
+  rows = [row(1, f"<think>{thoughts}</think>\n{SOLUTION}"), row(2, f"{thoughts}</think>{SOLUTION}")]
+  rows += [row(3), row(4, f"<think>{thoughts}")]
+  path = write(tmp_path / "a.jsonl", rows)
+  counts = {"rows": 4, "kept": 3, "thoughts": 2, "empty_solution": 1}
+  for method in ("srl", "one_step", "sft"):
+    examples = load_examples(config(path), method=method, seed=0)
+    assert examples.counts == counts
+    found = {}
+    for example in examples.train:
+      found.setdefault(example.problem, []).append(example)
+    plain = [(e.context, e.target) for e in found["Question 3?"]]
+    for k in (1, 2):
+      if method == "sft":
+        (example,) = found[f"Question {k}?"]
+        assert parse_response(example.target) == (thoughts, SOLUTION)
+      else:
+        assert [(e.context, e.target) for e in found[f"Question {k}?"]] == plain
 
 
 def test_title_hint_and_last_step():
