@@ -113,6 +113,9 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     limits.check(config, architecture)
     tokenizer = load_tokenizer(folder)
     ends = stop_ids(tokenizer, folder)
+    step = max(hosts.broadcast(checkpoints.steps()), default=0)
+    log = Log(workdir, config.log, step=step, name=workdir.name, config=config.to_dict())
+    stack.callback(log.close)
     tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
     state, progress = load_state(config, folder, tx, checkpoints)
     stop.raise_if_any_stopped()
@@ -124,8 +127,6 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
 
     engine = make_engine(config, tokenizer, ends, stop)
     stack.callback(engine.close)
-    log = Log(workdir, config.log, step=state.step, name=workdir.name, config=config.to_dict())
-    stack.callback(log.close)
     line = ProgressLine(steps, quiet=not hosts.is_writer())
     run = Run(
       config=config,
