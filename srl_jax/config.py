@@ -73,6 +73,7 @@ def defaults() -> ConfigDict:
   config.data.holdout = 60  # problems
   config.data.solutions_per_problem = 0  # of SRL, at most; 0: all. The paper's data has one
   config.data.max_prompt_tokens = 4096
+  config.data.accept_change = False  # go on although the data has changed; else that is refused
   config.data.swe = ConfigDict()  # of trajectories, data.domain = "swe" (data.runs)
   config.data.swe.expert = "claude-3-7-sonnet-20250219"  # that made the runs; "": any
   config.data.swe.resolved = True  # only runs that resolved their issue
