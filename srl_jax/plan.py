@@ -128,7 +128,11 @@ def check(config) -> None:
   if checked.get("rollout", {}).get("servers") == "":
     checked.rollout.servers = "of the launcher"  # launch/run.sh starts them; a plan needs none
   common.check(checked)
-  limits.check(checked, models.architecture(config.model, config.dtype))
+  # The data is not read. A prepared folder's columns have no names in the config.
+  data = checked.data
+  named = data.source != "hub" or data.fields.answer
+  model = models.architecture(config.model, config.dtype)
+  limits.check(checked, model, has_answers=bool(data.holdout and named))
   folder = pathlib.Path(config.model).expanduser()
   if (folder / "tokenizer.json").is_file():  # a plan needs none, but a run refuses a wrong one
     load_tokenizer(folder)

@@ -96,7 +96,7 @@ def check(config, place, before: dict | None, now: dict) -> None:
   raise UserError(
     f"{place}: the run's data has changed: {what} ({sizes} {now['sizes'][1]} now{revision}). Give"
     " the data that it began with or another --workdir, or set --config.data.accept_change=True: it"
-    " then goes on with the new data, in a new epoch, and with the problems held out that were"
+    " then begins an epoch of the new data and keeps its held-out problems"
   )
 
 
