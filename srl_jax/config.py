@@ -72,7 +72,9 @@ def defaults() -> ConfigDict:
   config.data.title_hint = False
   config.data.keep_last_step = False  # the paper: k = 1..N-1
   config.data.holdout = 60  # problems
+  config.data.solutions_per_problem = 0  # of SRL, at most; 0: all. The paper's data has one
   config.data.max_prompt_tokens = 4096
+  config.data.accept_change = False  # go on although the data has changed; else that is refused
   config.data.swe = ConfigDict()  # of trajectories, data.domain = "swe" (data.runs)
   config.data.swe.expert = "claude-3-7-sonnet-20250219"  # that made the runs; "": any
   config.data.swe.resolved = True  # only runs that resolved their issue
@@ -194,7 +196,8 @@ POSITIVE = (
   *("data.swe.observation_chars", "rollout.patience"),
 )
 NOT_NEGATIVE = (
-  *("data.holdout", "rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
+  *("data.holdout", "data.solutions_per_problem"),
+  *("rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
   *("data.swe.runs", "data.swe.pairs", "data.swe.validation_steps"),
   *("algorithm.std_epsilon", "algorithm.clip_low", "algorithm.clip_high", "optimizer.weight_decay"),
   *("train.epochs", "train.steps", "train.eval_every", "train.stop_at"),

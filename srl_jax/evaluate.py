@@ -24,6 +24,7 @@ weights from here. The same command continues where it stopped, and further benc
 """
 
 import contextlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -110,7 +111,8 @@ def main(argv: list[str]) -> None:
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
   with contextlib.ExitStack() as ends:
     ends.enter_context(jax.set_mesh(make_mesh(MESHES.get(mesh, mesh))))
-    solver, settings["weights"] = _load(run, settings, min(_WIDTH.value, responses))
+    width = min(_WIDTH.value, responses)
+    solver, settings["weights"] = _load(run, settings, benchmarks, width)
     try:
       ends.enter_context(folders.locked(output))
       _claim(output, settings)
@@ -263,12 +265,12 @@ def _claim(output: pathlib.Path, settings: dict) -> None:
   folders.write_json(output / "settings.json", settings)
 
 
-def _load(run: dict | None, settings: dict, width: int):
+def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: int):
   """(Solver with the weights in its engine, checksum of the weights)."""
   import ml_collections
 
   from srl_jax.data.tokenizer import load_tokenizer, stop_ids
-  from srl_jax.evals.math_benchmarks import Solver
+  from srl_jax.evals.math_benchmarks import Solver, check_lengths
   from srl_jax.learner import setup
   from srl_jax.policy import hf_files
   from srl_jax.rollout.engine import SamplingParams
@@ -276,6 +278,18 @@ def _load(run: dict | None, settings: dict, width: int):
 
   folder = hf_files.resolve_model(run["model"] if run else settings["model"])
   tokenizer = load_tokenizer(folder)
+  build_prompt = prompt_builder(
+    tokenizer, _task(run, settings["mode"]), settings["style"], _choose(run, *_SYSTEM)
+  )
+  check_lengths(
+    hf_files.load_config(folder),
+    settings["model"],
+    build_prompt,
+    itertools.chain(*benchmarks.values()),
+    mode=settings["mode"],
+    max_tokens=settings["max_tokens"],
+    max_prompt_tokens=settings["max_prompt_tokens"],
+  )
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
   model = setup.initial_weights(chosen, folder)
@@ -283,9 +297,7 @@ def _load(run: dict | None, settings: dict, width: int):
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(
     engine=engine,
-    build_prompt=prompt_builder(
-      tokenizer, _task(run, settings["mode"]), settings["style"], _choose(run, *_SYSTEM)
-    ),
+    build_prompt=build_prompt,
     mode=settings["mode"],
     params=SamplingParams(settings["max_tokens"], seed=settings["seed"]),
     max_turns=settings["max_turns"],

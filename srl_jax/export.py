@@ -4,7 +4,8 @@
   python -m srl_jax.export --workdir=runs/quickstart --output=exported
 
 takes the checkpoint with the best validation score, the last one where nothing was validated. The
-tokenizer and the generation settings are those of the model that the run started from. It works on
+tokenizer and the generation settings are those of the model that the run started from, with all
+stop tokens of the run: a base model's own settings do not name the end of a chat turn. It works on
 the CPU, beside a run that has the accelerator.
 """
 
@@ -46,11 +47,12 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
     step: which checkpoint; by default the best on validation, else the last.
     dtype: float32 or bfloat16; by default the type that the run computed in.
 
-  Raises UserError when there is no such checkpoint, the run's model cannot be found, or `output`
-  has something in it.
+  Raises UserError when there is no such checkpoint, the run's model or its tokenizer cannot be
+  read, or `output` has something in it.
   """
   import jax
 
+  from srl_jax.data.tokenizer import load_tokenizer, stop_ids
   from srl_jax.learner.checkpoint import Checkpoints, read_config
   from srl_jax.policy import hf_files, model, weights
 
@@ -64,6 +66,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   weights.check_new(output)
   source = hf_files.resolve_model(run["model"])
   config = hf_files.load_config(source, run["dtype"])
+  ends = stop_ids(load_tokenizer(source), source)
   checkpoints = Checkpoints(workdir)
   step = checkpoints.best_step() if step is None else step
   if step not in checkpoints.steps():
@@ -73,7 +76,8 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), model.abstract(config))
   policy, _, _ = checkpoints.restore(step, shapes)
   checkpoints.close()
-  weights.save_hf(config, policy, output, dtype=dtype or run["dtype"], source=source)
+  dtype = dtype or run["dtype"]
+  weights.save_hf(config, policy, output, dtype=dtype, source=source, stop_ids=ends)
   return step
 
 

@@ -20,6 +20,7 @@ JAX's CUDA plugin (about 5 GB) for H100s. A 7B model takes minutes of CPU time.
 import json
 import math
 import os
+import pathlib
 import sys
 import traceback
 
@@ -30,7 +31,9 @@ from ml_collections import config_flags
 
 from srl_jax import command_line
 from srl_jax import config as common
+from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.errors import UserError
+from srl_jax.learner import limits
 from srl_jax.planning import report, topologies
 from srl_jax.policy.sharding import check_mesh, make_mesh, parse_mesh, shards
 
@@ -52,6 +55,7 @@ def main(argv: list[str]) -> None:
   config = absl_flags.FLAGS.config
   if config is None:
     raise UserError("--config: name a config file, for example configs/srl_math.py")
+  check(config)  # before a compiler is installed for it
   platform = topologies.TOPOLOGIES[_TOPOLOGY.value].platform
   if not topologies.installed(platform):
     python = topologies.install(platform)
@@ -78,10 +82,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
   """
   from srl_jax.planning import estimate, models, programs  # the install does not wait for them
 
-  checked = config.copy_and_resolve_references()
-  if checked.get("rollout", {}).get("servers") == "":
-    checked.rollout.servers = "of the launcher"  # launch/run.sh starts them; a plan needs none
-  common.check(checked)
+  check(config)
   topology = topologies.TOPOLOGIES[name]
   spec = mesh_spec(config, name)
   devices = topologies.devices(topology)
@@ -117,6 +118,24 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     "step": forecast,
     "change": estimate.advice(config, found, parse_mesh(spec), model_config.sizes()),
   }
+
+
+def check(config) -> None:
+  """Raises UserError for a config that is wrong in itself, or that its model does not fit."""
+  from srl_jax.planning import models
+
+  checked = config.copy_and_resolve_references()
+  if checked.get("rollout", {}).get("servers") == "":
+    checked.rollout.servers = "of the launcher"  # launch/run.sh starts them; a plan needs none
+  common.check(checked)
+  # The data is not read. A prepared folder's columns have no names in the config.
+  data = checked.data
+  named = data.source != "hub" or data.fields.answer
+  model = models.architecture(config.model, config.dtype)
+  limits.check(checked, model, has_answers=bool(data.holdout and named))
+  folder = pathlib.Path(config.model).expanduser()
+  if (folder / "tokenizer.json").is_file():  # a plan needs none, but a run refuses a wrong one
+    load_tokenizer(folder)
 
 
 def _compile(config, state, name: str) -> dict:

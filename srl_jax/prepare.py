@@ -31,7 +31,7 @@ from srl_jax.data import problems as problems_lib
 from srl_jax.data import runs as runs_lib
 from srl_jax.data import solutions, sources
 from srl_jax.data.data_config import Columns, DataConfig, TrajectoryConfig
-from srl_jax.data.examples import Examples, StepExample
+from srl_jax.data.examples import REMARKS, Examples, StepExample
 from srl_jax.errors import UserError
 from srl_jax.tasks import methods
 from srl_jax.tasks.examples import example_kind
@@ -66,6 +66,12 @@ _TITLE_HINT = flags.DEFINE_bool(
   "title_hint", False, "Give the next step's title in the prompt; the target is then the rest."
 )
 _KEEP_LAST_STEP = flags.DEFINE_bool("keep_last_step", False, "Make the last step a target too.")
+_SOLUTIONS_PER_PROBLEM = flags.DEFINE_integer(
+  "solutions_per_problem",
+  _DEFAULTS.solutions_per_problem,
+  "Expert solutions to take of one problem; 0 for all.",
+  0,
+)
 _METHOD = flags.DEFINE_enum("method", defaults().method, methods(), "What the examples are for.")
 
 # Of trajectories; the names and values of the config's group data.swe.
@@ -176,6 +182,7 @@ def _data() -> DataConfig:
     title_hint=_TITLE_HINT.value,
     keep_last_step=_KEEP_LAST_STEP.value,
     holdout=_HOLDOUT.value,
+    solutions_per_problem=_SOLUTIONS_PER_PROBLEM.value,
     trajectories=trajectories if _DOMAIN.value != "math" else None,
   )
 
@@ -210,6 +217,8 @@ def _keep_hard(
       kept.append(problem)
     else:
       counts[reason] = counts.get(reason, 0) + 1
+    if problem.number > 1:  # its samples are those of the first solution's problem
+      continue
     trials.append(
       {
         "id": problem.id,
@@ -234,10 +243,12 @@ def _questions(problems: list[problems_lib.Problem]) -> list[Any]:
   """Returns an `episodes.Question` for every problem with a gold answer."""
   from srl_jax.rollout.episodes import Question  # it imports jax, which no other problems need
 
-  questions = []
+  question_of = {}
   for problem in problems:
     if problem.answer:
-      questions.append(Question(problem.id, problem.text, problem.answer))
+      question = Question(problem.id, problem.text, problem.answer)
+      question_of.setdefault(problem.id, question)
+  questions = list(question_of.values())
   if not questions:
     raise UserError("--hard: no problem has a gold answer; name its column, --fields=answer=...")
   return questions
@@ -304,7 +315,9 @@ def _table(summary: dict[str, Any]) -> str:
   """Returns the summary as lines of aligned text."""
   counts = summary["counts"]
   lines = [("rows read", counts["rows"]), ("rows kept", counts["kept"])]
-  for reason in sorted(counts.keys() - {"rows", "kept"}):
+  for name in sorted(counts.keys() & REMARKS.keys()):
+    lines.append((f"  {REMARKS[name]}", counts[name]))
+  for reason in sorted(counts.keys() - {"rows", "kept"} - REMARKS.keys()):
     lines.append((f"  dropped: {reason}", counts[reason]))
   for name, values in summary.items():
     if "p50" in values:

@@ -28,7 +28,7 @@ from srl_jax.data.chat import BadAnswer, ChatServer
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind
 from srl_jax.data.problems import Problem
-from srl_jax.data.responses import outside_think_blocks
+from srl_jax.data.thoughts import split_thoughts
 from srl_jax.errors import UserError
 from srl_jax.rewards.answers import answers_equal, extract_answer
 
@@ -241,14 +241,14 @@ def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
   The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, single_step.
 
   Args:
-    text: the answer; its think blocks are ignored.
+    text: the answer; thoughts in think tags are ignored, also without the open tag.
     finish_reason: the server's; anything but "stop" means cut off.
     gold: the right final answer.
     problem: the question, which may list options.
   """
   if finish_reason != "stop":
     return "cut_off"
-  solution = outside_think_blocks(text)
+  _, solution = split_thoughts(text)
   answer = extract_answer(solution)
   if answer is None:
     return "no_answer"
@@ -268,7 +268,7 @@ def _write_solutions(
   with folders.replacing(path) as file:
     for id, problem in problems.items():
       if id in kept:
-        solution = outside_think_blocks(kept[id]["text"])
+        _, solution = split_thoughts(kept[id]["text"])
         line = {"id": id, "problem": problem.text, "answer": problem.answer, "solution": solution}
         file.write(json.dumps(line | {"model": kept[id]["model"]}, ensure_ascii=False) + "\n")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -139,6 +140,17 @@ def test_bad_flags(base, tmp_path, flags, complaint):
   said = evaluate(f"--model={base}", f"--output={tmp_path}/out", *flags, code=2)
   assert complaint in said
   assert not (tmp_path / "out").exists()
+
+
+def test_responses_beyond_the_models_positions(base, tmp_path):
+  """The value of the message fits, one more does not; nothing is sampled."""
+  flags = [f"--model={base}", f"--output={tmp_path}/out", "--benchmarks=arithmetic:2"]
+  said = evaluate(*flags, "--max_tokens=300", code=2)
+  assert "max_position_embeddings, 256" in said and not (tmp_path / "out").exists()
+  room = int(re.search(r"--max_tokens=(\d+)", said)[1])
+  assert f"--max_tokens={room}" in evaluate(*flags, f"--max_tokens={room + 1}", code=2)
+  limits = ["--mode=stepwise", "--max_prompt_tokens=200", "--max_tokens=100"]
+  assert "set --max_prompt_tokens=156" in evaluate(*flags, *limits, code=2)
 
 
 def test_damaged_and_busy_outputs(base, tmp_path):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from srl_jax import export
+from srl_jax.data import arithmetic_tokenizer
+from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.learner.update import TrainState
 from srl_jax.policy import model as M
@@ -26,7 +28,12 @@ def run(tmp_path_factory):
   """(workdir, {step: weights}) of a run on a mesh; the best of its steps 2, 4, 6 is 4."""
   base, workdir = tmp_path_factory.mktemp("run") / "base", tmp_path_factory.mktemp("run")
   weights.save_hf(CONFIG, M.init(CONFIG, 0), base)
-  (base / "tokenizer.json").write_text("{}")
+  arithmetic_tokenizer.save(base)
+  settings = json.loads((base / "tokenizer_config.json").read_text())
+  # As base models do: their end of text is not the end of a turn that the template writes.
+  settings["eos_token"] = arithmetic_tokenizer.PAD
+  (base / "tokenizer_config.json").write_text(json.dumps(settings))
+  (base / "generation_config.json").write_text('{"eos_token_id": 7, "max_new_tokens": 60}')
   (workdir / "config.json").write_text(json.dumps(dict(model=str(base), dtype="float32")))
   checkpoints = Checkpoints(workdir, keep=3)
   with jax.set_mesh(make_mesh("data=2,fsdp=4")):
@@ -48,6 +55,17 @@ def test_export_is_the_checkpoints_weights(run, tmp_path, step, dtype):
   for ours, theirs in zip(jax.tree.leaves(model), saved[step or 4]):
     expected = np.asarray(theirs).astype(dtype or "float32").astype("float32")
     np.testing.assert_array_equal(ours, expected)
+
+
+def test_export_stops_where_the_run_stopped(run, tmp_path):
+  """At the end of a turn, at the tokenizer's end of text and at the ends of the base model."""
+  export.export(run[0], tmp_path / "out")
+  generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+  wanted = [arithmetic_tokenizer.SPECIAL.index(name) for name in ("<|end|>", "<|pad|>")] + [7]
+  assert generation == {"eos_token_id": wanted, "max_new_tokens": 60}
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["eos_token_id"] == wanted
+  assert stop_ids(load_tokenizer(tmp_path / "out"), tmp_path / "out") == wanted
 
 
 def test_export_refuses(run, tmp_path):

@@ -2,15 +2,18 @@
 
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from configs import srl_math
+from configs import quickstart, srl_math
 from srl_jax import command_line, plan
 from srl_jax import config as common
+from srl_jax.errors import UserError
 from srl_jax.planning import topologies
 from srl_jax.policy.sharding import parse_mesh
 
@@ -34,6 +37,32 @@ def test_bad_flags_are_one_line(flags, message):
   done = run(*flags)
   assert done.returncode == 2 and done.stdout == ""
   assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_lengths_beyond_the_models_positions():
+  """Qwen2.5-Math has 4,096; the values of the message fit."""
+  config = srl_math.get_config()
+  config.model = "Qwen/Qwen2.5-Math-7B"
+  with pytest.raises(UserError, match="max_position_embeddings, 4096") as error:
+    plan.check(config)
+  for key, value in re.findall(r"(\w+\.\w+)=(\d+)", str(error.value)):
+    config.update_from_flattened_dict({key: int(value)})
+  plan.check(config)
+  config.data.max_prompt_tokens += 1
+  with pytest.raises(UserError, match="max_position_embeddings"):
+    plan.check(config)
+
+
+def test_a_tokenizer_beyond_the_embedding(tmp_path):
+  config = quickstart.get_config()
+  for file in (ROOT / "configs" / "miniature").glob("*.json"):
+    shutil.copy(file, tmp_path)
+  config.model = str(tmp_path)
+  plan.check(config)
+  raw = json.loads((tmp_path / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps(raw | {"vocab_size": 38}))
+  with pytest.raises(UserError, match="vocab_size=38"):
+    plan.check(config)
 
 
 def test_every_topology_has_a_mesh():

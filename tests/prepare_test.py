@@ -266,6 +266,9 @@ def test_hard_problems_are_those_that_the_model_hardly_solves(guesser, tmp_path)
   counts = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
   assert counts == {"rows": 12, "kept": len(kept), "too_easy": 11 - len(kept), "no_answer": 1}
 
+  longer = run(tmp_path, *flags, "--max_tokens=256")
+  assert longer.returncode == 2 and "max_position_embeddings, 256" in longer.stderr
+
   written = (tmp_path / "out" / "hard" / "sampled-16.rollouts.jsonl").read_bytes()
   again = run(tmp_path, *flags, "--samples=16", "--max_success_rate=1")
   assert again.stdout.splitlines()[1] == "rows kept                        11"

@@ -96,7 +96,8 @@ def problems(tmp_path):
 def test_solutions_are_kept_and_the_rest_is_told_by_reason(problems, server):
   answers = {
     "0+1?": [solved(1)],
-    "1+1?": [solved(7), solved(2)],
+    # Of a server whose chat template opens the block.
+    "1+1?": [solved(7), "1. so\n2. \\boxed{7}</think>\n" + solved(2)],
     "2+1?": ["<think>1. a\n2. b</think>So \\boxed{3}.", "1. **Only**: \\boxed{3}", solved(3)],
     "3+1?": ["I do not know.", solved(4)],
     "4+1?": [

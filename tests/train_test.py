@@ -62,6 +62,14 @@ CASES = {  # name: (arguments, what the one line must say)
     [QUICK, NEW, "--config.model={folder}/model"],
     "{folder}/model: no weights (model.safetensors or model.safetensors.index.json)",
   ),
+  "beyond the model's positions": (
+    [QUICK, NEW, "--config.rollout.max_tokens=200"],
+    "exceed its max_position_embeddings, 256; set rollout.max_tokens=160 (",
+  ),
+  "tokenizer beyond the embedding": (
+    [QUICK, NEW, "--config.model={folder}/narrow"],
+    "with id 38, but the embedding has vocab_size=30 rows",
+  ),
   "no model": ([QUICK, NEW, "--config.model=./nosuch"], "./nosuch"),
   "workdir in use": ([QUICK, "--workdir={folder}/busy"], "{folder}/busy: process"),
   "no place for a workdir": ([QUICK, "--workdir=/dev/null/x"], "/dev/null/x: Not a directory"),
@@ -74,6 +82,13 @@ CASES = {  # name: (arguments, what the one line must say)
 GOOD_ROW = json.dumps({"question": "1+1?", "deepseek_attempt": "1. a\n2. b", "solution": "2"})
 
 
+def model_folder(folder, **settings):
+  """The miniature with other settings in its config.json."""
+  shutil.copytree(ROOT / "configs" / "miniature", folder)
+  raw = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(raw | settings))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """What the cases speak of: data files, a model without weights, the workdir of another run."""
@@ -83,6 +98,7 @@ def folder(tmp_path_factory):
   (folder / "model").mkdir()
   for path in (ROOT / "configs" / "miniature").glob("*.json"):
     shutil.copy(path, folder / "model")
+  model_folder(folder / "narrow", vocab_size=30)
   config = quickstart.get_config("steps=5")
   workdir.claim(folder / "other", config)
   for name in ("other", "damaged"):
@@ -126,7 +142,8 @@ def test_nothing_is_left_behind(folder, results):
 
 def test_a_device_without_room_is_one_line(tmp_path):
   """In a process by itself: the others are forks of one that has JAX, where XLA may hang."""
-  command = [sys.executable, "-m", "srl_jax.train", QUICK, f"--workdir={tmp_path}"]
+  model_folder(tmp_path / "long", max_position_embeddings=2**31 - 1)
+  command = [sys.executable, "-m", "srl_jax.train", QUICK, f"--workdir={tmp_path / 'run'}"]
   command += ["--config.eval.benchmark=", "--config.eval.mode=off"]
   command += [
     "--config.rollout.max_tokens=2000000000",

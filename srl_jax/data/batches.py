@@ -3,6 +3,8 @@
 import random
 from collections.abc import Sequence
 
+from srl_jax.errors import UserError
+
 
 def bucket(length: int) -> int:
   """The compiled length for `length` tokens: 32, 64, 96, ..., 256, 288, ..., 512, 576, ...
@@ -28,9 +30,13 @@ class PromptQueue:
 
   A ticket is drawn once; one that was not used can be put back in front. The whole state is
   `state()`, three small fields that go into a checkpoint.
+
+  Raises UserError without examples, or for a state that has tickets of other examples.
   """
 
   def __init__(self, count: int, seed: int, state: dict | None = None):
+    if count < 1:
+      raise UserError("no example to draw; give data with at least one example to train on")
     self.count, self.seed = count, seed
     self.restore(state or dict(epoch=0, position=0, head=[]))
 
@@ -60,4 +66,9 @@ class PromptQueue:
   def restore(self, state: dict) -> None:
     self.epoch, self.position = state["epoch"], state["position"]
     self.head = list(map(tuple, state["head"]))
+    if self.position > self.count or any(index >= self.count for _, index in self.head):
+      raise UserError(
+        f"the queue of the checkpoint is of more than the {self.count} examples that there are now:"
+        " give the data that the run began with, or another --workdir"
+      )
     self._order = epoch_order(self.count, self.seed, self.epoch)

@@ -43,6 +43,7 @@ class DataConfig:
   title_hint: bool = False
   keep_last_step: bool = False
   holdout: int = 0
+  solutions_per_problem: int = 0
   trajectories: TrajectoryConfig | None = None
 
   @classmethod

@@ -6,13 +6,20 @@ from collections.abc import Callable
 
 from srl_jax.errors import UserError
 
+# Counts of kept rows, which are no reasons for leaving out, and their wording in a summary.
+REMARKS = {
+  "further_solutions": "further solutions of a problem",
+  "thoughts": "solutions with thoughts in them",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class StepExample:
   """One training prompt and the target of its reward.
 
   Attributes:
-    id: unique name of this example; for a step, problem_id + "/" + the step's number.
+    id: unique name of this example; for a step, problem_id + "/" + the step's number, and for a
+      step of a problem's second solution problem_id + "#2/" + the number.
     problem_id: the problem that it is a part of; a problem is held out as a whole.
     task: name in srl_jax.tasks.TASKS; it selects the prompt and the reward.
     problem: the question.
@@ -40,7 +47,8 @@ class Examples:
   Attributes:
     train: examples to train on.
     validation: examples of the held-out problems.
-    counts: "rows", "kept" (solutions or problems used) and one count per reason for leaving out.
+    counts: "rows", "kept" (solutions or problems used), one count per reason for leaving out, and
+      those of REMARKS.
   """
 
   train: list[StepExample]

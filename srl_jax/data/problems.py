@@ -3,15 +3,20 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
+import logging
 from typing import Any
 
 from srl_jax.data import rows, solutions
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind, normalized
-from srl_jax.data.responses import CLOSE, OPEN
+from srl_jax.data.gold import gold_answer
+from srl_jax.data.thoughts import as_response, split_thoughts
 from srl_jax.errors import UserError
+from srl_jax.rewards.answers import parsable
 
 LONGEST_ANSWER = 400  # characters
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,18 +24,23 @@ class Problem:
   """A usable row of a source.
 
   Attributes:
-    id: of the row's id column, else a hash of the problem's text, so that no order matters.
+    id: of the row's id column, else a hash of the problem's text, so that no order matters. Further
+      solutions of a problem have the id of the first.
     text: the question.
-    solution: the expert's whole solution ("" where the answer alone is used); for supervised
-      fine-tuning, where the config names a column of the expert's reasoning, that in think tags and
-      then the solution.
+    solution: the expert's whole solution ("" where the answer alone is used) without thoughts in
+      think tags; for supervised fine-tuning, the expert's reasoning in think tags and then the
+      solution, where the config names a column of reasoning or the solution has thoughts in it.
     answer: gold final answer, or a worked solution that boxes it; or None.
+    number: 1 for a problem's first solution, 2 for its second, ...
+    had_thoughts: whether the solution came with thoughts in it.
   """
 
   id: str
   text: str
   solution: str
   answer: str | None
+  number: int = 1
+  had_thoughts: bool = False
 
 
 def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], dict[str, int]]:
@@ -38,8 +48,11 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
 
   Rows are left out and counted by reason, those of a unit in brackets: empty_problem;
   empty_solution (steps, solution); no_steps and single_step (steps: fewer than two are numbered);
-  no_answer (answer); duplicate (a second row with the same problem). Arguments and errors:
-  `sources.load_examples`.
+  no_answer and unparsed_answer (answer; a warning shows some that cannot be parsed); duplicate (a
+  second row with the same problem; steps: and the same solution); surplus_solution (steps: beyond
+  data.solutions_per_problem). The remark further_solutions counts the kept rows that solve a
+  problem again, the remark thoughts those whose solution came with thoughts. Arguments
+  and errors: `sources.load_examples`.
   """
   if kind.unit == "answer" and not data.fields.answer:
     raise UserError(
@@ -47,49 +60,96 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
       " (prepare and teacher: --fields=answer=...)"
     )
   counts = collections.Counter()
-  problems: dict[str, Problem] = {}
+  found: dict[str, list[Problem]] = {}  # by the problem's text
   ids: dict[str, str] = {}
   for place, row in rows.read(data.source, data.path, data.split):
     counts["rows"] += 1
     problem = _problem(row, place, data.fields, kind)
-    key = normalized(problem.text)
-    reason = "duplicate" if key in problems else _unusable(problem, kind.unit)
+    earlier = found.setdefault(normalized(problem.text), [])
+    reason = _again(problem, earlier, data, kind) or _unusable(problem, kind.unit)
     if reason:
       counts[reason] += 1
       continue
-    if problem.id in ids:
+    if earlier:
+      problem = dataclasses.replace(problem, id=earlier[0].id, number=len(earlier) + 1)
+      counts["further_solutions"] += 1
+    elif problem.id in ids:
       raise UserError(
         f"{place}: the id {problem.id!r} already names another problem ({ids[problem.id]});"
         " name a column of unique ids in data.fields.id, or '' to do without"
       )
-    problems[key], ids[problem.id] = problem, place
+    if problem.had_thoughts:
+      counts["thoughts"] += 1
+    earlier.append(problem)
+    ids.setdefault(problem.id, place)
+  problems = list(itertools.chain(*found.values()))
+  if kind.unit == "answer":
+    problems = _with_parsable_answer(problems, ids, counts)
   counts["kept"] = len(problems)
   if not problems:
     rows_read = counts.pop("rows", 0)
     counts.pop("kept")
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
     raise UserError(f"{data.path}: none of {rows_read} rows can be used ({reasons})")
-  return list(problems.values()), dict(counts)
+  return problems, dict(counts)
+
+
+def _again(
+  problem: Problem, earlier: list[Problem], data: DataConfig, kind: ExampleKind
+) -> str | None:
+  """Returns the reason to leave out a further row of a problem, if there is one."""
+  if not earlier:
+    return None
+  solution = normalized(problem.solution)
+  if kind.unit != "steps" or any(normalized(e.solution) == solution for e in earlier):
+    return "duplicate"
+  if len(earlier) == data.solutions_per_problem:  # 0: no limit
+    return "surplus_solution"
+  return None
+
+
+def _with_parsable_answer(
+  problems: list[Problem], places: dict[str, str], counts: collections.Counter
+) -> list[Problem]:
+  """The problems whose gold answers can be parsed: hardly any answer could equal the others."""
+  kept, shown = [], []
+  for problem, is_parsable in zip(problems, parsable([problem.answer for problem in problems])):
+    if is_parsable:
+      kept.append(problem)
+    else:
+      shown.append(f"{places[problem.id]}: {problem.answer[:100]!r}")
+  if shown:
+    counts["unparsed_answer"] = len(shown)
+    _LOG.warning(
+      "gold answers of %d rows cannot be parsed and are left out: %s",
+      len(shown),
+      "; ".join(shown[:3]),
+    )
+  return kept
 
 
 def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind) -> Problem:
   text = _text(row, place, fields, "problem")
   solution = "" if kind.unit == "answer" else _text(row, place, fields, "solution")
+  thoughts, without_thoughts = split_thoughts(solution)
   if kind.supervised and solution:
-    reasoning = _text(row, place, fields, "reasoning")
-    solution = f"{OPEN}\n{reasoning}\n{CLOSE}\n{solution}" if reasoning else solution
+    solution = as_response(solution, _text(row, place, fields, "reasoning"))
+  else:
+    solution = without_thoughts
   digest = hashlib.sha256(normalized(text).encode()).hexdigest()
   return Problem(
     id=_text(row, place, fields, "id") or digest[:12],
     text=text,
     solution=solution,
-    answer=_answer(_text(row, place, fields, "answer")),
+    answer=_answer(split_thoughts(_text(row, place, fields, "answer"))[1]),
+    had_thoughts=bool(thoughts),
   )
 
 
 def _answer(text: str) -> str | None:
   """The gold answer, or None where there is none or it is an explanation that boxes nothing."""
-  return text if text and (len(text) <= LONGEST_ANSWER or "\\boxed" in text) else None
+  answer = gold_answer(text)
+  return answer if answer and (len(answer) <= LONGEST_ANSWER or "\\boxed" in answer) else None
 
 
 def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
@@ -103,7 +163,7 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
       f" --fields={field}=...); the row has {', '.join(map(repr, row))}"
     )
   value = row[column]
-  if value is None:
+  if value is None or value != value:  # NaN
     return ""
   if isinstance(value, bool | list | dict) or (
     field in ("problem", "solution", "reasoning") and not isinstance(value, str)

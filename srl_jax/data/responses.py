@@ -101,5 +101,19 @@ def monologues(text: str, *, think_opened: bool = False) -> list[str]:
   return [block.removeprefix(OPEN).removesuffix(CLOSE).strip() for block in blocks]
 
 
+def after_opened_tag(turn: str) -> str:
+  """Returns what is left to write of a response whose open tag the chat template has written.
+
+  A response without a monologue closes the block at once: otherwise all of it would be inside.
+
+  Args:
+    turn: the whole response, which begins with a think block or has none in front.
+  """
+  turn = turn.lstrip()
+  if turn.startswith(OPEN):
+    return turn.removeprefix(OPEN).lstrip()  # the template's white space follows its tag
+  return f"{CLOSE}\n{turn}"
+
+
 def _whole_turn(text: str, think_opened: bool) -> str:
   return OPEN + text if think_opened else text

@@ -56,6 +56,15 @@ def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]
     raise UserError(f"{path} is empty: expected a JSON object on every line")
 
 
+def hub_revision(name: str) -> str:
+  """Returns the commit of a hub dataset's files in the local cache, "" where none is known."""
+  from huggingface_hub.constants import HF_HUB_CACHE
+
+  folder = f"datasets--{name.replace('/', '--')}"
+  path = pathlib.Path(HF_HUB_CACHE) / folder / "refs" / "main"
+  return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
 def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a Hugging Face dataset; place is `name[split] row k`.
 

@@ -15,6 +15,7 @@ from srl_jax.data import rows
 from srl_jax.data.data_config import DataConfig, TrajectoryConfig
 from srl_jax.data.examples import ExampleKind, Examples, StepExample, hold_out, normalized
 from srl_jax.data.responses import CLOSE, OPEN
+from srl_jax.data.thoughts import without_tags
 from srl_jax.data.trajectories import AgentStep, read_messages, shorten, split_actions, text_of
 from srl_jax.errors import UserError
 
@@ -210,7 +211,7 @@ def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExa
   seen = list(map(_pair, run.steps))  # step k is given a slice of these, never its own pair
   examples = []
   for k, step in enumerate(run.steps if data.keep_last_step else run.steps[:-1]):
-    answer = f"{OPEN}\n{step.thought}\n{CLOSE}\n{step.action}"
+    answer = f"{OPEN}\n{without_tags(step.thought)}\n{CLOSE}\n{step.action}"
     examples.append(
       StepExample(
         id=f"{run.id}/{k + 1}",

@@ -12,6 +12,7 @@ from typing import Any
 from srl_jax.data import arithmetic, rows, runs, solutions
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.examples import ExampleKind, Examples, StepExample, hold_out
+from srl_jax.data.gold import gold_answer
 from srl_jax.data.problems import Problem, read_problems
 from srl_jax.errors import UserError
 
@@ -76,15 +77,17 @@ def step_examples(
 
 def _examples(problem: Problem, kind: ExampleKind, data: DataConfig) -> list[StepExample]:
   if kind.unit == "steps":
-    return step_examples(
+    further = f"#{problem.number}" if problem.number > 1 else ""
+    examples = step_examples(
       kind.task,
-      problem.id,
+      problem.id + further,
       problem.text,
       problem.solution,
       problem.answer,
       title_hint=data.title_hint,
       keep_last_step=data.keep_last_step,
     )
+    return [dataclasses.replace(example, problem_id=problem.id) for example in examples]
   return [
     StepExample(
       id=problem.id,
@@ -180,6 +183,9 @@ def _check_prepared(
     now["fields.reasoning"] = data.fields.reasoning
   if data.trajectories:
     now[data.domain] = dataclasses.asdict(data.trajectories)
+  # An older version took one solution of each problem, and such a folder can be read as it is.
+  now["solutions_per_problem"] = data.solutions_per_problem
+  settings.setdefault("solutions_per_problem", data.solutions_per_problem)
   for key, value in now.items():
     before = settings.get(key)
     if before != value:
@@ -208,6 +214,9 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   if missing:
     raise UserError(f"{place}: a step example without {', '.join(map(repr, missing))}")
   example = StepExample(**{key: row[key] for key in _KEYS})
+  answer = example.answer
+  if isinstance(answer, str) or answer != answer:  # a NaN is null
+    example = dataclasses.replace(example, answer=gold_answer(answer))
   _check_types(place, example)
   if example.task == kind.method:  # prepare 0.1 wrote the method, which is not always the task
     example = dataclasses.replace(example, task=kind.task)

@@ -1,11 +1,13 @@
-"""Tokenizers of model folders: chat template, end-of-turn tokens, token ids of a prompt."""
+"""Tokenizers of model folders: chat template, end-of-turn tokens, prompts in and responses out."""
 
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from srl_jax.data.responses import OPEN
+from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.errors import UserError
 
 # The messages of every task have these roles.
@@ -35,6 +37,30 @@ def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
   return EncodedPrompt(ids, text.rstrip().endswith(OPEN))
 
 
+def decode(tokenizer, token_ids: Sequence[int]) -> str:
+  """Returns the text of a response: special tokens are left out, but think tags are not.
+
+  Some tokenizers mark <think> and </think> as special. Without them no response has the format.
+  """
+  hidden = _hidden_with_tags(tokenizer)
+  if hidden is None:
+    return tokenizer.decode(token_ids, skip_special_tokens=True)
+  return tokenizer.decode([i for i in token_ids if i not in hidden], skip_special_tokens=False)
+
+
+@functools.lru_cache(8)  # a tokenizer decodes thousands of responses a step
+def _hidden_with_tags(tokenizer) -> frozenset[int] | None:
+  """The ids of all special tokens but think tags; None where no think tag is special."""
+  special = {}
+  # The engines need no more than `decode` of a tokenizer; benchmarks give them one without tokens.
+  added = getattr(tokenizer, "added_tokens_decoder", {})
+  for token_id, token in added.items():
+    if token.special:
+      special[token_id] = token.content
+  hidden = frozenset(i for i, text in special.items() if text not in (OPEN, CLOSE))
+  return hidden if len(hidden) < len(special) else None
+
+
 def load_tokenizer(folder: str | pathlib.Path):
   """Returns the transformers tokenizer of a model folder, with a chat template and a padding token.
 
@@ -42,7 +68,8 @@ def load_tokenizer(folder: str | pathlib.Path):
   so replace the pre-tokenizer of any other model that is written as a qwen2 (SmolLM2).
 
   Raises:
-    UserError: no tokenizer.json, one that cannot be read, or no chat template, or one that fails.
+    UserError: no tokenizer.json, one that cannot be read or that has tokens beyond the model's
+      embedding, or no chat template, or one that fails.
   """
   folder = pathlib.Path(folder)
   if not (folder / "tokenizer.json").is_file():
@@ -58,6 +85,7 @@ def load_tokenizer(folder: str | pathlib.Path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
   except Exception as error:  # the tokenizers library raises bare Exceptions
     raise UserError(f"{folder}: the tokenizer cannot be read ({error}): copy it again") from error
+  _check_vocabulary(tokenizer, folder)
   if not tokenizer.chat_template:
     raise UserError(
       f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or"
@@ -78,6 +106,34 @@ def load_tokenizer(folder: str | pathlib.Path):
   return tokenizer
 
 
+def _check_vocabulary(tokenizer, folder: pathlib.Path) -> None:
+  """Raises UserError if a token's id has no row in the embedding of the folder's config.json.
+
+  JAX clamps an index that is out of range: such a token would be read as the last row's.
+  """
+  rows = _read_settings(folder / "config.json").get("vocab_size")
+  token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+  if isinstance(rows, int) and last >= rows:
+    raise UserError(
+      f"{folder}: the tokenizer has the token {token!r} with id {last}, but the embedding has"
+      f" vocab_size={rows} rows (config.json): use the tokenizer of the same model, or enlarge the"
+      f" embedding to at least {last + 1} rows (transformers: resize_token_embeddings)"
+    )
+
+
+def _read_settings(path: pathlib.Path) -> dict:
+  """The JSON object in a file, {} if there is no file; UserError if it is anything else."""
+  if not path.is_file():
+    return {}
+  try:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+  except (RecursionError, ValueError) as error:
+    raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
+  if not isinstance(settings, dict):
+    raise UserError(f"{path} is no JSON object: copy it again")
+  return settings
+
+
 def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
   """Returns all token ids that end an answer; first the one that the chat template writes there.
 
@@ -95,15 +151,11 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
   found = [_end_of_turn(tokenizer), tokenizer.eos_token_id]
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(folder) / name
-    if path.is_file():
-      try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-      except (AttributeError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
-      named = eos if isinstance(eos, list) else [eos]
-      if not all(i is None or type(i) is int for i in named):
-        raise UserError(f"{path}: eos_token_id is no token's number, nor a list of them: copy it")
-      found += named
+    eos = _read_settings(path).get("eos_token_id")
+    named = eos if isinstance(eos, list) else [eos]
+    if not all(i is None or type(i) is int for i in named):
+      raise UserError(f"{path}: eos_token_id is no token's number, nor a list of them: copy it")
+    found += named
   ids = list(dict.fromkeys(i for i in found if i is not None))
   if not ids:
     raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
@@ -116,4 +168,10 @@ def _end_of_turn(tokenizer) -> int | None:
   messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": answer}]
   text = tokenizer.apply_chat_template(messages, tokenize=False)
   after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
-  return after[0] if after and after[0] in tokenizer.all_special_ids else None
+  if not after:
+    return None
+  # all_special_ids has the tokens that tokenizer_config.json names; a base model's may name none of
+  # those that only its template writes.
+  added = tokenizer.added_tokens_decoder.get(after[0])
+  special = after[0] in tokenizer.all_special_ids or (added is not None and added.special)
+  return after[0] if special else None

@@ -15,7 +15,7 @@ from srl_jax import folders
 from srl_jax.data import rows
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.evals import passes
-from srl_jax.evals.math_benchmarks import Solver
+from srl_jax.evals.math_benchmarks import Solver, check_lengths
 from srl_jax.policy import hf_files, sharding, weights
 from srl_jax.rollout.engine import SamplingParams
 from srl_jax.rollout.episodes import Question, prompt_builder
@@ -63,12 +63,16 @@ def success_rates(
     UserError: no such model, or a folder that holds samples of another trial.
   """
   model_folder = hf_files.resolve_model(trial.model)
-  _claim(folder, trial)
   tokenizer = load_tokenizer(model_folder)
+  build_prompt = prompt_builder(tokenizer, task_of_mode("whole"), trial.style)
+  limits = dict(mode="whole", max_tokens=trial.max_tokens, max_prompt_tokens=0)
+  architecture = hf_files.load_config(model_folder)
+  check_lengths(architecture, trial.model, build_prompt, questions, **limits)
+  _claim(folder, trial)
   engine = Sampler(tokenizer, stop_ids(tokenizer, model_folder), width)
   solver = Solver(
     engine=engine,
-    build_prompt=prompt_builder(tokenizer, task_of_mode("whole"), trial.style),
+    build_prompt=build_prompt,
     mode="whole",
     params=SamplingParams(trial.max_tokens, seed=trial.seed),
     max_turns=1,

@@ -1,7 +1,7 @@
 r"""Benchmarks with final answers: the problems, and how well a model solves them.
 
 A row of a benchmark has its problem under `problem` or `question` and its gold answer under
-`answer`, or in the last \boxed{} of its `solution`.
+`answer`, or in the last \boxed{} of its `solution`; of GSM8K's form, what follows "####" counts.
 """
 
 import dataclasses
@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srl_jax.data import arithmetic, rows
+from srl_jax.data.gold import gold_answer
 from srl_jax.errors import UserError
+from srl_jax.policy.limits import check_positions
+from srl_jax.policy.model import ModelConfig
 from srl_jax.rewards.answers import equal_pairs, extract_answer, last_boxed
 from srl_jax.rollout.engine import Engine, SamplingParams
 from srl_jax.rollout.episodes import (
@@ -111,13 +114,15 @@ def _id_in(row: dict[str, Any], default: int) -> Any:
 
 def _gold(place: str, row: dict[str, Any]) -> str:
   answer = row.get("answer")
-  if answer is None:
-    answer = last_boxed(str(row.get("solution") or ""))
-  if isinstance(answer, float) and answer.is_integer():
-    answer = int(answer)  # AMC's answers are floats: 27.0
-  if isinstance(answer, bool | list | dict | None) or not str(answer).strip():
-    raise UserError(f"{place}: no gold answer: neither 'answer' nor a \\boxed{{}} in 'solution'")
-  return str(answer).strip()
+  if answer is None or answer != answer:  # NaN
+    solution = str(row.get("solution") or "")
+    answer = last_boxed(solution) or (solution if "####" in solution else None)
+  gold = None if isinstance(answer, bool | list | dict) else gold_answer(answer)
+  if gold is None:
+    raise UserError(
+      f"{place}: no gold answer: neither 'answer' nor a \\boxed{{}} or '#### ...' in 'solution'"
+    )
+  return gold
 
 
 # ---------------------------------------------------------------------------------- solving
@@ -150,6 +155,33 @@ class Solver:
   def accuracy(self, questions: Sequence[Question]) -> float:
     """Share of questions solved by greedy decoding."""
     return float(np.mean(right(self.solve(questions, 1, 0.0))))
+
+
+def check_lengths(
+  model: ModelConfig,
+  name: str,
+  build_prompt: PromptBuilder,
+  questions: Iterable[Question],
+  *,
+  mode: str,
+  max_tokens: int,
+  max_prompt_tokens: int,
+) -> None:
+  """Raises UserError, with values that fit, if prompts and responses exceed the model's positions.
+
+  Args:
+    model, name: its architecture, and its name for the message.
+    build_prompt, mode, max_prompt_tokens: as in Solver.
+    questions: to solve. For whole solutions their prompts are measured.
+    max_tokens: of a response.
+  """
+  responses = {"--max_tokens": max_tokens}
+  if mode == "stepwise":
+    check_positions(model, name, ("--max_prompt_tokens", max_prompt_tokens), responses)
+    return
+  longest = max(len(build_prompt(question.problem, ()).token_ids) for question in questions)
+  prompt = ("the longest prompt", longest)
+  check_positions(model, name, prompt, responses, prompt_is_setting=False)
 
 
 class Graded(NamedTuple):

@@ -25,7 +25,8 @@ class Progress:
 
   Fields: queue, the PromptQueue.state from which the next batch is drawn; scores, {step: score} of
   validation so far; before, the benchmark's figures of the untrained model, or None; seconds, of
-  work so far, over all restarts; done, whether a stop rule has ended the run.
+  work so far, over all restarts; done, whether a stop rule has ended the run; data, what the run is
+  trained on (run_data.fingerprint), or None in checkpoints of before that was kept.
   """
 
   queue: dict | None = None
@@ -33,6 +34,7 @@ class Progress:
   before: dict | None = None
   seconds: float = 0.0
   done: bool = False
+  data: dict | None = None
 
 
 def write_config(workdir: pathlib.Path, config) -> None:
@@ -108,9 +110,17 @@ class Checkpoints:
     wanted = {"model": jax.tree.map(_described, model), "progress": None}
     if moments is not None:
       wanted["moments"] = jax.tree.map(_described, moments)
+    found = self._load(step, wanted)
+    return found["model"], found.get("moments"), found["progress"]
+
+  def progress(self, step: int) -> Progress:
+    """The Progress of a step alone; its arrays are not read. Raises as `restore`."""
+    return self._load(step, {"progress": None})["progress"]
+
+  def _load(self, step: int, wanted: dict) -> dict:
     try:
       found = self._checkpointer.load_checkpointables(step, wanted)
-      return found["model"], found.get("moments"), _from_bytes(found["progress"])
+      return found | {"progress": _from_bytes(found["progress"])}
     except (KeyError, OSError, TypeError, ValueError) as error:  # as orbax and tensorstore find it
       reason = " ".join(str(error).split())[:200]
       raise UserError(
@@ -143,5 +153,6 @@ def _from_bytes(stored: dict) -> Progress:
   values = json.loads(np.asarray(stored["json"]).tobytes())
   progress = Progress()
   for name in vars(progress):  # earlier versions stored more
-    setattr(progress, name, values[name])
+    if name != "data" or name in values:
+      setattr(progress, name, values[name])
   return progress

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import secrets
 
 import jax
 
@@ -49,6 +50,15 @@ class Log:
     self.rollouts = workdir / "rollouts"
     self._board = self._wandb = None
     self.compiled = 0  # programs since the last step
+    fault = None
+    if log.wandb and hosts.is_writer():
+      try:
+        self._wandb = _open_wandb(workdir, log.wandb, name, config)
+      except UserError as error:
+        fault = str(error)
+    fault = hosts.broadcast(fault)
+    if fault:  # every process ends, or the others would wait for this one
+      raise UserError(fault)
     jax.monitoring.register_event_duration_secs_listener(self._count)
     if not hosts.is_writer():
       return
@@ -58,14 +68,6 @@ class Log:
       from tensorboardX import SummaryWriter  # slow to import
 
       self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-    if log.wandb:
-      try:
-        import wandb  # optional, not in requirements.txt
-      except ImportError as error:
-        raise UserError(
-          f"log.wandb: {log.wandb!r} needs the package wandb; pip install wandb, or leave it empty"
-        ) from error
-      self._wandb = wandb.init(project=log.wandb, name=name, config=config, resume="allow", id=name)
 
   def _count(self, event: str, *_, **__) -> None:
     self.compiled += event == "/jax/core/compile/backend_compile_duration"
@@ -96,6 +98,33 @@ class Log:
       self._board.close()
     if self._wandb:
       self._wandb.finish()
+
+
+def _open_wandb(workdir: pathlib.Path, project: str, name: str, config: dict):
+  """The W&B run of a workdir, begun or continued. Its id is kept in WORKDIR/wandb_id.
+
+  The workdir's name is no id: runs/a/srl and runs/b/srl would write into one W&B run.
+  """
+  try:
+    import wandb  # optional, not in requirements.txt
+  except ImportError as error:
+    raise UserError(
+      f"log.wandb: {project!r} needs the package wandb; pip install wandb, or leave it empty"
+    ) from error
+  path = workdir / "wandb_id"
+  if not path.exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    folders.write_text(path, secrets.token_hex(8))
+  id = path.read_text(encoding="utf-8").strip()
+  try:
+    return wandb.init(project=project, name=name, config=config, resume="allow", id=id)
+  except Exception as error:  # no login, a refused name, no network: wandb has its own errors
+    reason = " ".join(str(error).split())[:300]
+    raise UserError(
+      f"log.wandb: W&B does not open a run in the project {project!r} ({type(error).__name__}:"
+      f" {reason}); run `wandb login` or set WANDB_API_KEY, check the project's name, set"
+      " WANDB_MODE=offline, or leave log.wandb empty"
+    ) from error
 
 
 def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:

@@ -123,14 +123,27 @@ def wait_for(prefetched: Future | None) -> None:
 
 
 def check_batch(run, batch: Batch, empty_steps: int) -> None:
-  """Warns of a batch that is not full; raises UserError after MAX_EMPTY_STEPS empty ones."""
+  """Warns of a batch that is not full or has no well-formed response.
+
+  Raises UserError after MAX_EMPTY_STEPS batches without a group to train on.
+  """
   step, size = run.state.step + 1, run.config.batch.prompts
+  failures = [score.failure for group in batch.groups for score in group.scores]
+  malformed = bool(failures) and all(failures)
+  if malformed:
+    run.line.say_once("malformed", no_format(run, batch, failures))
   if empty_steps == MAX_EMPTY_STEPS:
+    remedy = (
+      "Lower algorithm.std_epsilon, or give data whose format the model can follow and whose steps"
+      " it does not know already"
+    )
     raise UserError(
       f"step {step}: {empty_steps} steps in a row without a group to train on. "
-      f"{run.workdir}/rollouts has what was sampled. Lower algorithm.std_epsilon, or give data "
-      "whose format the model can follow and whose steps it does not know already"
+      f"{run.workdir}/rollouts has what was sampled. "
+      f"{format_remedy(run, failures) if malformed else remedy}"
     )
+  if malformed and not batch.kept:
+    return  # more rounds or a smaller epsilon would not help
   if len(batch.kept) < size and run.config.algorithm.dynamic_sampling:
     reasons = Counter(group.dropped or "kept" for group in batch.groups)
     reasons = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
@@ -141,6 +154,37 @@ def check_batch(run, batch: Batch, empty_steps: int) -> None:
       "algorithm.max_rounds allows more rounds, algorithm.std_epsilon drops less; from here on the "
       "live line has the number of groups",
     )
+
+
+def no_format(run, batch: Batch, failures: Sequence[str]) -> str:
+  """The warning of a batch without a well-formed response: reasons, three samples, a remedy."""
+  reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(failures).most_common())
+  lines = [
+    f"warning: step {run.state.step + 1}: none of {len(failures)} responses is well-formed"
+    f" ({reasons}). Three of them:"
+  ]
+  opened = " (the chat template has opened <think>)" if run.train_prompts.think_opened else ""
+  for group in batch.groups[:3]:
+    text, failure = group.rollouts[0].text, group.scores[0].failure
+    shown = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+    lines.append(f"  {group.example.id}, {failure}{opened}: {shown!r}")
+  lines.append(format_remedy(run, failures))
+  return "\n".join(lines)
+
+
+def format_remedy(run, failures: Sequence[str]) -> str:
+  """What to change when no response has the format."""
+  if Counter(failures).most_common(1)[0][0] == "cut_off":
+    limit = run.config.rollout.max_tokens
+    return (
+      f"Most were cut off: raise rollout.max_tokens ({limit}), or see that the model writes an end"
+      " token (eos_token_id in generation_config.json)"
+    )
+  return (
+    "Use an instruct model that follows the system prompt, word it for yours (prompt.system_file),"
+    " or teach the format first: supervised fine-tuning on responses with think tags, as in"
+    " configs/format_warmup.py, and then init_from"
+  )
 
 
 # ---------------------------------------------------------------------------------- the update

@@ -16,7 +16,7 @@ from srl_jax.data.examples import Examples, StepExample
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
-from srl_jax.learner import optimizer
+from srl_jax.learner import limits, optimizer, run_data
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.learner.log import Log
 from srl_jax.learner.rollouts import sampling_params
@@ -102,27 +102,40 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
   with contextlib.ExitStack() as stack:
     stop = StopSignal()
     stack.callback(stop.restore)
+    # Nothing is to be saved yet. Of several processes all have to hear of a signal together.
+    stop.at_once = jax.process_count() == 1
     examples = load_examples(config)
-    steps = config.train.steps or epoch_steps(config, len(examples.train))
     stop.raise_if_any_stopped()
 
     checkpoints = Checkpoints(workdir, config.train.keep)
     stack.callback(checkpoints.close)
     folder = resolve_model(config.model)
-    tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
-    state, progress = load_state(config, folder, tx, checkpoints)
-    stop.raise_if_any_stopped()
-
+    architecture = load_config(folder, config.dtype)
+    has_answers = any(example.answer for example in examples.validation)
+    limits.check(config, architecture, has_answers=has_answers)
     tokenizer = load_tokenizer(folder)
     ends = stop_ids(tokenizer, folder)
-    train_prompts = PromptSet(config, tokenizer, examples.train)
-    held_out = PromptSet(config, tokenizer, examples.validation)
+    saved = hosts.broadcast(checkpoints.steps())
+    step = saved[-1] if saved else 0
+    before = checkpoints.progress(step).data if saved else None
+    examples = run_data.old_hold_out(config, before, examples)
+    positions = architecture.max_position_embeddings
+    train_prompts = PromptSet(config, tokenizer, examples.train, positions)
+    held_out = PromptSet(config, tokenizer, examples.validation, positions)
+    data = run_data.fingerprint(config, before, examples, train_prompts, held_out, folder)
+    run_data.check(config, workdir / "checkpoints" / str(step), before, data)
+    steps = config.train.steps or epoch_steps(config, len(examples.train))
+    stop.raise_if_any_stopped()
+
+    log = Log(workdir, config.log, step=step, name=workdir.name, config=config.to_dict())
+    stack.callback(log.close)
+    tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
+    state, progress = load_state(config, folder, tx, checkpoints)
+    run_data.adopt(progress, data)
     stop.raise_if_any_stopped()
 
     engine = make_engine(config, tokenizer, ends, stop)
     stack.callback(engine.close)
-    log = Log(workdir, config.log, step=state.step, name=workdir.name, config=config.to_dict())
-    stack.callback(log.close)
     line = ProgressLine(steps, quiet=not hosts.is_writer())
     run = Run(
       config=config,
@@ -146,6 +159,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
       start_time=time.monotonic() - progress.seconds,
     )
     line.say(opening(run, examples))
+    stop.at_once = False
     yield run
 
 

@@ -70,7 +70,7 @@ def pack_examples(run, prompts, chosen: Sequence[int]) -> list[Rows]:
   """The micro-batches of the chosen examples: each prompt with its target and the end token."""
   prompt_ids, targets = [], []
   for i in chosen:
-    target = run.tokenizer(prompts.examples[i].target, add_special_tokens=False)["input_ids"]
+    target = run.tokenizer(prompts.target(i), add_special_tokens=False)["input_ids"]
     prompt_ids.append(prompts.prompt(i).token_ids)
     targets.append([*target, run.stop_ids[0]])
   return pack_targets(prompt_ids, targets, run.config, run.state.model.config.layout)
@@ -116,8 +116,9 @@ def exact_shares(run) -> dict[str, float]:
   greedy = dataclasses.replace(sampling_params(run.config), temperature=0.0)
   exact = collections.defaultdict(list)  # by the number of steps before the target
   for (rollout,) in run.solver.engine.sample(prompts, 1, greedy):
-    example = run.held_out.examples[index_of[rollout.prompt_id]]
-    exact[len(example.context)].append(rollout.text == example.target)
+    index = index_of[rollout.prompt_id]
+    steps_before = len(run.held_out.examples[index].context)
+    exact[steps_before].append(rollout.text == run.held_out.target(index))
   return {
     "validation_exact": float(np.mean(sum(exact.values(), []))),
     "validation_exact_worst": float(min(map(np.mean, exact.values()))),

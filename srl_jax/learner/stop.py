@@ -9,10 +9,14 @@ from srl_jax.errors import Stopped
 
 
 class StopSignal:
-  """Remembers SIGTERM and Ctrl-C, until `restore`. A second Ctrl-C ends the process at once."""
+  """Remembers SIGTERM and Ctrl-C, until `restore`. A second Ctrl-C ends the process at once.
+
+  Fields: name, of the signal that came, or None; at_once, whether a signal raises Stopped where it
+  comes. Only a process that is alone and has nothing to save may set that.
+  """
 
   def __init__(self):
-    self.name = None
+    self.name, self.at_once = None, False
     self._held = False
     self._before = {
       number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)
@@ -21,6 +25,8 @@ class StopSignal:
   def _remember(self, number, frame):
     self.name = signal.Signals(number).name
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if self.at_once:
+      raise Stopped(self.name)
 
   def raise_if_stopped(self) -> None:
     """Raises Stopped once a signal has come to this process."""

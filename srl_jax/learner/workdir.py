@@ -11,6 +11,7 @@ from srl_jax.learner.checkpoint import Checkpoints, read_config, write_config
 # A run may be continued with other values of these; any other key makes it another run.
 FREE_KEYS = (
   "mesh",
+  "data.accept_change",
   "rollout.servers",
   "rollout.public_servers",
   "rollout.weights_root",

@@ -31,7 +31,10 @@ def architecture(name: str, dtype: str) -> ModelConfig:
   known = re.match(r"Qwen/Qwen2\.5-(?:Coder-|Math-)?([\d.]+B)(?:-Instruct)?$", name)
   if known and known[1] in QWEN:
     v, d, f, l, n, k, tied = QWEN[known[1]]
-    return ModelConfig(v, d, f, l, n, k, d // n, tie_word_embeddings=tied, dtype=dtype)
+    positions = 4096 if "-Math-" in name else 32768
+    return ModelConfig(
+      *(v, d, f, l, n, k, d // n, positions), tie_word_embeddings=tied, dtype=dtype
+    )
   try:
     return load_config(
       pathlib.Path(huggingface_hub.hf_hub_download(name, "config.json")).parent, dtype

@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,15 @@ def check_new(folder) -> pathlib.Path:
   return folder
 
 
-def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=None) -> None:
+def save_hf(
+  config: ModelConfig,
+  model: Qwen2,
+  folder,
+  *,
+  dtype=None,
+  source=None,
+  stop_ids: Sequence[int] = (),
+) -> None:
   """Writes a folder that transformers and vLLM load, atomically.
 
   Args:
@@ -126,6 +134,8 @@ def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=Non
     dtype: type of the weights in the files, float32 or bfloat16; by default that of the model.
     source: folder whose tokenizer, chat template, generation settings and special token ids are
       copied.
+    stop_ids: token ids that end a response, for config.json and generation_config.json; () keeps
+      those of `source`. transformers and vLLM stop at no other token.
 
   Raises UserError when `folder` exists and is not empty.
   """
@@ -151,13 +161,20 @@ def save_hf(config: ModelConfig, model: Qwen2, folder, *, dtype=None, source=Non
       size = sum(math.prod(shape) for _, _, shape in _expected(config).values()) * dtype.itemsize
       index = {"metadata": {"total_size": size}, "weight_map": weight_map}
       (target / INDEX).write_text(json.dumps(index, indent=2))
-    (target / "config.json").write_text(
-      json.dumps(config_json(config, dtype.name, source), indent=2)
-    )
+    raw = config_json(config, dtype.name, source)
+    (target / "config.json").write_text(json.dumps(raw | _ends(stop_ids), indent=2))
     for name in COMPANIONS if source is not None else ():
       if (pathlib.Path(source) / name).exists():
         shutil.copyfile(pathlib.Path(source) / name, target / name)
+    if stop_ids:
+      generation = target / "generation_config.json"
+      given = json.loads(generation.read_text()) if generation.exists() else {}
+      generation.write_text(json.dumps(given | _ends(stop_ids), indent=2))
     os.rename(target, folder)
+
+
+def _ends(stop_ids):
+  return {"eos_token_id": list(stop_ids)} if stop_ids else {}
 
 
 def _letters(name):

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from srl_jax.rewards.normal_form import choice, normal_form, options, same_form
+from srl_jax.rewards.normal_form import choice, normal_form, number, options, same_form
 from srl_jax.rewards.workers import Workers
 
 _WORKERS = 8  # at most; as many as there are cores
@@ -37,6 +37,7 @@ _END_OF_FORMULA = re.compile(r"\\[)\]]")
 _MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = re.compile(r"-?\d*\.?\d+")
 _SPACE = re.compile(r"\s*")
+_WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*$")
 
 
 def extract_answer(text: str) -> str | None:
@@ -131,6 +132,24 @@ def equal_pairs(
   for i, question in asked:
     equal[i] = equal[i] or bool(verdicts[question])  # None: the comparison cost its worker
   return equal
+
+
+def parsable(golds: Sequence[str]) -> list[bool]:
+  """Returns for each gold answer whether it is a number, a formula or prose: something to equal.
+
+  Where parsing takes longer than a comparison may, the answer gets the benefit of the doubt.
+  """
+  forms = [normal_form(last_boxed(gold) or _announced(gold) or gold) for gold in golds]
+  asked = list(dict.fromkeys(form for form in forms if not (number(form) or _WORDS.match(form))))
+  if not asked:
+    return [True] * len(forms)
+  count = min(_WORKERS, os.cpu_count() or 1)
+  pool = Workers(
+    "srl_jax.rewards.equivalence:parses", count, seconds=_SECONDS, megabytes=_MEGABYTES
+  )
+  verdicts = dict(zip(asked, pool.run(asked)))
+  pool.close()
+  return [verdicts.get(form) is not False for form in forms]
 
 
 def _settle(

@@ -4,6 +4,7 @@ import functools
 
 from srl_jax import hosts
 from srl_jax.data.examples import StepExample
+from srl_jax.data.responses import after_opened_tag
 from srl_jax.data.tokenizer import EncodedPrompt, encode
 from srl_jax.errors import UserError
 from srl_jax.rollout.engine import Prompt
@@ -19,21 +20,24 @@ class PromptSet:
   Attributes:
     examples: those with prompts that fit, in their order.
     too_long: how many were left out because of data.max_prompt_tokens, or, for supervised
-      fine-tuning, because prompt and response together exceed batch.tokens_per_device.
+      fine-tuning, because prompt and response together exceed batch.tokens_per_device or the
+      model's positions.
     think_opened: whether the chat template opens the think block.
   """
 
-  def __init__(self, config, tokenizer, examples: list[StepExample]):
+  def __init__(self, config, tokenizer, examples: list[StepExample], positions: int = 2**31):
     """Measures all prompts, each process of the run its part of them.
 
     Args:
       config: a run's config.
       tokenizer: from data.tokenizer.load_tokenizer.
       examples: the same list on every process; all must call together.
+      positions: the model's max_position_embeddings, the longest supervised sequence.
 
     Raises UserError when there are examples and none is short enough.
     """
     self._config, self._tokenizer = config, tokenizer
+    self._room = min(config.batch.tokens_per_device, positions)
     self._system = functools.cache(self._system_prompt)
     self._cached = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
     local = [i for i in hosts.local_part(range(len(examples))) if self._fits(examples[i])]
@@ -52,6 +56,14 @@ class PromptSet:
     """Returns all prompts, in the order of the examples."""
     return [self.prompt(index) for index in range(len(self.examples))]
 
+  def target(self, index: int) -> str:
+    """Returns the response to learn of examples[index], as it follows its prompt.
+
+    An open tag that the chat template writes belongs to the prompt and not to the response.
+    """
+    example = self.examples[index]
+    return _target(example, self._encode(example))
+
   def _prompt(self, index: int) -> Prompt:
     example = self.examples[index]
     return Prompt(example.id, tuple(self._encode(example).token_ids))
@@ -67,21 +79,28 @@ class PromptSet:
     return system_prompt(TASKS[task], prompt.style, prompt.system_file)
 
   def _fits(self, example: StepExample) -> bool:
-    prompt = len(self._encode(example).token_ids)
+    encoded = self._encode(example)
+    prompt = len(encoded.token_ids)
     if prompt > self._config.data.max_prompt_tokens:
       return False
     if self._config.method != SUPERVISED:
       return True
-    response = self._tokenizer(example.target, add_special_tokens=False)["input_ids"]
+    response = self._tokenizer(_target(example, encoded), add_special_tokens=False)["input_ids"]
     # One more for the token that ends the response.
-    return prompt + len(response) + 1 <= self._config.batch.tokens_per_device
+    return prompt + len(response) + 1 <= self._room
 
   def _none_fits(self, count: int) -> str:
     config, more = self._config, ""
     if config.method == SUPERVISED:
-      room = config.batch.tokens_per_device
-      more = f", or with their responses than batch.tokens_per_device ({room})"
+      name = "the model's max_position_embeddings"
+      if self._room == config.batch.tokens_per_device:
+        name = "batch.tokens_per_device"
+      more = f", or with their responses than {name} ({self._room})"
     limit = config.data.max_prompt_tokens
     return (
       f"data.max_prompt_tokens: all {count} prompts are longer than {limit} tokens{more}; raise it"
     )
+
+
+def _target(example: StepExample, prompt: EncodedPrompt) -> str:
+  return after_opened_tag(example.target) if prompt.think_opened else example.target

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srl_jax.data.batches import bucket
+from srl_jax.data.tokenizer import decode
 from srl_jax.policy import attention, kernels
 from srl_jax.policy.model import WEIGHT_LETTERS, Qwen2, rotary_angles
 from srl_jax.policy.sharding import (
@@ -395,5 +396,5 @@ class Sampler:
       sampler_logprobs=tuple(logprobs_r[:age].tolist()),
       finish_reason="stop" if token_ids[-1] in self.stop_ids else "length",
       weight_version=version,
-      text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+      text=decode(self.tokenizer, token_ids),
     )

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from srl_jax.data.tokenizer import decode
 from srl_jax.errors import EngineError, UserError
 from srl_jax.policy.model import Qwen2
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
@@ -237,7 +238,7 @@ class VllmEngine:
       sampler_logprobs=logprobs,
       finish_reason=finish_reason,
       weight_version=int(versions[0]),
-      text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+      text=decode(self.tokenizer, token_ids),
     )
 
 

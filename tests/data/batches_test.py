@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srl_jax.data.batches import PromptQueue, bucket, epoch_order
+from srl_jax.errors import UserError
 
 
 @given(st.integers(1, 200), st.integers(0, 5), st.integers(0, 5))
@@ -76,3 +77,16 @@ def test_buckets():
     assert n <= bucket(n) <= max(32, n * 1.125 + 32) and bucket(n) % (128 if n > 1024 else 32) == 0
     assert bucket(bucket(n)) == bucket(n)
   assert len({bucket(n) for n in range(1, 8193)}) == 8 + 8 * 5
+
+
+@pytest.mark.parametrize(
+  "count, state",
+  [
+    (0, None),
+    (3, dict(epoch=0, position=4, head=[])),  # of a data set that has shrunk
+    (3, dict(epoch=1, position=1, head=[[0, 3]])),
+  ],
+)
+def test_a_queue_of_other_examples_is_refused(count, state):
+  with pytest.raises(UserError):
+    PromptQueue(count, 0, state)

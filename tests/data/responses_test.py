@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from srl_jax.data import prompts, responses
 from srl_jax.data.responses import (
   Response,
+  after_opened_tag,
   format_failure,
   monologues,
   outside_think_blocks,
@@ -155,3 +156,17 @@ def test_outside_and_inside_of_any_text():
 def test_the_public_names_are_importable_from_data_prompts():
   for name in ("Response", "parse_response", "format_failure"):
     assert getattr(prompts, name) is getattr(responses, name)
+
+
+# ---------------------------------------------------------------------------------- opened blocks
+
+
+@pytest.mark.parametrize(
+  "turn", ["<think>\nAdd 3.\n</think>\n1. 7", " <think>a</think>\n1. 7\n<think>b</think>", "1. 7"]
+)
+def test_what_follows_an_opened_tag(turn):
+  """With the template's tag it is the same response: of one block, of several, or of none."""
+  rest = after_opened_tag(turn)
+  assert outside_think_blocks(rest, think_opened=True) == outside_think_blocks(turn)
+  assert [text for text in monologues(rest, think_opened=True) if text] == monologues(turn)
+  assert whole_format_failure(rest, think_opened=True) is None

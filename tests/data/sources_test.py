@@ -11,6 +11,7 @@ import pytest
 
 from srl_jax.data import sources
 from srl_jax.data.data_config import DataConfig
+from srl_jax.data.responses import parse_response
 from srl_jax.data.sources import StepExample, step_examples
 from srl_jax.tasks.examples import example_kind
 
@@ -64,6 +65,28 @@ def test_supervised_reasoning_stands_in_think_tags_before_the_solution(tmp_path)
   data.fields.reasoning = "thoughts"
   with pytest.raises(ValueError, match="no field 'thoughts', which data.fields.reasoning names"):
     targets("sft")
+
+
+def test_thoughts_in_the_solutions_are_no_steps(tmp_path):
+  """Left out for steps and whole solutions, the reasoning for sft; counted where they are."""
+  thoughts = "1. first\n2. second\n3. third\n4. fourth"
+  rows = [row(1, f"<think>{thoughts}</think>\n{SOLUTION}"), row(2, f"{thoughts}</think>{SOLUTION}")]
+  rows += [row(3), row(4, f"<think>{thoughts}")]
+  path = write(tmp_path / "a.jsonl", rows)
+  counts = {"rows": 4, "kept": 3, "thoughts": 2, "empty_solution": 1}
+  for method in ("srl", "one_step", "sft"):
+    examples = load_examples(config(path), method=method, seed=0)
+    assert examples.counts == counts
+    found = {}
+    for example in examples.train:
+      found.setdefault(example.problem, []).append(example)
+    plain = [(e.context, e.target) for e in found["Question 3?"]]
+    for k in (1, 2):
+      if method == "sft":
+        (example,) = found[f"Question {k}?"]
+        assert parse_response(example.target) == (thoughts, SOLUTION)
+      else:
+        assert [(e.context, e.target) for e in found[f"Question {k}?"]] == plain
 
 
 def test_title_hint_and_last_step():
@@ -185,6 +208,47 @@ def test_bad_input_is_named(tmp_path, rows, changes, method, message):
   path = write(tmp_path / "a.jsonl", rows)
   with pytest.raises(ValueError, match=message):
     load_examples(config(**{"path": path, **changes}), method=method, seed=0)
+
+
+def test_several_solutions_of_one_problem(tmp_path):
+  """All are kept for steps, under one problem_id; the same solution again is not; both counted."""
+  other = SOLUTION.replace("b", "B")
+  rows = [row(1), row(2), row(1, other), row(1, f" {SOLUTION}\n"), row(1, "1. x\n2. y\n3. z")]
+  path = write(tmp_path / "a.jsonl", rows)
+  examples = load_examples(config(path, holdout=1), method="srl", seed=0)
+  assert examples.counts == {"rows": 5, "kept": 4, "further_solutions": 2, "duplicate": 1}
+  sides = [{e.problem_id for e in side} for side in (examples.train, examples.validation)]
+  assert len(sides[0]) == len(sides[1]) == 1 and not sides[0] & sides[1]
+  both = examples.train + examples.validation
+  assert len({e.id for e in both}) == len(both) == 8
+  first = [e.target for e in both if e.problem == "Question 1?" and e.id.endswith("/1")]
+  assert sorted(first) == ["1. **A**: a", "1. **A**: a", "1. x"]
+
+  two = load_examples(config(path, solutions_per_problem=2), method="srl", seed=0)
+  wanted = {"rows": 5, "kept": 3, "further_solutions": 1, "duplicate": 1, "surplus_solution": 1}
+  assert two.counts == wanted
+  one = load_examples(config(path, solutions_per_problem=1), method="srl", seed=0)
+  assert one.counts == {"rows": 5, "kept": 2, "duplicate": 1, "surplus_solution": 2}
+  for method in ("rlvr", "one_step", "sft"):
+    whole = load_examples(config(path), method=method, seed=0)
+    assert whole.counts == {"rows": 5, "kept": 2, "duplicate": 3}
+
+
+@pytest.mark.parametrize("unit", ["rlvr", "srl"])
+def test_gold_answers_that_nothing_could_equal(tmp_path, unit):
+  """GSM8K's form is read, NaN is null, prose stays; RLVR leaves out what cannot be parsed."""
+  worked = "Natalia sold 48/2 = 24 in May.\nShe sold 72.\n#### 72"
+  golds = [worked, "#### 1,000", float("nan"), "No real solutions", "a. 3, b. 4", 5]
+  rows = [{"question": f"Q{i}?", "attempt": "1. a\n2. b", "gold": g} for i, g in enumerate(golds)]
+  examples = load_examples(config(write(tmp_path / "rows.jsonl", rows)), method=unit, seed=0)
+  found = {e.problem: e.answer for e in examples.train}
+  wanted = {"Q0?": "72", "Q1?": "1,000", "Q3?": "No real solutions", "Q5?": "5"}
+  if unit == "rlvr":
+    counts = {"rows": 6, "kept": 4, "no_answer": 1, "unparsed_answer": 1}
+  else:
+    wanted |= {"Q2?": None, "Q4?": "a. 3, b. 4"}
+    counts = {"rows": 6, "kept": 6}
+  assert found == wanted and examples.counts == counts
 
 
 def test_rlvr_needs_an_answer_column(tmp_path):

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
+from srl_jax.data.responses import format_failure
+from srl_jax.data.tokenizer import decode, encode, load_tokenizer, stop_ids
 from srl_jax.errors import UserError
 from srl_jax.tasks import TASKS, system_prompt
 
@@ -92,6 +93,26 @@ def test_special_tokens_are_not_added_twice(copy):
   assert tokenizer("P?")["input_ids"].count(151644) == 1  # it does add one
   ids, _ = encode(tokenizer, MESSAGES)
   assert ids.count(151644) == 1
+
+
+def test_think_tags_that_are_special_tokens_stay_in_the_text(copy):
+  """Other special tokens are left out; the tags are tokens of their own in both directions."""
+  text = "<think>4 + 3</think>1. 7"
+  plain = load_tokenizer(copy())
+  folder = copy()
+  tokens = json.loads((folder / "tokenizer.json").read_text())
+  last = max(token["id"] for token in tokens["added_tokens"])
+  for i, tag in enumerate(("<think>", "</think>"), start=1):
+    token = {"id": last + i, "content": tag, "special": True, "single_word": False}
+    token |= {"lstrip": False, "rstrip": False, "normalized": False}
+    tokens["added_tokens"].append(token)
+  (folder / "tokenizer.json").write_text(json.dumps(tokens))
+  special = load_tokenizer(folder)
+  for tokenizer in (plain, special):
+    ids = tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert decode(tokenizer, ids) == text and format_failure(decode(tokenizer, ids)) is None
+  assert (last + 1 in ids) and (last + 2 in ids)
+  assert "<think>" not in special.decode(ids, skip_special_tokens=True)  # what used to be rewarded
 
 
 def test_a_folder_without_a_tokenizer_is_one_clear_line(tmp_path):

@@ -49,12 +49,16 @@ def test_own_file(tmp_path):
     tmp_path / "mine.jsonl",
     {"question": " What is 2+2? ", "answer": 4},
     {"problem": "And 1/2?", "answer": 0.5, "unique_id": "half"},
+    {"question": "And 9+9?", "answer": "9 + 9 = <<9+9=18>>18\n#### 18", "id": "gsm"},
+    {"question": "And 3?", "answer": float("nan"), "solution": r"\boxed{3}", "id": "nan"},
     {"problem": "And 6*7?", "solution": r"\boxed{41}, no, \boxed{42}.", "id": 7, "answer": None},
   )
   assert M.benchmark_name(path) == "mine"
   assert M.load_benchmark(path) == [
     Question("mine-0", "What is 2+2?", "4"),
     Question("mine-half", "And 1/2?", "0.5"),
+    Question("mine-gsm", "And 9+9?", "18"),
+    Question("mine-nan", "And 3?", "3"),
     Question("mine-7", "And 6*7?", "42"),
   ]
 
@@ -66,6 +70,7 @@ def test_own_file(tmp_path):
     ({"problem": "p"}, r"mine.jsonl:2: no gold answer"),
     ({"problem": "p", "solution": "no box"}, r"mine.jsonl:2: no gold answer"),
     ({"problem": "p", "answer": True}, r"mine.jsonl:2: no gold answer"),
+    ({"problem": "p", "answer": float("nan")}, r"mine.jsonl:2: no gold answer"),
     ({"problem": "p", "answer": " "}, r"mine.jsonl:2: no gold answer"),
     ({"problem": "p", "answer": 1, "id": 5}, r"mine.jsonl:2: the id 'mine-5' already names .*:1"),
   ],

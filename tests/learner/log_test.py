@@ -2,11 +2,13 @@
 
 import builtins
 import json
+import sys
 import types
 
 import pytest
 
 from srl_jax.data.examples import StepExample
+from srl_jax.errors import UserError
 from srl_jax.learner import log as logs
 from srl_jax.learner.dynamic_sampling import Batch, Group
 from srl_jax.rollout.engine import Prompt, Rollout
@@ -129,3 +131,35 @@ def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(ValueError, match="log.wandb: 'mine' needs the package wandb; pip install"):
     log(tmp_path, 0, wandb="mine")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """A stand-in for the package that keeps what `init` is called with."""
+  fake = types.SimpleNamespace(calls=[], fault=None)
+
+  def init(**how):
+    if fake.fault:
+      raise fake.fault
+    fake.calls.append(how)
+    return types.SimpleNamespace(log=lambda *args, **how: None, finish=lambda: None)
+
+  fake.init = init
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  return fake
+
+
+def test_each_workdir_has_a_wandb_run(wandb, tmp_path):
+  """Two with one last name do not share one, and a continued workdir has the one that it had."""
+  for folder in ("a/srl", "b/srl", "a/srl"):
+    log(tmp_path / folder, 0, wandb="project").close()
+  first, second, again = (call["id"] for call in wandb.calls)
+  assert first == again != second
+  assert all(call["resume"] == "allow" and call["name"] == "run" for call in wandb.calls)
+
+
+def test_what_wandb_refuses_is_one_line(wandb, tmp_path):
+  wandb.fault = RuntimeError("api_key not configured (no-tty).\nCall wandb.login")
+  with pytest.raises(UserError, match="api_key not configured .* WANDB_API_KEY") as error:
+    log(tmp_path, 0, wandb="project")
+  assert "\n" not in str(error.value)

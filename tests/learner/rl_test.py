@@ -178,6 +178,18 @@ def test_nothing_to_learn_from_ends_the_run(run, tmp_path):
   assert rows[0]["failure_no_open"] == 48
 
 
+def test_a_first_step_without_a_well_formed_response_warns(run, capsys):
+  """Once, with three samples, their reason, and a remedy that is not about the filter."""
+  with pytest.raises(UserError) as error:
+    run(["no monologue"], train__steps=50)
+  said = capsys.readouterr().out
+  assert said.count("'no monologue'") == 3 and "no_open 48" in said
+  for text in (said, str(error.value)):
+    assert "std_epsilon" not in text and "format_warmup" in text
+  run(GOOD)
+  assert "well-formed" not in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_names_the_step(run, tmp_path, monkeypatch):
   """And leaves the last checkpoint as it was."""
   train_on, calls = rl.train_on, []

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import types
 
@@ -181,3 +182,81 @@ def test_a_finished_run_is_told_from_one_to_continue(tmp_path):
   config.train.steps = 6
   (tmp_path / "checkpoints" / "7").mkdir()  # of a longer run that was stopped
   assert workdir.finished(tmp_path, config) is None
+
+
+# ---- data that has changed
+
+
+@pytest.fixture
+def rows(tmp_path):
+  """rows(count, step="") writes `count` problems, with another text of their steps if given."""
+
+  def write(count, step="Add 3"):
+    lines = []
+    for k in range(count):
+      solution = f"1. **{step}**: {k}\\n2. **Add 1**: {k + 3}\\n3. **Add 1**: {k + 4}"
+      lines.append(f'{{"q": "Start with {k}.", "s": "{solution}", "a": "{k + 5}"}}\n')
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+
+  return write
+
+
+def start(tmp_path, model=MODEL, **values):
+  given = dict(data__source="jsonl", data__path=str(tmp_path / "rows.jsonl"), data__holdout=2)
+  given |= dict(data__fields__problem="q", data__fields__solution="s", data__fields__answer="a")
+  given |= dict(init_from="random", log__tensorboard=False, data__keep_last_step=False)
+  made = config(**given | values)
+  made.model = str(model)
+  return setup.open_run(made, tmp_path / "run")
+
+
+def ids(prompts):
+  return {example.problem_id for example in prompts.examples}
+
+
+def test_a_run_whose_data_has_changed_is_refused_or_goes_on(rows, tmp_path):
+  """More, fewer or other rows; with accept_change the same problems stay held out, ever after."""
+  with jax.set_mesh(make_mesh("data=1")):
+    rows(12)
+    with start(tmp_path) as run:
+      held_out = ids(run.held_out)
+      run.progress.queue = dict(epoch=0, position=17, head=[[0, 19]])
+      run.save()
+    with start(tmp_path) as run:  # the same data
+      assert run.progress.queue["position"] == 17
+    for count, step in ((5, "Add 3"), (32, "Add 3"), (12, "Add 4")):
+      rows(count, step)
+      with pytest.raises(UserError, match="accept_change=True"), start(tmp_path):
+        raise AssertionError("the run has begun")
+    rows(32)
+    with start(tmp_path, data__accept_change=True) as run:
+      assert ids(run.held_out) == held_out and len(ids(run.train_prompts)) == 30
+      assert run.progress.queue == dict(epoch=1, position=0, head=[])
+      run.state = run.state._replace(step=1)
+      run.progress.queue = dict(epoch=1, position=40, head=[])
+      run.save()
+    with start(tmp_path) as run:  # what was accepted is the run's data from there on
+      assert ids(run.held_out) == held_out and run.progress.queue["position"] == 40
+
+
+def test_a_changed_tokenizer_is_refused(rows, tmp_path):
+  shutil.copytree(MODEL, tmp_path / "model")
+  with jax.set_mesh(make_mesh("data=1")):
+    rows(6)
+    with start(tmp_path, tmp_path / "model") as run:
+      run.save()
+    settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    settings["chat_template"] += "{{- '\n' -}}"
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="chat template"), start(tmp_path, tmp_path / "model"):
+      raise AssertionError("the run has begun")
+
+
+def test_a_checkpoint_of_before_the_data_was_kept_goes_on(rows, tmp_path):
+  with jax.set_mesh(make_mesh("data=1")):
+    rows(6)
+    with start(tmp_path) as run:
+      run.progress.data = None
+      run.save()
+    with start(tmp_path) as run:
+      assert run.progress.data["sizes"] == [8, 4]

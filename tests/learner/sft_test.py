@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import shutil
+import types
 
 import jax
 import numpy as np
@@ -11,9 +13,15 @@ from hypothesis import strategies as st
 
 from configs import miniature_base
 from srl_jax import train
+from srl_jax.data.arithmetic_tokenizer import CHAT_TEMPLATE
+from srl_jax.data.responses import format_failure
+from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.learner import sft, update
 from srl_jax.learner.checkpoint import Checkpoints
 from srl_jax.policy.sharding import make_mesh
+from srl_jax.rollout.engine import Rollout
+from srl_jax.rollout.prompt_set import PromptSet
+from srl_jax.tasks.examples import load_examples
 
 MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
 VOCABULARY = json.loads((MODEL / "config.json").read_text())["vocab_size"]
@@ -72,6 +80,68 @@ def test_a_run_learns_and_tells(run, tmp_path, monkeypatch):
   ends = sum(int((targets == 5).sum()) for targets in trained)
   assert ends == 4 * 8  # token 5 is the end of the turn: one for each response
   assert set(summary["validation"]) == {"2", "4"} and "seconds_update" in rows[0]
+
+
+# DeepSeek-R1-Distill's and QwQ's templates end like this.
+OPENING = CHAT_TEMPLATE + "{%- if add_generation_prompt -%}{{- '<think>\\n' -}}{%- endif -%}"
+
+
+@pytest.fixture
+def opened(tmp_path):
+  """What sft reads of a run whose chat template opens the think block; single steps to learn."""
+  shutil.copytree(MODEL, tmp_path / "model")
+  settings = json.loads((MODEL / "tokenizer_config.json").read_text())
+  settings["chat_template"] = OPENING
+  (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+  config = miniature_base.get_config()
+  config.data.path, config.data.holdout = "mix:16", 2
+  examples = load_examples(config)
+  tokenizer = load_tokenizer(tmp_path / "model")
+  model = types.SimpleNamespace(config=types.SimpleNamespace(layout="lines"))
+  return types.SimpleNamespace(
+    config=config,
+    tokenizer=tokenizer,
+    stop_ids=stop_ids(tokenizer, tmp_path / "model"),
+    state=types.SimpleNamespace(model=model),
+    train_prompts=PromptSet(config, tokenizer, examples.train),
+    held_out=PromptSet(config, tokenizer, examples.validation),
+  )
+
+
+def test_a_tag_that_the_template_opens_is_not_learnt(opened):
+  """A row holds each tag once; the trained tokens are a well-formed response to such a prompt."""
+  single = [
+    i for i, e in enumerate(opened.train_prompts.examples) if e.target.count("<think>") == 1
+  ]
+  assert single and opened.train_prompts.think_opened
+  with jax.set_mesh(make_mesh("data=1")):
+    for i in single:
+      (rows,) = sft.pack_examples(opened, opened.train_prompts, [i])
+      ids = np.asarray(rows.targets_bs)[np.asarray(rows.loss_weights_bs) > 0]
+      assert ids[-1] == opened.stop_ids[0]
+      learnt = opened.tokenizer.decode(ids[:-1])
+      assert format_failure(learnt, think_opened=True) is None
+      row = np.asarray(rows.tokens_bt)[np.asarray(rows.segments_bt) > 0]
+      assert opened.tokenizer.decode(row).count("<think>") == 1
+
+
+def test_a_tag_that_the_template_opens_is_not_in_limits_and_stop_rule(opened):
+  """The longest response just fits, and repeating the targets is exact."""
+  prompts = opened.train_prompts
+  sizes = []
+  for i in range(len(prompts.examples)):
+    ids = opened.tokenizer(prompts.target(i), add_special_tokens=False)["input_ids"]
+    sizes.append(len(prompts.prompt(i).token_ids) + len(ids) + 1)
+  fits = lambda room: PromptSet(opened.config, opened.tokenizer, prompts.examples, room).too_long
+  assert fits(max(sizes)) == 0 and fits(max(sizes) - 1) > 0
+
+  def sample(batch, n, params):
+    for i, prompt in enumerate(batch):
+      yield [Rollout(prompt.id, (), (), "stop", 0, opened.held_out.target(i))]
+
+  engine = types.SimpleNamespace(sample=sample)
+  opened.solver = types.SimpleNamespace(engine=engine)
+  assert sft.exact_shares(opened)["validation_exact"] == 1.0
 
 
 def test_the_stop_rule(run, tmp_path, monkeypatch):

@@ -33,6 +33,13 @@ def test_a_signal_is_asked_about(number):
   assert signal.getsignal(number) == before
 
 
+def test_a_signal_is_raised_where_it_comes_while_nothing_can_be_saved(stop):
+  stop.at_once = True
+  with pytest.raises(Stopped, match="SIGTERM"):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("it was only remembered")
+
+
 def test_the_question_waits_while_it_is_held(stop):
   """And is asked right behind."""
   with stop.held():

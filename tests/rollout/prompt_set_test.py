@@ -41,6 +41,9 @@ def test_prompts_of_examples():
   room = dict(method="sft", batch__tokens_per_device=len(prompt_set.prompt(0).token_ids) + 3)
   supervised = PromptSet(config(**room), tokenizer, [longer, examples[0]])
   assert supervised.too_long == 1 and supervised.examples == [examples[0]]
+  size = len(prompt_set.prompt(0).token_ids) + 3  # the model's positions are a limit, too
+  short = PromptSet(config(method="sft"), tokenizer, [longer, examples[0]], positions=size)
+  assert short.examples == [examples[0]]
   prompts = prompt_set.all_prompts()
   assert (
     [e.id for e in prompt_set.examples] == [p.id for p in prompts] == ["p/1", "p/2", "p/4", "p/5"]
