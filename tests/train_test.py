@@ -142,15 +142,17 @@ def test_nothing_is_left_behind(folder, results):
 
 def test_a_device_without_room_is_one_line(tmp_path):
   """In a process by itself: the others are forks of one that has JAX, where XLA may hang."""
-  model_folder(tmp_path / "long", max_position_embeddings=2**31 - 1)
+  model_folder(tmp_path / "long", max_position_embeddings=2**24)
   command = [sys.executable, "-m", "srl_jax.train", QUICK, f"--workdir={tmp_path / 'run'}"]
   command += ["--config.eval.benchmark=", "--config.eval.mode=off"]
   command += [
-    "--config.rollout.max_tokens=2000000000",
-    "--config.batch.tokens_per_device=4000000000",
+    "--config.rollout.max_tokens=16000000",
+    "--config.rollout.width=65536",
+    "--config.batch.tokens_per_device=16100000",
   ]
+  command.append(f"--config.model={tmp_path / 'long'}")
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
   done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
   assert "a device ran out of memory (RESOURCE_EXHAUSTED" in done.stderr
-  assert "rollout.max_tokens (2000000000)" in done.stderr
+  assert "rollout.max_tokens (16000000)" in done.stderr

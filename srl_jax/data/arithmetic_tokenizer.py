@@ -19,14 +19,14 @@ SPECIAL = (PAD, UNKNOWN, STEP, SOLUTION, TURN, END)
 WORDS = (
   *"0123456789",
   *("Start with ", ". Add ", ". Subtract ", "."),  # problem
-  # What srl_jax.tasks.messages writes between the parts of a prompt.
+  # What srl_jax.tasks.task writes between the parts of a prompt.
   *("\n\nPartial solution:\n", "\n\n", "\n\nTitle of the next step: ", "\n"),
   *(". **Add ", ". **Subtract ", "**: ", "\\boxed{", "}", "Add ", "Subtract "),  # steps, titles
   *(OPEN, CLOSE, "+", "-", "=", ";", "c", "b"),  # monologue
 )
 
 # A system message becomes one token, STEP or SOLUTION, by its field `form`, which
-# srl_jax.tasks.messages sets. The text counts only in messages of other programs, which have no
+# srl_jax.tasks.task sets. The text counts only in messages of other programs, which have no
 # such field: a phrase of our prompts for whole solutions gives SOLUTION.
 CHAT_TEMPLATE = (
   "{%- if messages[0].role != 'system' -%}" + STEP + "{%- endif -%}"

@@ -5,8 +5,7 @@ One file a task. A config file may add its own to TASKS; its name is then a meth
 
 from srl_jax.errors import UserError
 from srl_jax.tasks import one_step, rlvr, srl, swe
-from srl_jax.tasks.messages import system_prompt
-from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task
+from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task, system_prompt
 
 __all__ = ["TASKS", "ParsedResponse", "RewardSettings", "Score", "Task", "system_prompt"]
 

@@ -8,7 +8,7 @@ reward    similarity of the solution and the target in [0, 1]; the format penalt
 from collections.abc import Sequence
 
 from srl_jax.data.responses import whole_format_failure
-from srl_jax.tasks import messages, srl
+from srl_jax.tasks import srl, task
 from srl_jax.tasks.task import Task
 
 # The system prompt of Qwen2.5-Math's evaluation, word for word: the paper's protocol.
@@ -25,8 +25,8 @@ THINK = (
 def build_messages(
   problem: str, context: Sequence[str], hint: str | None, system: str
 ) -> list[dict[str, str]]:
-  """As messages.build_messages, for the whole solution."""
-  return messages.build_messages(problem, context, hint, system, form="solution")
+  """As task.build_messages, for the whole solution."""
+  return task.build_messages(problem, context, hint, system, form="solution")
 
 
 TASK = Task(

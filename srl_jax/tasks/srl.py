@@ -10,8 +10,7 @@ from srl_jax.data.responses import format_failure
 from srl_jax.errors import UserError
 from srl_jax.rewards import SIMILARITIES
 from srl_jax.rewards.similarity import similarities
-from srl_jax.tasks.messages import build_messages
-from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task
+from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task, build_messages
 
 # The paper's system prompt (Appendix B) in our own words.
 SYSTEM = (

@@ -7,7 +7,7 @@ reward    as in srl.py, of the call's text
 from collections.abc import Sequence
 
 from srl_jax.data.responses import format_failure
-from srl_jax.tasks import messages, srl
+from srl_jax.tasks import srl, task
 from srl_jax.tasks.task import Task
 
 LAST_CALLS = "\n\nThe last function calls, each with what it showed:\n"
@@ -50,8 +50,8 @@ SYSTEM = (
 def build_messages(
   problem: str, context: Sequence[str], hint: str | None, system: str
 ) -> list[dict[str, str]]:
-  """As messages.build_messages; the context holds the last calls with their observations."""
-  return messages.build_messages(problem, context, hint, system, heading=LAST_CALLS)
+  """As task.build_messages; the context holds the last calls with their observations."""
+  return task.build_messages(problem, context, hint, system, heading=LAST_CALLS)
 
 
 TASK = Task(
