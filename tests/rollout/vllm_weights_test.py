@@ -190,9 +190,9 @@ def test_two_processes_push_together(tmp_path):
   assert (first["one set"], second["one set"]) == ("p0 p1 p2 p3", "")
   # What fails in one process ends both.
   assert "differ from the policy's" in first["not taken"]
-  assert second["not taken"] == "process 0 could not push its weights; its output tells why"
+  assert second["not taken"] == "process 0 could not push its weights; its output has the reason"
   assert "could not be written" in second["full disk"]
-  assert first["full disk"] == "process 1 could not push its weights; its output tells why"
+  assert first["full disk"] == "process 1 could not push its weights; its output has the reason"
   assert "servers compute in float32 and bfloat16" in first["types"] == second["types"]
   assert not list(tmp_path.glob("root-*/*"))
 
