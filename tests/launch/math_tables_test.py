@@ -108,6 +108,7 @@ def test_two_rows_for_real_and_not_a_second_time(tmp_path):
   arguments = [f":model={ROOT / 'configs' / 'miniature'},data=data.jsonl,tiny", "--workdir=runs"]
   arguments += ["--rows=srl_rlvr_math", "--sampled=mine.jsonl", "--greedy=", "--samples=2"]
   arguments += ["--config.train.steps=2", "--config.eval.max_tokens=64"]
+  arguments += ["--config.data.max_prompt_tokens=160"]  # the miniature has 256 positions
   code, said, complaint = table(1, *arguments, cwd=tmp_path)
   assert code == 0, said + complaint
   assert "SRL, then RLVR" in said and "28.3" in (tmp_path / "runs" / "table1.txt").read_text()
