@@ -72,7 +72,7 @@ def measure(
 ) -> tuple[dict, dict]:
   """({name: its answers of the rounds that count, or the PeerError}, {name: versions}).
 
-  Whoever fails beside the others, for lack of memory most often, is run again alone.
+  A peer that fails while others run, most often for lack of memory, is run again alone.
 
   Args:
     case, order, who, rounds: of plan.
