@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import hypothesis
 import pytest
@@ -14,6 +13,7 @@ from srl_jax.errors import UserError
 from tests.data.solutions_test import PIECES, assert_nothing_lost
 from tests.data.trajectories_test import EDIT, SUBMIT, VIEW, message, tool_call, xml_run
 from tests.rewards.fuzz_test import CASES, fuzzed
+from tests.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.slow
 
@@ -34,21 +34,19 @@ TEXT = st.lists(st.one_of(PIECES, st.sampled_from(LONG_PIECES), st.text(max_size
 
 
 def test_any_solution_is_split_at_once(capsys):
-  worst = 0.0
+  stopwatch = Stopwatch()
   with capsys.disabled():
 
     @fuzzed(CASES)
     @hypothesis.given(TEXT.map("".join))
     def check(text):
-      nonlocal worst
-      start = time.process_time()
-      split_solution(text)
-      worst = max(worst, time.process_time() - start)
-      assert worst < SECONDS
+      with stopwatch:
+        split_solution(text)
+      assert stopwatch.last < SECONDS
       assert_nothing_lost(text)
 
     check()
-    print(f"worst time of a solution: {worst:.3f} s")
+    print(f"worst time of a solution: {stopwatch.worst:.3f} s")
 
 
 JUNK = st.recursive(
@@ -110,23 +108,22 @@ def places(parent):
 
 
 def test_mutated_runs_are_split_or_refused(capsys):
-  worst, refused = 0.0, 0
+  stopwatch, refused = Stopwatch(), 0
   with capsys.disabled():
 
     @fuzzed(CASES)
     @hypothesis.given(mutated_runs())
     def check(run):
-      nonlocal worst, refused
-      start = time.process_time()
+      nonlocal refused
       try:
-        steps = split_actions(run)
+        with stopwatch:
+          steps = split_actions(run)
       except UserError as error:
         refused += 1
         assert re.search(r"message \d+|list of messages|broken JSON", str(error))
       else:
         assert all(isinstance(step.action, str) and step.action for step in steps)
-      worst = max(worst, time.process_time() - start)
-      assert worst < SECONDS
+      assert stopwatch.last < SECONDS
 
     check()
-    print(f"refused {refused}; worst time of a run: {worst:.3f} s")
+    print(f"refused {refused}; worst time of a run: {stopwatch.worst:.3f} s")

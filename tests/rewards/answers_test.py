@@ -13,6 +13,7 @@ from srl_jax.rewards import answers
 from srl_jax.rewards.answers import answers_equal, equal_pairs, extract_answer, last_boxed
 from srl_jax.rewards.normal_form import choice, normal_form, number, options, same_form
 from srl_jax.rewards.workers import Workers
+from tests.stopwatch import Stopwatch
 
 
 def rows(path):
@@ -81,9 +82,9 @@ def test_only_a_box_is_a_box():
   ],
 )
 def test_finding_is_linear(text):
-  start = time.process_time()
-  extract_answer(text)
-  assert time.process_time() - start < 3
+  with Stopwatch() as stopwatch:
+    extract_answer(text)
+  assert stopwatch.last < 3
 
 
 # ---------------------------------------------------------------------------------- comparing
@@ -477,10 +478,10 @@ def test_honest_answers_beside_hostile_ones():
 @pytest.mark.parametrize("start", ["", "1.", "x", "_"])
 def test_the_normal_form_of_a_hostile_answer_is_cheap(piece, start):
   answer = (start + piece * 2000)[:2000]
-  begin = time.process_time()
-  form = normal_form(answer)
-  same_form(form, form + "1")
-  assert time.process_time() - begin < 0.5
+  with Stopwatch() as stopwatch:
+    form = normal_form(answer)
+    same_form(form, form + "1")
+  assert stopwatch.last < 0.5
 
 
 @pytest.mark.parametrize("with_jax", ["", "import jax"])

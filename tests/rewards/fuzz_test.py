@@ -13,6 +13,7 @@ from srl_jax.rewards.answers import equal_pairs, extract_answer
 from srl_jax.rewards.matching import matched_characters
 from tests.rewards.answers_test import PIECES
 from tests.rewards.matching_test import LONG, TEXT
+from tests.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.slow
 
@@ -63,21 +64,19 @@ def fuzzed(cases):
 
 
 def test_similarity_equals_the_standard_library(capsys):
-  worst = 0.0
+  stopwatch = Stopwatch()
   with capsys.disabled():
 
     @fuzzed(CASES)
     @hypothesis.given(st.one_of(TEXT, LONG), st.one_of(TEXT, LONG), st.booleans())
     def check(a, b, autojunk):
-      nonlocal worst
-      start = time.process_time()
-      matched = matched_characters(a, b, autojunk=autojunk)
-      worst = max(worst, time.process_time() - start)
+      with stopwatch:
+        matched = matched_characters(a, b, autojunk=autojunk)
       blocks = difflib.SequenceMatcher(None, a, b, autojunk=autojunk).get_matching_blocks()
       assert matched == sum(block.size for block in blocks)
 
     check()
-    print(f"worst time of a pair: {worst:.3f} s")
+    print(f"worst time of a pair: {stopwatch.worst:.3f} s")
 
 
 def test_answers_survive_anything(capsys):
