@@ -7,17 +7,42 @@ import numpy as np
 
 from srl_jax.learner import grpo, packing
 from srl_jax.learner.dynamic_sampling import Group
+from srl_jax.learner.packing import Lengths, RowShape
 from srl_jax.learner.rows import PackedGroup, Response, Rows
 from srl_jax.policy.sharding import shards
 
+LEAST_RESPONSE = 1 / 16  # of rollout.max_tokens, expected of a response however short the targets
+LONGEST_OF_GROUP = 4  # expected length of a group's longest response, of the mean response's
 
-def pack_groups(groups: Sequence[Group], config, layout: str) -> list[Rows]:
+
+def expected_lengths(config, train_prompts, held_out) -> Lengths:
+  """The lengths of a run's sequences as far as its config and its prompts determine them.
+
+  How long responses will be is not known; the expert's targets are the estimate.
+
+  Args:
+    train_prompts, held_out: prompt_set.PromptSet.
+  """
+  prompts, targets = train_prompts.prompt_tokens, train_prompts.target_tokens
+  if config.method == "sft":  # the held-out loss has the same shapes
+    prompts, targets = prompts + held_out.prompt_tokens, targets + held_out.target_tokens
+    sums = [sum(pair) for pair in zip(prompts, targets)]
+    typical = int(np.quantile(sums, 0.9))
+    return Lengths(max(prompts), max(targets), max(sums), 1, float(np.mean(sums)), typical)
+  samples, most = config.rollout.samples, config.rollout.max_tokens
+  response = float(np.clip(np.mean(targets), LEAST_RESPONSE * most, most))
+  expected = float(np.mean(prompts)) / samples + response
+  typical = int(np.quantile(prompts, 0.9) + min(most, LONGEST_OF_GROUP * response))
+  return Lengths(max(prompts), most, max(prompts) + most, samples, expected, typical)
+
+
+def pack_groups(groups: Sequence[Group], config, shapes: Sequence[RowShape]) -> list[Rows]:
   """The micro-batches of one optimiser step of reinforcement learning.
 
   Args:
     groups: what the step trains on.
-    config: of the run; algorithm, batch and rollout.max_tokens are read.
-    layout: see packing.pack.
+    config: of the run; algorithm and rollout.max_tokens are read.
+    shapes: of the run's micro-batches, from packing.row_shapes.
   """
   algorithm = config.algorithm
   advantages_bg = grpo.group_advantages(
@@ -32,11 +57,12 @@ def pack_groups(groups: Sequence[Group], config, layout: str) -> list[Rows]:
       for rollout, advantage in zip(group.rollouts, advantages_g)
     ]
     packed.append(PackedGroup(group.prompt.token_ids, responses))
-  return _pack(weigh(packed, algorithm.aggregate, config.rollout.max_tokens), config, layout)
+  weighed = weigh(packed, algorithm.aggregate, config.rollout.max_tokens)
+  return packing.fill(weighed, shapes, shards("b"))
 
 
 def pack_targets(
-  prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], config, layout: str
+  prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], shapes: Sequence[RowShape]
 ) -> list[Rows]:
   """The micro-batches of one optimiser step of supervised fine-tuning, from token ids.
 
@@ -46,10 +72,10 @@ def pack_targets(
     PackedGroup(prompt, [Response(target, sampler_logprobs=None, advantage=0.0)])
     for prompt, target in zip(prompts, targets)
   ]
-  return _pack(weigh(packed, "token", config.rollout.max_tokens), config, layout)
+  return packing.fill(weigh(packed, "token"), shapes, shards("b"))
 
 
-def weigh(groups: Sequence[PackedGroup], aggregate: str, max_tokens: int) -> list[PackedGroup]:
+def weigh(groups: Sequence[PackedGroup], aggregate: str, max_tokens: int = 0) -> list[PackedGroup]:
   """The groups with the loss weight of every response's tokens; see grpo.token_weights."""
   lengths = [len(response.token_ids) for group in groups for response in group.responses]
   weights = iter(grpo.token_weights(np.array(lengths), aggregate, max_tokens).tolist())
@@ -58,9 +84,3 @@ def weigh(groups: Sequence[PackedGroup], aggregate: str, max_tokens: int) -> lis
     responses = [dataclasses.replace(r, loss_weight=next(weights)) for r in group.responses]
     weighted.append(PackedGroup(group.prompt_ids, responses))
   return weighted
-
-
-def _pack(groups: Sequence[PackedGroup], config, layout: str) -> list[Rows]:
-  return packing.pack(
-    groups, tokens_per_device=config.batch.tokens_per_device, shards=shards("b"), layout=layout
-  )

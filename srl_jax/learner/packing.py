@@ -1,155 +1,300 @@
-"""Which groups share a row, and which rows a micro-batch; it only carries the groups' numbers."""
+"""Which groups share a row, and which rows a micro-batch; it only carries the groups' numbers.
+
+The shapes of micro-batches are few and are decided before a run begins (row_shapes), because each
+one is a program to compile. `fill` then chooses how many micro-batches of each shape a batch needs.
+"""
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from srl_jax.data.batches import bucket
 from srl_jax.errors import UserError
-from srl_jax.learner.rows import PackedGroup, Rows, fill_rows, line_bucket, with_blocks, with_lines
+from srl_jax.learner.rows import PackedGroup, Rows, fill_rows, with_lines
+from srl_jax.policy import cpu
 
-WELL_FILLED = 0.9  # share of a row's tokens; see _pack_lines
-CUT_WORTH = 2  # tokens of responses for each token of a prompt that is computed once more
+LINE_BLOCK = 128  # attention kernels need lines of a multiple of it (policy.kernels.BLOCK)
+SHORT_LINE = 0.6  # least length of the largest shape's lines, of the longest line's
+MORE_LINES = 1.4  # lines of a row, of those that it needs at the expected lengths
+OVERHEAD = 1 / 32  # cost of a micro-batch, of that of the largest one's tokens
+STEP = 1.01  # cost of a plan, of the one before that was too small
 
 Bin = list[PackedGroup]  # the groups of a row
 
 
+class Lengths(NamedTuple):
+  """What is known of a run's sequences before its first step, in tokens.
+
+  Fields: prompt, response: the longest; line: the longest prompt and response together; samples:
+  responses of a prompt; expected: of a response and its share of the prompt, on average; typical:
+  as `line`, for nine in ten prompts.
+  """
+
+  prompt: int
+  response: int
+  line: int
+  samples: int
+  expected: float
+  typical: int
+
+
+class RowShape(NamedTuple):
+  """A compiled shape of a micro-batch.
+
+  Fields:
+    rows, tokens: rows of each device, tokens of a row.
+    line: most tokens of a prompt and one of its responses.
+    places: most responses of a row ("lines") or groups ("blocks"); without a layout any number.
+    prompt, response, samples: of a block, as in Lengths.
+    layout: "lines" (attention.Lines), "blocks" (cpu.Blocks) or None.
+  """
+
+  rows: int
+  tokens: int
+  line: int
+  places: int
+  prompt: int
+  response: int
+  samples: int
+  layout: str | None
+
+
+# ---------------------------------------------------------------------------------- shapes
+
+
+def row_shapes(lengths: Lengths, tokens_per_device: int, layout: str | None) -> list[RowShape]:
+  """The shapes of a run's micro-batches, at most three, the largest first.
+
+  The largest has all tokens that a device may have. The middle one, a quarter of it or what the
+  longest sequence needs, and the small one, a third of the middle one, hold the rest of a batch. In
+  lines, attention's memory is the number of lines times their length, so the largest shape has
+  short lines and leaves the longest sequences to the middle one.
+
+  Args:
+    tokens_per_device: most tokens of a device's part of a micro-batch.
+    layout: ModelConfig.layout. "lines": attention.Lines, for accelerators. "blocks": cpu.Blocks
+      where that is less work than masking all pairs of a row, else no layout. None: no layout.
+  """
+  most, longest = tokens_per_device, min(tokens_per_device, lengths.line)
+  middle = min(most, _multiple(max(most // 4, longest), 32))
+  small = min(middle, _multiple(middle // 3, 32))
+  if layout == "lines":
+    short = min(longest, max(lengths.typical, math.ceil(SHORT_LINE * longest)))
+    shapes = [_in_lines(t, l, lengths) for t, l in ((most, short), (middle, longest))]
+    shapes.append(_in_lines(small, min(small, longest), lengths))
+  else:
+    blocks = layout == "blocks"
+    shapes = [_in_blocks(t, lengths, blocks) for t in (most, middle, small)]
+    if shapes[0].layout is None:  # a mask's pairs grow with the square of a row
+      sizes = middle, min(middle, 2 * small), small
+      shapes = [_in_blocks(t, lengths, blocks) for t in sizes]
+      shapes[0] = shapes[0]._replace(rows=most // middle)
+  return list(dict.fromkeys(shapes))
+
+
+def _in_lines(t: int, line: int, lengths: Lengths) -> RowShape:
+  line = _multiple(line, LINE_BLOCK)
+  lines = _multiple(math.ceil(MORE_LINES * t / lengths.expected), 8)
+  return RowShape(1, t, line, lines, line, line, lengths.samples, "lines")
+
+
+def _in_blocks(t: int, lengths: Lengths, blocks: bool) -> RowShape:
+  p, r, g = bucket(lengths.prompt), bucket(lengths.response), lengths.samples
+  s = math.ceil(t / (g * lengths.expected))
+  cheaper = cpu.pairs_in_blocks(s, p, g, r) < 0.9 * cpu.causal_pairs(t)
+  return RowShape(1, t, t, s, p, r, g, "blocks" if blocks and cheaper else None)
+
+
+def _multiple(x: int, of: int) -> int:
+  return -(-x // of) * of
+
+
+def lengths_of(groups: Sequence[PackedGroup]) -> Lengths:
+  """The Lengths of groups that are known already."""
+  responses = [len(response.token_ids) for group in groups for response in group.responses]
+  return Lengths(
+    prompt=max(len(group.prompt_ids) for group in groups),
+    response=max(responses),
+    line=max(map(PackedGroup.longest, groups)),
+    samples=max(len(group.responses) for group in groups),
+    expected=sum(map(PackedGroup.size, groups)) / len(responses),
+    typical=int(np.quantile([group.longest() for group in groups], 0.9, method="higher")),
+  )
+
+
+# ---------------------------------------------------------------------------------- packing
+
+
 def pack(
-  groups: Sequence[PackedGroup],
-  *,
-  tokens_per_device: int,
-  shards: int,
-  layout: str | None,
+  groups: Sequence[PackedGroup], *, tokens_per_device: int, shards: int, layout: str | None
 ) -> list[Rows]:
-  """Packs groups into micro-batches of a handful of shapes.
+  """As `fill`, with shapes that are made for these groups alone."""
+  return fill(groups, row_shapes(lengths_of(groups), tokens_per_device, layout), shards)
+
+
+def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int) -> list[Rows]:
+  """Packs groups into micro-batches of a run's shapes.
+
+  Of the plans with enough room (numbers of micro-batches of each shape) the smallest one into which
+  the groups fit is taken.
 
   Args:
     groups: what one optimiser step trains on.
-    tokens_per_device: most tokens of a device's part of a micro-batch.
+    shapes: from row_shapes.
     shards: devices that the rows are sharded over (data x fsdp).
-    layout: ModelConfig.layout. "lines": attention.Lines, for accelerators. "blocks": cpu.Blocks
-      where that is less work than masking all pairs of a row, else None. None: no layout.
 
-  Raises UserError when a prompt and one of its responses are longer than tokens_per_device.
+  Raises UserError when a prompt and one of its responses are longer than every shape's rows.
   """
-  parts = []
+  room = max(min(shape.line, shape.tokens) for shape in shapes)
   for group in groups:
-    parts += _split(group, tokens_per_device)
-  if layout == "lines":
-    # Of whole groups: how they are cut differs from batch to batch, the compiled g must not.
-    g = max(len(group.responses) for group in groups)
-    return _pack_lines(parts, tokens_per_device, shards, g)
-  t = min(tokens_per_device, bucket(max(group.size() for group in parts)))
-  # Groups are cut only where a device holds a single row: several short rows fit it anyway.
-  bins = _first_fit(parts, t, cut=t == tokens_per_device)
-  size = _rows_at_a_time(len(bins), max(1, tokens_per_device // t), shards)
+    if group.longest() > room:
+      raise UserError(_too_long(group, room))
+  for plan in _plans(groups, shapes, shards):
+    for mixed in (False, True):
+      bins = _fit(groups, _Room.of(plan, shards), shapes[0].line, mixed)
+      if bins is not None:
+        return _micro_batches(bins, plan, shards)
+  raise AssertionError("plans are endless")
+
+
+def _micro_batches(bins: list[Bin], plan: Sequence[RowShape], shards: int) -> list[Rows]:
   batches = []
-  for part in _micro_batches(bins, size):
-    rows = fill_rows(part, t, size)
-    batches.append(with_blocks(rows) if layout == "blocks" else rows)
+  for shape in plan:
+    size = shape.rows * shards
+    part, bins = bins[:size], bins[size:]
+    if any(part):
+      batches.append(_lay_out(fill_rows(part, shape.tokens, size), shape))
   return batches
 
 
-def _micro_batches(bins: list[Bin], size: int) -> list[list[Bin]]:
-  """The bins of each micro-batch of `size` rows."""
-  return [bins[i : i + size] for i in range(0, len(bins), size)]
+def _lay_out(rows: Rows, shape: RowShape) -> Rows:
+  if shape.layout == "lines":
+    return with_lines(rows, shape.places, shape.line, shape.samples)
+  if shape.layout == "blocks":
+    sizes = shape.places, shape.prompt, shape.samples, shape.response
+    arrays = rows.positions_bt, rows.segments_bt, rows.branches_bt
+    return rows._replace(layout=cpu.in_blocks(*arrays, *sizes))
+  return rows
 
 
-def _pack_lines(groups: Sequence[PackedGroup], t: int, shards: int, g: int) -> list[Rows]:
-  """Micro-batches of one row of t tokens a device, groups of similar length together.
+def _plans(
+  groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int
+) -> Iterator[list[RowShape]]:
+  """Yields plans, the smallest first, and then ever larger ones until one is taken."""
+  large, middle, small = (shapes[min(i, len(shapes) - 1)] for i in range(3))
+  sizes = [shape.rows * shape.tokens for shape in (large, middle, small)]
+  tokens = sum(map(PackedGroup.size, groups)) / shards
+  only_middle = sum(group.size() for group in groups if group.longest() > large.line) / shards
+  least = math.ceil(only_middle / sizes[1])
+  plans = []
+  for i in range(least, least + least // 2 + 4 + sizes[0] // sizes[1]):
+    for j in range(3):
+      k = max(0, math.ceil((tokens - i * sizes[1] - j * sizes[2]) / sizes[0]))
+      plans += [(more, i, j) for more in range(k, k + k // 2 + 2)]
+  cost = lambda plan: np.dot(plan, sizes) + sum(plan) * OVERHEAD * sizes[0]
+  tried = 0.0
+  for plan in sorted(plans, key=cost):
+    if cost(plan) >= STEP * tried:
+      tried = cost(plan)
+      k, i, j = plan
+      yield [large] * k + [middle] * i + [small] * j
+  for n in itertools.count(1):
+    k, i = math.ceil(tokens / sizes[0]) + n, least + n
+    yield [large] * (k + k * n // 2) + [middle] * (i + i * n // 2)
 
-  A micro-batch's lines are as long as its longest. Groups that would not fill the rows of a
-  micro-batch of their own length join those of the next length.
+
+@dataclasses.dataclass
+class _Room:
+  """What is free in each row of a plan: tokens and places; line: the longest that it takes."""
+
+  tokens: np.ndarray
+  places: np.ndarray
+  line: np.ndarray
+  in_lines: bool
+
+  @classmethod
+  def of(cls, plan: Sequence[RowShape], shards: int) -> "_Room":
+    rows = [shape for shape in plan for _ in range(shape.rows * shards)]
+    places = [shape.places if shape.layout else 2**31 for shape in rows]
+    in_lines = any(shape.layout == "lines" for shape in rows)
+    line = [min(shape.line, shape.tokens) for shape in rows]
+    return cls(
+      np.array([shape.tokens for shape in rows]), np.array(places), np.array(line), in_lines
+    )
+
+  def places_of(self, group: PackedGroup) -> int:
+    return len(group.responses) if self.in_lines else 1
+
+  def best(self, group: PackedGroup) -> int | None:
+    """The fullest row that has room for the group, or None."""
+    fits = (self.tokens >= group.size()) & (self.places >= self.places_of(group))
+    fits &= self.line >= group.longest()
+    return int(np.where(fits, self.tokens, 2**31).argmin()) if fits.any() else None
+
+  def emptiest(self, group: PackedGroup) -> int | None:
+    """The row with the most free tokens of those that take lines as long as the group's."""
+    fits = (self.places > 0) & (self.line >= group.longest())
+    return int(np.where(fits, self.tokens, -1).argmax()) if fits.any() else None
+
+  def take(self, row: int, group: PackedGroup) -> None:
+    self.tokens[row] -= group.size()
+    self.places[row] -= self.places_of(group)
+
+
+def _fit(groups: Sequence[PackedGroup], room: _Room, short: int, mixed: bool) -> list[Bin] | None:
+  """The groups in the rows of `room`, or None if they do not fit.
+
+  Each goes into the fullest row that has room for it: those with lines longer than `short` first,
+  because few rows take them, then the largest. A group that fits nowhere is cut: as many of its
+  responses as possible go to the emptiest row, the others wait, with a copy of the prompt. `mixed`
+  takes the largest, the smallest, the second largest, ..., because rows of small groups alone run
+  out of lines.
   """
-  of_length, batches = {}, []
-  for group in sorted(groups, key=PackedGroup.longest):
-    of_length.setdefault(line_bucket(group.longest()), []).append(group)
-  left = []
-  for l, same in sorted(of_length.items()):
-    bins = _first_fit(left + same, t, cut=True)
-    bins.sort(key=_tokens, reverse=True)
-    full = len(bins)
-    if l < max(of_length):
-      full = sum(_tokens(bin_) >= WELL_FILLED * t for bin_ in bins) // shards * shards
-    left = sum(bins[full:], [])
-    for part in _micro_batches(bins[:full], shards):
-      batches.append(with_lines(fill_rows(part, t, shards), l, g))
-  return batches
-
-
-def _tokens(groups: Bin) -> int:
-  return sum(group.size() for group in groups)
-
-
-def _rows_at_a_time(rows: int, most: int, shards: int) -> int:
-  """Rows of a micro-batch: what fits, or a half or a quarter of it if much would stay empty.
-
-  `most` is what fits on each of the `shards` devices.
-  """
-  sizes = [max(1, most // part) * shards for part in (1, 2, 4)]
-  filled = lambda size: rows / (-(-rows // size) * size)  # the last micro-batch may be short
-  return next((size for size in sizes if filled(size) >= 0.8), max(sizes, key=filled))
-
-
-def _split(group: PackedGroup, limit: int) -> list[PackedGroup]:
-  """The group as one or more of at most `limit` tokens, the prompt in each."""
-  if group.size() <= limit:
-    return [group]
-  parts, room = [], 0
-  for response in group.responses:
-    need = len(response.token_ids)
-    if len(group.prompt_ids) + need > limit:
-      raise UserError(
-        f"batch.tokens_per_device: {limit} is less than a prompt of {len(group.prompt_ids)} tokens "
-        f"and its response of {need}; raise it, or lower data.max_prompt_tokens or "
-        "rollout.max_tokens"
-      )
-    if need > room:
-      parts.append([])
-      room = limit - len(group.prompt_ids)
-    parts[-1].append(response)
-    room -= need
-  return [PackedGroup(group.prompt_ids, responses) for responses in parts]
-
-
-def _first_fit(groups: Sequence[PackedGroup], t: int, cut: bool) -> list[Bin]:
-  """Groups in bins of t tokens, the longest first, each in the first bin with room.
-
-  With `cut`, a group that fits nowhere leaves as many responses as it can in the emptiest bin, if
-  they outweigh the second copy of the prompt that this costs.
-  """
-  bins, rooms = [], []
-  longest_first = lambda group: -group.size()
-  waiting = sorted(groups, key=longest_first)
+  order = lambda group: (group.longest() > short, group.size())
+  bins = [[] for _ in room.tokens]
+  waiting = sorted(groups, key=order)  # the next one is the last
+  if mixed:
+    half = len(waiting) // 2
+    waiting_mixed = list(waiting)
+    waiting_mixed[::2], waiting_mixed[1::2] = waiting[half:][::-1], waiting[:half]
+    waiting = waiting_mixed[::-1]
   while waiting:
-    group = waiting.pop(0)
-    fits = np.flatnonzero(np.array(rooms) >= group.size())
-    index = int(fits[0]) if len(fits) else None
-    if index is None and cut and rooms:
-      emptiest = int(np.argmax(rooms))
-      taken, rest = _cut_to(group, rooms[emptiest])
-      if taken:
-        group, index = taken, emptiest
-        bisect.insort(waiting, rest, key=longest_first)
-    if index is None:
-      index = len(bins)
-      bins.append([])
-      rooms.append(t)
-    bins[index].append(group)
-    rooms[index] -= group.size()
+    group = waiting.pop()
+    row = room.best(group)
+    if row is None:
+      row = room.emptiest(group)
+      if row is None:
+        return None
+      places = int(room.places[row]) if room.in_lines else len(group.responses)
+      group, rest = _cut(group, int(room.tokens[row]), places)
+      if group is None:
+        return None
+      bisect.insort(waiting, rest, key=order) if not mixed else waiting.append(rest)
+    bins[row].append(group)
+    room.take(row, group)
   return bins
 
 
-def _cut_to(group: PackedGroup, room: int) -> tuple[PackedGroup | None, PackedGroup]:
-  """(The responses that fit into the room, the rest), or (None, the group) if few would fit."""
-  taken, left, room = [], [], room - len(group.prompt_ids)
+def _cut(group: PackedGroup, tokens: int, places: int) -> tuple[PackedGroup | None, PackedGroup]:
+  """(The responses that fit, at most `places`; the rest), or (None, the group) if none does."""
+  taken, left, tokens = [], [], tokens - len(group.prompt_ids)
   for response in sorted(group.responses, key=lambda response: -len(response.token_ids)):
-    fits = len(response.token_ids) <= room
+    fits = len(response.token_ids) <= tokens and len(taken) < places
     (taken if fits else left).append(response)
-    room -= len(response.token_ids) * fits
-  part = lambda responses: dataclasses.replace(group, responses=responses)
-  if part(taken).size() < (CUT_WORTH + 1) * len(group.prompt_ids):
+    tokens -= len(response.token_ids) * fits
+  if not taken:
     return None, group
-  return part(taken), part(left)
+  return tuple(dataclasses.replace(group, responses=part) for part in (taken, left))
+
+
+def _too_long(group: PackedGroup, room: int) -> str:
+  longest = max(len(response.token_ids) for response in group.responses)
+  return (
+    f"batch.tokens_per_device: {room} is less than a prompt of {len(group.prompt_ids)} tokens and "
+    f"its response of {longest}; raise it, or lower data.max_prompt_tokens or rollout.max_tokens"
+  )

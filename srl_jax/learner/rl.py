@@ -203,7 +203,7 @@ def train_on(
   packed, micro_batches, old = [], [], []
   for i in range(k):
     # Every k-th group, so that the k parts are of nearly equal size.
-    packed.append(pack_groups(groups[i::k], run.config, state.model.config.layout))
+    packed.append(pack_groups(groups[i::k], run.config, run.row_shapes))
     micro_batches.append(list(map(update.on_device, packed[i])))
     # The ratios of all k steps are against the policy before the first of them.
     old.append(update.logprobs_of_all(state.model, micro_batches[i], loss) if k > 1 else None)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srl_jax.data.batches import bucket
 from srl_jax.policy import cpu
 from srl_jax.policy.attention import Lines
 
@@ -167,8 +166,8 @@ def _count_in_row(row: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------- layouts
 
 
-def with_lines(rows: Rows, l: int, g: int) -> Rows:
-  """Rows with attention.Lines of l tokens each, and at most g copies of a token."""
+def with_lines(rows: Rows, m: int, l: int, g: int) -> Rows:
+  """Rows with m attention.Lines of l tokens each, and at most g copies of a token."""
   row, column = np.nonzero(rows.segments_bt)
   segment, branch = rows.segments_bt[row, column] - 1, rows.branches_bt[row, column]
   position = rows.positions_bt[row, column]  # in its line as in its sequence
@@ -176,7 +175,6 @@ def with_lines(rows: Rows, l: int, g: int) -> Rows:
   responses = np.zeros((b, segment.max() + 1), int)  # of each group, by row and segment
   np.maximum.at(responses, (row, segment), branch)
   first_line = responses.cumsum(axis=1) - responses  # of a group's first response
-  m = line_count(int(responses.sum(axis=1).max()))
   token_index_bml = np.full((b, m, l), -1, np.int32)
   copy_index_btg = np.full((b, t, g), -1, np.int32)
 
@@ -191,27 +189,3 @@ def with_lines(rows: Rows, l: int, g: int) -> Rows:
   for i in range(responses.max()):
     write((branch == 0) & (responses[row, segment] > i), i, i)
   return rows._replace(layout=Lines(token_index_bml, copy_index_btg))
-
-
-def with_blocks(rows: Rows) -> Rows:
-  """Rows with cpu.Blocks where those are less work than a mask over all pairs of a row."""
-  arrays = rows.positions_bt, rows.segments_bt, rows.branches_bt
-  return rows._replace(layout=cpu.blocks_if_cheaper(*arrays, bucket))
-
-
-def line_bucket(length: int) -> int:
-  """The compiled length of a line: 128, 256, 384, 512, 768, 1024, 1536, 2048, ..."""
-  l = 128
-  while l < length:
-    l += max(128, (1 << (l.bit_length() - 1)) // 2)
-  return l
-
-
-def line_count(lines: int) -> int:
-  """The compiled number of lines of a row: 8, 16, 24, ..., 64, 80, ..., 128, 160, ..., 256, ...
-
-  Multiples of 8, so that few lines are empty. From 64 on steps are an eighth of the next power of
-  two: rows of short lines differ by dozens, and each number is a program to compile.
-  """
-  step = max(8, (1 << (lines - 1).bit_length()) // 8)
-  return -(-lines // step) * step

@@ -17,8 +17,10 @@ from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import limits, optimizer, run_data
+from srl_jax.learner.batch import expected_lengths
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.learner.log import Log
+from srl_jax.learner.packing import RowShape, row_shapes
 from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
@@ -50,6 +52,7 @@ class Run:
     tokenizer, stop_ids: of the policy; the first stop id ends a supervised target.
     folder: of the policy's Hugging Face files.
     train_prompts, held_out: prompts to train on and to validate with.
+    row_shapes: of the micro-batches of the update.
     engine: samples rollouts.
     solver, held_out_problems: for final answers; the held-out problems that have one.
     stop: whether a signal asked the run to stop.
@@ -69,6 +72,7 @@ class Run:
   folder: pathlib.Path
   train_prompts: PromptSet
   held_out: PromptSet
+  row_shapes: list[RowShape]
   engine: Engine
   solver: Solver
   held_out_problems: list[Question]
@@ -110,7 +114,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     checkpoints = Checkpoints(workdir, config.train.keep)
     stack.callback(checkpoints.close)
     folder = resolve_model(config.model)
-    architecture = load_config(folder, config.dtype)
+    architecture = load_config(folder, config.dtype).on_platform(platform())
     has_answers = any(example.answer for example in examples.validation)
     limits.check(config, architecture, has_answers=has_answers)
     tokenizer = load_tokenizer(folder)
@@ -124,6 +128,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     held_out = PromptSet(config, tokenizer, examples.validation, positions)
     data = run_data.fingerprint(config, before, examples, train_prompts, held_out, folder)
     run_data.check(config, workdir / "checkpoints" / str(step), before, data)
+    lengths = expected_lengths(config, train_prompts, held_out)
     steps = config.train.steps or epoch_steps(config, len(examples.train))
     stop.raise_if_any_stopped()
 
@@ -150,6 +155,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
       folder=folder,
       train_prompts=train_prompts,
       held_out=held_out,
+      row_shapes=row_shapes(lengths, config.batch.tokens_per_device, architecture.layout),
       engine=engine,
       solver=make_solver(config, tokenizer, engine),
       held_out_problems=problems_with_answer(held_out.examples),

@@ -73,7 +73,7 @@ def pack_examples(run, prompts, chosen: Sequence[int]) -> list[Rows]:
     target = run.tokenizer(prompts.target(i), add_special_tokens=False)["input_ids"]
     prompt_ids.append(prompts.prompt(i).token_ids)
     targets.append([*target, run.stop_ids[0]])
-  return pack_targets(prompt_ids, targets, run.config, run.state.model.config.layout)
+  return pack_targets(prompt_ids, targets, run.row_shapes)
 
 
 def validate_if_due(run, loss: update.Loss) -> dict[str, float]:

@@ -13,7 +13,6 @@ Categorical: two random numbers for a token instead of one for each entry of the
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -39,24 +38,23 @@ class Blocks(NamedTuple):
   block_index_bt: jax.Array
 
 
-def in_blocks(positions_bt, segments_bt, branches_bt, bucket: Callable[[int], int]) -> Blocks:
+def in_blocks(positions_bt, segments_bt, branches_bt, s: int, p: int, g: int, r: int) -> Blocks:
   """The blocks of packed rows, as numpy arrays.
 
   Args:
     positions_bt, segments_bt, branches_bt: int32 numpy arrays, see attention.Packed.
-    bucket: rounds a block's length up to one of few that are compiled.
+    s, p, g, r: groups of a row, tokens of a prompt's block, responses of a group, tokens of a
+      response's block.
   """
   row, token = np.nonzero(segments_bt)
   segment, branch = segments_bt[row, token] - 1, branches_bt[row, token]
-  prompt, response = branch == 0, branch > 0
+  prompt = branch == 0
   b, t = segments_bt.shape
-  s, g = segment.max() + 1, branch.max()
   prompt_lengths_bs = np.zeros((b, s), int)
   np.add.at(prompt_lengths_bs, (row[prompt], segment[prompt]), 1)
 
   # A token's offset in its block: positions of a response go on from its prompt's length.
   offset = positions_bt[row, token] - np.where(prompt, 0, prompt_lengths_bs[row, segment])
-  p, r = bucket(int(prompt_lengths_bs.max())), bucket(int(offset[response].max()) + 1)
   start = np.where(prompt, segment * p, s * p + (segment * g + branch - 1) * r)
   block_index_bt = np.full((b, t), -1, np.int32)
   block_index_bt[row, token] = start + offset
@@ -67,16 +65,12 @@ def in_blocks(positions_bt, segments_bt, branches_bt, bucket: Callable[[int], in
   )
 
 
-def blocks_if_cheaper(positions_bt, segments_bt, branches_bt, bucket) -> Blocks | None:
-  """in_blocks, or None where a mask over whole rows computes about as few pairs of tokens."""
-  blocks = in_blocks(positions_bt, segments_bt, branches_bt, bucket)
-  s, p = blocks.prompt_index_bsp.shape[1:]
-  g, r = blocks.response_index_bsgr.shape[2:]
-  pairs = s * (_causal_pairs(p) + g * r * (p + r))
-  return blocks if pairs < 0.9 * _causal_pairs(segments_bt.shape[1]) else None
+def pairs_in_blocks(s: int, p: int, g: int, r: int) -> int:
+  """The pairs of a query and a key that attend_by_blocks computes for a row."""
+  return s * (causal_pairs(p) + g * r * (p + r))
 
 
-def _causal_pairs(t: int) -> int:
+def causal_pairs(t: int) -> int:
   """The pairs of a query and a key that kernels.masked computes for a row of t tokens."""
   return sum((end - start) * end for start, end in query_parts(t))
 

@@ -10,6 +10,8 @@ from srl_jax.errors import UserError
 from srl_jax.rollout.engine import Prompt
 from srl_jax.tasks import SUPERVISED, TASKS, system_prompt
 
+SAMPLE = 256  # examples whose targets are measured where targets are not trained on
+
 
 class PromptSet:
   """Examples with prompts that are short enough; the prompts are tokenised when they are needed.
@@ -23,6 +25,9 @@ class PromptSet:
       fine-tuning, because prompt and response together exceed batch.tokens_per_device or the
       model's positions.
     think_opened: whether the chat template opens the think block.
+    prompt_tokens: tokens of each example's prompt.
+    target_tokens: tokens of its target: of every one where they are trained on, else of the first
+      SAMPLE examples.
   """
 
   def __init__(self, config, tokenizer, examples: list[StepExample], positions: int = 2**31):
@@ -40,11 +45,17 @@ class PromptSet:
     self._room = min(config.batch.tokens_per_device, positions)
     self._system = functools.cache(self._system_prompt)
     self._cached = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
-    local = [i for i in hosts.local_part(range(len(examples))) if self._fits(examples[i])]
+    local = []
+    for i in hosts.local_part(range(len(examples))):
+      prompt, target = self._measure(examples[i], i < SAMPLE)
+      if self._fits(prompt, target):
+        local.append((i, prompt, target))
     fitting = sorted(sum(hosts.all_gather_json(local), []))
     if examples and not fitting:
       raise UserError(self._none_fits(len(examples)))
-    self.examples = [examples[i] for i in fitting]
+    self.examples = [examples[i] for i, _, _ in fitting]
+    self.prompt_tokens = [prompt for _, prompt, _ in fitting]
+    self.target_tokens = [target for _, _, target in fitting if target is not None]
     self.too_long = len(examples) - len(fitting)
     self.think_opened = bool(fitting) and self._encode(self.examples[0]).think_opened
 
@@ -78,16 +89,19 @@ class PromptSet:
     prompt = self._config.prompt
     return system_prompt(TASKS[task], prompt.style, prompt.system_file)
 
-  def _fits(self, example: StepExample) -> bool:
-    encoded = self._encode(example)
-    prompt = len(encoded.token_ids)
+  def _measure(self, example: StepExample, in_sample: bool) -> tuple[int, int | None]:
+    """Tokens of the prompt, and of the target if it is trained on or `in_sample`."""
+    encoded, target = self._encode(example), None
+    if in_sample or self._config.method == SUPERVISED:
+      text = _target(example, encoded)
+      # One more for the token that ends the response.
+      target = len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+    return len(encoded.token_ids), target
+
+  def _fits(self, prompt: int, target: int | None) -> bool:
     if prompt > self._config.data.max_prompt_tokens:
       return False
-    if self._config.method != SUPERVISED:
-      return True
-    response = self._tokenizer(_target(example, encoded), add_special_tokens=False)["input_ids"]
-    # One more for the token that ends the response.
-    return prompt + len(response) + 1 <= self._room
+    return self._config.method != SUPERVISED or prompt + target <= self._room
 
   def _none_fits(self, count: int) -> str:
     config, more = self._config, ""

@@ -12,7 +12,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import FrozenConfigDict
 
 from srl_jax.config import defaults
-from srl_jax.data.batches import bucket
 from srl_jax.errors import UserError
 from srl_jax.learner import batch, grpo, optimizer, packing, update
 from srl_jax.learner.rows import Rows
@@ -208,7 +207,8 @@ def test_blocks_change_nothing(policy, groups, mesh):
   """The form for plain XLA gives what the block mask gives."""
   batches = []
   for rows in pack(groups, 128, SHARDS[mesh], layout=None):
-    blocks = cpu.in_blocks(rows.positions_bt, rows.segments_bt, rows.branches_bt, bucket)
+    arrays = rows.positions_bt, rows.segments_bt, rows.branches_bt
+    blocks = cpu.in_blocks(*arrays, s=6, p=32, g=5, r=32)
     batches.append(rows._replace(layout=blocks))
   # Several groups share a row.
   assert any(rows.layout.prompt_index_bsp.shape[1] > 1 for rows in batches)
