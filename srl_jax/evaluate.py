@@ -166,7 +166,7 @@ def _read_run(path: pathlib.Path) -> dict | None:
   """The config of the run in a workdir, flat; None if `path` is a model."""
   from srl_jax.learner.checkpoint import Checkpoints, read_config
 
-  if Checkpoints.present(path) and (path / "config.json").exists():
+  if Checkpoints.present(path):
     return folders.flatten(read_config(path))
   if (path / "metrics.jsonl").exists():
     raise UserError(f"--model={path}: a run without a checkpoint; wait until it has saved one")

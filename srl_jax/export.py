@@ -42,7 +42,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   """Writes a checkpoint of the run in `workdir` to `output` and returns its step.
 
   Args:
-    workdir: folder of a run, with config.json and checkpoints/.
+    workdir: folder of a run, with checkpoints/.
     output: new or empty folder.
     step: which checkpoint; by default the best on validation, else the last.
     dtype: float32 or bfloat16; by default the type that the run computed in.
@@ -57,10 +57,10 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   from srl_jax.policy import hf_files, model, weights
 
   workdir = pathlib.Path(workdir)
-  if not (workdir / "config.json").exists() or not Checkpoints.present(workdir):
+  if not Checkpoints.present(workdir):
     raise UserError(
-      f"{workdir}: no run with a checkpoint (config.json and checkpoints/); give the --workdir of "
-      "a run that has saved"
+      f"{workdir}: no run with a checkpoint (checkpoints/); give the --workdir of a run that has"
+      " saved"
     )
   run = read_config(workdir)
   weights.check_new(output)
