@@ -5,8 +5,9 @@
 
 takes the checkpoint with the best validation score, the last one where nothing was validated. The
 tokenizer and the generation settings are those of the model that the run started from, with all
-stop tokens of the run: a base model's own settings do not name the end of a chat turn. It works on
-the CPU, beside a run that has the accelerator.
+stop tokens of the run: a base model's own settings do not name the end of a chat turn. SHA256SUMS
+has the checksums of the files; evaluate and init_from compare them. It works on the CPU, beside a
+run that has the accelerator.
 """
 
 import pathlib
@@ -77,7 +78,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   policy, _, _ = checkpoints.restore(step, shapes)
   checkpoints.close()
   dtype = dtype or run["dtype"]
-  weights.save_hf(config, policy, output, dtype=dtype, source=source, stop_ids=ends)
+  weights.save_hf(config, policy, output, dtype=dtype, source=source, stop_ids=ends, checksums=True)
   return step
 
 
