@@ -246,8 +246,10 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
     return
   try:
     before = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not JSON ({error}); give another --output") from error
+  if not isinstance(before, dict):
+    raise UserError(f"{path}: not an evaluation's settings; give another --output")
   shared = settings.keys() & before.keys()  # the weights' checksum is missing before they load
   same_weights = "weights" not in shared or before["weights"] == settings["weights"]
   folders.check_same_settings(
