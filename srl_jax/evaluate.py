@@ -166,7 +166,7 @@ def _read_run(path: pathlib.Path) -> dict | None:
   """The config of the run in a workdir, flat; None if `path` is a model."""
   from srl_jax.learner.checkpoint import Checkpoints, read_config
 
-  if Checkpoints.present(path) and (path / "config.json").exists():
+  if Checkpoints.present(path):
     return folders.flatten(read_config(path))
   if (path / "metrics.jsonl").exists():
     raise UserError(f"--model={path}: a run without a checkpoint; wait until it has saved one")
@@ -246,8 +246,10 @@ def _check_same(output: pathlib.Path, settings: dict) -> None:
     return
   try:
     before = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not JSON ({error}); give another --output") from error
+  if not isinstance(before, dict):
+    raise UserError(f"{path}: not an evaluation's settings; give another --output")
   shared = settings.keys() & before.keys()  # the weights' checksum is missing before they load
   same_weights = "weights" not in shared or before["weights"] == settings["weights"]
   folders.check_same_settings(

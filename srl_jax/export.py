@@ -5,8 +5,9 @@
 
 takes the checkpoint with the best validation score, the last one where nothing was validated. The
 tokenizer and the generation settings are those of the model that the run started from, with all
-stop tokens of the run: a base model's own settings do not name the end of a chat turn. It works on
-the CPU, beside a run that has the accelerator.
+stop tokens of the run: a base model's own settings do not name the end of a chat turn. SHA256SUMS
+has the checksums of the files; evaluate and init_from compare them. It works on the CPU, beside a
+run that has the accelerator.
 """
 
 import pathlib
@@ -42,7 +43,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   """Writes a checkpoint of the run in `workdir` to `output` and returns its step.
 
   Args:
-    workdir: folder of a run, with config.json and checkpoints/.
+    workdir: folder of a run, with checkpoints/.
     output: new or empty folder.
     step: which checkpoint; by default the best on validation, else the last.
     dtype: float32 or bfloat16; by default the type that the run computed in.
@@ -57,10 +58,10 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   from srl_jax.policy import hf_files, model, weights
 
   workdir = pathlib.Path(workdir)
-  if not (workdir / "config.json").exists() or not Checkpoints.present(workdir):
+  if not Checkpoints.present(workdir):
     raise UserError(
-      f"{workdir}: no run with a checkpoint (config.json and checkpoints/); give the --workdir of "
-      "a run that has saved"
+      f"{workdir}: no run with a checkpoint (checkpoints/); give the --workdir of a run that has"
+      " saved"
     )
   run = read_config(workdir)
   weights.check_new(output)
@@ -77,7 +78,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   policy, _, _ = checkpoints.restore(step, shapes)
   checkpoints.close()
   dtype = dtype or run["dtype"]
-  weights.save_hf(config, policy, output, dtype=dtype, source=source, stop_ids=ends)
+  weights.save_hf(config, policy, output, dtype=dtype, source=source, stop_ids=ends, checksums=True)
   return step
 
 

@@ -114,6 +114,8 @@ def replacing(path: pathlib.Path) -> Iterator[TextIO]:
   partial = path.with_suffix(".partial")
   with partial.open("w", encoding="utf-8") as file:
     yield file
+    file.flush()
+    os.fsync(file.fileno())  # after a power failure the new file could otherwise be empty
   os.replace(partial, path)
 
 

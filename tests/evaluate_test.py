@@ -106,6 +106,15 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   for step, score in [(1, 0.9), (2, 0.1)]:
     checkpoints.save(TrainState(step, models[step], np.zeros(1)), Progress(), score)
   checkpoints.close()
+  # The output may be the workdir itself, or the folder that has it.
+  (workdir / "rollouts").mkdir()
+  (workdir / "rollouts" / "step_000001.jsonl").write_text('{"prompt_id": "p"}\n')
+  (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+  for place in (workdir, tmp_path):
+    evaluate(f"--model={workdir}", f"--output={place}", "--benchmarks=arithmetic:2")
+    assert (place / "table.txt").exists() and len(
+      read_lines(place / "arithmetic/greedy.jsonl")
+    ) == 2
   output = tmp_path / "out"
   flags = [f"--output={output}", "--benchmarks=arithmetic:2", "--mode=stepwise"]
   said = evaluate(f"--model={workdir}", *flags)
@@ -158,6 +167,8 @@ def test_damaged_and_busy_outputs(base, tmp_path):
   (tmp_path / "damaged" / "settings.json").write_text("{")
   flags = [f"--model={base}", "--benchmarks=arithmetic:1", "--max_tokens=2"]
   assert "settings.json: not JSON" in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
+  (tmp_path / "damaged" / "settings.json").write_text("[]")
+  assert "settings.json: not an eval" in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
   with folders.locked(tmp_path / "busy"):
     assert f"busy: process {os.getpid()}" in evaluate(f"--output={tmp_path}/busy", *flags, code=2)
 

@@ -13,6 +13,7 @@ import pytest
 from srl_jax import export
 from srl_jax.data import arithmetic_tokenizer
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
+from srl_jax.errors import UserError
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.learner.update import TrainState
 from srl_jax.policy import model as M
@@ -55,6 +56,35 @@ def test_export_is_the_checkpoints_weights(run, tmp_path, step, dtype):
   for ours, theirs in zip(jax.tree.leaves(model), saved[step or 4]):
     expected = np.asarray(theirs).astype(dtype or "float32").astype("float32")
     np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_export_is_refused(run, tmp_path, name):
+  """By its checksums, which sha256sum reads too; without them it is loaded as it is."""
+  out = tmp_path / "out"
+  export.export(run[0], out)
+  subprocess.run(["sha256sum", "-c", "SHA256SUMS", "--strict"], cwd=out, check=True)
+  names = {line.split("  ")[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+  assert names == {path.name for path in out.iterdir()} - {"SHA256SUMS"}
+  data = (out / name).read_bytes()
+  (out / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+  with pytest.raises(UserError, match=f"{name}: damaged, .*remove SHA256SUMS if"):
+    weights.load_hf(out)
+  (out / name).unlink()
+  with pytest.raises(UserError, match=f"{name}: missing"):
+    weights.load_hf(out)
+  (out / name).write_bytes(data)
+  weights.load_hf(out)
+
+
+def test_damaged_checksums_are_refused(run, tmp_path):
+  export.export(run[0], tmp_path / "out")
+  sums = tmp_path / "out" / "SHA256SUMS"
+  whole = sums.read_text()
+  for text in (whole + "00  ../secret\n", "", "\0" * 80, whole.replace("config.json", "config")):
+    sums.write_text(text)
+    with pytest.raises(UserError, match="SHA256SUMS: damaged"):
+      weights.load_hf(tmp_path / "out")
 
 
 def test_export_stops_where_the_run_stopped(run, tmp_path):

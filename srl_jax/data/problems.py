@@ -171,8 +171,7 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
     kind = type(value).__name__
     raise UserError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
   text = str(value).strip()
-  # JSON may have a lone surrogate, but no text file and no tokenizer takes one.
-  if any("\ud800" <= char <= "\udfff" for char in text):
+  if rows.has_half_character(text):
     raise UserError(f"{place}: the field {column!r} has half a character (a lone surrogate)")
   return text
 

@@ -56,6 +56,15 @@ def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]
     raise UserError(f"{path} is empty: expected a JSON object on every line")
 
 
+def has_half_character(text: str) -> bool:
+  """Whether a text has a lone surrogate, which JSON may have but no tokenizer and no file takes."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return True
+  return False
+
+
 def hub_revision(name: str) -> str:
   """Returns the commit of a hub dataset's files in the local cache, "" where none is known."""
   from huggingface_hub.constants import HF_HUB_CACHE

@@ -128,7 +128,7 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
       return _read_prepared(path, data, kind)
     # The first row decides what the file has: step examples, or solutions to split.
     if next(rows.json_lines(path))[1].keys() >= _KEYS:
-      examples = _read_step_examples(path, kind)
+      examples = _read_step_examples(path, kind, {})
       counts = {"rows": len(examples), "kept": len(examples)}
       return hold_out(examples, counts, data.holdout, seed)
   if data.trajectories:
@@ -161,10 +161,11 @@ def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) ->
       " that srl_jax.prepare wrote"
     ) from error
   _check_prepared(folder, settings, data, kind)
-  train = _read_step_examples(folder / "train.jsonl", kind)
+  places: dict[str, str] = {}
+  train = _read_step_examples(folder / "train.jsonl", kind, places)
   if not settings["holdout"]:  # validation.jsonl is then empty, which `rows` refuses
     return Examples(train, [], counts)
-  return Examples(train, _read_step_examples(folder / "validation.jsonl", kind), counts)
+  return Examples(train, _read_step_examples(folder / "validation.jsonl", kind, places), counts)
 
 
 def _check_prepared(
@@ -195,11 +196,17 @@ def _check_prepared(
       )
 
 
-def _read_step_examples(path: pathlib.Path, kind: ExampleKind) -> list[StepExample]:
+def _read_step_examples(
+  path: pathlib.Path, kind: ExampleKind, places: dict[str, str]
+) -> list[StepExample]:
+  """Returns the step examples of a file; `places` gets {id: its line} and has earlier files'."""
   examples = []
   texts: dict[str, str] = {}
   for place, row in rows.json_lines(path):
     example = _step_example(place, row, kind)
+    first = places.setdefault(example.id, place)
+    if first != place:
+      raise UserError(f"{place}: the 'id' {example.id!r} is that of {first} too: ids are unique")
     # One string for all steps of a problem: an agent's run repeats its issue some thirty times.
     problem = texts.setdefault(example.problem_id, example.problem)
     if problem != example.problem:
@@ -240,7 +247,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _check_types(place: str, example: StepExample) -> None:
-  """Raises UserError for a field of another type than StepExample has."""
+  """Raises UserError for a field of another type than StepExample has, or with half a character."""
   for field in ("id", "problem_id", "task", "problem", "target"):
     value = getattr(example, field)
     if not isinstance(value, str):
@@ -252,3 +259,7 @@ def _check_types(place: str, example: StepExample) -> None:
   context = example.context
   if not isinstance(context, list) or not all(map(_is_text, context)):
     raise UserError(f"{place}: 'context' is no list of texts")
+  for field, value in dataclasses.asdict(example).items():
+    texts = value if field == "context" else [value or ""]
+    if any(map(rows.has_half_character, texts)):
+      raise UserError(f"{place}: the field {field!r} has half a character (a lone surrogate)")

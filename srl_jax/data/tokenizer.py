@@ -30,11 +30,26 @@ class EncodedPrompt(NamedTuple):
 
 
 def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
-  """Returns the token ids of messages in the model's chat template, up to where its turn begins."""
+  """Returns the token ids of messages in the model's chat template, up to where its turn begins.
+
+  Raises UserError if the template leaves out a part of what the user says.
+  """
   text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+  for message in messages:
+    # Templates may strip a message. Many leave out a system message, which is theirs to decide.
+    if message["role"] == "user" and message["content"].strip() not in text:
+      raise UserError(
+        f"{tokenizer.name_or_path}: its chat template leaves the question out of the prompt, or a"
+        f" part of it (user message {_shortened(message['content'])}, prompt {_shortened(text)});"
+        " use a model with another template, or mend it"
+      )
   # The template has written its special tokens already.
   ids = tokenizer(text, add_special_tokens=False)["input_ids"]
   return EncodedPrompt(ids, text.rstrip().endswith(OPEN))
+
+
+def _shortened(text: str) -> str:
+  return repr(text if len(text) < 120 else f"{text[:60]} ... {text[-60:]}")
 
 
 def decode(tokenizer, token_ids: Sequence[int]) -> str:
@@ -69,7 +84,7 @@ def load_tokenizer(folder: str | pathlib.Path):
 
   Raises:
     UserError: no tokenizer.json, one that cannot be read or that has tokens beyond the model's
-      embedding, or no chat template, or one that fails.
+      embedding, or no chat template, or one that fails or leaves the question out.
   """
   folder = pathlib.Path(folder)
   if not (folder / "tokenizer.json").is_file():
@@ -93,6 +108,8 @@ def load_tokenizer(folder: str | pathlib.Path):
     )
   try:
     encode(tokenizer, _TRIAL)
+  except UserError:
+    raise
   except Exception as error:  # jinja2's own, and whatever an expression of the template raises
     raise UserError(
       f"{folder}: its chat template cannot write a system and a user message"
@@ -146,8 +163,10 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
     folder: the model folder; generation_config.json and config.json in it may name more.
 
   Raises:
-    UserError: no end is named anywhere, or a file of the folder is not JSON.
+    UserError: no end is named anywhere, one that is no token of the tokenizer, or a file of the
+      folder is not JSON.
   """
+  known = set(tokenizer.get_vocab().values())
   found = [_end_of_turn(tokenizer), tokenizer.eos_token_id]
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(folder) / name
@@ -155,6 +174,12 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
     named = eos if isinstance(eos, list) else [eos]
     if not all(i is None or type(i) is int for i in named):
       raise UserError(f"{path}: eos_token_id is no token's number, nor a list of them: copy it")
+    unknown = [i for i in named if i is not None and i not in known]
+    if unknown:
+      raise UserError(
+        f"{path}: eos_token_id {unknown[0]} is no token of the tokenizer (the last is"
+        f" {max(known)}): no response could end with it; use the file of the same model"
+      )
     found += named
   ids = list(dict.fromkeys(i for i in found if i is not None))
   if not ids:

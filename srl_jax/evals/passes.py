@@ -11,6 +11,7 @@ A pass is called "greedy" or "sampled-k". In the benchmark's folder it leaves
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 from srl_jax import folders
@@ -20,6 +21,7 @@ from srl_jax.evals.math_benchmarks import Graded, Solver, grade
 from srl_jax.rollout.episodes import Episode, Question
 
 GREEDY, SAMPLED, ROLLOUTS = "greedy", "sampled-", ".rollouts.jsonl"
+_PASS = re.compile(rf"{GREEDY}|{SAMPLED}\d+")
 
 
 def solve(
@@ -73,10 +75,13 @@ def _sample(episode: Episode, graded: Graded) -> dict:
 
 
 def read(output: pathlib.Path) -> dict[str, dict[str, list[dict]]]:
-  """{benchmark: {pass: its lines}} of the finished passes in the folder of an evaluation."""
+  """{benchmark: {pass: its lines}} of the finished passes in the folder of an evaluation.
+
+  Other files are left alone: the folder may be a run's workdir, which has rollouts/*.jsonl too.
+  """
   found: dict[str, dict[str, list[dict]]] = {}
   for path in sorted(pathlib.Path(output).glob("*/*.jsonl")):
-    if not path.name.endswith(ROLLOUTS):
+    if _PASS.fullmatch(path.stem):
       lines = [row for _, row in json_lines(path)]
       found.setdefault(path.parent.name, {})[path.stem] = lines
   return found

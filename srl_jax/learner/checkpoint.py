@@ -1,22 +1,37 @@
 """Checkpoints: weights, moments and progress, so that a killed run continues exactly.
 
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a half-written
-one is never read.
+one is never read. Checksums of the arrays are written with it and compared when it is restored.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
+import logging
+import math
 import pathlib
+import shutil
+import sys
+import warnings
+import zlib
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from srl_jax import __version__, folders
+from srl_jax import __version__, folders, hosts
 from srl_jax.errors import UserError
+from srl_jax.learner.checksums import checksums, differing
 from srl_jax.learner.update import TrainState
 
+# Where a part of a checkpoint cannot be read, orbax leaves tasks of the other parts behind. Ours is
+# the one message.
+warnings.filterwarnings("ignore", "coroutine .*Handler.* was never awaited", RuntimeWarning)
+never_retrieved = lambda record: "was never retrieved" in record.getMessage()
+logging.getLogger("asyncio").addFilter(lambda record: not never_retrieved(record))
 keeping = ocp.training.preservation_policies
+REMEDY = "remove this folder: the checkpoint before it is then the last one"
 
 
 @dataclasses.dataclass
@@ -26,7 +41,8 @@ class Progress:
   Fields: queue, the PromptQueue.state from which the next batch is drawn; scores, {step: score} of
   validation so far; before, the benchmark's figures of the untrained model, or None; seconds, of
   work so far, over all restarts; done, whether a stop rule has ended the run; data, what the run is
-  trained on (run_data.fingerprint), or None in checkpoints of before that was kept.
+  trained on (run_data.fingerprint), and config, the run's (`config_json`): both are None in
+  checkpoints of before they were kept.
   """
 
   queue: dict | None = None
@@ -35,33 +51,70 @@ class Progress:
   seconds: float = 0.0
   done: bool = False
   data: dict | None = None
+  config: dict | None = None
+
+
+# ---------------------------------------------------------------------------------- the config
+
+
+def config_json(config) -> dict:
+  """The config of a run as config.json and its checkpoints have it: with the package's version."""
+  return {"version": __version__} | config.to_dict()
 
 
 def write_config(workdir: pathlib.Path, config) -> None:
-  """Writes config.json, with the version of the package that runs it."""
-  folders.write_json(workdir / "config.json", {"version": __version__} | config.to_dict())
+  """Writes config.json."""
+  folders.write_json(workdir / "config.json", config_json(config))
 
 
 def read_config(workdir: pathlib.Path) -> dict:
   """The config of the run in `workdir`, nested, with the `version` that wrote it.
 
-  Raises UserError where config.json is damaged.
+  It is in config.json. Where that file is missing or damaged, the run's last checkpoint has it.
+  Raises UserError if neither can be read.
   """
   path = workdir / "config.json"
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise UserError(f"{path}: not JSON ({error}); copy it again or give another workdir") from error
-  if not isinstance(config, dict):
-    raise UserError(f"{path}: no run's config; copy it again or give another workdir")
+    fault = None if isinstance(config, dict) else "no run's config"
+  except FileNotFoundError:
+    fault = "missing"
+  except (ValueError, RecursionError) as error:
+    fault = f"not JSON ({error})"
+  if fault:
+    config = _saved_config(workdir)
+  if config is None:
+    raise UserError(f"{path}: {fault}; copy it again or give another workdir")
   return {"version": "0.1.0"} | config  # 0.1.0 wrote none
 
 
+def _saved_config(workdir: pathlib.Path) -> dict | None:
+  """The config in the last checkpoint that can be read; None if there is none."""
+  if not any((workdir / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
+    return None  # orbax would warn of a folder without this file
+  try:
+    checkpoints = Checkpoints(workdir)
+    try:
+      return checkpoints.last_progress().config
+    finally:
+      checkpoints.close()
+  except UserError:
+    return None
+
+
+# ---------------------------------------------------------------------------------- checkpoints
+
+
 class Checkpoints:
-  """The checkpoints of a run: the last `keep` and the one with the best validation score."""
+  """The checkpoints of a run: the last `keep` and the one with the best validation score.
+
+  Raises UserError if the score of one cannot be read.
+  """
 
   def __init__(self, workdir: pathlib.Path, keep: int = 1):
     self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
+    for step in _damaged_scores(self.folder):
+      raise UserError(f"{self.folder / str(step)}: its score is damaged; {REMEDY}")
     best = keeping.BestN(
       get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
     )
@@ -71,16 +124,16 @@ class Checkpoints:
   @staticmethod
   def present(workdir: pathlib.Path) -> bool:
     """Whether a folder holds a run's checkpoints."""
-    folder = pathlib.Path(workdir) / "checkpoints"
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    return bool(_steps_in(pathlib.Path(workdir) / "checkpoints"))
 
   def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
     """Saves under state.step, unless that step is there; returns when it is on disk."""
     if state.step in self.steps():
       return  # the same weights; writing them again would lose their score, and them if killed
+    sums = {"model": checksums(state.model), "moments": checksums(state.moments)}
     self._checkpointer.save_checkpointables(
       state.step,
-      dict(model=state.model, moments=state.moments, progress=_as_bytes(progress)),
+      dict(model=state.model, moments=state.moments, progress=_as_bytes(progress, sums)),
       metrics=None if score is None else {"score": float(score)},
     )
 
@@ -89,11 +142,17 @@ class Checkpoints:
     return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
   def best_step(self) -> int | None:
-    """The step with the best validation score, the later of equals; without scores the last."""
+    """The step with the best validation score, the later of equals; without scores the last.
+
+    Raises UserError if a checkpoint with a score is damaged.
+    """
     best = None
     for checkpoint in self._checkpointer.checkpoints:
       if checkpoint.metrics:
-        found = checkpoint.metrics["score"], checkpoint.step
+        # The progress has a checksum, the metrics have none.
+        scores = self.progress(checkpoint.step).scores
+        score = scores.get(str(checkpoint.step), checkpoint.metrics["score"])
+        found = score, checkpoint.step
         best = max(best, found) if best else found
     return best[1] if best else max(self.steps(), default=None)
 
@@ -105,32 +164,123 @@ class Checkpoints:
         in whose layout on the mesh that is set they come back; without moments only the model is
         read and None stands in their place.
 
-    Raises UserError when the files are damaged, or of another model.
+    Raises UserError when the files are damaged, or of another model. With several processes all
+    must call this.
     """
     wanted = {"model": jax.tree.map(_described, model), "progress": None}
     if moments is not None:
       wanted["moments"] = jax.tree.map(_described, moments)
-    found = self._load(step, wanted)
+    fault, found, sums = None, {}, {}
+    try:
+      found, sums = self._load(step, wanted)
+    except UserError as error:
+      fault = str(error)
+    faults = list(filter(None, hosts.all_gather_json(fault)))
+    if faults:  # each process reads its own shards, and all have to go on together
+      raise UserError(faults[0])
+    for part in wanted.keys() & sums.keys():
+      damaged = differing(found[part], sums[part])
+      if damaged:
+        raise UserError(
+          f"{self.folder / str(step)}: damaged: other numbers than were saved in {part}"
+          f" ({', '.join(damaged[:3])}{', ...' if damaged[3:] else ''}); {REMEDY}"
+        )
     return found["model"], found.get("moments"), found["progress"]
+
+  def restore_last(self, model, moments):
+    """(step, model, moments, Progress) of the last checkpoint that is whole; as `restore`.
+
+    A damaged one is named on stderr and renamed to STEP.damaged, so that the run can save that step
+    again. Raises UserError if none can be restored; then nothing is renamed.
+    """
+    faults = {}
+    for step in reversed(hosts.broadcast(self.steps())):
+      try:
+        found = self.restore(step, model, moments)
+      except UserError as error:
+        faults[step] = str(error)  # not the error: its traceback would keep the arrays in memory
+        continue
+      for damaged, fault in faults.items():
+        _set_aside(self.folder, damaged, f"{fault}. Continuing from step {step}")
+      self._checkpointer.reload()
+      return step, *found
+    raise UserError(next(iter(faults.values())))
 
   def progress(self, step: int) -> Progress:
     """The Progress of a step alone; its arrays are not read. Raises as `restore`."""
-    return self._load(step, {"progress": None})["progress"]
+    return self._load(step, {"progress": None})[0]["progress"]
 
-  def _load(self, step: int, wanted: dict) -> dict:
+  def last_progress(self) -> Progress:
+    """The Progress of the last step for which it can be read. Raises UserError if there is none."""
+    fault = None
+    for step in reversed(self.steps()):
+      try:
+        return self.progress(step)
+      except UserError as error:
+        fault = fault or error
+    raise fault or UserError(f"{self.folder}: no checkpoint that was saved as a whole")
+
+  def _load(self, step: int, wanted: dict) -> tuple[dict, dict[str, list[int]]]:
+    """(What is wanted of a step, with its Progress; the checksums of its parts)."""
     try:
-      found = self._checkpointer.load_checkpointables(step, wanted)
-      return found | {"progress": _from_bytes(found["progress"])}
-    except (KeyError, OSError, TypeError, ValueError) as error:  # as orbax and tensorstore find it
-      reason = " ".join(str(error).split())[:200]
+      with contextlib.redirect_stderr(io.StringIO()):  # where a load fails, its other threads print
+        found = self._checkpointer.load_checkpointables(step, wanted)
+      progress, sums = _from_bytes(found["progress"])
+      return found | {"progress": progress}, sums
+    except jax.errors.JaxRuntimeError:
+      raise  # the device's memory, not the files
+    except Exception as error:  # orbax and tensorstore find damage in many ways
       raise UserError(
         f"{self.folder / str(step)}: cannot be read as a checkpoint of this model"
-        f" ({type(error).__name__}: {reason}). If its files are damaged, remove this folder: the"
-        " checkpoint before it is then the last one"
+        f" ({_reason(error)}). If its files are damaged, {REMEDY}"
       ) from error
 
   def close(self) -> None:
     self._checkpointer.close()
+
+
+def _reason(error: Exception) -> str:
+  """What the innermost error of a chain of them says, which is tensorstore's; shortened."""
+  while error.__cause__ or error.__context__:
+    error = error.__cause__ or error.__context__
+  return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def set_aside_damaged_scores(workdir: pathlib.Path) -> None:
+  """Renames the checkpoints whose scores cannot be read, if others are left; a collective."""
+  folder = pathlib.Path(workdir).resolve() / "checkpoints"
+  damaged = hosts.broadcast(_damaged_scores(folder))
+  if set(damaged) != set(_steps_in(folder)):
+    for step in damaged:
+      _set_aside(folder, step, f"{folder / str(step)}: its score is damaged. It is left out")
+
+
+def _set_aside(folder: pathlib.Path, step: int, message: str) -> None:
+  """Renames a damaged checkpoint to STEP.damaged, with a message on stderr; a collective."""
+  if hosts.is_writer():
+    print(f"{message}; renamed to {step}.damaged", file=sys.stderr)
+    shutil.rmtree(folder / f"{step}.damaged", ignore_errors=True)
+    (folder / str(step)).rename(folder / f"{step}.damaged")
+  hosts.barrier()
+
+
+def _steps_in(folder: pathlib.Path) -> list[int]:
+  if not folder.is_dir():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def _damaged_scores(folder: pathlib.Path) -> list[int]:
+  """The steps with a file of metrics that orbax could not read: its constructor would crash."""
+  damaged = []
+  for step in _steps_in(folder):
+    path = folder / str(step) / "metrics" / "metrics"
+    try:
+      if path.exists() and not math.isfinite(json.loads(path.read_text("utf-8"))["score"]):
+        damaged.append(step)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+      damaged.append(step)
+  return damaged
 
 
 def _described(leaf) -> jax.ShapeDtypeStruct:
@@ -143,16 +293,20 @@ def _described(leaf) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
-def _as_bytes(progress: Progress) -> dict[str, np.ndarray]:
-  """One array of JSON text: in a tree every number would be a file of its own."""
-  text = json.dumps(dataclasses.asdict(progress))
-  return {"json": np.frombuffer(text.encode(), np.uint8)}
+def _as_bytes(progress: Progress, sums: dict[str, list[int]]) -> dict[str, np.ndarray]:
+  """One array of JSON text, in a tree every number would be a file of its own, and its CRC-32."""
+  text = json.dumps(dataclasses.asdict(progress) | {"checksums": sums}).encode()
+  return {"json": np.frombuffer(text, np.uint8), "crc32": np.array([zlib.crc32(text)], np.uint32)}
 
 
-def _from_bytes(stored: dict) -> Progress:
-  values = json.loads(np.asarray(stored["json"]).tobytes())
+def _from_bytes(stored: dict) -> tuple[Progress, dict[str, list[int]]]:
+  """(Progress, checksums of the parts); checkpoints of earlier versions have no checksums."""
+  text = np.asarray(stored["json"]).tobytes()
+  if "crc32" in stored and zlib.crc32(text) != int(stored["crc32"][0]):
+    raise ValueError("the run's progress has another checksum than was saved")
+  values = json.loads(text)
   progress = Progress()
   for name in vars(progress):  # earlier versions stored more
-    if name != "data" or name in values:
+    if name not in ("data", "config") or name in values:
       setattr(progress, name, values[name])
-  return progress
+  return progress, values.get("checksums", {})

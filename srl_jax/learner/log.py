@@ -3,6 +3,7 @@
 import json
 import pathlib
 import secrets
+import sys
 
 import jax
 
@@ -128,11 +129,28 @@ def _open_wandb(workdir: pathlib.Path, project: str, name: str, config: dict):
 
 
 def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
-  """Removes what was written after `step`, a last half line included."""
+  """Removes what was written after `step`, a last half line and damaged lines included."""
   if folders.cut_to_whole_lines(metrics):
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    earlier = [line for line in lines if json.loads(line)["step"] <= step]
+    earlier, damaged = [], []
+    lines = metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+      found = _step_of(line)
+      if found is None:
+        damaged.append(number)
+      elif found <= step:
+        earlier.append(line + "\n")
+    if damaged:  # zeros, after a power failure
+      print(f"{metrics}: left out damaged lines, from line {damaged[0]} on", file=sys.stderr)
     folders.write_text(metrics, "".join(earlier))
   for path in rollouts.glob("step_*"):
     if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
       path.unlink()
+
+
+def _step_of(line: str) -> int | None:
+  """The step of a line of metrics; None if the line is damaged."""
+  try:
+    step = json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return None
+  return step if isinstance(step, int) else None

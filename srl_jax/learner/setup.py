@@ -18,12 +18,18 @@ from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
 from srl_jax.learner import limits, optimizer, run_data
 from srl_jax.learner.batch import expected_lengths
-from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.checkpoint import (
+  Checkpoints,
+  Progress,
+  config_json,
+  set_aside_damaged_scores,
+)
 from srl_jax.learner.log import Log
 from srl_jax.learner.packing import RowShape, row_shapes
 from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
+from srl_jax.learner.workdir import check_same_run
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract, init
 from srl_jax.policy.sharding import check_mesh, platform
@@ -111,6 +117,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     examples = load_examples(config)
     stop.raise_if_any_stopped()
 
+    set_aside_damaged_scores(workdir)
     checkpoints = Checkpoints(workdir, config.train.keep)
     stack.callback(checkpoints.close)
     folder = resolve_model(config.model)
@@ -121,7 +128,12 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     ends = stop_ids(tokenizer, folder)
     saved = hosts.broadcast(checkpoints.steps())
     step = saved[-1] if saved else 0
-    before = checkpoints.progress(step).data if saved else None
+    before = None
+    if saved:
+      progress = checkpoints.last_progress()
+      before = progress.data
+      if progress.config is not None:  # config.json may be another run's
+        check_same_run(workdir, config, progress.config)
     examples = run_data.old_hold_out(config, before, examples)
     positions = architecture.max_position_embeddings
     train_prompts = PromptSet(config, tokenizer, examples.train, positions)
@@ -132,12 +144,14 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     steps = config.train.steps or epoch_steps(config, len(examples.train))
     stop.raise_if_any_stopped()
 
-    log = Log(workdir, config.log, step=step, name=workdir.name, config=config.to_dict())
-    stack.callback(log.close)
     tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
     state, progress = load_state(config, folder, tx, checkpoints)
     run_data.adopt(progress, data)
+    progress.config = config_json(config)
     stop.raise_if_any_stopped()
+    # Only now: where the last checkpoint is damaged, the run continues from an earlier step.
+    log = Log(workdir, config.log, step=state.step, name=workdir.name, config=config.to_dict())
+    stack.callback(log.close)
 
     engine = make_engine(config, tokenizer, ends, stop)
     stack.callback(engine.close)
@@ -198,20 +212,19 @@ def opening(run: Run, examples: Examples) -> str:
 def load_state(
   config, folder: pathlib.Path, tx: optax.GradientTransformation, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
-  """The state at the run's last checkpoint, or at its start, with float32 weights and moments.
+  """The state at the run's last whole checkpoint, or its start, with float32 weights and moments.
 
   Call it with the mesh set.
   """
   architecture = load_config(folder, config.dtype).on_platform(platform())
   mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
   check_mesh(mesh, architecture.sizes())
-  steps = hosts.broadcast(checkpoints.steps())
-  if not steps:
+  if not hosts.broadcast(checkpoints.steps()):
     model = initial_weights(config, folder)
     return TrainState(0, model, init_moments(tx, model)), Progress()
   shapes = abstract(architecture)
-  model, moments, progress = checkpoints.restore(steps[-1], shapes, jax.eval_shape(tx.init, shapes))
-  return TrainState(steps[-1], model, moments), progress
+  step, model, moments, progress = checkpoints.restore_last(shapes, jax.eval_shape(tx.init, shapes))
+  return TrainState(step, model, moments), progress
 
 
 def initial_weights(config, folder: pathlib.Path) -> Qwen2:

@@ -31,7 +31,7 @@ def claim(workdir: pathlib.Path, config) -> None:
   Raises UserError when it holds another run's checkpoints, with the keys that differ, or more
   steps than the config asks for.
   """
-  if (workdir / "config.json").exists() and Checkpoints.present(workdir):
+  if Checkpoints.present(workdir):
     check_same_run(workdir, config)
     step = _last_step(workdir)
     if 0 < config.train.steps < step:
@@ -45,12 +45,18 @@ def claim(workdir: pathlib.Path, config) -> None:
 
 
 def finished(workdir: pathlib.Path, config) -> dict | None:
-  """The summary of the run in a claimed workdir, if it has made its config.train.steps."""
+  """The summary of the run in a claimed workdir, if it has made its config.train.steps.
+
+  A damaged one counts as none: the run measures what is in it again.
+  """
   path = workdir / "summary.json"
   if not config.train.steps or not path.exists() or not Checkpoints.present(workdir):
     return None
-  summary = json.loads(path.read_text(encoding="utf-8"))
-  done = summary["steps"] == config.train.steps == _last_step(workdir)
+  try:
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    done = summary["steps"] == config.train.steps == _last_step(workdir)
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return None
   return summary if done else None
 
 
@@ -59,9 +65,12 @@ def _last_step(workdir: pathlib.Path) -> int:
   return max(int(path.name) for path in folders if path.name.isdigit())
 
 
-def check_same_run(workdir: pathlib.Path, config) -> None:
-  """Raises UserError if the run in `workdir` is of another config or another version."""
-  before = read_config(workdir)
+def check_same_run(workdir: pathlib.Path, config, before: dict | None = None) -> None:
+  """Raises UserError if the run in `workdir` is of another config or another version.
+
+  before: the run's config as its checkpoint has it; by default that of read_config.
+  """
+  before = dict(before or read_config(workdir))
   version = before.pop("version")
   if version != __version__:
     raise UserError(

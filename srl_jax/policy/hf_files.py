@@ -4,6 +4,8 @@ The headers of safetensors files are read first. Tensors are memory-mapped one b
 because the mapping of a whole file counts as memory until it is closed.
 """
 
+import concurrent.futures
+import hashlib
 import json
 import math
 import pathlib
@@ -18,6 +20,11 @@ from srl_jax.errors import UserError
 from srl_jax.policy.model import ModelConfig
 
 DISK_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# Bytes of an element of the types of safetensors.
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}
+SIZES |= {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1}
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+CHECKSUMS = "SHA256SUMS"  # of an export's files, as the program sha256sum writes and reads it
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What is downloaded from the hub: weights, settings and the tokenizer, no code.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
@@ -31,6 +38,7 @@ REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers
 REQUIRED += ["num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps"]
 _FLOATS = {"rope_theta": 1e12, "rms_norm_eps": 1.0}  # with their largest values
 _LAYERS, _SIZE = 1000, 1 << 24  # the largest of other numbers
+_REMEDY_OF_SUMS = f"copy the folder again, or remove {CHECKSUMS} if the change is on purpose"
 _REMEDY = "use a Qwen2 or Qwen2.5 checkpoint with plain attention and unquantised weights"
 
 
@@ -184,41 +192,158 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
 
 
 def read_headers(folder) -> dict[str, Stored]:
-  """{Hugging Face name: Stored} of all tensors in the folder; UserError if a file is truncated."""
+  """{Hugging Face name: Stored} of all tensors in the folder.
+
+  Raises UserError where a file is missing or its header is not sound: see `_read_header`. What a
+  header cannot show is two tensors of one shape and type in each other's place.
+  """
   folder = pathlib.Path(folder)
-  if (folder / WEIGHTS).exists():
-    files = [WEIGHTS]
-  elif (folder / INDEX).exists():
+  stored = {}
+  for path in _weight_files(folder):
+    if not path.exists():
+      raise UserError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
     try:
-      weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-      files = sorted({f"{file}" for file in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise UserError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
-  else:
+      found = _read_header(path)
+      twice = sorted(found.keys() & stored.keys())
+      if twice:
+        raise ValueError(f"{twice[0]} is in {stored[twice[0]].path.name} too")
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+      reason = " ".join(str(error).split())[:200]
+      raise UserError(f"{path}: not a whole safetensors file ({reason}); copy it again") from error
+    stored |= found
+  types = {tensor.dtype for tensor in stored.values()}
+  if {"F16", "BF16"} <= types:  # no model mixes them, but they have one size
+    raise UserError(f"{folder}: tensors of type F16 and of BF16; copy the whole folder again")
+  return stored
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of a folder."""
+  if (folder / WEIGHTS).exists():
+    return [folder / WEIGHTS]
+  if not (folder / INDEX).exists():
     raise UserError(
       f"{folder}: no weights ({WEIGHTS} or {INDEX}); srl_jax reads safetensors only, which "
       "transformers' save_pretrained writes"
     )
-  stored = {}
-  for path in (folder / file for file in files):
-    if not path.exists():
-      raise UserError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
-    try:
-      with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        start = 8 + length
-        if start > path.stat().st_size:
-          raise UserError("the header is longer than the file")
-        header = json.loads(file.read(length))
-      header.pop("__metadata__", None)
-      for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if start + end > path.stat().st_size:
-          raise UserError(f"{name} ends beyond the file")
-        stored[name] = Stored(path, start + begin, tuple(entry["shape"]), entry["dtype"])
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-      raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+  try:
+    names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    raise UserError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
+  for name in names:
+    if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name:
+      raise UserError(f"{folder / INDEX}: {_short(name)} is no safetensors file; copy it again")
+  return [folder / name for name in sorted(names)]
+
+
+def _read_header(path: pathlib.Path) -> dict[str, Stored]:
+  """The tensors of one safetensors file.
+
+  The format (https://github.com/huggingface/safetensors, "Format"): 8 bytes with the length of the
+  header, the header in JSON, and the tensors' bytes, one after another without gaps to the end of
+  the file. Raises ValueError, KeyError or TypeError for anything else.
+  """
+  size = path.stat().st_size
+  with path.open("rb") as file:
+    (length,) = struct.unpack("<Q", file.read(8))
+    start = 8 + length
+    if start > size or length > MAX_HEADER_BYTES:
+      raise ValueError("the header is longer than the file or than 100 MB")
+    header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+  if not isinstance(header, dict):
+    raise TypeError("its header is no object")
+  header.pop("__metadata__", None)
+  stored, ends = {}, {}
+  for name, entry in header.items():
+    if len(name) > 200 or not name.isprintable():
+      raise ValueError(f"a tensor is called {_short(name)}")
+    begin, end = _check_entry(name, entry, size - start)
+    if begin < end:
+      if begin in ends:
+        raise ValueError(f"{name} and {ends[begin][0]} are at one place")
+      ends[begin] = name, end
+    stored[name] = Stored(path, start + begin, tuple(entry["shape"]), entry["dtype"])
+  _check_layout(ends, size - start)
   return stored
+
+
+def _check_entry(name: str, entry: dict, size: int) -> tuple[int, int]:
+  """The first byte of a tensor and the one after its last, if they fit its shape and type."""
+  shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+  for number in [*shape, begin, end]:
+    if type(number) is not int or number < 0:
+      raise ValueError(f"{name}: {_short(number)} in its shape or offsets")
+  if dtype not in SIZES:
+    raise ValueError(f"{name} is of type {_short(dtype)}, not one of {', '.join(SIZES)}")
+  if end > size:
+    raise ValueError(f"{name} ends beyond the file")
+  if end - begin != math.prod(shape) * SIZES[dtype]:
+    raise ValueError(f"{name} has {end - begin} bytes, {dtype} {_short(shape)} has another number")
+  return begin, end
+
+
+def _check_layout(ends: dict[int, tuple[str, int]], size: int) -> None:
+  """Raises ValueError unless tensors fill `size` bytes; ends is {first byte: (name, end)}."""
+  position = 0
+  for begin in sorted(ends):
+    name, end = ends[begin]
+    if begin != position:
+      raise ValueError(f"{name} begins at byte {begin}, the tensor before it ends at {position}")
+    position = end
+  if position != size:
+    raise ValueError(f"{size - position} bytes after the last tensor")
+
+
+def _without_repeats(pairs: list[tuple]) -> dict:
+  """The pairs of a JSON object as a dict; ValueError where a key comes twice."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError("a name comes twice in its header")
+  return found
+
+
+def write_checksums(folder: pathlib.Path) -> None:
+  """Writes SHA256SUMS of all files of a folder; `sha256sum -c SHA256SUMS` checks it too."""
+  paths = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    sums = threads.map(_sha256, paths)
+    lines = [f"{found}  {path.name}\n" for path, found in zip(paths, sums)]
+  (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_checksums(folder) -> None:
+  """Raises UserError if a file of an export is not the one that SHA256SUMS has the sum of.
+
+  A folder without that file, as of the hub, is not checked.
+  """
+  sums_file = pathlib.Path(folder) / CHECKSUMS
+  if not sums_file.exists():
+    return
+  lines = sums_file.read_text(encoding="utf-8", errors="replace").splitlines()
+  expected = {name: wanted for wanted, _, name in (line.partition("  ") for line in lines)}
+  weights = {path.name for path in sums_file.parent.glob("*.safetensors")}
+  for name in sorted({"config.json", *weights, *expected}):
+    if not name or "/" in name or "\0" in name or name not in expected:
+      raise UserError(
+        f"{sums_file}: damaged, no checksum of a file of this folder: {_short(name)};"
+        f" {_REMEDY_OF_SUMS}"
+      )
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    found = list(threads.map(_sha256, [sums_file.parent / name for name in expected]))
+  for (name, wanted), now in zip(expected.items(), found):
+    if now != wanted:
+      what = "missing" if now is None else "damaged, or changed since the export"
+      raise UserError(
+        f"{sums_file.parent / name}: {what} ({CHECKSUMS} has its checksum); {_REMEDY_OF_SUMS}"
+      )
+
+
+def _sha256(path: pathlib.Path) -> str | None:
+  """The SHA-256 of a file in hexadecimal digits; None if there is none."""
+  if not path.is_file():
+    return None
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def map_tensor(tensor: Stored) -> np.ndarray:

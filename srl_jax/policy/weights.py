@@ -27,10 +27,12 @@ from srl_jax.policy.hf_files import (
   DISK_TYPES,
   INDEX,
   WEIGHTS,
+  check_checksums,
   config_json,
   load_config,
   map_tensor,
   read_headers,
+  write_checksums,
 )
 from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, abstract
 from srl_jax.policy.sharding import param_spec, platform
@@ -75,12 +77,13 @@ def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=N
     (config, model): ModelConfig and Qwen2.
 
   Raises:
-    UserError: a model that model.py does not compute, files that are missing or truncated, or
-      tensors that are missing, superfluous, or of another shape than config.json gives. Nothing has
-      been allocated at that point.
+    UserError: a model that model.py does not compute, files that are missing or damaged (by their
+      headers, or by the checksums that an export has), or tensors that are missing, superfluous, or
+      of another shape than config.json gives. Nothing has been allocated at that point.
   """
   dtype = jnp.dtype(dtype)
   mesh = jax.sharding.get_mesh() if mesh is None else mesh
+  check_checksums(folder)
   config = load_config(folder, jnp.dtype(compute_dtype or dtype).name).on_platform(platform(mesh))
   stored = _check_tensors(folder, config, read_headers(folder))
   model = abstract(config)
@@ -124,6 +127,7 @@ def save_hf(
   dtype=None,
   source=None,
   stop_ids: Sequence[int] = (),
+  checksums: bool = False,
 ) -> None:
   """Writes a folder that transformers and vLLM load, atomically.
 
@@ -136,6 +140,7 @@ def save_hf(
       copied.
     stop_ids: token ids that end a response, for config.json and generation_config.json; () keeps
       those of `source`. transformers and vLLM stop at no other token.
+    checksums: whether SHA256SUMS is written, which load_hf compares with the files.
 
   Raises UserError when `folder` exists and is not empty.
   """
@@ -170,6 +175,8 @@ def save_hf(
       generation = target / "generation_config.json"
       given = json.loads(generation.read_text()) if generation.exists() else {}
       generation.write_text(json.dumps(given | _ends(stop_ids), indent=2))
+    if checksums:
+      write_checksums(target)
     os.rename(target, folder)
 
 

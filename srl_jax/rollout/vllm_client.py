@@ -19,7 +19,7 @@ from srl_jax.data.tokenizer import decode
 from srl_jax.errors import EngineError, UserError
 from srl_jax.policy.model import Qwen2
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
-from srl_jax.rollout.vllm_fleet import Fleet, Weights
+from srl_jax.rollout.vllm_fleet import CLOSE_SECONDS, Fleet, Weights
 from srl_jax.rollout.vllm_server import ServerError, read_group
 from srl_jax.rollout.vllm_weights import GENERATE, Probe, WeightsFolder, take_part
 
@@ -27,6 +27,10 @@ TRIES = 8  # of one group, before the run ends
 BACK_OFF = 0.2  # seconds before the second try; doubles
 REQUEST_SECONDS = 120.0  # of a request, besides those for its tokens
 TYPES = ("float32", "bfloat16")
+
+
+class WrongRequest(EngineError, UserError):
+  """Every server refuses a request. As after any EngineError, what was trained is saved."""
 
 
 class VllmEngine:
@@ -68,7 +72,7 @@ class VllmEngine:
   ):
     self.tokenizer, self.stop_ids, self.lag = tokenizer, tuple(stop_ids), lag
     self.seconds_per_token, self._check = seconds_per_token, check
-    self.version = None
+    self.version = self._vocab_size = None
     self._counts = Counter()
     self._fleet = self._files = None
     try:
@@ -81,8 +85,9 @@ class VllmEngine:
       raise
 
   def load_weights(self, model: Qwen2, version: int) -> None:
-    """See Engine. Raises EngineError when a server refuses them or then fails the check."""
+    """See Engine. Raises EngineError when no server takes them, or one then fails the check."""
     probe = Probe(model, version, self._max_length)
+    self._vocab_size = model.config.vocab_size
     error = None
     if self._fleet:
       try:
@@ -149,8 +154,10 @@ class VllmEngine:
         yield [self._rollout(prompt, *one) for one in found]
     finally:  # also when the caller stops in the middle: cut calls are aborted by the server
       cancelled.set()
-      # A thread may begin a call after a cut, so all are cut again until no thread is left.
-      while any(thread.is_alive() for thread in threads):
+      # A thread may begin a call after a cut, so all are cut again until no thread is left. One
+      # that still connects is left alone: it ends by itself and sends nothing.
+      deadline = time.monotonic() + CLOSE_SECONDS
+      while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
         for member in self._fleet.members:
           member.server.cut(cancelled)
         for thread in threads:
@@ -203,21 +210,24 @@ class VllmEngine:
     timeout = REQUEST_SECONDS + params.max_tokens * self.seconds_per_token
     last = "nothing"
     for attempt in range(TRIES):
-      if attempt:
-        time.sleep(BACK_OFF * 2 ** (attempt - 1))
+      if attempt and cancelled.wait(BACK_OFF * 2 ** (attempt - 1)):
+        return None
       member = self._fleet.lease(n, cancelled)
       if member is None:
         return None
       try:
         answer = member.server.call("POST", GENERATE, body, timeout=timeout, owner=cancelled)
-        group = read_group(answer, n, params.max_tokens, self.stop_ids)
+        group = read_group(answer, n, params.max_tokens, self.stop_ids, self._vocab_size)
       except ServerError as error:
         last, reason = str(error), "failed"
         if cancelled.is_set():
           return None
-        self._fleet.fault(member, error, fatal=isinstance(error.__cause__, TimeoutError))
-      except ValueError as error:
-        raise UserError(f"prompt {prompt.id} ({len(prompt.token_ids)} tokens): {error}") from error
+        is_late = isinstance(error.__cause__, TimeoutError)
+        self._fleet.fault(member, error, cancelled, fatal=is_late)
+      except UserError as error:
+        raise WrongRequest(
+          f"prompt {prompt.id} ({len(prompt.token_ids)} tokens): {error}"
+        ) from error
       else:
         self._fleet.good(member)
         reason = why_rejected(group, self.version, self.lag)
@@ -225,7 +235,7 @@ class VllmEngine:
           return group
         last = f"{member.server.url} gave a group that was {reason}"
         if reason == "rejected_old":  # it was restarted, or another run pushed weights to it
-          self._fleet.fault(member, EngineError(last), fatal=True)
+          self._fleet.fault(member, EngineError(last), cancelled, fatal=True)
       finally:
         self._fleet.release(member, n)
       self._counts[reason] += 1

@@ -7,10 +7,10 @@ when it answers again (with the weights that it read from disk) it gets the newe
 
 import contextlib
 import dataclasses
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from srl_jax.errors import EngineError, UserError
 from srl_jax.rollout.vllm_server import Server, ServerError
@@ -20,6 +20,8 @@ START_SECONDS = 300.0  # a server needs 40 to 150 s to start
 HEALTH_EVERY = 2.0
 HEALTH_SECONDS = 10.0
 MISSES = 3  # answers from /health that stay out before a server is lost
+PUSHES = 2  # of the same weights to a server
+CLOSE_SECONDS = 2.0  # a thread may wait longer for a connection, but begins no call then
 FAULTS = 3  # useless answers in a row before a server is lost
 RETRY_SECONDS = 60.0  # longest time between two attempts to win a lost server back
 
@@ -34,21 +36,35 @@ class Limits:
   logprobs_mode: str
 
 
-def read_limits(server: Server) -> Limits:
-  """A server's settings; UserError when it was started without its control routes."""
+def read_limits(server: Server, owner: threading.Event | None = None) -> Limits:
+  """A server's settings; UserError when it was started without its control routes.
+
+  `owner` is that of Server.call. Raises ServerError for settings that are none.
+  """
   try:
-    found = server.call("GET", "/server_info?config_format=json", timeout=60)["vllm_config"]
+    found = server.call("GET", "/server_info?config_format=json", timeout=60, owner=owner)
+  except ServerError as error:
+    if error.status in (401, 403, 404):  # it has no such route, or wants a key
+      raise UserError(f"{error}; start this server with launch/vllm_server.sh") from error
+    raise
+  except UserError as error:
+    raise UserError(f"{error}; start this server with launch/vllm_server.sh") from error
+  try:
+    found = found["vllm_config"]
     model, scheduler = found["model_config"], found["scheduler_config"]
-    return Limits(
-      dtype=str(model["dtype"]).removeprefix("torch."),
+    limits = Limits(
+      dtype=model["dtype"].removeprefix("torch."),
       max_num_seqs=int(scheduler["max_num_seqs"]),
       max_model_len=int(model["max_model_len"]),
-      logprobs_mode=model["logprobs_mode"],
+      logprobs_mode=str(model["logprobs_mode"]),
     )
-  except ValueError as error:
-    raise UserError(f"{error}; start this server with launch/vllm_server.sh") from error
-  except (KeyError, TypeError) as error:
-    raise ServerError(f"{server.url}/server_info: answer not understood ({error!r})") from error
+    # A probe needs two tokens and one more.
+    if not 0 < limits.max_num_seqs < 2**31 or not 3 <= limits.max_model_len < 2**31:
+      raise ValueError(f"{limits.max_num_seqs} responses of {limits.max_model_len} tokens")
+  except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    reason = repr(error)[:200]
+    raise ServerError(f"{server.url}/server_info: answer not understood ({reason})") from error
+  return limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,20 +126,59 @@ class Fleet:
     """Returns when all servers are live, or after START_SECONDS."""
     deadline, announced = time.monotonic() + START_SECONDS, False
     while True:
-      for member in self._lost():
-        if member.server.healthy():
-          try:
-            member.limits, member.live = read_limits(member.server), True
-          except ServerError as error:
-            member.reason = str(error)
+      self._side_by_side(self._try_to_start, self._lost())
       if not self._lost() or time.monotonic() > deadline:
         return
       if not announced:
         announced = True
         urls = ", ".join(member.server.url for member in self._lost())
         self.say(f"waiting for {urls}, {START_SECONDS:.0f} s at most ...")
+      self._pause(1.0)
+
+  def _try_to_start(self, member: Member, ended: threading.Event) -> None:
+    if member.server.healthy(owner=ended):
+      try:
+        member.limits, member.live = read_limits(member.server, ended), True
+      except ServerError as error:
+        member.reason = str(error)
+
+  def _pause(self, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
       self.check()
-      time.sleep(1)
+      time.sleep(0.1)
+
+  def _side_by_side(
+    self, function: Callable[[Member, threading.Event], None], members: Sequence[Member]
+  ) -> None:
+    """Calls function(member, ended) for all members, in threads, and raises the first error.
+
+    Returns when all have ended. What self.check raises meanwhile ends the wait: the calls to the
+    servers, which are `ended`'s, are cut, and no thread is waited for.
+    """
+    ended, results = threading.Event(), queue.SimpleQueue()
+
+    def work(member: Member) -> None:
+      try:
+        function(member, ended)
+        results.put(None)
+      except BaseException as error:  # raised again in the caller's thread
+        results.put(error)
+
+    for member in members:
+      threading.Thread(target=work, args=(member,), daemon=True).start()
+    errors = []
+    try:
+      while len(errors) < len(members):
+        self.check()
+        with contextlib.suppress(queue.Empty):
+          errors.append(results.get(timeout=0.2))
+    finally:
+      ended.set()
+      for member in members:
+        member.server.cut(ended)
+    for error in filter(None, errors):
+      raise error
 
   def _check_start(self) -> None:
     """Raises UserError when no server is ready, or the servers differ in their type."""
@@ -205,14 +260,17 @@ class Fleet:
     """The server gave a useful answer."""
     member.faults = 0
 
-  def fault(self, member: Member, error: Exception, *, fatal: bool = False) -> None:
+  def fault(
+    self, member: Member, error: Exception, owner: threading.Event, *, fatal: bool = False
+  ) -> None:
     """The server gave no useful answer: it is lost at once if it is down or the error is fatal,
-    else after FAULTS errors in a row.
+    else after FAULTS errors in a row. `owner` is that of Server.call.
     """
     if not member.live:
       return
     member.faults += 1
-    if fatal or member.faults >= FAULTS or not member.server.healthy(HEALTH_SECONDS):
+    lost = fatal or member.faults >= FAULTS or not member.server.healthy(HEALTH_SECONDS, owner)
+    if lost and not owner.is_set():
       self._lose(member, str(error))
 
   def _lose(self, member: Member, reason: str) -> None:
@@ -228,36 +286,45 @@ class Fleet:
   def push(self, weights: Weights) -> None:
     """Gives all live servers new weights and checks them; returns when at least one has them.
 
-    Raises EngineError when a server refuses the weights or fails the check.
+    Raises EngineError when the last server refuses the weights, or one fails the check.
     """
     with self._changed:
       self.weights = weights
       members = self.ready()
-    with ThreadPoolExecutor(max(1, len(members))) as pool:
-      # `list` waits for all of them and raises the first error.
-      list(pool.map(lambda member: self._push(member, weights), members))
+    self._side_by_side(lambda member, ended: self._push(member, weights, ended), members)
     with self._changed:
       self._await_live(self._closed, self.check)
 
-  def _push(self, member: Member, weights: Weights) -> None:
-    server = member.server
-    try:
-      push(server, weights.folder, weights.version)
-      weights.probe.check(server, weights.dtype)
-    except ServerError as error:
-      if not member.live or not server.healthy(HEALTH_SECONDS):
-        self._lose(member, str(error))
+  def _push(self, member: Member, weights: Weights, ended: threading.Event) -> None:
+    """Gives one server the weights, in a second try after a bad answer.
+
+    If that fails too, the server is lost; raises EngineError if it is healthy and the last one.
+    """
+    server, fault = member.server, None
+    for _ in range(PUSHES):
+      try:
+        push(server, weights.folder, weights.version, ended)
+        weights.probe.check(server, weights.dtype, ended)
         return
-      # The push paused the server: it must not stay so when this run ends.
-      with contextlib.suppress(ServerError):
-        server.call("POST", "/resume", timeout=HEALTH_SECONDS)
-      raise EngineError(f"the weights of step {weights.version} were refused: {error}") from error
+      except (ServerError, UserError) as error:  # UserError: a status of WRONG_REQUEST
+        fault = error
+        if ended.is_set() or isinstance(error.__cause__, TimeoutError):
+          break
+    # The push paused the server: it must not stay so when this run ends.
+    with contextlib.suppress(ServerError, UserError):
+      server.call("POST", "/resume", timeout=1.0 if ended.is_set() else HEALTH_SECONDS)
+    if ended.is_set() or not member.live:
+      return
+    if len(self.ready()) > 1 or not server.healthy(HEALTH_SECONDS, ended):
+      self._lose(member, str(fault))
+      return
+    raise EngineError(f"the weights of step {weights.version} were refused: {fault}") from fault
 
   def _watch(self, member: Member) -> None:
     """Loses a server that stops answering, wins back one that answers again."""
     misses, pause = 0, HEALTH_EVERY
     while not self._closed.wait(HEALTH_EVERY if member.live else pause):
-      healthy = member.server.healthy(HEALTH_SECONDS)
+      healthy = member.server.healthy(HEALTH_SECONDS, self._closed)
       misses = 0 if healthy else misses + 1
       if member.live:
         pause = HEALTH_EVERY
@@ -270,13 +337,13 @@ class Fleet:
   def _win_back(self, member: Member) -> None:
     try:
       # It may have been started anew with other settings.
-      limits = read_limits(member.server)
+      limits = read_limits(member.server, self._closed)
       if limits.dtype != self.dtype:
         raise ServerError(f"{member.server.url} came back computing in {limits.dtype}")
       weights = self.weights
       if weights:
-        push(member.server, weights.folder, weights.version)
-        weights.probe.check(member.server, weights.dtype)
+        push(member.server, weights.folder, weights.version, self._closed)
+        weights.probe.check(member.server, weights.dtype, self._closed)
     except (ServerError, EngineError, ValueError) as error:
       if str(error) != member.reason:
         self.say(f"vLLM server {member.server.url} answers but cannot be used: {error}")
@@ -296,8 +363,9 @@ class Fleet:
     self._closed.set()
     for member in self.members:
       member.server.cut()
+    deadline = time.monotonic() + CLOSE_SECONDS
     for thread in self._watchers:
-      thread.join()
+      thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _has_room(member: Member, n: int) -> bool:

@@ -2,11 +2,13 @@
 
 import contextlib
 import http.client
+import io
 import ipaddress
 import json
-import math
+import reprlib
 import socket
 import threading
+import time
 import urllib.parse
 from collections.abc import Sequence
 
@@ -16,6 +18,11 @@ from srl_jax.errors import UserError
 
 CONNECT_SECONDS = 5.0
 LARGEST_ANSWER = 1 << 28  # bytes
+ANSWER_SECONDS = 60.0  # from the first byte of an answer to its last
+# Statuses that every server would give to the same request. A 404 is not one of them: it may come
+# from a proxy, or from a server that is being replaced.
+WRONG_REQUEST = (400, 413, 422)
+LOWEST_LOGPROB = -1000.0  # of a token that was sampled; vLLM writes -9999 for minus infinity
 
 
 class ServerError(Exception):
@@ -79,18 +86,28 @@ class Server:
           "rollout.public_servers=True"
         )
 
-  def call(self, method: str, path: str, body=None, *, timeout: float, owner=None):
+  def call(
+    self,
+    method: str,
+    path: str,
+    body=None,
+    *,
+    timeout: float,
+    owner: threading.Event | None = None,
+  ):
     """The decoded JSON answer of one request.
 
     Args:
       body: sent as JSON, or None.
-      timeout: seconds without a byte of the answer. The server drops the work when it passes.
-      owner: a name under which `cut` ends the call.
+      timeout: seconds for the whole answer, of which ANSWER_SECONDS may be between its first byte
+        and its last. The server drops the work when they have passed.
+      owner: an event under which `cut` ends the call; once it is set no call of it begins.
 
     Raises:
-      ServerError: no answer, status 5xx, 408 or 429, or an answer that is not JSON.
-      UserError: any other status; the request is wrong, and every server would refuse it.
+      ServerError: no answer, or one that cannot be used.
+      UserError: one of WRONG_REQUEST.
     """
+    deadline = time.monotonic() + timeout
     kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
     connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
     headers = {"Content-Type": "application/json"}
@@ -104,6 +121,9 @@ class Server:
       sock.settimeout(timeout)
       with self._lock:
         self._open[sock] = owner
+      if owner is not None and owner.is_set():  # after the line above: no `cut` can come between
+        raise ServerError(f"{where}: the call was ended")
+      connection.response_class = _response_until(deadline)
       connection.request(method, path, None if body is None else json.dumps(body), headers)
       answer = connection.getresponse()
       data = answer.read(LARGEST_ANSWER)
@@ -117,23 +137,23 @@ class Server:
       connection.close()
     if answer.status != 200:
       said = f"{where} answered {answer.status}: {_message(data, self._key)}"
-      if 400 <= answer.status < 500 and answer.status not in (408, 429):
+      if answer.status in WRONG_REQUEST:
         raise UserError(said)
       raise ServerError(said, answer.status)
     try:
       return json.loads(data or b"null")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise ServerError(f"{where} answered no JSON: {_message(data, self._key)}") from error
 
-  def healthy(self, timeout: float = CONNECT_SECONDS) -> bool:
+  def healthy(self, timeout: float = CONNECT_SECONDS, owner: threading.Event | None = None) -> bool:
     """Whether /health answers 200 in `timeout` seconds."""
     try:
-      self.call("GET", "/health", timeout=timeout)
+      self.call("GET", "/health", timeout=timeout, owner=owner)
     except (ServerError, ValueError):
       return False
     return True
 
-  def cut(self, owner=None) -> None:
+  def cut(self, owner: threading.Event | None = None) -> None:
     """Ends the calls of `owner` in other threads, or all: they raise, and the server aborts."""
     chosen = []
     with self._lock:
@@ -145,25 +165,70 @@ class Server:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def read_group(answer, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list[tuple]:
+class _Until(io.RawIOBase):
+  """Reads a socket up to a moment, and for ANSWER_SECONDS from the first byte on.
+
+  A socket's own timeout begins again with every byte.
+  """
+
+  def __init__(self, sock: socket.socket, deadline: float):
+    self._sock, self._deadline = sock, deadline
+    self._begun = False
+    self._file = sock.makefile("rb", buffering=0)
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int | None:
+    left = self._deadline - time.monotonic()
+    if left <= 0:
+      raise TimeoutError
+    self._sock.settimeout(left)
+    count = self._file.readinto(buffer)
+    if not self._begun:
+      self._begun = True
+      self._deadline = min(self._deadline, time.monotonic() + ANSWER_SECONDS)
+    return count
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
+
+
+def _response_until(deadline: float):
+  """A response_class for http.client whose answers have to be complete at `deadline`."""
+
+  class Response(http.client.HTTPResponse):
+    def __init__(self, sock, *args, **kwargs):
+      super().__init__(sock, *args, **kwargs)
+      self.fp.close()
+      self.fp = io.BufferedReader(_Until(sock, deadline))
+
+  return Response
+
+
+def read_group(
+  answer, n: int, max_tokens: int, stop_ids: Sequence[int], vocab_size: int = 1 << 31
+) -> list[tuple]:
   """[(token_ids, logprobs, finish_reason, versions)] of the n responses in a server's answer.
 
-  Raises ServerError for an answer that is not that.
+  Raises ServerError for an answer that is not that: with tokens beyond the vocabulary or after a
+  stop token, or log-probs that no sampled token has.
   """
   try:
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-    group = [_read_choice(choice, max_tokens, stop_ids) for choice in choices]
-    if len(group) != n:
-      raise UserError(f"{len(group)} choices, not {n}")
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise ServerError(f"answer not understood: {error!r} in {str(answer)[:300]}") from error
-  return group
+    if [choice["index"] for choice in choices] != list(range(n)):
+      raise UserError(f"{len(choices)} choices, not {n} with the indices from 0 on")
+    return [_read_choice(choice, max_tokens, stop_ids, vocab_size) for choice in choices]
+  except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    said = " ".join(reprlib.repr(answer).split())[:300]
+    raise ServerError(f"answer not understood: {error!r} in {said}") from error
 
 
-def _read_choice(choice, max_tokens: int, stop_ids: Sequence[int]) -> tuple:
+def _read_choice(choice, max_tokens: int, stop_ids: Sequence[int], vocab_size: int) -> tuple:
   token_ids = tuple(choice["token_ids"])
   content = (choice["logprobs"] or {"content": []})["content"]
-  logprobs = tuple(float(entry["logprob"]) for entry in content)
+  logprobs = tuple(entry["logprob"] for entry in content)
   reason = choice["finish_reason"]
   versions = tuple(str(span["version"]) for span in choice["weight_versions"] or ())
   if reason == "abort":  # it is sampled again whatever is in it
@@ -171,27 +236,27 @@ def _read_choice(choice, max_tokens: int, stop_ids: Sequence[int]) -> tuple:
   stopped = bool(token_ids) and token_ids[-1] in stop_ids
   if (
     not 0 < len(token_ids) <= max_tokens
-    or not all(map(_is_token_id, token_ids))
+    or not all(type(value) is int and 0 <= value < vocab_size for value in token_ids)
+    or not set(stop_ids).isdisjoint(token_ids[:-1])
     or token_ids != tuple(entry["token_id"] for entry in content)
     or not all(map(_is_logprob, logprobs))
     or reason != ("stop" if stopped else "length")
     or not versions
   ):
     raise UserError(f"choice {choice['index']} contradicts itself")
-  return token_ids, logprobs, reason, versions
+  return token_ids, tuple(map(float, logprobs)), reason, versions
 
 
-def _is_token_id(value) -> bool:
-  return type(value) is int and value >= 0  # bool is an int, too
-
-
-def _is_logprob(value: float) -> bool:
-  return math.isfinite(value) and value <= 1e-3  # rounding may bring it just above 0
+def _is_logprob(value) -> bool:
+  # bool is an int, too. Rounding may bring a log-prob just above 0. NaN compares as False.
+  return type(value) in (int, float) and LOWEST_LOGPROB <= value <= 1e-3
 
 
 def _message(data: bytes, key: str | None) -> str:
   """The message of an answer in one short line, without the key."""
   text = data[:2000].decode(errors="replace")
-  with contextlib.suppress(ValueError, KeyError, TypeError):
-    text = json.loads(data)["error"]["message"]
-  return " ".join(without_secret(str(text), key).split())[:500] or "nothing"
+  with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+    message = json.loads(data)["error"]["message"]
+    text = message if isinstance(message, str) else reprlib.repr(message)
+  text = text.encode(errors="replace").decode()  # half a character cannot be printed
+  return " ".join(without_secret(text, key).split())[:500] or "nothing"

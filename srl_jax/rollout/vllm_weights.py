@@ -10,6 +10,7 @@ import functools
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 
@@ -128,14 +129,15 @@ def take_part(model: Qwen2, dtype) -> None:
     pass
 
 
-def push(server: Server, folder: str, version: int) -> None:
+def push(server: Server, folder: str, version: int, owner: threading.Event | None = None) -> None:
   """Gives a server the weights in `folder` under the name `version`, and empties its caches.
 
-  Requests in flight are aborted; the server refuses to sample from half-changed weights.
+  Requests in flight are aborted; the server refuses to sample from half-changed weights. `owner` is
+  that of Server.call.
 
   Raises ServerError; the server may be paused then, or keep its old weights and version.
   """
-  post = functools.partial(server.call, "POST", timeout=PUSH_SECONDS)
+  post = functools.partial(server.call, "POST", timeout=PUSH_SECONDS, owner=owner)
   post("/pause?mode=abort&clear_cache=true")
   post("/init_weight_transfer_engine", {"init_info": {}})
   try:
@@ -174,16 +176,17 @@ class Probe:
     logprobs_ev = np.asarray(_logprobs_at(model, tokens_bt, self.ends))
     self.logprobs = dict(zip(self.ends, logprobs_ev))
 
-  def check(self, server: Server, dtype: str) -> float:
+  def check(self, server: Server, dtype: str, owner: threading.Event | None = None) -> float:
     """The largest difference between the server's log-probs and the policy's.
 
     Args:
       dtype: the less precise of the types that server and policy compute in.
+      owner: that of Server.call.
 
     Raises EngineError when they differ by more than TOLERANCE, or the server names another version;
-    ServerError when it does not answer.
+    ServerError when it does not answer, or without the log-probs of the most likely tokens.
     """
-    gaps = np.concatenate([self._gaps(server, end) for end in self.ends])
+    gaps = np.concatenate([self._gaps(server, end, owner) for end in self.ends])
     measure, limit = TOLERANCE[dtype]
     found = float(getattr(np, measure)(gaps))
     if not found <= limit:
@@ -194,21 +197,28 @@ class Probe:
       )
     return float(gaps.max())
 
-  def _gaps(self, server: Server, end: int) -> np.ndarray:
+  def _gaps(self, server: Server, end: int, owner: threading.Event | None) -> np.ndarray:
     """|server - policy| of the log-probs of the most likely tokens after the first `end` tokens."""
     params = dict(max_tokens=1, temperature=1.0, top_p=1.0, top_k=0, logprobs=PROBE_TOP)
     body = {"model": "policy", "token_ids": self.tokens[:end], "sampling_params": params}
-    answer = server.call("POST", GENERATE, body, timeout=PROBE_SECONDS)
+    answer = server.call("POST", GENERATE, body, timeout=PROBE_SECONDS, owner=owner)
     try:
       (choice,) = answer["choices"]
-      version = choice["weight_versions"][0]["version"]
-      ids, logprobs = [], []
+      version = str(choice["weight_versions"][0]["version"])[:100]
+      found = {}
       for entry in choice["logprobs"]["content"][0]["top_logprobs"]:
-        ids.append(entry["token_id"])
-        logprobs.append(entry["logprob"])
-      gaps = np.abs(np.array(logprobs, np.float64) - self.logprobs[end][ids])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-      raise ServerError(f"{server.url}{GENERATE}: answer not understood ({error!r})") from error
+        found[entry["token_id"]] = entry["logprob"]
+      expected_v = self.logprobs[end]
+      if not all(type(id) is int and 0 <= id < len(expected_v) for id in found):
+        raise ValueError("a token beyond the vocabulary")
+      if not all(type(logprob) in (int, float) for logprob in found.values()):
+        raise ValueError("a log-prob that is no number")
+      if len(found) < min(PROBE_TOP, len(expected_v)):
+        raise ValueError(f"{len(found)} log-probs")
+      gaps = np.abs(np.array(list(found.values()), np.float64) - expected_v[list(found)])
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+      reason = repr(error)[:200]
+      raise ServerError(f"{server.url}{GENERATE}: answer not understood ({reason})") from error
     if version != str(self.version):
       raise EngineError(
         f"{server.url}: samples with weights {version!r} after the push of step {self.version}; "

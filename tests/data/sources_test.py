@@ -13,6 +13,7 @@ from srl_jax.data import sources
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.responses import parse_response
 from srl_jax.data.sources import StepExample, step_examples
+from srl_jax.errors import UserError
 from srl_jax.tasks.examples import example_kind
 
 SOLUTION = "We start.\n\n1. **A**: a\n2. **B**: b\n3. **C**: c\n\nSo c."
@@ -289,12 +290,48 @@ def step(**changes):
     ({"context": "one text"}, "srl", "'context'"),
     ({"answer": 7}, "srl", "'answer'"),
     ({"task": "one_step"}, "srl", "'one_step'"),
+    ({"id": ["7/1"]}, "srl", "'id'"),
+    ({"id": None}, "srl", "'id'"),
+    ({"problem_id": ["7"]}, "srl", "'problem_id'"),
+    ({"problem_id": {}}, "srl", "'problem_id'"),
+    ({"task": ["srl"]}, "srl", "'task'"),
+    ({"target": ["t"]}, "srl", "'target'"),
+    ({"context": [3]}, "srl", "'context'"),
+    ({"context": {"a": "b"}}, "srl", "'context'"),
+    ({"context": None}, "srl", "'context'"),
+    ({"hint": 7}, "srl", "'hint'"),
+    ({"hint": ["a"]}, "srl", "'hint'"),
+    ({"answer": ["7"]}, "srl", "'answer'"),
+    ({"answer": {"a": 1}}, "rlvr", "'answer'"),
+    ({"answer": True}, "rlvr", "'answer'"),
+    ({"id": "7/\ud83d"}, "srl", "'id' has half a character"),
+    ({"problem_id": "\udc00"}, "srl", "'problem_id' has half a character"),
+    ({"problem": "Q\ud83d?"}, "srl", "'problem' has half a character"),
+    ({"context": ["a", "\ud800"]}, "srl", "'context' has half a character"),
+    ({"hint": "\udfff"}, "srl", "'hint' has half a character"),
+    ({"target": "t\ud83d"}, "srl", "'target' has half a character"),
+    ({"task": "rlvr", "answer": "7\ud83d"}, "rlvr", "'answer' has half a character"),
   ],
 )
 def test_a_step_example_is_checked_for_its_task(tmp_path, changes, method, place):
-  path = write(tmp_path / "a.jsonl", [step(), step(id="7/2", **changes)][-1:])
+  path = write(tmp_path / "a.jsonl", [step(**{"id": "7/2"} | changes)])
   with pytest.raises(ValueError, match=rf"a.jsonl:1: .*{place}"):
     load_examples(config(path), method=method, seed=0)
+
+
+def test_an_id_names_one_step_example(tmp_path):
+  """Also where one is in train.jsonl and the other in validation.jsonl."""
+  path = write(tmp_path / "a.jsonl", [step(), step(id="7/2"), step(target="u")])
+  with pytest.raises(UserError, match=r"a.jsonl:3: the 'id' '7/1' is that of .*a.jsonl:1 too"):
+    load_examples(config(path), method="srl", seed=0)
+  folder = tmp_path / "prepared"
+  folder.mkdir()
+  settings = dict(method="srl", title_hint=False, keep_last_step=False, holdout=1, domain="math")
+  (folder / "summary.json").write_text(json.dumps({"settings": settings, "counts": {}}))
+  write(folder / "train.jsonl", [step()])
+  write(folder / "validation.jsonl", [step(id="8/1", problem_id="8", problem="R?"), step()])
+  with pytest.raises(UserError, match=r"validation.jsonl:2: the 'id' .*train.jsonl:1 too"):
+    load_examples(config(folder, holdout=1), method="srl", seed=0)
 
 
 def test_what_a_reward_does_not_need_may_be_empty(tmp_path):

@@ -144,6 +144,43 @@ def test_a_template_that_fails_is_one_clear_line(copy, template, reason):
     load_tokenizer(copy(chat_template=template))
 
 
+@pytest.mark.parametrize(
+  "user",
+  ["", "{{ m.content | length }}", "{{ m.content[:8] }}", "{{ m.content | upper }}"],
+)
+def test_a_template_that_leaves_the_question_out_is_refused(copy, user):
+  parts = "{% if m.role == 'system' %}{{ m.content }}{% else %}" + user + "{% endif %}"
+  with pytest.raises(UserError, match="its chat template leaves the question out") as caught:
+    load_tokenizer(copy(chat_template="{% for m in messages %}" + parts + "{% endfor %}"))
+  assert "'A question.'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_template_that_cuts_long_questions_off_is_refused(copy):
+  """The trial fits; the real prompt does not."""
+  template = "{% for m in messages %}{{ m.content[:30] }}{% endfor %}"
+  tokenizer = load_tokenizer(copy(chat_template=template))
+  with pytest.raises(UserError, match="leaves the question out"):
+    encode(tokenizer, [{"role": "user", "content": "x" * 10_000}])
+
+
+@pytest.mark.parametrize("user", ["{{ m.content | trim }}", "[INST] {{ m.content }}\n[/INST]"])
+def test_a_template_may_strip_the_question_or_leave_the_system_prompt_out(copy, user):
+  template = "{% for m in messages %}{% if m.role == 'user' %}" + user + "{% endif %}{% endfor %}"
+  tokenizer = load_tokenizer(copy(chat_template=template))
+  messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "\n What? \n"}]
+  assert "What?" in decode(tokenizer, encode(tokenizer, messages).token_ids)
+
+
+@pytest.mark.parametrize("eos", [151_700, 152_064, 2**40, -1, [151_645, 10**30]])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_end_beyond_the_vocabulary_is_refused(copy, name, eos):
+  """The last token is 151664."""
+  folder = copy()
+  (folder / name).write_text(json.dumps({"eos_token_id": eos, "vocab_size": 152_064}))
+  with pytest.raises(UserError, match=f"/{name}: eos_token_id .* is no token of the tokenizer"):
+    stop_ids(load_tokenizer(folder), folder)
+
+
 def test_stop_ids_come_from_everywhere(copy):
   folder = copy()
   tokenizer = load_tokenizer(folder)

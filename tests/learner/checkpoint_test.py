@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is never read, and that they come back bit for bit."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srl_jax.learner import checkpoint, optimizer, update
+from srl_jax.errors import UserError
+from srl_jax.learner import checkpoint, checksums, optimizer, update
 from srl_jax.learner.checkpoint import Checkpoints, Progress, read_config
 from srl_jax.policy import model as M
 from srl_jax.policy.sharding import make_mesh
@@ -68,6 +70,133 @@ def test_a_damaged_checkpoint_is_a_clear_line(opened, tmp_path):
     path.write_bytes(content)
   assert told
   assert weights_of(opened(), 1).tolist() == SMALL[0]["w"].tolist()
+
+
+DAMAGE = {
+  "a flipped bit": lambda data, at: data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :],
+  "512 zeros": lambda data, at: data[:at] + bytes(len(data[at : at + 512])) + data[at + 512 :],
+  "the end is zeros": lambda data, at: data[:at] + bytes(len(data) - at),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_no_damage_restores_other_numbers(tmp_path, capsys, damage):
+  """Whatever file is damaged, wherever: the same numbers come back, or a line, never others."""
+  rng = np.random.default_rng(int(os.environ.get("FUZZ_SEED", 0)))
+  model = {"w": rng.normal(size=(64, 33)).astype(np.float32), "b": np.zeros(3, np.float32)}
+  state = update.TrainState(1, *jax.tree.map(jnp.asarray, (model, {"m": model["w"] ** 2})))
+  saved = Progress(queue=dict(epoch=1, position=3), scores={"1": 0.5}, config={"seed": 7})
+  checkpoints = Checkpoints(tmp_path / "sound", 2)
+  checkpoints.save(state, saved, 0.5)
+  checkpoints.close()
+  files = [path for path in (tmp_path / "sound").rglob("*") if path.is_file()]
+  refused = 0
+  for path in sorted(path for path in files if path.stat().st_size):
+    for at in rng.integers(path.stat().st_size, size=3):
+      shutil.copytree(tmp_path / "sound", tmp_path / "damaged")
+      copy = tmp_path / "damaged" / path.relative_to(tmp_path / "sound")
+      copy.write_bytes(DAMAGE[damage](path.read_bytes(), int(at)))
+      try:
+        checkpoints = Checkpoints(tmp_path / "damaged", 2)
+        assert checkpoints.best_step() == 1
+        found = checkpoints.restore(1, state.model, state.moments)
+        checkpoints.close()
+      except UserError as error:
+        assert f"{tmp_path / 'damaged' / 'checkpoints'}" in str(error), (path, at)
+        refused += 1
+      else:
+        assert found[2] == saved, (path, at)
+        for a, b in zip(*map(jax.tree.leaves, (found[:2], (state.model, state.moments)))):
+          assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), (path, at)
+      shutil.rmtree(tmp_path / "damaged")
+  assert refused > 3
+
+
+def overwrite_numbers(folder):
+  """Zeros in the second half of every data file of a checkpoint's weights."""
+  for path in (folder / "model").rglob("d/*"):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def test_of_damaged_checkpoints_the_one_before_is_used(opened, tmp_path, capsys):
+  """The damaged ones are named and renamed; their steps are saved again."""
+  checkpoints = opened(keep=4)
+  for step in (2, 4, 6):
+    save(checkpoints, step, offset=step)
+  for step in (4, 6):
+    overwrite_numbers(tmp_path / "checkpoints" / str(step))
+  checkpoints = opened(keep=4)
+  step, model, _, progress = checkpoints.restore_last(*as_jax())
+  assert step == progress.seconds == 2 and checkpoints.steps() == [2]
+  assert (np.asarray(model["w"]) == SMALL[0]["w"] + 2).all()
+  told = capsys.readouterr().err
+  for step in (4, 6):
+    assert f"{tmp_path}/checkpoints/{step}: " in told and f"renamed to {step}.damaged" in told
+    save(checkpoints, step, offset=-step)
+    assert (weights_of(opened(keep=4), step) == SMALL[0]["w"] - step).all()
+    checkpoints = opened(keep=4)
+  assert opened(keep=4).steps() == [2, 4, 6]
+
+
+def test_if_all_are_damaged_nothing_is_renamed(opened, tmp_path):
+  """Also where the model is another one: that may be a mistake in the config."""
+  for step in (2, 4):
+    save(opened(), step)
+  with pytest.raises(UserError, match=r"checkpoints/4: cannot be read as a checkpoint of this"):
+    opened().restore_last({"w": jnp.zeros((3, 3))}, as_jax()[1])
+  for step in (2, 4):
+    overwrite_numbers(tmp_path / "checkpoints" / str(step))
+  with pytest.raises(UserError, match=r"checkpoints/4: .*remove this folder"):
+    opened().restore_last(*as_jax())
+  assert opened().steps() == [2, 4]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"score": NaN}', "\0\0\0"])
+def test_a_damaged_score(opened, tmp_path, text):
+  """orbax's own reading of it would be a crash."""
+  for step in (2, 4):
+    save(opened(), step, score=0.5)
+  opened().close()
+  (tmp_path / "checkpoints" / "4" / "metrics" / "metrics").write_text(text)
+  with pytest.raises(UserError, match="checkpoints/4: its score is damaged; remove"):
+    Checkpoints(tmp_path)
+  checkpoint.set_aside_damaged_scores(tmp_path)
+  assert opened().steps() == [2]
+
+
+def test_a_checkpoint_knows_its_config(opened, tmp_path):
+  """With config.json gone or damaged; without a checkpoint it is a clear line."""
+  with pytest.raises(UserError, match="config.json: missing"):
+    read_config(tmp_path)
+  state = update.TrainState(1, *as_jax())
+  opened().save(state, Progress(config={"version": "0.2.0", "seed": 7}))
+  assert read_config(tmp_path) == {"version": "0.2.0", "seed": 7}
+  (tmp_path / "config.json").write_bytes(bytes(9))
+  assert read_config(tmp_path) == {"version": "0.2.0", "seed": 7}
+
+
+@pytest.mark.parametrize("specs", [("fsdp=8", "data=2,fsdp=4"), ("data=2,fsdp=2,tensor=2", "")])
+def test_checksums_are_the_same_on_every_mesh(policy, specs):
+  found = []
+  for spec in specs:
+    with contextlib.ExitStack() as stack:
+      if spec:
+        stack.enter_context(jax.set_mesh(make_mesh(spec)))
+      found.append(checksums.checksums(policy()))
+  assert found[0] == found[1]
+
+
+def test_checksums_depend_on_every_bit_and_place():
+  rng = np.random.default_rng(0)
+  whole = rng.normal(size=(4, 5, 6)).astype(np.float32)
+  changed = [whole[::-1], whole.swapaxes(0, 1), np.roll(whole, 1, 2)]
+  for bit in range(32):
+    one = whole.copy()
+    one.view(np.uint32)[tuple(rng.integers(whole.shape))] ^= np.uint32(1 << bit)
+    changed.append(one)
+  sums = [checksums.checksums(jnp.asarray(array))[0] for array in (whole, *changed)]
+  assert len(set(sums)) == len(sums)
 
 
 def test_another_models_checkpoint_is_a_clear_line(opened):
@@ -209,6 +338,6 @@ def test_progress_of_an_earlier_version_is_read(opened, monkeypatch):
   """0.1.0 also stored its step and a batch in flight; init_from reads such runs."""
   stored = json.dumps(dataclasses.asdict(Progress()) | {"step": 1, "ahead": None})
   as_bytes = {"json": np.frombuffer(stored.encode(), np.uint8)}
-  monkeypatch.setattr(checkpoint, "_as_bytes", lambda progress: as_bytes)
+  monkeypatch.setattr(checkpoint, "_as_bytes", lambda progress, sums: as_bytes)
   save(opened(), 1)
   assert opened().restore(1, as_jax()[0])[2] == Progress()

@@ -88,6 +88,23 @@ def test_files_are_cut_back_to_the_checkpoint(tmp_path):
   assert steps_of(tmp_path) == ([], [])
 
 
+DAMAGED_LINES = {
+  "zeros after a line": b'{"step": 1}\n{"step": 2}\n' + bytes(300),
+  "zeros in place of lines": b'{"step": 1}\n' + bytes(50) + b'\n{"step": 2}\n' + bytes(9) + b"\n",
+  "half a letter": b'{"step": 1}\n{"step": 2}\n{"loss": "\xe2\x82"}\n',
+  "no object": b'{"step": 1}\n{"step": 2}\n[1]\n{"step": "3"}\n{}\n' + b"[" * 99999 + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_LINES)
+def test_damaged_metrics_do_not_stop_a_run(tmp_path, capsys, name):
+  """As after a power failure; what can be read stays."""
+  (tmp_path / "metrics.jsonl").write_bytes(DAMAGED_LINES[name])
+  log(tmp_path, 2).step(3, {})
+  assert steps_of(tmp_path)[0] == [1, 2, 3]
+  assert ("metrics.jsonl: left out" in capsys.readouterr().err) == (name != "zeros after a line")
+
+
 def steps_of_names(last):
   return [f"step_{step:06d}.jsonl" for step in range(1, last + 1)]
 

@@ -184,6 +184,70 @@ def test_a_finished_run_is_told_from_one_to_continue(tmp_path):
   assert workdir.finished(tmp_path, config) is None
 
 
+@pytest.mark.parametrize("data", [b"", bytes(40), b"[]", b'{"steps"', b'{"steps": 5}'])
+def test_a_damaged_summary_is_none(tmp_path, data):
+  (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+  (tmp_path / "summary.json").write_bytes(data)
+  train = types.SimpleNamespace(steps=6)
+  assert workdir.finished(tmp_path, types.SimpleNamespace(train=train)) is None
+
+
+# ---- damaged files
+
+
+@pytest.mark.parametrize("data", [None, b"", bytes(40), b"[]"])
+def test_without_its_config_json_another_run_is_refused(rows, tmp_path, data):
+  """The checkpoint knows the config that it is of, and config.json is then written anew."""
+  rows(6)
+  with jax.set_mesh(make_mesh("data=1")), start(tmp_path, seed=1) as run:
+    run.save()
+    made, folder = run.config, run.workdir
+  workdir.write_config(folder, made)
+  whole = (folder / "config.json").read_text()
+  (folder / "config.json").unlink()
+  if data is not None:
+    (folder / "config.json").write_bytes(data)
+  other = made.copy_and_resolve_references()
+  other.seed = 2
+  with pytest.raises(UserError, match="another config: seed was 1, is 2"):
+    workdir.claim(folder, other)
+  workdir.claim(folder, made)
+  assert (folder / "config.json").read_text() == whole
+
+
+def test_a_config_json_of_another_run_does_not_let_it_in(rows, tmp_path):
+  rows(6)
+  with jax.set_mesh(make_mesh("data=1")):
+    with start(tmp_path, seed=1) as run:
+      run.save()
+    with (
+      pytest.raises(UserError, match="another config: seed was 1, is 2"),
+      start(tmp_path, seed=2),
+    ):
+      raise AssertionError("the run has begun")
+
+
+def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(rows, tmp_path, capsys):
+  """With the metrics of that step, and it can save the damaged step again."""
+  rows(6)
+  with jax.set_mesh(make_mesh("data=1")):
+    with start(tmp_path, train__keep=3) as run:
+      for step in (1, 2):
+        run.state = run.state._replace(step=step)
+        run.log.step(step, {})
+        run.save()
+    for path in (tmp_path / "run" / "checkpoints" / "2" / "moments").rglob("d/*"):
+      path.write_bytes(bytes(path.stat().st_size))
+    with start(tmp_path, train__keep=3) as run:
+      assert run.state.step == 1
+      assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 1
+      run.state = run.state._replace(step=2)
+      run.save()
+    assert "checkpoints/2: " in capsys.readouterr().err
+    with start(tmp_path, train__keep=3) as run:
+      assert run.state.step == 2
+
+
 # ---- data that has changed
 
 

@@ -1,6 +1,8 @@
 """The vLLM engine against a server of our own that misbehaves on purpose."""
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +12,7 @@ import pytest
 
 from srl_jax.errors import EngineError
 from srl_jax.policy import model as policy_model
-from srl_jax.rollout import vllm_fleet
+from srl_jax.rollout import vllm_fleet, vllm_server
 from srl_jax.rollout.engine import Prompt, SamplingParams
 from srl_jax.rollout.vllm_client import VllmEngine, why_rejected
 from srl_jax.rollout.vllm_server import Server, ServerError, read_group
@@ -131,6 +133,18 @@ class FakeServer:
     )
     return {"choices": [dict(index=i) | choice | changes for i in range(n)]}
 
+  def sampled_as(self, *token_ids, p=-1.0):
+    """Two responses of these tokens with the log-prob p each."""
+    content = [dict(token_id=t, logprob=p) for t in token_ids]
+    reason = "stop" if token_ids[-1] == 5 else "length"
+    logprobs = dict(content=content)
+    return self.sampled(2, token_ids=list(token_ids), logprobs=logprobs, finish_reason=reason)
+
+
+DEEP = 7
+for _ in range(200):
+  DEEP = [DEEP]
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -204,6 +218,31 @@ FAULTS = {
   ),
   "other tokens": lambda fake, body: (200, fake.sampled(2, token_ids=[7, 9, 5])),
   "no end": lambda fake, body: (200, fake.sampled(2, finish_reason="length")),
+  "a token beyond the vocabulary": lambda fake, body: (200, fake.sampled_as(39, 8, 5)),
+  "a token of 2^40": lambda fake, body: (200, fake.sampled_as(7, 2**40, 5)),
+  "a token that is none": lambda fake, body: (200, fake.sampled_as(7, True, 5)),
+  "a negative token": lambda fake, body: (200, fake.sampled_as(-1, 8, 5)),
+  "a stop in the middle": lambda fake, body: (200, fake.sampled_as(7, 5, 8, 5)),
+  "more tokens than asked for": lambda fake, body: (200, fake.sampled_as(*[7] * 9, 5)),
+  "a log-prob of 400 digits": lambda fake, body: (200, fake.sampled_as(7, 5, p=-(10**400))),
+  "a log-prob of 5000 digits": lambda fake, body: (
+    200,
+    json.dumps(fake.sampled_as(7, 5, p=-77)).replace("-77", "-" + "9" * 5000).encode(),
+  ),
+  "a log-prob of a clamped infinity": lambda fake, body: (200, fake.sampled_as(7, 5, p=-9999.0)),
+  "a log-prob below float32": lambda fake, body: (200, fake.sampled_as(7, 5, p=-1e300)),
+  "a log-prob above 0": lambda fake, body: (200, fake.sampled_as(7, 5, p=0.5)),
+  "a log-prob as text": lambda fake, body: (200, fake.sampled_as(7, 5, p="-1.0")),
+  "one response twice": lambda fake, body: (200, fake.sampled(2, index=0)),
+  "no versions": lambda fake, body: (200, fake.sampled(2, weight_versions=None)),
+  "deep JSON": lambda fake, body: (200, b"[" * 100_000),
+  "deep JSON within": lambda fake, body: (200, fake.sampled(2, token_ids=DEEP)),
+  "half a character": lambda fake, body: (500, {"error": {"message": "\ud83d"}}),
+  "a deep message": lambda fake, body: (500, b'{"error": {"message": ' + b"[" * 100_000),
+  "401": lambda fake, body: (401, {"error": {"message": "who are you?"}}),
+  "404": lambda fake, body: (404, {"detail": "Not Found"}),
+  "410": lambda fake, body: (410, b""),
+  "302": lambda fake, body: (302, b""),
   "500": lambda fake, body: (500, {"error": {"message": "broken"}}),
   "503": lambda fake, body: (503, {"error": {"message": "engine_paused"}}),
   "hangs up": lambda fake, body: None,
@@ -237,6 +276,113 @@ def test_a_server_that_answers_garbage_all_the_time_is_lost(fake, make_engine, m
   assert fake.url in str(caught.value)
   assert "answer not understood" in str(caught.value)
   assert any("cannot be used" in line for line in engine.said)
+
+
+def test_a_404_that_stays_ends_the_run_where_it_can_save(fake, make_engine, model):
+  """As an EngineError, not as the user's mistake."""
+  engine = make_engine(fake, patience=0.3)
+  engine.load_weights(model, 3)
+  fake.faults = [FAULTS["404"]] * 100
+  fake.scored = lambda end: {"choices": []}  # so that it does not come back either
+  with pytest.raises(EngineError) as caught:
+    ask(engine)
+  assert "404" in str(caught.value) or "answer not understood" in str(caught.value)
+  assert engine.stats()["groups_failed"] >= 3
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_drips_is_left(monkeypatch, part):
+  """An answer that has begun has to end; each byte would begin a socket's timeout anew."""
+  monkeypatch.setattr(vllm_server, "ANSWER_SECONDS", 0.5)
+  listener = socket.create_server(("127.0.0.1", 0))
+  ended = threading.Event()
+
+  def serve():
+    connection, _ = listener.accept()
+    with contextlib.suppress(OSError):
+      if part == "body":
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+      while not ended.wait(0.05):
+        connection.sendall(b"H")
+    connection.close()
+
+  thread = threading.Thread(target=serve, daemon=True)
+  thread.start()
+  begun = time.monotonic()
+  server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
+  with pytest.raises(ServerError, match="no answer in 60 s") as caught:
+    server.call("GET", "/health", timeout=60)
+  assert time.monotonic() - begun < 5 and isinstance(caught.value.__cause__, TimeoutError)
+  ended.set()
+  thread.join()
+  listener.close()
+
+
+@pytest.mark.parametrize(
+  "setting",
+  [dict(slots=0), dict(slots=-1), dict(slots=10**400), dict(slots="many"), dict(slots=[])],
+)
+def test_settings_of_a_server_that_are_none(fake, make_engine, setting):
+  vars(fake).update(setting)
+  with pytest.raises(ValueError, match=f"{fake.url} .*server_info: answer not understood"):
+    make_engine(fake)
+
+
+PROBES = {
+  "no log-probs": [],
+  "one log-prob": [dict(token_id=1, logprob=-1.0)],
+  "a token beyond the vocabulary": [dict(token_id=39 + i, logprob=-1.0) for i in range(20)],
+  "negative tokens": [dict(token_id=-i - 1, logprob=-1.0) for i in range(20)],
+  "one token all the time": [dict(token_id=1, logprob=-1.0) for i in range(20)],
+  "texts": [dict(token_id=i, logprob="-1.0") for i in range(20)],
+  "400 digits": [dict(token_id=i, logprob=-(10**400)) for i in range(20)],
+  "nothing": None,
+  "deep": DEEP,
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_that_is_not_answered_stops_the_push(fake, make_engine, model, name):
+  engine = make_engine(fake)
+  fake.scored = lambda end: {
+    "choices": [
+      dict(
+        weight_versions=[dict(version=fake.version)],
+        logprobs=dict(content=[dict(top_logprobs=PROBES[name])]),
+      )
+    ]
+  }
+  with pytest.raises(EngineError, match="weights of step 3 were refused: .*answer not understood"):
+    engine.load_weights(model, 3)
+  assert [path for path, _ in fake.requests][-2:] == ["/resume", "/health"]
+
+
+def test_one_bad_answer_to_a_push_is_asked_for_again(fake, make_engine, model):
+  engine, handle, bad = make_engine(fake), fake.handle, [(404, b""), (500, b"")]
+
+  def sometimes(path, body):
+    return bad.pop() if path == "/update_weights" and bad else handle(path, body)
+
+  fake.handle = sometimes
+  with pytest.raises(
+    EngineError, match="weights of step 3 were refused: .*update_weights answered"
+  ):
+    engine.load_weights(model, 3)
+  bad.append((404, b""))
+  engine.load_weights(model, 4)
+  assert ask(engine)[0][0].weight_version == 4
+
+
+def test_a_server_that_refuses_all_weights_is_left_where_others_take_them(model, fake, make_engine):
+  other = FakeServer(model)
+  engine = make_engine(fake, other)
+  handle = fake.handle
+  fake.handle = lambda path, body: (404, b"") if "weight" in path else handle(path, body)
+  engine.load_weights(model, 3)
+  assert len(ask(engine)) == 4
+  assert any(f"{fake.url} is lost" in line and "1 left" in line for line in engine.said)
+  other.http.shutdown()
+  other.http.server_close()
 
 
 def test_old_weights_are_rejected_and_the_server_gets_the_new_ones(fake, make_engine, model):
