@@ -6,6 +6,10 @@ arguments. `jax.jit` keeps what `lower(...).compile()` made, so the run's own ca
 
 import concurrent.futures
 import os
+import pathlib
+import queue
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +23,9 @@ from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
 from srl_jax.policy.attention import Lines
 from srl_jax.policy.sharding import act_spec, keep_mesh, shards
+
+SECONDS = 5.0  # between two lines of progress
+CACHE_BYTES = 4 << 30
 
 
 class Call(NamedTuple):
@@ -84,21 +91,109 @@ def shapes_of(tree):
 
 
 class Ahead:
-  """Compiles calls side by side in threads; `wait` returns when all are compiled.
+  """Compiles calls side by side in threads.
 
-  Args: calls; say: shows a line of progress, at most every SECONDS.
+  The threads are daemons: unlike an executor's they do not hold up a run that is stopped.
   """
 
-  SECONDS = 5.0
-
   def __init__(self, calls: Sequence[Call]):
-    self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "compile")
-    compile_call = keep_mesh(_compile)
-    self._futures = [self._pool.submit(compile_call, call) for call in calls]
+    self._begin = time.monotonic()
+    self._waiting = queue.SimpleQueue()
+    self._futures = []
+    for call in calls:
+      self._futures.append(concurrent.futures.Future())
+      self._waiting.put((call, self._futures[-1]))
+    work = keep_mesh(self._work)
+    for _ in range(min(len(calls), os.cpu_count() or 1)):
+      threading.Thread(target=work, name="compile", daemon=True).start()
 
-  def wait(self, say: Callable[[str], None] = lambda line: None) -> None:
-    pass
+  def _work(self) -> None:
+    while True:
+      try:
+        call, future = self._waiting.get_nowait()
+      except queue.Empty:
+        return
+      try:
+        future.set_result(call.function.lower(*call.args, **call.kwargs).compile())
+      except BaseException as error:  # `wait` raises it
+        future.set_exception(error)
+
+  def wait(self, say: Callable[[str], None]) -> None:
+    """Returns when all are compiled; says every SECONDS how many are.
+
+    Raises what a compilation raised, such as jax.errors.JaxRuntimeError for lack of memory.
+    """
+    left = self._futures
+    while True:
+      _, left = concurrent.futures.wait(left, timeout=SECONDS)
+      if not left:
+        break
+      done, seconds = len(self._futures) - len(left), time.monotonic() - self._begin
+      say(f"compiling {len(self._futures)} programs, {done} done, {seconds:.0f} s")
+    for future in self._futures:
+      future.result()
 
 
-def _compile(call: Call) -> None:
-  call.function.lower(*call.args, **call.kwargs).compile()
+class Counter:
+  """Counts what XLA compiles in this process, and what it loads from the persistent cache."""
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._events, self._loaded, self._seconds = 0, 0, 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+    jax.monitoring.register_event_listener(self._on_event)
+
+  def _on_duration(self, event: str, seconds: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":  # cache hits included
+      with self._lock:
+        self._events += 1
+        self._seconds += seconds
+
+  def _on_event(self, event: str, **_) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+      with self._lock:
+        self._loaded += 1
+
+  def take(self) -> dict[str, float]:
+    """programs_compiled, programs_loaded (from the cache) and seconds_compile since the last call.
+
+    Programs that are compiled side by side add up their seconds.
+    """
+    with self._lock:
+      found = {
+        "programs_compiled": self._events - self._loaded,
+        "programs_loaded": self._loaded,
+        "seconds_compile": self._seconds,
+      }
+      self._events, self._loaded, self._seconds = 0, 0, 0.0
+    return found
+
+  def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._on_duration)
+    jax.monitoring.unregister_event_listener(self._on_event)
+
+
+def use_cache() -> str | None:
+  """Keeps compiled programs in the user's cache folder, at most CACHE_BYTES.
+
+  A folder that the user has chosen (JAX_COMPILATION_CACHE_DIR) is left as it is. Returns a line to
+  show when the folder is made, else None.
+  """
+  if jax.config.jax_compilation_cache_dir:
+    return None
+  root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  folder, line = root / "srl_jax" / "programs", None
+  if not folder.is_dir():
+    try:
+      folder.mkdir(parents=True)
+    except OSError:  # a home that cannot be written to; programs are compiled again then
+      return None
+    line = (
+      f"compiled programs are kept in {folder}, at most {CACHE_BYTES >> 30} GiB; "
+      "JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps none"
+    )
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+  return line
