@@ -2,9 +2,10 @@
 
 `state` determines which tokens the new ones attend to. `Packed`: rows of several sequences, in
 training; with branches, responses share the prompt of their group. `Padded`: one sequence per row,
-for prefill. `Cached`: one new token per response against the keys of its prompt (one copy for the
-group) and its own earlier ones. Only the batch and the key/value heads are sharded, so attention
-needs no communication: `attend` runs under shard_map, and a kernel for one device serves the mesh.
+for prefill. `Chunk`: the next tokens of one sequence per row, for prefill in several calls.
+`Cached`: one new token per response against the keys of its prompt (one copy for the group) and its
+own earlier ones. Only the batch and the key/value heads are sharded, so attention needs no
+communication: `attend` runs under shard_map, and a kernel for one device serves the mesh.
 """
 
 import math
@@ -58,6 +59,19 @@ class Padded(NamedTuple):
   lengths_b: jax.Array
 
 
+class Chunk(NamedTuple):
+  """The keys and values of each row's tokens before `start`, which is where the new tokens begin.
+
+  Fields:
+    prompt_k_bkph, prompt_v_bkhp: see prompt_cache; p is a multiple of the number of new tokens.
+    start: int32 scalar, a multiple of the number of new tokens.
+  """
+
+  prompt_k_bkph: jax.Array
+  prompt_v_bkhp: jax.Array
+  start: jax.Array
+
+
 class Cached(NamedTuple):
   """The KV cache, for b prompts of g responses each.
 
@@ -84,7 +98,21 @@ class Cached(NamedTuple):
   ages_bg: jax.Array
 
 
-CACHED = Cached("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg")  # shape letters of its fields
+# Shape letters of the fields; of Packed and Padded all arrays have the batch in front and no other
+# sharded dimension.
+FIELDS = {
+  Packed: "b",
+  Padded: "b",
+  Chunk: Chunk("bkph", "bkhp", ""),
+  Cached: Cached("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg"),
+}
+# Shape letters of what `attend` returns for a cache.
+MEMORY = {
+  Packed: ("btkh", "btkh"),
+  Padded: ("btkh", "btkh"),
+  Chunk: ("bkph", "bkhp"),
+  Cached: ("bgkhr", "bgkrh"),
+}
 
 
 def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
@@ -93,24 +121,22 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
   Args:
     q_btnh, k_btkh, v_btkh: queries, keys and values of the new tokens, rotary embedding applied.
       With `Cached`, t is the letter g: one new token of each of g responses.
-    state: Packed, Padded or Cached.
+    state: Packed, Padded, Chunk or Cached.
     kernel: of kernels.KERNELS, for Packed with Lines and for Padded.
 
   Returns:
-    (out_btnh, memory): memory is (k_btkh, v_btkh), what a cache would keep; with Cached it is
-    (k_bgkhr, v_bgkrh) with the new tokens written.
+    (out_btnh, memory): memory is (k_btkh, v_btkh), what a cache would keep; with Chunk it is
+    (prompt_k_bkph, prompt_v_bkhp) and with Cached (k_bgkhr, v_bgkrh), the new tokens written.
   """
-  run = {Packed: _packed, Padded: _padded, Cached: _cached}[type(state)]
+  kind = type(state)
+  run = {Packed: _packed, Padded: _padded, Chunk: _chunk, Cached: _cached}[kind]
   if not has_mesh():
     return run(q_btnh, k_btkh, v_btkh, state, kernel)
-  # Every array of Packed and Padded has the batch in front and no other sharded dimension.
-  specs = Cached(*map(act_spec, CACHED)) if run is _cached else act_spec("b")
   tokens = tuple(map(act_spec, ("btnh", "btkh", "btkh")))
-  memory = tuple(map(act_spec, ("bgkhr", "bgkrh") if run is _cached else ("btkh", "btkh")))
   return jax.shard_map(
     lambda *args: run(*args, kernel),
-    in_specs=(*tokens, specs),
-    out_specs=(tokens[0], memory),
+    in_specs=(*tokens, jax.tree.map(act_spec, FIELDS[kind])),
+    out_specs=(tokens[0], tuple(map(act_spec, MEMORY[kind]))),
     # The calls of the kernels do not declare over which mesh axes their results vary.
     check_vma=kernel not in ("cudnn", "splash"),
   )(q_btnh, k_btkh, v_btkh, state)
@@ -162,6 +188,53 @@ def _padded(q_btnh, k_btkh, v_btkh, state, kernel):
 def prompt_cache(k_btkh, v_btkh):
   """(prompt_k_bkph, prompt_v_bkhp) of Cached, from what `attend` returned at prefill."""
   return k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 3, 1)
+
+
+def _chunk(q_btnh, k_btkh, v_btkh, state, kernel):
+  """Softmax over blocks of t keys: the new tokens' own first, then all blocks before `start`.
+
+  The carry is the running maximum, the sum of exponentials and the weighted sum of values in
+  float32, so the scores of one block exist at a time (Milakov and Gimelshein, "Online normalizer
+  calculation for softmax").
+  """
+  del kernel  # plain XLA: the kernels take no queries that begin after their keys
+  b, t, n, h = q_btnh.shape
+  q_btkqh = q_btnh.reshape(b, t, k_btkh.shape[2], -1, h)
+  k_bkth, v_bkht = prompt_cache(k_btkh, v_btkh)
+  write = lambda buffer, new, axis: jax.lax.dynamic_update_slice_in_dim(
+    buffer, new.astype(buffer.dtype), state.start, axis=axis
+  )
+  keys, values = write(state.prompt_k_bkph, k_bkth, 2), write(state.prompt_v_bkhp, v_bkht, 3)
+
+  def add_block(i, carry):
+    most, total, out = carry
+    scores = _scores(q_btkqh, jax.lax.dynamic_slice_in_dim(keys, i * t, t, 2))
+    larger = jnp.maximum(most, scores.max(axis=-1))
+    v_bkht = jax.lax.dynamic_slice_in_dim(values, i * t, t, 3)
+    block_total, block_out = _weighted(scores, larger, v_bkht)
+    shrink = jnp.exp(most - larger)
+    return larger, total * shrink + block_total, out * shrink[..., None] + block_out
+
+  scores = jnp.where(jnp.tri(t, dtype=bool), _scores(q_btkqh, k_bkth), NEGATIVE)
+  most = scores.max(axis=-1)
+  carry = (most, *_weighted(scores, most, v_bkht))
+  _, total, out = jax.lax.fori_loop(0, state.start // t, add_block, carry)
+  out_btnh = (out / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+  return out_btnh.astype(q_btnh.dtype), (keys, values)
+
+
+def _scores(q_btkqh, k_bksh):
+  """scores_bkqts in float32."""
+  scores = jnp.einsum("btkqh,bksh->bkqts", q_btkqh, k_bksh, preferred_element_type=jnp.float32)
+  return scores / math.sqrt(q_btkqh.shape[-1])
+
+
+def _weighted(scores_bkqts, most_bkqt, v_bkhs):
+  """(sum_bkqt, out_bkqth) in float32: the sum of exp(scores - most), and that of the values."""
+  exps = jnp.exp(scores_bkqts - most_bkqt[..., None])
+  return exps.sum(axis=-1), jnp.einsum(
+    "bkqts,bkhs->bkqth", exps.astype(v_bkhs.dtype), v_bkhs, preferred_element_type=jnp.float32
+  )
 
 
 def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):

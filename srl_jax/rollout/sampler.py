@@ -1,244 +1,52 @@
 """The built-in rollout engine: continuous batching with a KV cache on the policy's own mesh.
 
-A fixed number of slots decode together. A slot holds one prompt, prefilled once, and its n
-responses. When all of them have ended, the next prompt is prefilled into the slot while the others
-continue, so a batch does not wait for its longest response. The random key of a token depends on
-(seed, step, prompt id, sample index, position) and on nothing else, so neither the slot nor the
-other slots change what is sampled.
+A fixed number of slots decode together (slots.py has what runs on the device). When all responses
+of a slot have ended, the next prompt is prefilled into it while the others continue, so a batch
+does not wait for its longest response. A group of more responses than a slot has is cut into
+pieces, each of which has a slot.
 """
 
 import concurrent.futures
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from srl_jax.data.batches import bucket
 from srl_jax.data.tokenizer import decode
-from srl_jax.policy import attention, kernels
-from srl_jax.policy.model import WEIGHT_LETTERS, Qwen2, rotary_angles
-from srl_jax.policy.sharding import (
-  act_spec,
-  all_gather_weight,
-  has_mesh,
-  keep_mesh,
-  on_host,
-  reshard,
-  shards,
-)
+from srl_jax.policy.model import Qwen2
+from srl_jax.policy.sharding import keep_mesh, on_host, shards
+from srl_jax.rollout import slots as device
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
-from srl_jax.rollout.picking import Decoding, pick_tokens, stream_of
+from srl_jax.rollout.slots import Draws, HostSnapshot, NewPrompts, SlotShape, slot_shape
 
 
-class Slots(NamedTuple):
-  """The state of decoding, for b slots of g responses.
-
-  A response's tokens, keys and values are in ring buffers of r entries, r being max_tokens. All
-  slots write to the same `column`, whenever they were filled, so a write is one slice.
+class Piece(NamedTuple):
+  """The responses of a prompt that one slot samples.
 
   Fields:
-    caches: (prompt_k_bkph, prompt_v_bkhp, k_bgkhr, v_bgkrh) of each layer, see attention.Cached.
-    lengths_b: tokens of the prompt.
-    streams_b: uint32, of the prompt's random keys.
-    ages_bg: tokens sampled so far.
-    done_bg: whether the response has ended; True in empty slots.
-    newest_bg: the newest token, which the network has not read yet.
-    tokens_bgr, logprobs_bgr: ring buffers of the sampled tokens.
-    column: scalar, where the token that was read last is in the ring buffers.
+    prompt: the prompt.
+    order: its index among the prompts of the call.
+    offset: the index of the piece's first response in the group.
+    count: responses, at most as many as a slot has.
   """
 
-  caches: list[tuple]
-  lengths_b: jax.Array
-  streams_b: jax.Array
-  ages_bg: jax.Array
-  done_bg: jax.Array
-  newest_bg: jax.Array
-  tokens_bgr: jax.Array
-  logprobs_bgr: jax.Array
-  column: jax.Array
+  prompt: Prompt
+  order: int
+  offset: int
+  count: int
 
 
-class HostSnapshot(NamedTuple):
-  """The fields of Slots that the host reads after a decode call.
-
-  They are copies, because the next decode call donates the slots, and replicated, so that reading
-  them launches no device program, which would queue behind the decode calls already dispatched.
-  """
-
-  done_b: jax.Array
-  ages_bg: jax.Array
-  tokens_bgr: jax.Array
-  logprobs_bgr: jax.Array
-  column: jax.Array
-
-
-def _is_stop(tokens_bg, stop_ids):
-  return (tokens_bg[:, :, None] == jnp.array(stop_ids, jnp.int32)).any(axis=-1)
-
-
-@jax.jit
-def _decoding_copy(model: Qwen2):
-  """(model without layers, list of layers) in the compute type.
-
-  The copy is all-gathered along fsdp, once per version of the weights instead of once per token.
-  Each layer's weights are separate arrays, so that decoding slices no stacked array.
-  """
-  dtype = model.config.dtype
-  layers, outside = model.layers, [name for name in WEIGHT_LETTERS if hasattr(model, name)]
-  del model.layers  # jit passes a copy of the module, so the caller's model keeps them
-  for name in outside:
-    if name != "layers":
-      # `weight[...] = ` would cast back to the master's type.
-      weight = getattr(model, name)
-      weight.set_value(all_gather_weight(weight[...], WEIGHT_LETTERS[name], dtype))
-  for name, letters in WEIGHT_LETTERS["layers"].items():
-    weight = getattr(layers, name)
-    weight.set_value(all_gather_weight(weight[...], "l" + letters, dtype))
-  count = model.config.num_hidden_layers
-  return model, [jax.tree.map(lambda w: w[i], layers) for i in range(count)]  # noqa: B023
-
-
-@functools.partial(jax.jit, static_argnames=("n", "how"))
-def _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n, how):
-  """Prefills prompts and samples the first token of the n responses of each.
-
-  Returns (tokens_bg, logprobs_bg, [(prompt_k_bkph, prompt_v_bkhp) of each layer]).
-  """
-  b, p = tokens_bp.shape
-  tokens_bp, lengths_b = reshard(tokens_bp, act_spec("bp")), reshard(lengths_b, act_spec("b"))
-  streams_b = reshard(streams_b, act_spec("b"))
-  positions_bp = reshard(jnp.broadcast_to(jnp.arange(p), (b, p)), act_spec("bp"))
-  state = attention.Padded(lengths_b)
-  rotary = rotary_angles(positions_bp, model.config)
-  x_bpd, memory = model.embed(tokens_bp), []
-  for layer in layers:
-    x_bpd, keys_values = layer(x_bpd, rotary, state)
-    memory.append(attention.prompt_cache(*keys_values))
-  last = (positions_bp == lengths_b[:, None] - 1).astype(x_bpd.dtype)
-  last_b1d = jnp.einsum("bp,bpd->bd", last, x_bpd)[:, None]
-  logits_b1v = model.logits(model.final_norm(last_b1d))
-  logits_bgv = jnp.broadcast_to(logits_b1v, (b, n, logits_b1v.shape[-1]))
-  positions_bg = reshard(jnp.zeros((b, n), jnp.int32), act_spec("bg"))
-  tokens_bg, logprobs_bg = pick_tokens(logits_bgv, seed_step, streams_b, positions_bg, how)
-  return tokens_bg, logprobs_bg, memory
-
-
-def _prefill_batch(model, layers, prompts, batch, seed_step, n, p, how):
-  """Prefills at most `batch` prompts, padded to `batch` rows of p tokens.
-
-  Returns the arguments of _insert: (lengths_b, streams_b, tokens_bg, logprobs_bg, memory).
-  """
-  tokens_bp = np.zeros((batch, p), np.int32)
-  lengths_b = np.ones(batch, np.int32)
-  streams_b = np.zeros(batch, np.uint32)
-  for row, prompt in enumerate(prompts):
-    tokens_bp[row, : len(prompt.token_ids)] = prompt.token_ids
-    lengths_b[row], streams_b[row] = len(prompt.token_ids), stream_of(prompt.id)
-  first = _prefill(model, layers, tokens_bp, lengths_b, streams_b, seed_step, n=n, how=how)
-  return lengths_b, streams_b, *first
-
-
-@functools.partial(jax.jit, static_argnums=range(6))
-def _empty_slots(layers, b, g, p, r, config) -> Slots:
-  """Slots without prompts, for `layers` layers."""
-  k, h = config.num_key_value_heads, config.head_dim
-
-  def filled(letters, value=0, dtype=jnp.int32):
-    shape = tuple(dict(b=b, g=g, p=p, r=r, k=k, h=h)[letter] for letter in letters)
-    return reshard(jnp.full(shape, value, dtype), act_spec(letters))
-
-  cache = lambda letters: filled(letters, dtype=config.dtype)
-  letters = ("bkph", "bkhp", "bgkhr", "bgkrh")
-  return Slots(
-    caches=[tuple(map(cache, letters)) for _ in range(layers)],
-    lengths_b=filled("b", 1),
-    streams_b=filled("b", dtype=jnp.uint32),
-    ages_bg=filled("bg", 1),
-    done_bg=filled("bg", True, bool),
-    newest_bg=filled("bg"),
-    tokens_bgr=filled("bgr"),
-    logprobs_bgr=filled("bgr", dtype=jnp.float32),
-    column=jnp.int32(0),
-  )
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="how")
-def _insert(slots: Slots, sources_b, lengths_b, streams_b, tokens_bg, logprobs_bg, memory, how):
-  """Slots with new prompts: slot i takes prefilled prompt sources_b[i]; -1 leaves it as it is."""
-  sources_b = reshard(sources_b, act_spec("b"))
-  takes_b = sources_b >= 0
-
-  def choose(new, old, letters):
-    # The new prompts are few, so they are replicated and each slot takes its own.
-    layout = act_spec(letters) if has_mesh() else None
-    new = reshard(new, jax.P()).at[jnp.maximum(sources_b, 0)].get(out_sharding=layout)
-    return jnp.where(takes_b.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-  ages_bg = jnp.where(takes_b[:, None], 1, slots.ages_bg)
-  done_bg = jnp.where(takes_b[:, None], False, slots.done_bg)
-  slots = slots._replace(
-    caches=[
-      (choose(k, old[0], "bkph"), choose(v, old[1], "bkhp"), *old[2:])
-      for (k, v), old in zip(memory, slots.caches)
-    ],
-    lengths_b=choose(lengths_b, slots.lengths_b, "b"),
-    streams_b=choose(streams_b, slots.streams_b, "b"),
-    ages_bg=ages_bg,
-    done_bg=done_bg,
-  )
-  tokens_bg = choose(tokens_bg, slots.newest_bg, "bg")
-  logprobs_bg = choose(logprobs_bg, slots.logprobs_bgr[:, :, 0], "bg")
-  return _record(slots, takes_b[:, None], tokens_bg, logprobs_bg, how)
-
-
-def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, how):
-  """Slots after sampling tokens_bg for the responses where writes_bg is True."""
-  r = slots.tokens_bgr.shape[-1]
-  column = (slots.column + 1) % r
-
-  def write(ring_bgr, new_bg):
-    old_bg = jax.lax.dynamic_index_in_dim(ring_bgr, column, axis=2, keepdims=False)
-    new_bg = jnp.where(writes_bg, new_bg, old_bg)
-    return jax.lax.dynamic_update_index_in_dim(ring_bgr, new_bg, column, axis=2)
-
-  ended = _is_stop(tokens_bg, how.stop_ids) | (slots.ages_bg >= r)
-  return slots._replace(
-    newest_bg=jnp.where(writes_bg, tokens_bg, slots.newest_bg),
-    tokens_bgr=write(slots.tokens_bgr, tokens_bg),
-    logprobs_bgr=write(slots.logprobs_bgr, logprobs_bg),
-    done_bg=slots.done_bg | (writes_bg & ended),
-  )
-
-
-@functools.partial(jax.jit, donate_argnums=2, static_argnames="how")
-def _decode(model, layers, slots: Slots, seed_step, free_slots, how):
-  """Decodes until at least `free_slots` slots are done or empty: (slots, HostSnapshot)."""
-  r = slots.tokens_bgr.shape[-1]
-
-  def step(slots):
-    column = (slots.column + 1) % r
-    positions_bg = slots.lengths_b[:, None] + slots.ages_bg - 1
-    rotary = rotary_angles(positions_bg, model.config)
-    x_bgd, caches = model.embed(slots.newest_bg), []
-    for layer, (prompt_k, prompt_v, k, v) in zip(layers, slots.caches):
-      state = attention.Cached(prompt_k, prompt_v, slots.lengths_b, k, v, column, slots.ages_bg)
-      x_bgd, own = layer(x_bgd, rotary, state)
-      caches.append((prompt_k, prompt_v, *own))
-    logits_bgv = model.logits(model.final_norm(x_bgd))
-    tokens_bg, logprobs_bg = pick_tokens(logits_bgv, seed_step, slots.streams_b, slots.ages_bg, how)
-    active_bg = ~slots.done_bg
-    ages_bg = slots.ages_bg + active_bg
-    slots = slots._replace(caches=caches, column=column, ages_bg=ages_bg)
-    return _record(slots, active_bg, tokens_bg, logprobs_bg, how)
-
-  slots = jax.lax.while_loop(lambda s: s.done_bg.all(axis=1).sum() < free_slots, step, slots)
-  rings = slots.tokens_bgr, slots.logprobs_bgr
-  snapshot = HostSnapshot(slots.done_bg.all(axis=1), slots.ages_bg, *rings, slots.column)
-  return slots, jax.tree.map(lambda x: reshard(x, jax.P()), snapshot)
+def cut(prompts: Sequence[Prompt], n: int, g: int) -> list[Piece]:
+  """Groups of n responses as pieces of at most g, those of a prompt one after the other."""
+  pieces = []
+  for order, prompt in enumerate(prompts):
+    for offset in range(0, n, g):
+      pieces.append(Piece(prompt, order, offset, min(g, n - offset)))
+  return pieces
 
 
 def _free_slot_targets(free: int, count: int, batch: int, waiting: bool) -> Iterator[int]:
@@ -258,6 +66,95 @@ def _free_slot_targets(free: int, count: int, batch: int, waiting: bool) -> Iter
     yield free
 
 
+class _Decoder:
+  """The slots of one call of Sampler.sample, and the piece that each of them has.
+
+  `decode` runs in the dispatcher's thread, all else in the caller's when no `decode` is in flight.
+  """
+
+  def __init__(self, model, layers, shape: SlotShape, draws: Draws, stop_ids):
+    self._model, self._layers, self._shape = model, layers, shape
+    self._how = dict(draws=draws, stop_ids=stop_ids)
+    self._slots, self._buffers = device.empty(shape=shape, config=model.config)
+    self._pieces: list[Piece | None] = [None] * shape.b
+    self._first_columns = np.zeros(shape.b, int)  # the ring buffer's column of each first token
+    self._column = 0  # slots.column
+
+  def free(self) -> list[int]:
+    """The slots without a piece."""
+    return [i for i, piece in enumerate(self._pieces) if piece is None]
+
+  def fill(self, waiting: list[Piece]) -> None:
+    """Prefills pieces, which it takes from the end of `waiting`, into the free slots."""
+    free = self.free()
+    while waiting and free:
+      taken = [waiting.pop() for _ in range(min(self._shape.batch, len(waiting), len(free)))]
+      chosen, free = free[: len(taken)], free[len(taken) :]
+      self._first_columns[chosen] = (self._column + 1) % self._shape.r
+      for slot, piece in zip(chosen, taken):
+        self._pieces[slot] = piece
+      self._prefill(taken, chosen)
+    if not waiting:
+      self._buffers = None  # frees them
+
+  def _prefill(self, pieces: list[Piece], chosen: list[int]) -> None:
+    """Prefills at most SlotShape.batch pieces into the chosen slots, chunk by chunk."""
+    batch, c = self._shape.batch, self._shape.c
+    tokens_bp = np.zeros((batch, self._shape.p), np.int32)
+    lengths_b, streams_b = np.ones(batch, np.int32), np.zeros(batch, np.uint32)
+    offsets_b, counts_b = np.zeros((2, batch), np.int32)
+    for row, (prompt, _, offset, count) in enumerate(pieces):
+      lengths_b[row] = len(prompt.token_ids)
+      tokens_bp[row, : lengths_b[row]] = prompt.token_ids
+      streams_b[row], offsets_b[row], counts_b[row] = device.stream_of(prompt.id), offset, count
+    prompts = NewPrompts(lengths_b, streams_b, offsets_b, counts_b)
+    none = np.full(self._shape.b, -1, np.int32)
+    sources = none.copy()
+    sources[chosen] = np.arange(len(pieces))
+
+    longest = lengths_b.max()
+    for start in range(0, longest, c):
+      self._slots, self._buffers = device.prefill(
+        self._model,
+        self._layers,
+        self._slots,
+        self._buffers,
+        tokens_bp[:, start : start + c],
+        np.int32(start),
+        prompts,
+        sources if start + c >= longest else none,
+        **self._how,
+      )
+
+  def decode(self, free_slots: int) -> HostSnapshot:
+    """Decodes until that number of slots is done or empty."""
+    self._slots, snapshot = device.decode(
+      self._model, self._layers, self._slots, np.int32(free_slots), **self._how
+    )
+    return snapshot
+
+  def ended(self, snapshot: HostSnapshot) -> list[tuple[int, int, Piece]]:
+    """[(slot, column of its first token, piece)] that have ended since; their slots are free."""
+    self._column, done_b = int(on_host(snapshot.column)), on_host(snapshot.done_b)
+    ended = []
+    for i in np.flatnonzero(done_b):
+      if self._pieces[i] is not None:
+        ended.append((int(i), int(self._first_columns[i]), self._pieces[i]))
+        self._pieces[i] = None
+    return ended
+
+
+def _on_mesh(tree):
+  """The shapes of a tree with their shardings on the devices of the mesh that is set."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+  on_mesh = lambda x: jax.ShapeDtypeStruct(
+    x.shape, x.dtype, weak_type=x.weak_type, sharding=NamedSharding(mesh, x.sharding.spec)
+  )
+  return jax.tree.map(on_mesh, tree)
+
+
 class Sampler:
   """The built-in engine (rollout.engine.Engine).
 
@@ -266,11 +163,16 @@ class Sampler:
   blocks the host until the loop ends. With several processes the caller must not launch device
   programs between two groups, because all processes must launch theirs in the same order.
 
+  A call of `sample` runs in the known shape in which its groups need the fewest entries of the KV
+  cache; its groups may be larger than a slot and are then cut. A call that fits no known shape
+  makes one, which later calls of the same n use if they fit it.
+
   Args:
     tokenizer: decodes the responses' text.
     stop_ids: token ids that end a response.
-    width: responses that decode together; a group of n takes n of them.
+    width: responses that decode together in a shape that a call makes.
     check: called before each decode call, by all processes; what it raises ends `sample`.
+    shapes: the known shapes (slots.slot_shape); for a mesh, those of its shards.
   """
 
   def __init__(
@@ -279,16 +181,19 @@ class Sampler:
     stop_ids: Sequence[int],
     width: int,
     check: Callable[[], None] = lambda: None,
+    shapes: Sequence[SlotShape] = (),
   ):
     self.tokenizer = tokenizer
     self.stop_ids = tuple(stop_ids)
     self.width = width
+    self.shapes = tuple(shapes)
+    self._made: list[SlotShape] = []
     self._check = check
     self._dispatcher = concurrent.futures.ThreadPoolExecutor(1, "decode")
     self.version = None
 
   def load_weights(self, model: Qwen2, version: int) -> None:
-    self.model, self.layers = _decoding_copy(model)
+    self.model, self.layers = device.decoding_copy(model)
     self.version = version
 
   def stats(self) -> dict[str, float]:
@@ -305,54 +210,67 @@ class Sampler:
       raise RuntimeError("Sampler.sample: there are no weights; call load_weights first")
     if not prompts:
       return
-    # An open iterator keeps the weights with which it began.
-    model, layers, version = self.model, self.layers, self.version
-    rows = shards("b")
-    count = max(1, self.width // n // rows) * rows  # slots
-    batch = max(1, count // 4 // rows) * rows  # prompts of one prefill
-    p = bucket(max(len(prompt.token_ids) for prompt in prompts))
-    p = kernels.padded_length(p, model.config.attention)
-    r = params.max_tokens
-    how = Decoding(params.temperature, self.stop_ids, model.config.on_cpu)
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    shape = self._shape_for(n, longest, params.max_tokens)
     seed_step = np.array([params.seed, params.step], np.uint32)
-    slots = None
-    assigned: list[Prompt | None] = [None] * count  # the prompt in each slot
-    first_columns = np.zeros(count, int)  # the ring buffer's column of each slot's first token
-    column = 0  # slots.column
-    waiting, snapshot, finished = list(prompts)[::-1], None, []
-
-    @keep_mesh
-    def decode(free_slots) -> HostSnapshot:
-      nonlocal slots
-      slots, newer = _decode(model, layers, slots, seed_step, free_slots, how)
-      return newer
-
-    while waiting or any(assigned):
-      free = [i for i, prompt in enumerate(assigned) if prompt is None]
-      while waiting and free:
-        taken = [waiting.pop() for _ in range(min(batch, len(waiting), len(free)))]
-        chosen, free = free[: len(taken)], free[len(taken) :]
-        first_columns[chosen] = (column + 1) % r
-        for i, prompt in zip(chosen, taken):
-          assigned[i] = prompt
-        prefilled = _prefill_batch(model, layers, taken, batch, seed_step, n, p, how)
-        if slots is None:  # allocated while the device prefills the first prompts
-          slots = _empty_slots(len(layers), count, n, p, r, model.config)
-        sources = np.full(count, -1, np.int32)
-        sources[chosen] = np.arange(len(taken))
-        slots = _insert(slots, sources, *prefilled, how=how)
-      targets = _free_slot_targets(len(free), count, batch, bool(waiting))
-      with contextlib.closing(self._decode_ahead(decode, targets)) as snapshots:
+    draws = Draws(seed_step, np.float32(params.temperature), np.int32(params.max_tokens))
+    # An open iterator keeps the weights with which it began.
+    version = self.version
+    decoder = _Decoder(self.model, self.layers, shape, draws, self.stop_ids)
+    waiting, snapshot, ended = cut(prompts, n, shape.g)[::-1], None, []
+    groups: dict[int, list[Rollout | None]] = {}  # those of which a piece has ended, by its order
+    while waiting or len(decoder.free()) < shape.b:
+      decoder.fill(waiting)
+      targets = _free_slot_targets(len(decoder.free()), shape.b, shape.batch, bool(waiting))
+      run = self._decode_ahead(keep_mesh(decoder.decode), targets)
+      with contextlib.closing(run) as snapshots:
         for newer in snapshots:
           # The caller works on these groups while the device decodes.
-          yield from self._groups(snapshot, finished, version)
+          yield from self._groups(snapshot, ended, groups, n, version)
           snapshot = newer.result()
-          column, done_b = int(on_host(snapshot.column)), on_host(snapshot.done_b)
-          ended = [i for i in np.flatnonzero(done_b) if assigned[i]]
-          finished = [(i, first_columns[i], assigned[i]) for i in ended]
-          for i in ended:
-            assigned[i] = None
-    yield from self._groups(snapshot, finished, version)
+          ended = decoder.ended(snapshot)
+    yield from self._groups(snapshot, ended, groups, n, version)
+
+  def calls(self, model: Qwen2) -> list[tuple]:
+    """(name, jitted function, args, kwargs) of the programs of `shapes`, to compile them ahead.
+
+    `function.lower(*args, **kwargs).compile()`, also in a thread (sharding.keep_mesh), makes the
+    calls of load_weights and sample compile nothing.
+
+    Args:
+      model: policy.model.abstract, or with the shapes, types and shardings of the policy otherwise.
+    """
+    model = _on_mesh(model)
+    copy = _on_mesh(device.decoding_copy.eval_shape(model))
+    found = [("weights for decoding", device.decoding_copy, (model,), {})]
+    host = jax.ShapeDtypeStruct  # of a numpy array, which has no sharding
+    scalar = host((), jnp.int32)
+    draws = Draws(host((2,), jnp.uint32), host((), jnp.float32), scalar)
+    how = dict(draws=draws, stop_ids=self.stop_ids)
+    for shape in self.shapes:
+      name = f"{shape.b} slots of {shape.g}"
+      static = dict(shape=shape, config=model.config)
+      slots, buffers = _on_mesh(device.empty.eval_shape(**static))
+      prompts = NewPrompts(*[host((shape.batch,), jnp.int32)] * 4)
+      prompts = prompts._replace(streams_b=host((shape.batch,), jnp.uint32))
+      chunk = host((shape.batch, shape.c), jnp.int32), scalar, prompts, host((shape.b,), jnp.int32)
+      found.append((name, device.empty, (), static))
+      found.append((f"prefill of {name}", device.prefill, (*copy, slots, buffers, *chunk), how))
+      found.append((f"decode of {name}", device.decode, (*copy, slots, scalar), how))
+    return found
+
+  def _shape_for(self, n: int, longest: int, max_tokens: int) -> SlotShape:
+    """The known shape for groups of n and prompts of at most `longest` tokens, or a new one."""
+    known = [shape for shape in self.shapes if shape.g <= n]
+    known += [shape for shape in self._made if shape.g == n]
+    fits = [shape for shape in known if shape.p >= longest and shape.r >= max_tokens]
+    if fits:
+      # A group has ceil(n / g) slots, each with a prompt of p entries and g rings of r.
+      return min(fits, key=lambda shape: -(-n // shape.g) * (shape.p + shape.g * shape.r))
+    kernel = self.model.config.attention
+    made = slot_shape(self.width, n, longest, max_tokens, shards("b"), kernel)
+    self._made.append(made)
+    return made
 
   def _decode_ahead(self, decode, targets) -> Iterator[concurrent.futures.Future]:
     """Yields the future HostSnapshot of `decode(target)` for each target.
@@ -371,22 +289,31 @@ class Sampler:
       # A caller that leaves early may launch other programs, on every process after these.
       concurrent.futures.wait(started)
 
-  def _groups(self, snapshot: HostSnapshot | None, finished, version) -> Iterator[list[Rollout]]:
-    """This process's share of the finished groups [(slot, column of its first token, prompt)]."""
-    if not finished:
+  def _groups(self, snapshot, ended, groups, n, version) -> Iterator[list[Rollout]]:
+    """This process's share of the groups that are whole with the pieces that have ended.
+
+    Args:
+      snapshot: HostSnapshot of the call in which they ended, or None without any.
+      ended: of _Decoder.ended.
+      groups: {order of the prompt: its n responses, None where they have not ended}; changed.
+    """
+    if not ended:
       return
     ages_bg, tokens_bgr, logprobs_bgr = map(
       on_host, (snapshot.ages_bg, snapshot.tokens_bgr, snapshot.logprobs_bgr)
     )
     r = tokens_bgr.shape[-1]
-    for slot, first_column, prompt in finished:
-      if slot % jax.process_count() == jax.process_index():
-        order_r = (first_column + np.arange(r)) % r  # oldest token first
-        tokens_gr, logprobs_gr = tokens_bgr[slot][:, order_r], logprobs_bgr[slot][:, order_r]
-        yield [
-          self._rollout(prompt, version, *response)
-          for response in zip(ages_bg[slot], tokens_gr, logprobs_gr)
-        ]
+    for slot, first_column, (prompt, order, offset, count) in ended:
+      if order % jax.process_count() != jax.process_index():
+        continue
+      order_r = (first_column + np.arange(r)) % r  # oldest token first
+      tokens_gr, logprobs_gr = tokens_bgr[slot][:, order_r], logprobs_bgr[slot][:, order_r]
+      group = groups.setdefault(order, [None] * n)
+      for g in range(count):
+        response = ages_bg[slot, g], tokens_gr[g], logprobs_gr[g]
+        group[offset + g] = self._rollout(prompt, version, *response)
+      if None not in group:
+        yield groups.pop(order)
 
   def _rollout(self, prompt, version, age, tokens_r, logprobs_r) -> Rollout:
     token_ids = tuple(tokens_r[:age].tolist())

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from srl_jax.policy import kernels, sharding
-from srl_jax.policy.attention import Cached, Lines, Packed, attend, prompt_cache, visible
+from srl_jax.policy.attention import (
+  Cached,
+  Chunk,
+  Lines,
+  Packed,
+  Padded,
+  attend,
+  prompt_cache,
+  visible,
+)
 from srl_jax.policy.model import rotary_angles
 
 
@@ -88,6 +97,24 @@ def test_lines_leak_nothing(monkeypatch, kernel):
   found = changed(where)
   assert (found[0][~where] == wanted[0][~where]).all()
   assert all((x[sibling] == y[sibling]).all() for x, y in zip(found, wanted))
+
+
+@pytest.mark.parametrize("dtype, atol", [("float32", 3e-5), ("bfloat16", 2e-2)])
+def test_chunks_are_the_whole(dtype, atol):
+  """40 tokens in chunks of 8, with scores up to some hundreds in any block; the cache too."""
+  rng = np.random.default_rng(8)
+  scale_bt11 = rng.choice([1, 10], (2, 40, 1, 1))
+  draw = lambda heads, scale=1: jnp.asarray(rng.normal(size=(2, 40, heads, 16)) * scale, dtype)
+  q, k, v = draw(4, scale_bt11), draw(2, scale_bt11), draw(2)
+  whole, _ = attend(q, k, v, Padded(jnp.full(2, 40)))
+  cache = prompt_cache(jnp.full_like(k, 1e3), jnp.full_like(v, 1e3))  # of an earlier prompt
+  run = jax.jit(attend)
+  for start in range(0, 40, 8):
+    new = slice(start, start + 8)
+    out, cache = run(q[:, new], k[:, new], v[:, new], Chunk(*cache, jnp.int32(start)))
+    np.testing.assert_allclose(*(np.float32(x) for x in (out, whole[:, new])), atol=atol)
+  for found, wanted in zip(cache, prompt_cache(k, v)):
+    assert (found == wanted).all()
 
 
 def softmax_attention(q_nh, k_skh, v_skh):
