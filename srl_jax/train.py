@@ -25,12 +25,16 @@ def main(argv) -> None:
 
   from srl_jax import config as configs
   from srl_jax import hosts
+  from srl_jax.learner import programs
   from srl_jax.learner import workdir as workdirs
   from srl_jax.policy.sharding import make_mesh
 
   config = FLAGS.config
   configs.check(config)
   hosts.initialize()
+  cache = programs.use_cache()
+  if cache:
+    say(cache)
   workdir = pathlib.Path(FLAGS.workdir or pathlib.Path("runs") / config_name())
   try:
     with contextlib.ExitStack() as stack:

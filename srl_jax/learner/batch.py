@@ -7,33 +7,9 @@ import numpy as np
 
 from srl_jax.learner import grpo, packing
 from srl_jax.learner.dynamic_sampling import Group
-from srl_jax.learner.packing import Lengths, RowShape
+from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rows import PackedGroup, Response, Rows
 from srl_jax.policy.sharding import shards
-
-LEAST_RESPONSE = 1 / 16  # of rollout.max_tokens, expected of a response however short the targets
-LONGEST_OF_GROUP = 4  # expected length of a group's longest response, of the mean response's
-
-
-def expected_lengths(config, train_prompts, held_out) -> Lengths:
-  """The lengths of a run's sequences as far as its config and its prompts determine them.
-
-  How long responses will be is not known; the expert's targets are the estimate.
-
-  Args:
-    train_prompts, held_out: prompt_set.PromptSet.
-  """
-  prompts, targets = train_prompts.prompt_tokens, train_prompts.target_tokens
-  if config.method == "sft":  # the held-out loss has the same shapes
-    prompts, targets = prompts + held_out.prompt_tokens, targets + held_out.target_tokens
-    sums = [sum(pair) for pair in zip(prompts, targets)]
-    typical = int(np.quantile(sums, 0.9))
-    return Lengths(max(prompts), max(targets), max(sums), 1, float(np.mean(sums)), typical)
-  samples, most = config.rollout.samples, config.rollout.max_tokens
-  response = float(np.clip(np.mean(targets), LEAST_RESPONSE * most, most))
-  expected = float(np.mean(prompts)) / samples + response
-  typical = int(np.quantile(prompts, 0.9) + min(most, LONGEST_OF_GROUP * response))
-  return Lengths(max(prompts), most, max(prompts) + most, samples, expected, typical)
 
 
 def pack_groups(groups: Sequence[Group], config, shapes: Sequence[RowShape]) -> list[Rows]:

@@ -5,8 +5,6 @@ import pathlib
 import secrets
 import sys
 
-import jax
-
 from srl_jax import folders, hosts
 from srl_jax.errors import UserError
 from srl_jax.learner.dynamic_sampling import Group
@@ -50,7 +48,6 @@ class Log:
     self.metrics = workdir / "metrics.jsonl"
     self.rollouts = workdir / "rollouts"
     self._board = self._wandb = None
-    self.compiled = 0  # programs since the last step
     fault = None
     if log.wandb and hosts.is_writer():
       try:
@@ -60,7 +57,6 @@ class Log:
     fault = hosts.broadcast(fault)
     if fault:  # every process ends, or the others would wait for this one
       raise UserError(fault)
-    jax.monitoring.register_event_duration_secs_listener(self._count)
     if not hosts.is_writer():
       return
     self.rollouts.mkdir(parents=True, exist_ok=True)
@@ -70,9 +66,6 @@ class Log:
 
       self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
-  def _count(self, event: str, *_, **__) -> None:
-    self.compiled += event == "/jax/core/compile/backend_compile_duration"
-
   def write_rollouts(self, step: int, groups: list[Group]) -> None:
     """Writes the groups that were sampled for a step, kept or not."""
     if groups and hosts.is_writer():
@@ -80,9 +73,7 @@ class Log:
       folders.write_text(path, rollout_lines(groups))
 
   def step(self, step: int, metrics: dict) -> None:
-    """Writes one step's metrics, with the number of programs compiled since the last one."""
-    metrics = metrics | {"programs_compiled": self.compiled}
-    self.compiled = 0
+    """Writes one step's metrics."""
     if not hosts.is_writer():
       return
     with self.metrics.open("a", encoding="utf-8") as file:
@@ -94,7 +85,6 @@ class Log:
       self._wandb.log(metrics, step=step)
 
   def close(self) -> None:
-    jax.monitoring.unregister_event_duration_listener(self._count)
     if self._board:
       self._board.close()
     if self._wandb:

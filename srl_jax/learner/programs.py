@@ -48,9 +48,7 @@ def rows_of(shape: RowShape) -> Rows:
     layout = Lines(array(jnp.int32, shape.places, shape.line), array(jnp.int32, t, g))
   elif shape.layout == "blocks":
     s, p, r = shape.places, shape.prompt, shape.response
-    layout = cpu.Blocks(
-      array(jnp.int32, s, p), array(jnp.int32, s, g, r), array(jnp.int32, t)
-    )
+    layout = cpu.Blocks(array(jnp.int32, s, p), array(jnp.int32, s, g, r), array(jnp.int32, t))
   ints, floats = [array(jnp.int32, t)] * 6, [array(jnp.float32, t)] * 3
   return Rows(*ints, *floats, layout)
 
@@ -60,14 +58,14 @@ def update_calls(config, state: update.TrainState, tx, shapes: Sequence[RowShape
 
   Args:
     config: of the run.
-    state: arrays, or their shapes with their layouts on the mesh that is set.
+    state: the shapes of its arrays, from on_mesh.
     tx: the optimiser.
     shapes: of the micro-batches.
   """
   loss = update.loss_of(config)
   several = config.method != "sft" and config.algorithm.steps_per_batch > 1
   kl = config.method != "sft" and config.algorithm.kl > 0
-  model, moments = shapes_of(state.model), shapes_of(state.moments)
+  model, moments = state.model, state.moments
   calls = [
     Call("zeros", update.zeros, (model,)),
     Call("apply", update.apply, (tx, model, moments, model)),
@@ -85,9 +83,17 @@ def update_calls(config, state: update.TrainState, tx, shapes: Sequence[RowShape
   return calls
 
 
-def shapes_of(tree):
-  """The arrays of a tree as jax.ShapeDtypeStructs with their shardings."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+def on_mesh(tree):
+  """The shapes of a tree with their layouts on the devices of the mesh that is set."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+
+  def place(x):
+    spec = x.sharding.spec if x.sharding is not None else jax.P()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+  return jax.tree.map(place, tree)
 
 
 class Ahead:
@@ -190,7 +196,7 @@ def use_cache() -> str | None:
       return None
     line = (
       f"compiled programs are kept in {folder}, at most {CACHE_BYTES >> 30} GiB; "
-      "JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps none"
+      "JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false none"
     )
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)

@@ -61,6 +61,7 @@ def train(run, reference: Qwen2 | None = None) -> None:
 
       figures |= hosts.sum_counts(run.engine.stats())
       figures |= metrics.speed(run.state.model.config, batch, timers.take())
+      figures |= run.compiled.take()
       show(run, figures)
       # Before the checkpoint: a run killed between them removes this line and repeats the step.
       run.log.step(run.state.step, figures)

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,7 @@ from srl_jax.data.examples import Examples, StepExample
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
-from srl_jax.learner import limits, optimizer, run_data
-from srl_jax.learner.batch import expected_lengths
+from srl_jax.learner import limits, optimizer, programs, run_data
 from srl_jax.learner.checkpoint import (
   Checkpoints,
   Progress,
@@ -25,8 +25,9 @@ from srl_jax.learner.checkpoint import (
   set_aside_damaged_scores,
 )
 from srl_jax.learner.log import Log
-from srl_jax.learner.packing import RowShape, row_shapes
+from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rollouts import sampling_params
+from srl_jax.learner.shapes import shapes_of_run
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
 from srl_jax.learner.workdir import check_same_run
@@ -36,9 +37,10 @@ from srl_jax.policy.sharding import check_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.progress import ProgressLine
 from srl_jax.rollout.engine import Engine, ReplicatedSampling
-from srl_jax.rollout.episodes import Question, prompt_builder
+from srl_jax.rollout.episodes import PromptBuilder, Question, prompt_builder
 from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.rollout.sampler import Sampler
+from srl_jax.rollout.slots import SlotShape
 from srl_jax.rollout.vllm_client import VllmEngine
 from srl_jax.tasks import task_of_mode
 from srl_jax.tasks.examples import load_examples
@@ -63,6 +65,7 @@ class Run:
     solver, held_out_problems: for final answers; the held-out problems that have one.
     stop: whether a signal asked the run to stop.
     log, line: what is written and what is shown.
+    compiled: counts the programs that are compiled.
     start_time: on the monotonic clock; work before a restart is counted.
   """
 
@@ -85,6 +88,7 @@ class Run:
   stop: StopSignal
   log: Log
   line: ProgressLine
+  compiled: programs.Counter
   start_time: float
 
   def is_due(self, every: int) -> bool:
@@ -114,48 +118,44 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     stack.callback(stop.restore)
     # Nothing is to be saved yet. Of several processes all have to hear of a signal together.
     stop.at_once = jax.process_count() == 1
+    compiled = programs.Counter()
+    stack.callback(compiled.close)
     examples = load_examples(config)
     stop.raise_if_any_stopped()
 
     set_aside_damaged_scores(workdir)
     checkpoints = Checkpoints(workdir, config.train.keep)
     stack.callback(checkpoints.close)
-    folder = resolve_model(config.model)
-    architecture = load_config(folder, config.dtype).on_platform(platform())
-    has_answers = any(example.answer for example in examples.validation)
-    limits.check(config, architecture, has_answers=has_answers)
-    tokenizer = load_tokenizer(folder)
-    ends = stop_ids(tokenizer, folder)
-    saved = hosts.broadcast(checkpoints.steps())
-    step = saved[-1] if saved else 0
-    before = None
-    if saved:
-      progress = checkpoints.last_progress()
-      before = progress.data
-      if progress.config is not None:  # config.json may be another run's
-        check_same_run(workdir, config, progress.config)
+    policy = policy_files(config, examples)
+    before, place = last_data(config, workdir, checkpoints)
     examples = run_data.old_hold_out(config, before, examples)
-    positions = architecture.max_position_embeddings
-    train_prompts = PromptSet(config, tokenizer, examples.train, positions)
-    held_out = PromptSet(config, tokenizer, examples.validation, positions)
-    data = run_data.fingerprint(config, before, examples, train_prompts, held_out, folder)
-    run_data.check(config, workdir / "checkpoints" / str(step), before, data)
-    lengths = expected_lengths(config, train_prompts, held_out)
+    positions = policy.architecture.max_position_embeddings
+    train_prompts = PromptSet(config, policy.tokenizer, examples.train, positions)
+    held_out = PromptSet(config, policy.tokenizer, examples.validation, positions)
+    data = run_data.fingerprint(config, before, examples, train_prompts, held_out, policy.folder)
+    run_data.check(config, place, before, data)
+    problems = problems_with_answer(held_out.examples)
     steps = config.train.steps or epoch_steps(config, len(examples.train))
     stop.raise_if_any_stopped()
 
+    # Programs compile while the weights load.
+    line = ProgressLine(steps, quiet=not hosts.is_writer())
     tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
-    state, progress = load_state(config, folder, tx, checkpoints)
+    build_prompt = builder_of_problems(config, policy.tokenizer)
+    prompts = train_prompts, held_out, problems, build_prompt
+    shapes = shapes_of_run(config, policy.architecture, *prompts)
+    engine = make_engine(config, policy, stop, shapes.slots)
+    stack.callback(engine.close)
+    ahead = programs.Ahead(calls_of_run(config, policy.architecture, tx, shapes.rows, engine))
+    state, progress = load_state(config, policy, tx, checkpoints)
     run_data.adopt(progress, data)
     progress.config = config_json(config)
+    ahead.wait(line.say)
     stop.raise_if_any_stopped()
+
     # Only now: where the last checkpoint is damaged, the run continues from an earlier step.
     log = Log(workdir, config.log, step=state.step, name=workdir.name, config=config.to_dict())
     stack.callback(log.close)
-
-    engine = make_engine(config, tokenizer, ends, stop)
-    stack.callback(engine.close)
-    line = ProgressLine(steps, quiet=not hosts.is_writer())
     run = Run(
       config=config,
       workdir=workdir,
@@ -164,23 +164,70 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
       state=state,
       progress=progress,
       checkpoints=checkpoints,
-      tokenizer=tokenizer,
-      stop_ids=ends,
-      folder=folder,
+      tokenizer=policy.tokenizer,
+      stop_ids=policy.stop_ids,
+      folder=policy.folder,
       train_prompts=train_prompts,
       held_out=held_out,
-      row_shapes=row_shapes(lengths, config.batch.tokens_per_device, architecture.layout),
+      row_shapes=shapes.rows,
       engine=engine,
-      solver=make_solver(config, tokenizer, engine),
-      held_out_problems=problems_with_answer(held_out.examples),
+      solver=make_solver(config, build_prompt, engine),
+      held_out_problems=problems,
       stop=stop,
       log=log,
       line=line,
+      compiled=compiled,
       start_time=time.monotonic() - progress.seconds,
     )
     line.say(opening(run, examples))
     stop.at_once = False
     yield run
+
+
+class PolicyFiles(NamedTuple):
+  """What is read of a policy's folder before its weights."""
+
+  folder: pathlib.Path
+  architecture: ModelConfig
+  tokenizer: object
+  stop_ids: list[int]
+
+
+def policy_files(config, examples: Examples) -> PolicyFiles:
+  """The policy's folder and what is in it; raises UserError if config and model do not fit."""
+  folder = resolve_model(config.model)
+  architecture = load_config(folder, config.dtype).on_platform(platform())
+  has_answers = any(example.answer for example in examples.validation)
+  limits.check(config, architecture, has_answers=has_answers)
+  tokenizer = load_tokenizer(folder)
+  return PolicyFiles(folder, architecture, tokenizer, stop_ids(tokenizer, folder))
+
+
+def last_data(
+  config, workdir: pathlib.Path, checkpoints: Checkpoints
+) -> tuple[dict | None, pathlib.Path]:
+  """(The data of the run's last checkpoint, or None; the folder that has it).
+
+  Raises UserError if the checkpoint is another run's: config.json may be missing.
+  """
+  saved = hosts.broadcast(checkpoints.steps())
+  place = workdir / "checkpoints" / str(saved[-1] if saved else 0)
+  if not saved:
+    return None, place
+  progress = checkpoints.last_progress()
+  if progress.config is not None:
+    check_same_run(workdir, config, progress.config)
+  return progress.data, place
+
+
+def calls_of_run(config, architecture, tx, shapes: list[RowShape], engine: Engine) -> list:
+  """The calls of the run's programs, with the shapes of its weights on the mesh that is set."""
+  model = programs.on_mesh(abstract(architecture))
+  moments = programs.on_mesh(jax.eval_shape(tx.init, model))
+  calls = programs.update_calls(config, TrainState(0, model, moments), tx, shapes)
+  if isinstance(engine, Sampler):
+    calls = [programs.Call(*call) for call in engine.calls(model)] + calls
+  return calls
 
 
 def epoch_steps(config, count: int) -> int:
@@ -210,17 +257,17 @@ def opening(run: Run, examples: Examples) -> str:
 
 
 def load_state(
-  config, folder: pathlib.Path, tx: optax.GradientTransformation, checkpoints: Checkpoints
+  config, policy: PolicyFiles, tx: optax.GradientTransformation, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
   """The state at the run's last whole checkpoint, or its start, with float32 weights and moments.
 
   Call it with the mesh set.
   """
-  architecture = load_config(folder, config.dtype).on_platform(platform())
+  architecture = policy.architecture
   mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
   check_mesh(mesh, architecture.sizes())
   if not hosts.broadcast(checkpoints.steps()):
-    model = initial_weights(config, folder)
+    model = initial_weights(config, policy.folder)
     return TrainState(0, model, init_moments(tx, model)), Progress()
   shapes = abstract(architecture)
   step, model, moments, progress = checkpoints.restore_last(shapes, jax.eval_shape(tx.init, shapes))
@@ -258,17 +305,23 @@ def best_weights(workdir: str, architecture: ModelConfig) -> Qwen2:
 # ---------------------------------------------------------------------------------- the engine
 
 
-def make_engine(config, tokenizer, stop_ids: list[int], stop: StopSignal) -> Engine:
-  """The rollout engine of a config; while it samples or waits it checks `stop`, which may raise."""
+def make_engine(
+  config, policy: PolicyFiles, stop: StopSignal, shapes: Sequence[SlotShape]
+) -> Engine:
+  """The rollout engine of a config; while it samples or waits it checks `stop`, which may raise.
+
+  `shapes` are those of the built-in engine's slots.
+  """
   rollout = config.rollout
   if rollout.engine == "builtin":
     # All processes decode together, so they can stop together between two decodings.
-    return Sampler(tokenizer, stop_ids, rollout.width, stop.raise_if_any_stopped)
+    check = stop.raise_if_any_stopped
+    return Sampler(policy.tokenizer, policy.stop_ids, rollout.width, check, shapes)
   servers = [url.strip() for url in rollout.servers.split(",")]
   return VllmEngine(
     hosts.local_part(servers),  # of a single server the first process has all
-    tokenizer,
-    stop_ids,
+    policy.tokenizer,
+    policy.stop_ids,
     weights_root=rollout.weights_root,
     lag=rollout.lag,
     public_servers=rollout.public_servers,
@@ -277,12 +330,17 @@ def make_engine(config, tokenizer, stop_ids: list[int], stop: StopSignal) -> Eng
   )
 
 
-def make_solver(config, tokenizer, engine: Engine) -> Solver:
-  """Solves whole problems as config.eval says."""
+def builder_of_problems(config, tokenizer) -> PromptBuilder:
+  """Builds the prompts with which the run solves whole problems."""
   task, prompt = task_of_mode(config.eval.mode, config.method), config.prompt
+  return prompt_builder(tokenizer, task, prompt.style, prompt.system_file)
+
+
+def make_solver(config, build_prompt: PromptBuilder, engine: Engine) -> Solver:
+  """Solves whole problems as config.eval says."""
   return Solver(
     engine=ReplicatedSampling(engine),
-    build_prompt=prompt_builder(tokenizer, task, prompt.style, prompt.system_file),
+    build_prompt=build_prompt,
     mode=config.eval.mode,
     params=dataclasses.replace(sampling_params(config), max_tokens=config.eval.max_tokens),
     max_turns=config.eval.max_turns,

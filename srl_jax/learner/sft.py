@@ -47,7 +47,7 @@ def train(run) -> None:
       with timers("validate"):
         figures |= validate_if_due(run, loss)
 
-      figures |= timers.take()
+      figures |= timers.take() | run.compiled.take()
       show(run, figures)
       run.log.step(run.state.step, figures)  # before the checkpoint, see rl.py
       figures = {}
