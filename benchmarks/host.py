@@ -125,7 +125,7 @@ def measure(
   queue = PromptQueue(4 * groups, seed)
   batch = Batch()
   while len(batch.kept) < groups and batch.rounds < 10:
-    sampled = [one_group(ticket) for ticket in queue.take(draw_size(batch, groups))]
+    sampled = [one_group(ticket) for ticket in queue.take(draw_size(batch, groups, None, 10))]
     with clock("filter"):
       batch = add_round(batch, sampled, groups, config.algorithm.std_epsilon)
   config.batch.tokens_per_device, config.rollout.max_tokens = 2 * longest, longest

@@ -118,8 +118,10 @@ def table(summary: dict, workdir: pathlib.Path) -> str:
       cells = (f"{summary[row][name]:>10.1%}" for name in names)
       lines.append("  ".join([f"{row:<20}", *cells]))
   elif summary["validation"]:
-    step, score = max(summary["validation"].items(), key=lambda item: item[1])
-    lines.append(f"best on validation: step {step}, {score:.4f}")
+    step = summary["best_step"]
+    score = summary["validation"].get(str(step))
+    if score is not None:
+      lines.append(f"best on validation: step {step}, {score:.4f}")
   lines.append(f"everything is in {workdir}: summary.json, metrics.jsonl, rollouts/, checkpoints/")
   return "\n".join(lines)
 

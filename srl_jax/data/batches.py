@@ -18,6 +18,9 @@ def bucket(length: int) -> int:
   return -(-length // step) * step  # rounded up to a multiple
 
 
+SMOOTHING = 0.2  # weight of a batch in PromptQueue.kept
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
   """The order of `count` examples in an epoch, a pure function of its arguments."""
   order = list(range(count))
@@ -29,7 +32,11 @@ class PromptQueue:
   """Tickets (epoch, index) of examples in order, epoch after epoch.
 
   A ticket is drawn once; one that was not used can be put back in front. The whole state is
-  `state()`, three small fields that go into a checkpoint.
+  `state()`, a few small fields that go into a checkpoint.
+
+  Attributes:
+    kept: the share of drawn prompts that were worth training on, a running mean over the last
+      batches (note_kept); None before the first one.
 
   Raises UserError without examples, or for a state that has tickets of other examples.
   """
@@ -38,6 +45,7 @@ class PromptQueue:
     if count < 1:
       raise UserError("no example to draw; give data with at least one example to train on")
     self.count, self.seed = count, seed
+    self.kept = None
     self.restore(state or dict(epoch=0, position=0, head=[]))
 
   def take(self, n: int) -> list[tuple[int, int]]:
@@ -45,7 +53,7 @@ class PromptQueue:
     taken, self.head = self.head[:n], self.head[n:]
     while len(taken) < n:
       if self.position == self.count:
-        self.restore(dict(epoch=self.epoch + 1, position=0, head=[]))
+        self.restore(dict(epoch=self.epoch + 1, position=0, head=[], kept=self.kept))
       # What the epoch still has, at most as many as are missing.
       more = self._order[self.position : self.position + n - len(taken)]
       self.position += len(more)
@@ -56,16 +64,22 @@ class PromptQueue:
     """The next take begins with these."""
     self.head = list(tickets) + self.head
 
+  def note_kept(self, share: float) -> None:
+    """Takes a batch's share of prompts worth training on into the running mean."""
+    self.kept = share if self.kept is None else self.kept + SMOOTHING * (share - self.kept)
+
   def epochs(self) -> float:
     """Epochs gone through so far."""
     return self.epoch + (self.position - len(self.head)) / self.count
 
   def state(self) -> dict:
-    return dict(epoch=self.epoch, position=self.position, head=list(map(list, self.head)))
+    head = list(map(list, self.head))
+    return dict(epoch=self.epoch, position=self.position, head=head, kept=self.kept)
 
   def restore(self, state: dict) -> None:
     self.epoch, self.position = state["epoch"], state["position"]
     self.head = list(map(tuple, state["head"]))
+    self.kept = state.get("kept")  # 0.2.0 kept none
     if self.position > self.count or any(index >= self.count for _, index in self.head):
       raise UserError(
         f"the queue of the checkpoint is of more than the {self.count} examples that there are now:"

@@ -97,7 +97,8 @@ def load_tokenizer(folder: str | pathlib.Path):
   from transformers import PreTrainedTokenizerFast  # slow to import
 
   try:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    # False: else transformers suspects a Mistral in some folders of other models, and warns.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, fix_mistral_regex=False)
   except Exception as error:  # the tokenizers library raises bare Exceptions
     raise UserError(f"{folder}: the tokenizer cannot be read ({error}): copy it again") from error
   _check_vocabulary(tokenizer, folder)

@@ -13,6 +13,8 @@ from srl_jax.data.examples import StepExample
 from srl_jax.rollout.engine import Prompt, Rollout
 from srl_jax.tasks import TASKS, Score
 
+MARGIN = 1.28  # standard deviations: a normal variable is above -1.28 in nine of ten cases
+
 Ticket = tuple[int, int]  # (epoch, index of the example), see data.batches.PromptQueue
 
 
@@ -64,12 +66,36 @@ def why_dropped(group: Group, std_epsilon: float) -> str | None:
   return TASKS[group.example.task].drop_reason(group.scores)
 
 
-def draw_size(batch: Batch, size: int) -> int:
-  """How many prompts the next round draws: as many as the share kept so far says are needed."""
-  if not batch.groups:
-    return size
-  share = max(len(batch.kept) / len(batch.groups), 1 / size)
-  return min(size, math.ceil((size - len(batch.kept)) / share))
+def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> int:
+  """How many prompts the next round draws, so that it fills the batch in nine of ten cases.
+
+  If each of N prompts is kept with probability p, in nine of ten cases at least
+  N p - MARGIN sqrt(N p (1 - p)) are. N is the least number for which this is what is still needed.
+
+  Args:
+    batch: the rounds before.
+    size: groups wanted.
+    share: p by earlier batches, PromptQueue.kept; None: every prompt is expected to be kept.
+    max_rounds: at most size x max_rounds prompts are drawn for a batch; 0 when they are.
+  """
+  p = 1.0 if share is None else share
+  if batch.groups:
+    # Earlier batches weigh as much as one round; without them this batch is all there is to go by.
+    earlier = 0 if share is None else size
+    drawn = len(batch.groups)
+    p = (kept_share(batch) * drawn + p * earlier) / (drawn + earlier)
+  p = max(p, 1 / size)
+  spread = MARGIN * math.sqrt(p * (1 - p))
+  needed = size - len(batch.kept)
+  # p x^2 - spread x - needed = 0 for x = sqrt(N).
+  root = (spread + math.sqrt(spread**2 + 4 * p * needed)) / (2 * p)
+  return min(math.ceil(root**2 - 1e-9), size * max_rounds - len(batch.groups))
+
+
+def kept_share(batch: Batch) -> float:
+  """The share of groups that are worth training on, the surplus included."""
+  kept = sum(group.dropped in (None, "surplus") for group in batch.groups)
+  return kept / len(batch.groups)
 
 
 def surplus_tickets(batch: Batch) -> list[Ticket]:

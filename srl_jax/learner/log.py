@@ -64,7 +64,7 @@ class Log:
     if log.tensorboard:
       from tensorboardX import SummaryWriter  # slow to import
 
-      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else 0)
 
   def write_rollouts(self, step: int, groups: list[Group]) -> None:
     """Writes the groups that were sampled for a step, kept or not."""
@@ -127,7 +127,7 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
       found = _step_of(line)
       if found is None:
         damaged.append(number)
-      elif found <= step:
+      elif found <= step and step > 0:  # what was measured before step 1 is measured again
         earlier.append(line + "\n")
     if damaged:  # zeros, after a power failure
       print(f"{metrics}: left out damaged lines, from line {damaged[0]} on", file=sys.stderr)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from srl_jax.learner.dynamic_sampling import Batch, population_std
+from srl_jax.learner.dynamic_sampling import Batch, kept_share, population_std
 from srl_jax.learner.rows import Rows
 from srl_jax.learner.update import PEAKS, StepOutput, step_metrics, update_flops
 from srl_jax.policy.model import ModelConfig
@@ -41,7 +41,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     "format_failures": failed.mean(),
     "groups_sampled": len(batch.groups),
     "groups_kept": len(batch.kept),
-    "kept_share": (dropped[None] + dropped["surplus"]) / len(batch.groups),
+    "kept_share": kept_share(batch),
     "rounds": batch.rounds,
     "response_tokens_mean": lengths.mean(),
     "response_tokens_max": lengths.max(),

@@ -38,6 +38,8 @@ def train(run, reference: Qwen2 | None = None) -> None:
   timers, empty_steps, figures = metrics.Timers(), 0, {}
   queue = PromptQueue(len(run.train_prompts.examples), run.config.seed, run.progress.queue)
   try:
+    if run.state.step == 0 and (start := validation.validate_if_due(run)):
+      run.log.step(0, start | run.compiled.take())
     with timers("sample"):
       batch = next_batch(run, queue)
     while batch is not None:

@@ -18,6 +18,7 @@ from srl_jax.learner.dynamic_sampling import (
   Ticket,
   add_round,
   draw_size,
+  kept_share,
   surplus_tickets,
 )
 from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
@@ -42,13 +43,18 @@ def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
   algorithm, size = run.config.algorithm, run.config.batch.prompts
   max_rounds = algorithm.max_rounds if algorithm.dynamic_sampling else 1
   epsilon = algorithm.std_epsilon if algorithm.dynamic_sampling else -1.0
+  share = queue.kept if algorithm.dynamic_sampling else None
   batch = Batch()
   while len(batch.kept) < size and batch.rounds < max_rounds:
-    tickets = queue.take(draw_size(batch, size))
+    drawn = draw_size(batch, size, share, max_rounds)
+    if drawn == 0:
+      break
+    tickets = queue.take(drawn)
     groups, seconds = sample_groups(run, tickets, step)
     batch = add_round(batch, groups, size, epsilon)
     batch = dataclasses.replace(batch, seconds_reward=batch.seconds_reward + seconds)
   queue.put_back(surplus_tickets(batch))
+  queue.note_kept(kept_share(batch))
   return batch
 
 

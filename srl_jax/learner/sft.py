@@ -34,6 +34,8 @@ def train(run) -> None:
   config, timers, loss = run.config, metrics.Timers(), update.loss_of(run.config)
   figures = {}
   try:
+    if run.state.step == 0 and (start := validate_if_due(run, loss)):
+      run.log.step(0, start | run.compiled.take())
     while run.state.step < run.steps and not run.progress.done:
       chosen = batch_of(
         run.state.step, len(run.train_prompts.examples), config.batch.prompts, config.seed
