@@ -91,7 +91,8 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
   work = estimate.work_of(config, prompt_tokens, response_tokens)
   mesh = make_mesh(spec, devices)
   with jax.set_mesh(mesh):
-    state = programs.state_of(config, model_config, mesh)
+    state = programs.state_of(config, model_config)
+    rows = [state.shape.rows * shards("b"), state.shape.tokens]
     compiled = _compile(config, state, name)
     sampler = programs.sampler_bytes(config, state)
     if sampler:  # while new weights load, the sampler has two copies of them
@@ -100,8 +101,8 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     peak = estimate.peak_flops(devices[0].device_kind)
     forecast = None
     if found["fits"]:
-      rows = shards("b", mesh)
-      forecast = estimate.step(config, model_config, topology, work, rows, compiled, peak)
+      cut = shards("b", mesh)
+      forecast = estimate.step(config, model_config, topology, work, cut, compiled, peak)
       forecast["push"] = _push(config, state, topology, devices, compiled.get("export"))
   return {
     "model": config.model,
@@ -110,7 +111,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     "chip": devices[0].device_kind,
     "mesh": spec,
     "engine": config.rollout.engine,
-    "rows_shape": list(state.rows.tokens_bt.shape),
+    "rows_shape": rows,
     "memory": found,
     "collectives": estimate.collectives(compiled),
     "work": {"prompt_tokens": work.prompt_tokens, "response_tokens": work.response_tokens},

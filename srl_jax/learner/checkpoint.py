@@ -2,6 +2,7 @@
 
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a half-written
 one is never read. Checksums of the arrays are written with it and compared when it is restored.
+A save copies the arrays to the host; they are written in the background while training continues.
 """
 
 import contextlib
@@ -120,6 +121,7 @@ class Checkpoints:
     )
     policy = keeping.AnyPreservationPolicy([keeping.LatestN(keep), best])
     self._checkpointer = ocp.training.Checkpointer(self.folder, preservation_policy=policy)
+    self._writing = None  # what save_checkpointables_async returned
 
   @staticmethod
   def present(workdir: pathlib.Path) -> bool:
@@ -127,18 +129,29 @@ class Checkpoints:
     return bool(_steps_in(pathlib.Path(workdir) / "checkpoints"))
 
   def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
-    """Saves under state.step, unless that step is there; returns when it is on disk."""
+    """Saves under state.step, unless that step is there.
+
+    Returns when the arrays are on the host and may be donated; `wait` until they are on disk. Up to
+    then the checkpoint before is kept. The save before is waited for.
+    """
     if state.step in self.steps():
       return  # the same weights; writing them again would lose their score, and them if killed
     sums = {"model": checksums(state.model), "moments": checksums(state.moments)}
-    self._checkpointer.save_checkpointables(
+    self._writing = self._checkpointer.save_checkpointables_async(
       state.step,
       dict(model=state.model, moments=state.moments, progress=_as_bytes(progress, sums)),
       metrics=None if score is None else {"score": float(score)},
     )
 
+  def wait(self) -> None:
+    """Returns when the last save is on disk; raises what went wrong with it."""
+    writing, self._writing = self._writing, None
+    if writing is not None:
+      writing.result()
+
   def steps(self) -> list[int]:
     """Steps that can be restored, ascending."""
+    self.wait()
     return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
   def best_step(self) -> int | None:
@@ -146,6 +159,7 @@ class Checkpoints:
 
     Raises UserError if a checkpoint with a score is damaged.
     """
+    self.wait()
     best = None
     for checkpoint in self._checkpointer.checkpoints:
       if checkpoint.metrics:
@@ -222,6 +236,7 @@ class Checkpoints:
 
   def _load(self, step: int, wanted: dict) -> tuple[dict, dict[str, list[int]]]:
     """(What is wanted of a step, with its Progress; the checksums of its parts)."""
+    self.wait()
     try:
       with contextlib.redirect_stderr(io.StringIO()):  # where a load fails, its other threads print
         found = self._checkpointer.load_checkpointables(step, wanted)
@@ -236,7 +251,10 @@ class Checkpoints:
       ) from error
 
   def close(self) -> None:
-    self._checkpointer.close()
+    try:
+      self.wait()
+    finally:
+      self._checkpointer.close()
 
 
 def _reason(error: Exception) -> str:

@@ -76,8 +76,13 @@ def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> 
     batch: the rounds before.
     size: groups wanted.
     share: p by earlier batches, PromptQueue.kept; None: every prompt is expected to be kept.
-    max_rounds: at most size x max_rounds prompts are drawn for a batch; 0 when they are.
+    max_rounds: of a batch, which draws at most size x max_rounds prompts.
+
+  Returns 0 for a batch that is full or may draw no more.
   """
+  needed = size - len(batch.kept)
+  if needed == 0 or batch.rounds == max_rounds:
+    return 0
   p = 1.0 if share is None else share
   if batch.groups:
     # Earlier batches weigh as much as one round; without them this batch is all there is to go by.
@@ -86,7 +91,6 @@ def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> 
     p = (kept_share(batch) * drawn + p * earlier) / (drawn + earlier)
   p = max(p, 1 / size)
   spread = MARGIN * math.sqrt(p * (1 - p))
-  needed = size - len(batch.kept)
   # p x^2 - spread x - needed = 0 for x = sqrt(N).
   root = (spread + math.sqrt(spread**2 + 4 * p * needed)) / (2 * p)
   return min(math.ceil(root**2 - 1e-9), size * max_rounds - len(batch.groups))

@@ -53,7 +53,9 @@ def rows_of(shape: RowShape) -> Rows:
   return Rows(*ints, *floats, layout)
 
 
-def update_calls(config, state: update.TrainState, tx, shapes: Sequence[RowShape]) -> list[Call]:
+def update_calls(
+  config, state: update.TrainState, tx, shapes: Sequence[RowShape], always_score: bool = False
+) -> list[Call]:
   """The programs of the update.
 
   Args:
@@ -61,6 +63,7 @@ def update_calls(config, state: update.TrainState, tx, shapes: Sequence[RowShape
     state: the shapes of its arrays, from on_mesh.
     tx: the optimiser.
     shapes: of the micro-batches.
+    always_score: name the log-prob pass even if the config does not need it.
   """
   loss = update.loss_of(config)
   several = config.method != "sft" and config.algorithm.steps_per_batch > 1
@@ -78,7 +81,7 @@ def update_calls(config, state: update.TrainState, tx, shapes: Sequence[RowShape
     old, reference = scores if several else None, scores if kl else None
     args = (model, model, rows, old, reference)
     calls.append(Call("accumulate", update.accumulate, args, {"loss": loss}))
-    if several or kl or config.method == "sft":  # sft: the loss of held-out targets
+    if always_score or several or kl or config.method == "sft":  # sft: the loss of held-out targets
       calls.append(Call("score", update.logprobs_of, (model, rows), {"loss": loss}))
   return calls
 

@@ -36,7 +36,7 @@ def sampling_params(config, step: int = 0) -> SamplingParams:
 
 
 def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
-  """Samples rounds of groups until config.batch.prompts are kept or max_rounds are made.
+  """Samples rounds of groups until config.batch.prompts are kept or max_rounds times as many drawn.
 
   Returns the same batch on every process; its kept groups may be fewer, or none.
   """
@@ -45,12 +45,8 @@ def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
   epsilon = algorithm.std_epsilon if algorithm.dynamic_sampling else -1.0
   share = queue.kept if algorithm.dynamic_sampling else None
   batch = Batch()
-  while len(batch.kept) < size and batch.rounds < max_rounds:
-    drawn = draw_size(batch, size, share, max_rounds)
-    if drawn == 0:
-      break
-    tickets = queue.take(drawn)
-    groups, seconds = sample_groups(run, tickets, step)
+  while drawn := draw_size(batch, size, share, max_rounds):
+    groups, seconds = sample_groups(run, queue.take(drawn), step)
     batch = add_round(batch, groups, size, epsilon)
     batch = dataclasses.replace(batch, seconds_reward=batch.seconds_reward + seconds)
   queue.put_back(surplus_tickets(batch))

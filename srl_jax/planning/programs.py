@@ -9,28 +9,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from srl_jax.learner import optimizer, packing, update
-from srl_jax.learner.rows import PackedGroup, Response, Rows
+from srl_jax.learner import optimizer, packing, programs, update
 from srl_jax.planning.collectives import Collective, collectives
 from srl_jax.policy import weights
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract
-from srl_jax.policy.sharding import act_spec, shards
 
-SHORT_RESPONSE = 128  # tokens
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class State(NamedTuple):
   """The arrays that a run keeps on its devices, as shapes with layouts.
 
-  Fields: model (float32 masters), tx and its moments; rows, a micro-batch at its largest; loss.
+  Fields: model (float32 masters), tx and its moments; shape, of a micro-batch at its largest.
   """
 
   model: Qwen2
   tx: object
   moments: object
-  rows: Rows
-  loss: update.Loss
+  shape: packing.RowShape
 
 
 class Program(NamedTuple):
@@ -51,59 +47,44 @@ class Program(NamedTuple):
     return self.peak + self.resident
 
 
-def state_of(config, model_config: ModelConfig, mesh) -> State:
+def state_of(config, model_config: ModelConfig) -> State:
   """The state of a run of `config`; call it with the mesh set."""
-  model = _on(mesh, abstract(model_config))
+  model = programs.on_mesh(abstract(model_config))
   tx = optimizer.make(config.optimizer, 1000)
-  moments = _on(mesh, jax.eval_shape(tx.init, model))
-  rows = largest_rows(config, mesh, layout=model_config.layout)
-  return State(model, tx, moments, rows, update.loss_of(config))
+  moments = programs.on_mesh(jax.eval_shape(tx.init, model))
+  return State(model, tx, moments, largest_shape(config, model_config.layout))
 
 
-def largest_rows(config, mesh, layout: str) -> Rows:
-  """A micro-batch at its largest: the longest prompts, with the longest responses or with short
-  ones, of which a row holds more and so has more lines; whichever has more elements.
-
-  The packing of a run makes it, so that the programs have the shapes of a run.
+def lengths_of_config(config) -> packing.Lengths:
+  """The lengths of a run whose data is not read: the limits of the config, half of the longest
+  prompt and a quarter of the longest response on average.
   """
-  devices = shards("b", mesh)
-  long = _full_rows(config, devices, layout, config.rollout.max_tokens)
-  short = _full_rows(config, devices, layout, SHORT_RESPONSE)
-  rows = max(long, short, key=_elements)
-  sharding = NamedSharding(mesh, act_spec("b"))
-  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(shape, rows)
+  prompt, response = config.data.max_prompt_tokens, config.rollout.max_tokens
+  samples = 1 if config.method == "sft" else config.rollout.samples
+  return packing.Lengths(
+    prompt=prompt,
+    response=response,
+    line=prompt + response,
+    samples=samples,
+    expected=prompt / 2 / samples + response / 4,
+    typical=0,
+  )
 
 
-def _elements(rows: Rows) -> int:
-  return sum(x.size for x in jax.tree.leaves(rows))
-
-
-def _full_rows(config, devices: int, layout: str, length: int) -> Rows:
-  """A micro-batch of as many groups of the longest prompts as rows hold; responses of `length`."""
-  room = config.batch.tokens_per_device
-  prompt = config.data.max_prompt_tokens
-  count = 1 if config.method == "sft" else config.rollout.samples
-  length = min(length, (room - prompt) // count)  # a row must hold a prompt with all its responses
-  responses = [Response([0] * length, [0.0] * length, 1.0, 1.0)] * count
-  group = PackedGroup([0] * prompt, responses)
-  return packing.pack(
-    [group] * (room // group.size() * devices),
-    tokens_per_device=room,
-    shards=devices,
-    layout=layout,
-  )[0]
+def largest_shape(config, layout: str) -> packing.RowShape:
+  """The shape of a run's micro-batches with the most elements."""
+  shapes = packing.row_shapes(lengths_of_config(config), config.batch.tokens_per_device, layout)
+  elements = lambda shape: sum(x.size for x in jax.tree.leaves(programs.rows_of(shape)))
+  return max(shapes, key=elements)
 
 
 class Call(NamedTuple):
-  """A program to compile: its name, the jitted function, its arguments, array shapes and static
-  ones, and the bytes of one device that a run keeps besides.
-  """
+  """A call of learner.programs, and the bytes of one device that a run keeps besides."""
 
   name: str
   function: Callable
-  arrays: dict
-  static: dict
+  args: tuple
+  kwargs: dict
   resident: int
 
 
@@ -141,36 +122,24 @@ def _beside(config, state: State) -> int:
 
 
 def calls(config, state: State) -> list[Call]:
-  """The programs of a run; weights are exported to servers only."""
-  model, tx, moments, rows, loss = state
-  old, reference = _scores(config, rows)
-  batch = dict(grads=model, model=model, rows=rows)
-  batch |= dict(old_logprobs_bs=old, reference_logprobs_bs=reference)
-  weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest tensor
-  table = dict(name="embed_tokens", dtype=jnp.dtype(jnp.bfloat16))
-  layer = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(weight.sharding.mesh, jax.P()))
-  beside = _beside(config, state)
-  step = dict(model=model, moments=moments, grads=model)
-  # What a run keeps besides excludes a call's own arguments: `apply` has the moments among them.
-  found = [
-    Call("apply", update.apply, step, {"tx": tx}, beside - device_bytes(moments)),
-    Call("accumulate", update.accumulate, batch, {"loss": loss}, beside),
-    Call("score", update.logprobs_of, dict(model=model, rows=rows), {"loss": loss}, beside),
-  ]
+  """The programs of a run that need the most memory; weights are exported to servers only."""
+  model, beside = state.model, _beside(config, state)
+  start = update.TrainState(0, model, state.moments)
+  found = []
+  for call in programs.update_calls(config, start, state.tx, [state.shape], always_score=True):
+    # What a run keeps besides excludes a call's own arguments: `apply` has the moments among them.
+    own = device_bytes(state.moments) if call.name == "apply" else 0
+    if call.name != "zeros":
+      found.append(Call(*call, beside - own))
   if config.rollout.engine == "vllm":
     # Weights go to the servers one at a time; all others stay on the devices besides.
+    weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest tensor
+    mesh = weight.sharding.mesh
+    layer = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, jax.P()))
+    table = dict(weight=weight, layer=layer, name="embed_tokens", dtype=jnp.dtype(jnp.bfloat16))
     rest = beside + device_bytes(model) - device_bytes(weight)
-    found.append(Call("export", weights.to_hf, dict(weight=weight, layer=layer), table, rest))
+    found.append(Call("export", weights.to_hf, (), table, rest))
   return found
-
-
-def _scores(config, rows):
-  """(old, reference) log-probs of rows, where the config has them."""
-  scores = jax.ShapeDtypeStruct(
-    rows.targets_bs.shape, jnp.float32, sharding=rows.tokens_bt.sharding
-  )
-  several = config.method != "sft" and config.algorithm.steps_per_batch > 1
-  return (scores if several else None), (scores if config.algorithm.kl else None)
 
 
 def compile_call(call: Call, per_node: int) -> Program:
@@ -178,11 +147,11 @@ def compile_call(call: Call, per_node: int) -> Program:
 
   per_node: devices of a node, see collectives.
   """
-  lowered = call.function.lower(**call.arrays, **call.static)
+  lowered = call.function.lower(*call.args, **call.kwargs)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    arguments = device_bytes(call.arrays)
+    arguments = device_bytes((call.args, call.kwargs))
     needed = refused_bytes(error, arguments)
     return Program(call.name, arguments, 0, needed, call.resident, [])
   memory = compiled.memory_analysis()
@@ -213,17 +182,8 @@ def refused_bytes(error: Exception, arguments: int) -> int:
 def device_bytes(tree) -> int:
   """Bytes of one device's part of all arrays of a tree of shapes with layouts."""
   total = 0
-  for leaf in jax.tree.leaves(tree):
+  arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.ShapeDtypeStruct)]
+  for leaf in arrays:
     part = leaf.sharding.shard_shape(leaf.shape)
     total += leaf.dtype.itemsize * math.prod(part)
   return total
-
-
-def _on(mesh, tree):
-  """The shapes of a tree with their layouts on the mesh."""
-
-  def shape(x):
-    spec = x.sharding.spec if x.sharding is not None else jax.P()
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-  return jax.tree.map(shape, tree)

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 import types
 
 import jax
@@ -41,6 +43,7 @@ SMALL = ({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"m": np.ones(3, n
 def save(checkpoints, step, score=None, offset=0.0):
   model, moments = jax.tree.map(lambda x: jnp.asarray(x) + offset, SMALL)
   checkpoints.save(update.TrainState(step, model, moments), Progress(seconds=step), score)
+  checkpoints.wait()
 
 
 def weights_of(checkpoints, step):
@@ -170,7 +173,9 @@ def test_a_checkpoint_knows_its_config(opened, tmp_path):
   with pytest.raises(UserError, match="config.json: missing"):
     read_config(tmp_path)
   state = update.TrainState(1, *as_jax())
-  opened().save(state, Progress(config={"version": "0.2.0", "seed": 7}))
+  checkpoints = opened()
+  checkpoints.save(state, Progress(config={"version": "0.2.0", "seed": 7}))
+  checkpoints.wait()
   assert read_config(tmp_path) == {"version": "0.2.0", "seed": 7}
   (tmp_path / "config.json").write_bytes(bytes(9))
   assert read_config(tmp_path) == {"version": "0.2.0", "seed": 7}
@@ -341,3 +346,50 @@ def test_progress_of_an_earlier_version_is_read(opened, monkeypatch):
   monkeypatch.setattr(checkpoint, "_as_bytes", lambda progress, sums: as_bytes)
   save(opened(), 1)
   assert opened().restore(1, as_jax()[0])[2] == Progress()
+
+
+SAVE_TWICE = """
+import pathlib, sys
+import jax
+from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.update import TrainState
+
+double = jax.jit(lambda x: 2 * x, donate_argnums=0)
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+w = jax.random.normal(jax.random.key(0), (1 << 24,))
+for step in (1, 2):
+  print("saving", step, float(w[7]), flush=True)
+  checkpoints.save(TrainState(step, {"w": w}, {"m": w[:1]}), Progress(seconds=step))
+  w = double(w)  # in the buffer that is being written
+  if step == 1:
+    checkpoints.wait()
+print("training goes on", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
+  """Step 2 is saved in the background when SIGKILL comes; both saves are of their own numbers."""
+  run = [sys.executable, "-c", SAVE_TWICE, str(tmp_path)]
+  pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  with subprocess.Popen(run, **pipes) as process:
+    values = [float(process.stdout.readline().split()[2]) for _ in range(2)]
+    assert process.stdout.readline() == "training goes on\n"
+    process.kill()
+  checkpoints = Checkpoints(tmp_path)
+  shape = jax.ShapeDtypeStruct((1 << 24,), jnp.float32)
+  steps = checkpoints.steps()
+  assert steps in ([1], [2])  # [2]: it was whole before the kill
+  model, _, progress = checkpoints.restore(steps[0], {"w": shape})
+  assert progress.seconds == steps[0] and float(model["w"][7]) == values[steps[0] - 1]
+  checkpoints.close()
+
+
+def test_a_donated_array_is_saved_as_it_was(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  w = jax.random.normal(jax.random.key(0), (1 << 22,))
+  before, shape = np.array(w), jax.ShapeDtypeStruct(w.shape, w.dtype)
+  checkpoints.save(update.TrainState(1, {"w": w}, {"m": w[:1] + 0}), Progress())
+  jax.block_until_ready(jax.jit(lambda x: 2 * x, donate_argnums=0)(w))
+  assert (np.asarray(checkpoints.restore(1, {"w": shape})[0]["w"]) == before).all()
+  checkpoints.close()

@@ -51,10 +51,7 @@ def test_reasons(given, epsilon, reason):
 def fill(queue, teaches, *, size, max_rounds=10):
   """(batch, tickets of each round); a group teaches if `teaches(index)`."""
   batch, rounds = Batch(), []
-  while len(batch.kept) < size and batch.rounds < max_rounds:
-    drawn = draw_size(batch, size, queue.kept, max_rounds)
-    if not drawn:
-      break
+  while drawn := draw_size(batch, size, queue.kept, max_rounds):
     rounds.append(queue.take(drawn))
     sampled = [group([0, 1] if teaches(i) else [1, 1], (epoch, i)) for epoch, i in rounds[-1]]
     batch = add_round(batch, sampled, size, std_epsilon=0.01)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from srl_jax import config as common
+from srl_jax.learner import programs as learner_programs
 from srl_jax.learner import update
 from srl_jax.planning import estimate, programs
 from srl_jax.planning.models import architecture
@@ -35,7 +36,7 @@ def config():
 def state(config):
   mesh = make_mesh(SPEC)
   with jax.set_mesh(mesh):
-    return programs.state_of(config, MODEL, mesh)
+    return programs.state_of(config, MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,11 @@ def calls(config, state):
 
 
 def test_rows_are_full(state):
-  assert state.rows.tokens_bt.shape == (8, 1024)
-  shard = state.rows.tokens_bt.sharding.shard_shape(state.rows.tokens_bt.shape)
-  assert shard == (1, 1024)
+  assert state.shape.rows * state.shape.tokens == 1024
+  with jax.set_mesh(make_mesh(SPEC)):
+    tokens_bt = learner_programs.rows_of(state.shape).tokens_bt
+  assert tokens_bt.size == 8 * 1024
+  assert math.prod(tokens_bt.sharding.shard_shape(tokens_bt.shape)) == 1024
 
 
 def test_a_device_keeps_its_part(state):
@@ -75,7 +78,7 @@ def test_the_built_in_engine_keeps_its_copy(config, state):
   halved = dataclasses.replace(MODEL, num_key_value_heads=2)
   config.dtype = "float32"
   with jax.set_mesh(mesh):
-    state = programs.state_of(config, halved, mesh)
+    state = programs.state_of(config, halved)
     kept = programs.sampler_bytes(config, state)
     real = programs.device_bytes(slots.decoding_copy.eval_shape(state.model))
     calls = {call.name: call for call in programs.calls(config, state)}
@@ -117,7 +120,7 @@ def test_nothing_of_tokens_times_vocabulary_is_whole(calls):
   """
   call = calls["accumulate"]
   with jax.set_mesh(make_mesh(SPEC)):
-    text = call.function.lower(**call.arrays, **call.static).compile().as_text()
+    text = call.function.lower(*call.args, **call.kwargs).compile().as_text()
   shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w\[([\d,]+)\]", text)}
   with_vocabulary = [shape for shape in shapes if {250, 1000} & {*shape}]
   assert max(map(math.prod, with_vocabulary)) == 4 * 64 * 250
@@ -130,8 +133,8 @@ def test_a_config_with_more_passes_has_their_arguments(config, state):
   config.algorithm.steps_per_batch, config.algorithm.kl = 2, 0.1
   with jax.set_mesh(make_mesh(SPEC)):
     calls = {call.name: call for call in programs.calls(config, state)}
-  assert calls["accumulate"].arrays["old_logprobs_bs"].shape == (8, 1024)
-  assert calls["accumulate"].arrays["reference_logprobs_bs"].shape == (8, 1024)
+  _, _, rows, old, reference = calls["accumulate"].args
+  assert old.shape == reference.shape == rows.targets_bs.shape
   assert calls["apply"].resident == programs.device_bytes(state.model)
 
 
