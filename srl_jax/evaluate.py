@@ -283,7 +283,7 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   build_prompt = prompt_builder(
     tokenizer, _task(run, settings["mode"]), settings["style"], _choose(run, *_SYSTEM)
   )
-  check_lengths(
+  longest = check_lengths(
     hf_files.load_config(folder),
     settings["model"],
     build_prompt,
@@ -295,7 +295,8 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
   model = setup.initial_weights(chosen, folder)
-  engine = _make_engine(tokenizer, stop_ids(tokenizer, folder), width)
+  shapes = _shapes(settings, longest, width, model.config.attention)
+  engine = _make_engine(tokenizer, stop_ids(tokenizer, folder), width, shapes)
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(
     engine=engine,
@@ -308,12 +309,28 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   return solver, _checksum(model)
 
 
-def _make_engine(tokenizer, stop_ids: list[int], width: int):
+def _shapes(settings: dict, longest: int, width: int, kernel: str) -> list:
+  """The sampler's shapes for whole solutions of all benchmarks: greedy ones, and the samples.
+
+  None for stepwise ones: their prompts begin far below max_prompt_tokens, for which the caches of
+  `width` responses would be reserved.
+  """
+  from srl_jax.policy.sharding import shards
+  from srl_jax.rollout.slots import slot_shape
+
+  if settings["mode"] == "stepwise":
+    return []
+  rows, max_tokens = shards("b"), settings["max_tokens"]
+  groups = sorted({1, max(1, _SAMPLES.value)})
+  return [slot_shape(width, n, longest, max_tokens, rows, kernel) for n in groups]
+
+
+def _make_engine(tokenizer, stop_ids: list[int], width: int, shapes: list):
   from srl_jax.rollout.sampler import Sampler
   from srl_jax.rollout.vllm_client import VllmEngine
 
   if _ENGINE.value == "builtin":
-    return Sampler(tokenizer, stop_ids, width)
+    return Sampler(tokenizer, stop_ids, width, shapes=shapes)
   return VllmEngine(_SERVERS.value, tokenizer, stop_ids, weights_root=_WEIGHTS_ROOT.value)
 
 

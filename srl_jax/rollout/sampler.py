@@ -69,7 +69,7 @@ def _free_slot_targets(free: int, count: int, batch: int, waiting: bool) -> Iter
 class _Decoder:
   """The slots of one call of Sampler.sample, and the piece that each of them has.
 
-  `decode` runs in the dispatcher's thread, all else in the caller's when no `decode` is in flight.
+  `decode` runs in the dispatcher's thread; the caller calls `fill` when no `decode` is in flight.
   """
 
   def __init__(self, model, layers, shape: SlotShape, draws: Draws, stop_ids):
