@@ -311,14 +311,14 @@ def check() -> dict:
 
   groups = [group(97, [30, 61, 5]), group(12, [100, 3]), group(200, [17, 40, 90]), group(60, [9])]
   config = dataclasses.replace(model_config("tiny"), head_dim=64)
-  how = dict(tokens_per_device=1024, shards=1)
   loss = learner.Loss(algorithm_with(importance_cap=0.0), chunk=128)
 
   def gradient(config, groups, lines):
     model = init(dataclasses.replace(config, attention="xla"), 0)
     model = jax.tree.map(lambda x: x * 2, model)  # far from uniform
     model.config = model.layers.config = config
-    (rows,) = packing.pack(groups, layout="lines", **how)
+    shapes = packing.row_shapes(packing.lengths_of(groups), 1024, "lines")
+    (rows,) = packing.fill(groups, shapes[:1], 1)
     if not lines:
       rows = rows._replace(layout=None)
     run = jax.jit(jax.grad(learner.batch_loss, has_aux=True), static_argnums=4)

@@ -45,6 +45,7 @@ from srl_jax.learner import metrics
 from srl_jax.learner.batch import pack_groups
 from srl_jax.learner.dynamic_sampling import Batch, Group, add_round, draw_size
 from srl_jax.learner.log import Log
+from srl_jax.learner.packing import Lengths, row_shapes
 from srl_jax.learner.rollouts import WORKERS
 from srl_jax.policy.sharding import AXES
 from srl_jax.rollout.engine import Prompt, Rollout
@@ -59,6 +60,14 @@ CHIPS, CHIP_FLOPS, MFU = 8, 989e12, 0.40  # the prediction of notes/performance.
 
 
 # ---------------------------------------------------------------------------------- a step
+
+
+def lengths_of(groups: list[Group], longest: int, samples: int) -> Lengths:
+  """The lengths as a run knows them before its first step: of its prompts, and the limits."""
+  prompts = [len(group.prompt.token_ids) for group in groups]
+  responses = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+  expected = sum(prompts) / len(prompts) / samples + sum(responses) / len(responses)
+  return Lengths(max(prompts), longest - min(prompts), longest, samples, expected, longest)
 
 
 class Clock:
@@ -129,12 +138,13 @@ def measure(
     with clock("filter"):
       batch = add_round(batch, sampled, groups, config.algorithm.std_epsilon)
   config.batch.tokens_per_device, config.rollout.max_tokens = 2 * longest, longest
+  lengths = lengths_of(batch.kept, longest, samples)
   mesh = jax.sharding.AbstractMesh((1, CHIPS, 1), AXES)
   with jax.sharding.use_abstract_mesh(mesh):  # rows for CHIPS devices
     with clock("pack"):
-      rows = pack_groups(batch.kept, config, layout="blocks")
+      rows = pack_groups(batch.kept, config, row_shapes(lengths, 2 * longest, "blocks"))
     with clock("pack in lines"):
-      lines = pack_groups(batch.kept, config, layout="lines")
+      lines = pack_groups(batch.kept, config, row_shapes(lengths, 2 * longest, "lines"))
   with tempfile.TemporaryDirectory() as folder:
     log = Log(pathlib.Path(folder), config.log, step=0, name="host", config={})
     with clock("metrics"):

@@ -21,8 +21,8 @@ from srl_jax.policy import cpu
 LINE_BLOCK = 128  # attention kernels need lines of a multiple of it (policy.kernels.BLOCK)
 SHORT_LINE = 0.6  # least length of the largest shape's lines, of the longest line's
 MORE_LINES = 1.4  # lines of a row, of those that it needs at the expected lengths
+FEW = 128  # groups of a batch, for which a plan takes some milliseconds
 OVERHEAD = 1 / 32  # cost of a micro-batch, of that of the largest one's tokens
-STEP = 1.01  # cost of a plan, of the one before that was too small
 
 Bin = list[PackedGroup]  # the groups of a row
 
@@ -140,8 +140,8 @@ def pack(
 def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int) -> list[Rows]:
   """Packs groups into micro-batches of a run's shapes.
 
-  Of the plans with enough room (numbers of micro-batches of each shape) the smallest one into which
-  the groups fit is taken.
+  A plan is a number of micro-batches of each shape. The cheapest one into which the groups fit is
+  taken, as far as bisection finds it.
 
   Args:
     groups: what one optimiser step trains on.
@@ -154,12 +154,21 @@ def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int)
   for group in groups:
     if group.longest() > room:
       raise UserError(_too_long(group, room))
-  for plan in _plans(groups, shapes, shards):
-    for mixed in (False, True):
-      bins = _fit(groups, _Room.of(plan, shards), shapes[0].line, mixed)
-      if bins is not None:
-        return _micro_batches(bins, plan, shards)
-  raise AssertionError("plans are endless")
+  plans, larger = _plans(groups, shapes, shards)
+  low, high, found = 0, len(plans), None
+  while low < high:
+    # Of a few groups often one plan fits and a larger one does not: each is tried, in order.
+    half = (low + high) // 2 if len(groups) > FEW else low
+    bins = _fit_either_way(groups, plans[half], shards)
+    if bins is None:
+      low = half + 1
+    else:
+      high, found = half, (bins, plans[half])
+  while found is None:
+    plan = next(larger)
+    bins = _fit_either_way(groups, plan, shards)
+    found = bins and (bins, plan)
+  return _micro_batches(*found, shards)
 
 
 def _micro_batches(bins: list[Bin], plan: Sequence[RowShape], shards: int) -> list[Rows]:
@@ -184,28 +193,23 @@ def _lay_out(rows: Rows, shape: RowShape) -> Rows:
 
 def _plans(
   groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int
-) -> Iterator[list[RowShape]]:
-  """Yields plans, the smallest first, and then ever larger ones until one is taken."""
+) -> tuple[list[list[RowShape]], Iterator[list[RowShape]]]:
+  """(Plans with room for all tokens, the cheapest first; ever larger ones without end)."""
   large, middle, small = (shapes[min(i, len(shapes) - 1)] for i in range(3))
   sizes = [shape.rows * shape.tokens for shape in (large, middle, small)]
   tokens = sum(map(PackedGroup.size, groups)) / shards
   only_middle = sum(group.size() for group in groups if group.longest() > large.line) / shards
   least = math.ceil(only_middle / sizes[1])
-  plans = []
+  numbers = set()
   for i in range(least, least + least // 2 + 4 + sizes[0] // sizes[1]):
     for j in range(3):
       k = max(0, math.ceil((tokens - i * sizes[1] - j * sizes[2]) / sizes[0]))
-      plans += [(more, i, j) for more in range(k, k + k // 2 + 2)]
+      numbers |= {(more, i, j) for more in range(k, k + k // 2 + 2)}
   cost = lambda plan: np.dot(plan, sizes) + sum(plan) * OVERHEAD * sizes[0]
-  tried = 0.0
-  for plan in sorted(plans, key=cost):
-    if cost(plan) >= STEP * tried:
-      tried = cost(plan)
-      k, i, j = plan
-      yield [large] * k + [middle] * i + [small] * j
-  for n in itertools.count(1):
-    k, i = math.ceil(tokens / sizes[0]) + n, least + n
-    yield [large] * (k + k * n // 2) + [middle] * (i + i * n // 2)
+  of = lambda k, i, j: [large] * k + [middle] * i + [small] * j
+  plans = [of(*plan) for plan in sorted(numbers, key=lambda plan: (cost(plan), plan))]
+  k = math.ceil(tokens / sizes[0])
+  return plans, (of(n * k, n * (least + 1), 0) for n in itertools.count(2))
 
 
 @dataclasses.dataclass
@@ -244,6 +248,15 @@ class _Room:
   def take(self, row: int, group: PackedGroup) -> None:
     self.tokens[row] -= group.size()
     self.places[row] -= self.places_of(group)
+
+
+def _fit_either_way(groups: Sequence[PackedGroup], plan: list[RowShape], shards: int):
+  """_fit with the largest groups first or, if that fails, mixed."""
+  for mixed in (False, True):
+    bins = _fit(groups, _Room.of(plan, shards), plan[0].line, mixed)
+    if bins is not None:
+      return bins
+  return None
 
 
 def _fit(groups: Sequence[PackedGroup], room: _Room, short: int, mixed: bool) -> list[Bin] | None:
