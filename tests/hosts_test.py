@@ -183,7 +183,7 @@ FLAGS = [
 def told(workdir):
   """(metrics lines without the clock's, rollout files)."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  clock = ("seconds_", "tokens_per_second", "mfu", "programs_compiled")
+  clock = ("seconds_", "tokens_per_second", "mfu", "programs_")
   rows = [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
   files = {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()}
   return rows, {name: list(map(json.loads, text.splitlines())) for name, text in files.items()}

@@ -55,11 +55,17 @@ class Scripted:
 GOOD = ["<think>4+3</think>1. **Add 3**: 7", "<think>4</think>2. **Add 1**: 20", "1. **Add 3**: 7"]
 
 
+def lines_of(workdir):
+  """The lines of metrics; that of step 0 is the validation before step 1."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-  """run(texts, **config values) -> (summary, metrics rows, engine) of a run of three steps."""
+  """run(texts, **config values) -> (summary, metrics of steps, engine) of a run of three steps."""
 
-  def go(texts, **values):
+  def go(texts, workdir=tmp_path, **values):
     config = quickstart.get_config("steps=3")
     config.model, config.init_from = str(MODEL), "random"
     values = (
@@ -72,9 +78,9 @@ def run(tmp_path, monkeypatch):
     engine = Scripted(texts)
     monkeypatch.setattr(setup, "make_engine", lambda *args: engine)
     with jax.set_mesh(make_mesh("data=1")):
-      summary = train.run_training(config, tmp_path)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    return summary, [json.loads(line) for line in lines], engine
+      summary = train.run_training(config, workdir)
+    rows = [row for row in lines_of(workdir) if row["step"]]
+    return summary, rows, engine
 
   return go
 
@@ -96,21 +102,22 @@ def test_a_run_tells_what_it_did(run, tmp_path):
     assert len(groups) == row["groups_sampled"] >= 4
     assert sum(json.loads(group)["kept"] for group in groups) == row["groups_kept"]
   assert {"validation_reward", "validation_failures", "seconds_validate"} <= rows[1].keys()
-  assert summary["validation"] == {"2": rows[1]["validation_reward"]} and summary["best_step"] == 2
+  start = lines_of(tmp_path)[0]
+  assert start["step"] == 0 and start["validation_failures"] > 0
+  scores = {"0": start["validation_reward"], "2": rows[1]["validation_reward"]}
+  assert summary["validation"] == scores and summary["best_step"] == 2
   assert not summary.keys() & {"before", "after"}
-  # After the first step nothing is compiled but for rows of another length.
-  assert rows[0]["programs_compiled"] > 0 and rows[2]["programs_compiled"] <= 2
+  assert start["programs_compiled"] + start["programs_loaded"] > 0
+  assert all(row["programs_compiled"] == row["programs_loaded"] == 0 for row in rows[1:])
 
 
-def test_one_step_a_batch_makes_no_second_pass(run, monkeypatch):
+def test_one_step_a_batch_makes_no_second_pass(run, tmp_path, monkeypatch):
   """Nothing is scored besides the update, importance weights included; two steps do score."""
-  score, calls = update.logprobs_of, []
-  monkeypatch.setattr(
-    update, "logprobs_of", lambda *args, **how: calls.append(1) or score(*args, **how)
-  )
+  score, calls = update.logprobs_of_all, []
+  monkeypatch.setattr(update, "logprobs_of_all", lambda *args: calls.append(1) or score(*args))
   _, rows, _ = run(GOOD)
   assert rows[0]["importance_weight"] > 0 and not calls
-  run(GOOD, algorithm__steps_per_batch=2, train__steps=5)
+  run(GOOD, tmp_path / "two", algorithm__steps_per_batch=2)
   assert calls
 
 
@@ -130,10 +137,12 @@ def test_several_steps_on_one_batch(run):
   assert all(abs(row["ratio"] - 1) > 1e-4 for row in rows)
 
 
-def test_the_log_prob_gap_is_that_of_the_policy_before_the_batch(run):
+def test_the_log_prob_gap_is_that_of_the_policy_before_the_batch(run, tmp_path):
   """However far the several steps on a batch move the policy."""
-  several = dict(algorithm__steps_per_batch=3, batch__prompts=6)
-  gaps = [run(GOOD, optimizer__lr=lr, **several)[1][0]["logprob_gap_mean"] for lr in (1e-9, 3e-3)]
+  several, gaps = dict(algorithm__steps_per_batch=3, batch__prompts=6), []
+  for lr in (1e-9, 3e-3):
+    _, rows, _ = run(GOOD, tmp_path / str(lr), optimizer__lr=lr, **several)
+    gaps.append(rows[0]["logprob_gap_mean"])
   assert gaps[0] == pytest.approx(gaps[1], rel=1e-5)
 
 
@@ -172,7 +181,7 @@ def test_nothing_to_learn_from_ends_the_run(run, tmp_path):
   """Nobody follows the format: ten steps without a group to train on, and the reason."""
   with pytest.raises(ValueError, match="step 10: 10 steps in a row without a group to train on"):
     run(["no monologue"], train__steps=50)
-  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  rows = lines_of(tmp_path)[1:]
   assert len(rows) == 9 and all(row["groups_kept"] == 0 and "loss" not in row for row in rows)
   assert rows[0]["dropped_all_failed"] == rows[0]["groups_sampled"] == 12  # three rounds of four
   assert rows[0]["failure_no_open"] == 48
@@ -274,7 +283,7 @@ def test_a_run_that_is_stopped_with_a_batch_in_flight_draws_it_again(lagged, tmp
   def stop_after_two_steps(self):
     if (tmp_path / "metrics.jsonl").exists():
       calls.append(len((tmp_path / "metrics.jsonl").read_text().splitlines()))
-      if calls[-1] == 2:
+      if calls[-1] == 3:  # of steps 0, 1 and 2
         raise Stopped("SIGTERM")
     stop(self)
 

@@ -16,8 +16,9 @@ from srl_jax import train
 from srl_jax.data.arithmetic_tokenizer import CHAT_TEMPLATE
 from srl_jax.data.responses import format_failure
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
-from srl_jax.learner import sft, update
+from srl_jax.learner import packing, sft, update
 from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.learner.shapes import expected_lengths
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.rollout.engine import Rollout
 from srl_jax.rollout.prompt_set import PromptSet
@@ -73,13 +74,15 @@ def test_a_run_learns_and_tells(run, tmp_path, monkeypatch):
 
   monkeypatch.setattr(update, "train_step", spy)
   summary, rows = run()
+  start, *rows = rows  # the validation before step 1
+  assert start["step"] == 0 and start["validation_loss"] > rows[3]["validation_loss"]
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
   assert rows[0]["loss"] == pytest.approx(np.log(VOCABULARY), abs=0.1)  # it knows nothing
   assert rows[3]["loss"] < rows[0]["loss"] - 0.1
   assert rows[3]["validation_loss"] < rows[1]["validation_loss"]
   ends = sum(int((targets == 5).sum()) for targets in trained)
   assert ends == 4 * 8  # token 5 is the end of the turn: one for each response
-  assert set(summary["validation"]) == {"2", "4"} and "seconds_update" in rows[0]
+  assert set(summary["validation"]) == {"0", "2", "4"} and "seconds_update" in rows[0]
 
 
 # DeepSeek-R1-Distill's and QwQ's templates end like this.
@@ -97,14 +100,15 @@ def opened(tmp_path):
   config.data.path, config.data.holdout = "mix:16", 2
   examples = load_examples(config)
   tokenizer = load_tokenizer(tmp_path / "model")
-  model = types.SimpleNamespace(config=types.SimpleNamespace(layout="lines"))
+  prompts = [PromptSet(config, tokenizer, part) for part in (examples.train, examples.validation)]
+  lengths = expected_lengths(config, *prompts)
   return types.SimpleNamespace(
     config=config,
     tokenizer=tokenizer,
     stop_ids=stop_ids(tokenizer, tmp_path / "model"),
-    state=types.SimpleNamespace(model=model),
-    train_prompts=PromptSet(config, tokenizer, examples.train),
-    held_out=PromptSet(config, tokenizer, examples.validation),
+    row_shapes=packing.row_shapes(lengths, config.batch.tokens_per_device, "lines"),
+    train_prompts=prompts[0],
+    held_out=prompts[1],
   )
 
 
@@ -149,12 +153,13 @@ def test_the_stop_rule(run, tmp_path, monkeypatch):
   worst, and stays ended.
   """
   names = ("validation_exact", "validation_exact_worst")
-  scores = iter([(0.1, 0.1), (0.5, 0.0), (0.5, 0.1), (0.9, 0.9)])
+  # Of steps 0, 2, 4 and 6; the last pair is not needed.
+  scores = iter([(0.1, 0.1), (0.1, 0.1), (0.5, 0.0), (0.5, 0.1), (0.9, 0.9)])
   monkeypatch.setattr(sft, "exact_shares", lambda run: dict(zip(names, next(scores), strict=True)))
   summary, rows = run(train__steps=20, train__stop_at=0.4)
-  assert summary["steps"] == len(rows) == 6
+  assert summary["steps"] == len(rows) - 1 == 6
   again, rows = run(train__steps=20, train__stop_at=0.4)
-  assert again["steps"] == len(rows) == 6 and next(scores) == (0.9, 0.9)
+  assert again["steps"] == len(rows) - 1 == 6 and next(scores) == (0.9, 0.9)
   checkpoints = Checkpoints(tmp_path)
   assert checkpoints.steps()[-1] == 6
   checkpoints.close()
