@@ -27,7 +27,6 @@ from srl_jax.learner.log import Log
 from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
-from srl_jax.learner.workdir import check_same_run
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract, init
 from srl_jax.policy.sharding import check_mesh, platform
@@ -124,12 +123,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     ends = stop_ids(tokenizer, folder)
     saved = hosts.broadcast(checkpoints.steps())
     step = saved[-1] if saved else 0
-    before = None
-    if saved:
-      progress = checkpoints.last_progress()
-      before = progress.data
-      if progress.config is not None:  # config.json may be another run's
-        check_same_run(workdir, config, progress.config)
+    before = checkpoints.last_progress().data if saved else None
     examples = run_data.old_hold_out(config, before, examples)
     positions = architecture.max_position_embeddings
     train_prompts = PromptSet(config, tokenizer, examples.train, positions)
