@@ -66,7 +66,7 @@ def training(
   wanted = config_of(config, overrides)
 
   def finished() -> bool:
-    if not (workdir / "summary.json").exists():
+    if not isinstance(_read(workdir / "summary.json"), dict):
       return False
     from srl_jax.learner import checkpoint  # it imports jax
 
@@ -105,12 +105,20 @@ def evaluation(
   table, record = output / "table.json", output / "command.json"
 
   def finished() -> bool:
-    if record.exists() and json.loads(record.read_text("utf-8")) != list(arguments):
+    if record.exists() and _read(record) != list(arguments):
       return False  # with another --limit, say: evaluate adds what is missing, or refuses
-    # The table is written last.
-    return table.exists() and names <= json.loads(table.read_text("utf-8"))["benchmarks"].keys()
+    found = _read(table)  # it is written last
+    return isinstance(found, dict) and names <= found.get("benchmarks", {}).keys()
 
   return Stage(name, arguments, finished, needs, record)
+
+
+def _read(path: pathlib.Path):
+  """The JSON in a file; None if it is missing or damaged, as after a power failure."""
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except (OSError, ValueError):
+    return None
 
 
 def config_of(file: str, overrides: Sequence[str] = ()):

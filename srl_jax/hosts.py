@@ -134,7 +134,8 @@ def all_gather_lists(entries: list, error: Exception | None = None) -> list:
   """
   part = {"entries": entries}
   if error is not None:
-    part = {"kind": type(error).__name__, "message": str(error)}
+    kind = "Stopped" if isinstance(error, Stopped) else "EngineError"
+    part = {"kind": kind, "message": str(error)}
   parts = all_gather_json(part)
   kinds = {"EngineError": EngineError, "Stopped": Stopped}
   for part in parts:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 
+from srl_jax import folders
 from srl_jax.evals import passes
 from srl_jax.evals.columns import aligned
 from srl_jax.evals.figures import figures, paper_average
@@ -33,7 +34,7 @@ def write(output: pathlib.Path, settings: dict) -> str:
     "json": json.dumps(table, indent=1, ensure_ascii=False),
   }
   for suffix, text in rendered.items():
-    (output / f"table.{suffix}").write_text(text + "\n", encoding="utf-8")
+    folders.write_text(output / f"table.{suffix}", text + "\n")
   return rendered["txt"]
 
 

@@ -83,13 +83,13 @@ def read_config(workdir: pathlib.Path) -> dict:
   except (ValueError, RecursionError) as error:
     fault = f"not JSON ({error})"
   if fault:
-    config = _saved_config(workdir)
+    config = saved_config(workdir)
   if config is None:
     raise UserError(f"{path}: {fault}; copy it again or give another workdir")
   return {"version": "0.1.0"} | config  # 0.1.0 wrote none
 
 
-def _saved_config(workdir: pathlib.Path) -> dict | None:
+def saved_config(workdir: pathlib.Path) -> dict | None:
   """The config in the last checkpoint that can be read; None if there is none."""
   if not any((workdir / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
     return None  # orbax would warn of a folder without this file
@@ -192,8 +192,8 @@ class Checkpoints:
     faults = list(filter(None, hosts.all_gather_json(fault)))
     if faults:  # each process reads its own shards, and all have to go on together
       raise UserError(faults[0])
-    for part in wanted.keys() & sums.keys():
-      damaged = differing(found[part], sums[part])
+    for part in ("model", "moments"):  # in one order on all processes
+      damaged = differing(found[part], sums[part]) if part in wanted and part in sums else []
       if damaged:
         raise UserError(
           f"{self.folder / str(step)}: damaged: other numbers than were saved in {part}"

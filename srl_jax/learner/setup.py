@@ -30,7 +30,6 @@ from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.shapes import shapes_of_run
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
-from srl_jax.learner.workdir import check_same_run
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract, init
 from srl_jax.policy.sharding import check_mesh, platform
@@ -127,7 +126,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     checkpoints = Checkpoints(workdir, config.train.keep)
     stack.callback(checkpoints.close)
     policy = policy_files(config, examples)
-    before, place = last_data(config, workdir, checkpoints)
+    before, place = last_data(workdir, checkpoints)
     examples = run_data.old_hold_out(config, before, examples)
     positions = policy.architecture.max_position_embeddings
     train_prompts = PromptSet(config, policy.tokenizer, examples.train, positions)
@@ -203,21 +202,11 @@ def policy_files(config, examples: Examples) -> PolicyFiles:
   return PolicyFiles(folder, architecture, tokenizer, stop_ids(tokenizer, folder))
 
 
-def last_data(
-  config, workdir: pathlib.Path, checkpoints: Checkpoints
-) -> tuple[dict | None, pathlib.Path]:
-  """(The data of the run's last checkpoint, or None; the folder that has it).
-
-  Raises UserError if the checkpoint is another run's: config.json may be missing.
-  """
+def last_data(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[dict | None, pathlib.Path]:
+  """(The data of the run's last checkpoint, or None; the folder that has it)."""
   saved = hosts.broadcast(checkpoints.steps())
   place = workdir / "checkpoints" / str(saved[-1] if saved else 0)
-  if not saved:
-    return None, place
-  progress = checkpoints.last_progress()
-  if progress.config is not None:
-    check_same_run(workdir, config, progress.config)
-  return progress.data, place
+  return (checkpoints.last_progress().data if saved else None), place
 
 
 def calls_of_run(config, architecture, tx, shapes: list[RowShape], engine: Engine) -> list:

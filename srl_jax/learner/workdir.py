@@ -6,7 +6,7 @@ import pathlib
 from srl_jax import __version__, folders, hosts
 from srl_jax.config import defaults
 from srl_jax.errors import UserError
-from srl_jax.learner.checkpoint import Checkpoints, read_config, write_config
+from srl_jax.learner.checkpoint import Checkpoints, read_config, saved_config, write_config
 
 # A run may be continued with other values of these; any other key makes it another run.
 FREE_KEYS = (
@@ -33,6 +33,9 @@ def claim(workdir: pathlib.Path, config) -> None:
   """
   if Checkpoints.present(workdir):
     check_same_run(workdir, config)
+    saved = saved_config(workdir)
+    if saved is not None:  # config.json may be another run's
+      check_same_run(workdir, config, saved)
     step = _last_step(workdir)
     if 0 < config.train.steps < step:
       raise UserError(

@@ -138,6 +138,10 @@ def test_a_training_is_finished_with_its_summary_and_belongs_to_its_config(tmp_p
   assert not first.finished()
   finish(tmp_path / "srl-0", miniature_row.get_config("row=srl"))
   assert first.finished()
+  for damage in (b"", bytes(20), b"[]"):  # as after a power failure: it is trained to its end again
+    (tmp_path / "srl-0" / "summary.json").write_bytes(damage)
+    assert not first.finished()
+  (tmp_path / "srl-0" / "summary.json").write_text("{}")
   longer = stages.training("srl-0", f"{ROW}:row=srl", ["--config.train.steps=900"], tmp_path)
   assert not longer.finished()  # srl_jax.train goes on with it
   stages.training("srl-0", f"{ROW}:row=srl", ["--config.mesh=fsdp=1"], tmp_path)  # free to change
@@ -172,6 +176,9 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, file, override
 def test_an_evaluation_is_finished_when_its_table_has_all_benchmarks(tmp_path):
   make = lambda *names: stages.evaluation("e", "model", tmp_path, names, ["--samples=2"], ("a",))
   assert not make("amc23").finished()
+  for damage in (b"", bytes(20), b"{}", b"[]"):
+    (tmp_path / "table.json").write_bytes(damage)
+    assert not make("amc23").finished()
   (tmp_path / "table.json").write_text(json.dumps({"benchmarks": {"amc23": {}, "mine": {}}}))
   assert make("amc23", "folder/mine.jsonl").finished() and not make("amc23", "aime24").finished()
   assert make("amc23").arguments == (

@@ -3,6 +3,7 @@
 The run and the signal are real; the server is a fake one that hangs in one of its routes.
 """
 
+import json
 import os
 import pathlib
 import signal
@@ -64,16 +65,28 @@ CASES = {  # route, the request of it that hangs, whether a step has been made b
 }
 
 
+def begin(server, tmp_path):
+  """The run as a process of its own; what it says is in tmp_path/log."""
+  command = [sys.executable, "-m", "srl_jax.train", *FLAGS, f"--workdir={tmp_path / 'run'}"]
+  command += [f"--config.rollout.servers={server.url}", f"--config.rollout.weights_root={tmp_path}"]
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+  with (tmp_path / "log").open("w") as log:
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def saved_steps(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "run")
+  steps = checkpoints.steps()
+  checkpoints.close()
+  return steps
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("name", CASES)
 def test_a_stop_is_heard_while_a_server_hangs(tmp_path, name, number):
   route, n, stepped = CASES[name]
-  server, workdir = Hanging(route, n), tmp_path / "run"
-  command = [sys.executable, "-m", "srl_jax.train", *FLAGS, f"--workdir={workdir}"]
-  command += [f"--config.rollout.servers={server.url}", f"--config.rollout.weights_root={tmp_path}"]
-  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-  with (tmp_path / "log").open("w") as log:
-    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+  server = Hanging(route, n)
+  run = begin(server, tmp_path)
   said = lambda: (tmp_path / "log").read_text()
   try:
     deadline = time.monotonic() + 200
@@ -91,8 +104,42 @@ def test_a_stop_is_heard_while_a_server_hangs(tmp_path, name, number):
   assert f"stopped by {number.name}; saved" in said() and "Traceback" not in said()
   assert not list(tmp_path.glob("srl_jax-*"))  # the weights' files are gone
   if stepped:
-    checkpoints = Checkpoints(workdir)
-    assert checkpoints.steps() == [1]
-    checkpoints.close()
-    assert (workdir / "metrics.jsonl").read_text().count("\n") == 1
+    assert saved_steps(tmp_path) == [1]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 1
   print(f"{name}, {number.name}: {seconds:.1f} s")
+
+
+class Refusing(FakeServer):
+  """Answers with a status from the n-th request for responses on, `times` times."""
+
+  def __init__(self, status, n, times):
+    super().__init__(load_hf(MINIATURE)[1])
+    self.status, self.left, self.times = status, n, times
+
+  def handle(self, path, body):
+    if path == "/inference/v1/generate" and not body["sampling_params"]["logprobs"]:
+      self.left -= 1
+      if self.left < 1 and self.times > 0:
+        self.times -= 1
+        return self.status, {"error": {"message": "no"}}
+    return super().handle(path, body)
+
+
+@pytest.mark.parametrize("status, times, code", [(404, 1, 0), (400, 1, os.EX_TEMPFAIL)])
+def test_a_refusal_in_a_later_step_loses_no_step(tmp_path, status, times, code):
+  """One 404 is asked for again and counted; after a 400 the run ends with its steps saved."""
+  server = Refusing(status, 5, times)  # a step has two requests
+  run = begin(server, tmp_path)
+  try:
+    assert run.wait(200) == code, (tmp_path / "log").read_text()
+  finally:
+    run.kill()
+    server.http.shutdown()
+    server.http.server_close()
+  said = (tmp_path / "log").read_text()
+  assert "Traceback" not in said
+  rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+  if code:
+    assert "answered 400: no. What was trained is saved" in said and saved_steps(tmp_path) == [2]
+  else:
+    assert [row.get("groups_failed", 0) for row in rows] == [0, 0, 1, 0, 0, 0]
