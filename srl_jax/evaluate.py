@@ -283,11 +283,12 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   build_prompt = prompt_builder(
     tokenizer, _task(run, settings["mode"]), settings["style"], _choose(run, *_SYSTEM)
   )
-  longest = check_lengths(
+  questions = list(itertools.chain(*benchmarks.values()))
+  check_lengths(
     hf_files.load_config(folder),
     settings["model"],
     build_prompt,
-    itertools.chain(*benchmarks.values()),
+    questions,
     mode=settings["mode"],
     max_tokens=settings["max_tokens"],
     max_prompt_tokens=settings["max_prompt_tokens"],
@@ -295,7 +296,8 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   init_from = settings["model"] if run else ""
   chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
   model = setup.initial_weights(chosen, folder)
-  shapes = _shapes(settings, longest, width, model.config.attention)
+  first = max(len(build_prompt(question.problem, ()).token_ids) for question in questions)
+  shapes = _shapes(settings, first, width, model.config.attention)
   engine = _make_engine(tokenizer, stop_ids(tokenizer, folder), width, shapes)
   engine.load_weights(model, settings["step"] or 0)
   solver = Solver(
@@ -309,20 +311,23 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   return solver, _checksum(model)
 
 
-def _shapes(settings: dict, longest: int, width: int, kernel: str) -> list:
-  """The sampler's shapes for whole solutions of all benchmarks: greedy ones, and the samples.
+def _shapes(settings: dict, first: int, width: int, kernel: str) -> list:
+  """The sampler's shapes for all benchmarks; `first` is the longest prompt without steps.
 
-  None for stepwise ones: their prompts begin far below max_prompt_tokens, for which the caches of
-  `width` responses would be reserved.
+  Whole solutions: greedy ones, and the samples. Stepwise ones: prompts up to twice as long as the
+  first, and those up to max_prompt_tokens, of which fewer decode at a time, in the same memory.
   """
   from srl_jax.policy.sharding import shards
   from srl_jax.rollout.slots import slot_shape
 
-  if settings["mode"] == "stepwise":
-    return []
-  rows, max_tokens = shards("b"), settings["max_tokens"]
-  groups = sorted({1, max(1, _SAMPLES.value)})
-  return [slot_shape(width, n, longest, max_tokens, rows, kernel) for n in groups]
+  max_tokens, on = settings["max_tokens"], (shards("b"), kernel)
+  if settings["mode"] != "stepwise":
+    groups = sorted({1, max(1, _SAMPLES.value)})
+    return [slot_shape(width, n, first, max_tokens, *on) for n in groups]
+  longest = settings["max_prompt_tokens"]
+  short = slot_shape(width, 1, min(2 * first, longest), max_tokens, *on)
+  fewer = max(1, short.b * (short.p + max_tokens) // (longest + max_tokens))
+  return [short, slot_shape(fewer, 1, longest, max_tokens, *on)]
 
 
 def _make_engine(tokenizer, stop_ids: list[int], width: int, shapes: list):

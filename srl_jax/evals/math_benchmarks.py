@@ -166,10 +166,8 @@ def check_lengths(
   mode: str,
   max_tokens: int,
   max_prompt_tokens: int,
-) -> int:
-  """Returns the most tokens of a prompt: of a whole solution's, or max_prompt_tokens.
-
-  Raises UserError, with values that fit, if prompts and responses exceed the model's positions.
+) -> None:
+  """Raises UserError, with values that fit, if prompts and responses exceed the model's positions.
 
   Args:
     model, name: its architecture, and its name for the message.
@@ -180,11 +178,10 @@ def check_lengths(
   responses = {"--max_tokens": max_tokens}
   if mode == "stepwise":
     check_positions(model, name, ("--max_prompt_tokens", max_prompt_tokens), responses)
-    return max_prompt_tokens
+    return
   longest = max(len(build_prompt(question.problem, ()).token_ids) for question in questions)
   prompt = ("the longest prompt", longest)
   check_positions(model, name, prompt, responses, prompt_is_setting=False)
-  return longest
 
 
 class Graded(NamedTuple):

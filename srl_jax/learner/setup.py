@@ -27,7 +27,7 @@ from srl_jax.learner.checkpoint import (
 from srl_jax.learner.log import Log
 from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rollouts import sampling_params
-from srl_jax.learner.shapes import shapes_of_run
+from srl_jax.learner.shapes import Prompts, shapes_of_run
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
 from srl_jax.policy.hf_files import load_config, resolve_model
@@ -126,28 +126,20 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     checkpoints = Checkpoints(workdir, config.train.keep)
     stack.callback(checkpoints.close)
     policy = policy_files(config, examples)
-    before, place = last_data(workdir, checkpoints)
-    examples = run_data.old_hold_out(config, before, examples)
-    positions = policy.architecture.max_position_embeddings
-    train_prompts = PromptSet(config, policy.tokenizer, examples.train, positions)
-    held_out = PromptSet(config, policy.tokenizer, examples.validation, positions)
-    data = run_data.fingerprint(config, before, examples, train_prompts, held_out, policy.folder)
-    run_data.check(config, place, before, data)
-    problems = problems_with_answer(held_out.examples)
-    steps = config.train.steps or epoch_steps(config, len(examples.train))
+    prompts = measure_prompts(config, workdir, checkpoints, policy, examples)
+    steps = config.train.steps or epoch_steps(config, len(prompts.train.examples))
     stop.raise_if_any_stopped()
 
-    # Programs compile while the weights load.
     line = ProgressLine(steps, quiet=not hosts.is_writer())
     tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
     build_prompt = builder_of_problems(config, policy.tokenizer)
-    prompts = train_prompts, held_out, problems, build_prompt
-    shapes = shapes_of_run(config, policy.architecture, *prompts)
+    shapes = shapes_of_run(config, policy.architecture, prompts, build_prompt)
     engine = make_engine(config, policy, stop, shapes.slots)
     stack.callback(engine.close)
+    # Programs compile while the weights load.
     ahead = programs.Ahead(calls_of_run(config, policy.architecture, tx, shapes.rows, engine))
     state, progress = load_state(config, policy, tx, checkpoints)
-    run_data.adopt(progress, data)
+    run_data.adopt(progress, prompts.data)
     progress.config = config_json(config)
     ahead.wait(line.say)
     stop.raise_if_any_stopped()
@@ -166,12 +158,12 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
       tokenizer=policy.tokenizer,
       stop_ids=policy.stop_ids,
       folder=policy.folder,
-      train_prompts=train_prompts,
-      held_out=held_out,
+      train_prompts=prompts.train,
+      held_out=prompts.held_out,
       row_shapes=shapes.rows,
       engine=engine,
       solver=make_solver(config, build_prompt, engine),
-      held_out_problems=problems,
+      held_out_problems=prompts.problems,
       stop=stop,
       log=log,
       line=line,
@@ -202,11 +194,22 @@ def policy_files(config, examples: Examples) -> PolicyFiles:
   return PolicyFiles(folder, architecture, tokenizer, stop_ids(tokenizer, folder))
 
 
-def last_data(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[dict | None, pathlib.Path]:
-  """(The data of the run's last checkpoint, or None; the folder that has it)."""
+def measure_prompts(
+  config, workdir: pathlib.Path, checkpoints: Checkpoints, policy: PolicyFiles, examples: Examples
+) -> Prompts:
+  """The prompts of a run, with the hold-out of its last checkpoint.
+
+  Raises UserError if the data is other than the checkpoint's (run_data.check).
+  """
   saved = hosts.broadcast(checkpoints.steps())
-  place = workdir / "checkpoints" / str(saved[-1] if saved else 0)
-  return (checkpoints.last_progress().data if saved else None), place
+  before = checkpoints.last_progress().data if saved else None
+  examples = run_data.old_hold_out(config, before, examples)
+  positions = policy.architecture.max_position_embeddings
+  train = PromptSet(config, policy.tokenizer, examples.train, positions)
+  held_out = PromptSet(config, policy.tokenizer, examples.validation, positions)
+  data = run_data.fingerprint(config, before, examples, train, held_out, policy.folder)
+  run_data.check(config, workdir / "checkpoints" / str(saved[-1] if saved else 0), before, data)
+  return Prompts(train, held_out, problems_with_answer(held_out.examples), data)
 
 
 def calls_of_run(config, architecture, tx, shapes: list[RowShape], engine: Engine) -> list:

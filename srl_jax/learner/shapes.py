@@ -41,6 +41,19 @@ def expected_lengths(config, train_prompts: PromptSet, held_out: PromptSet) -> L
   return Lengths(max(prompts), most, max(prompts) + most, samples, expected, typical)
 
 
+class Prompts(NamedTuple):
+  """The prompts of a run.
+
+  Fields: train, held_out: to train on and to validate with; problems: of held_out that have an
+  answer; data: what they are made from (run_data.fingerprint).
+  """
+
+  train: PromptSet
+  held_out: PromptSet
+  problems: list[Question]
+  data: dict
+
+
 class Shapes(NamedTuple):
   """The shapes of a run: rows of its micro-batches, slots of the built-in sampler."""
 
@@ -51,20 +64,17 @@ class Shapes(NamedTuple):
 def shapes_of_run(
   config,
   architecture: ModelConfig,
-  train_prompts: PromptSet,
-  held_out: PromptSet,
-  problems: list[Question],
+  prompts: Prompts,
   build_prompt: PromptBuilder,
 ) -> Shapes:
   """The shapes of a run; call it with the mesh set.
 
   Args:
     architecture: of the policy, on the platform.
-    train_prompts, held_out: to train on and to validate with.
-    problems: of held_out that have an answer.
+    prompts: of the run.
     build_prompt: of whole problems, as the run's solver builds them.
   """
-  lengths = expected_lengths(config, train_prompts, held_out)
+  lengths = expected_lengths(config, prompts.train, prompts.held_out)
   rows = row_shapes(lengths, config.batch.tokens_per_device, architecture.layout)
   if config.rollout.engine != "builtin":
     return Shapes(rows, [])
@@ -73,7 +83,7 @@ def shapes_of_run(
   width = rollout.width
   if config.method != "sft":
     slots.append(slot_shape(width, rollout.samples, lengths.prompt, rollout.max_tokens, **on))
-  prompt, response = longest_of_evaluation(config, held_out, problems, build_prompt)
+  prompt, response = longest_of_evaluation(config, prompts, build_prompt)
   if prompt:
     single = slot_shape(width, 1, prompt, response, **on)
     if slots:  # keys and values of evaluation may not need much more memory than training's
@@ -84,10 +94,10 @@ def shapes_of_run(
 
 
 def longest_of_evaluation(
-  config, held_out: PromptSet, problems: list[Question], build_prompt: PromptBuilder
+  config, run_prompts: Prompts, build_prompt: PromptBuilder
 ) -> tuple[int, int]:
   """Tokens of the longest prompt and response of validation and benchmark; (0, 0) without them."""
-  prompts, responses = [], []
+  held_out, problems, prompts, responses = run_prompts.held_out, run_prompts.problems, [], []
   if config.train.eval_every and held_out.examples:
     prompts += held_out.prompt_tokens
     responses.append(config.rollout.max_tokens)
