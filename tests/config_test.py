@@ -14,7 +14,7 @@ from configs import miniature_row, quickstart
 from srl_jax import config as common
 from srl_jax import folders
 from srl_jax.errors import UserError
-from srl_jax.learner import workdir
+from srl_jax.learner import update, workdir
 from srl_jax.planning import models, programs
 from srl_jax.policy.sharding import check_mesh, make_mesh
 
@@ -52,15 +52,16 @@ def test_every_config_builds_abstractly(path):
   architecture = models.architecture(config.model, config.dtype)
   mesh = make_mesh(common.mesh_spec(config))
   with jax.set_mesh(mesh):
-    state = programs.state_of(config, architecture, mesh)
-    assert (state.loss.algorithm is None) == (config.method == "sft")
-    same = (architecture, mesh, state.loss, state.rows.tokens_bt.shape, config.algorithm.kl > 0)
+    state = programs.state_of(config, architecture)
+    loss = update.loss_of(config)
+    assert (loss.algorithm is None) == (config.method == "sft")
+    same = (architecture, mesh, loss, state.shape, config.algorithm.kl > 0)
     same += (config.algorithm.steps_per_batch > 1,)
     if same in BUILT:
       return
     BUILT.add(same)
     for call in programs.calls(config, state):
-      made = jax.eval_shape(functools.partial(call.function, **call.static), **call.arrays)
+      made = call.function.eval_shape(*call.args, **call.kwargs)
       assert all(0 not in leaf.shape for leaf in jax.tree.leaves(made)), call.name
 
 

@@ -98,7 +98,7 @@ def test_every_trainer_process_with_servers_writes_a_copy():
 
 def test_copies_share_the_folder():
   """7.6e9 weights of 2 bytes: once to each host, and all copies through one folder and back."""
-  state = State(abstract(QWEN), None, None, None, None)
+  state = State(abstract(QWEN), None, None, None)
   push = estimate.push(state, NODE, Program("export", 0, 0, 0, 0, []), copies=4)
   size = 2 * 7_615_616_512
   assert (push["bytes"], push["copies"]) == (size, 4)

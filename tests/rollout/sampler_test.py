@@ -119,12 +119,9 @@ def trainer_logprobs(groups, temperature):
   out, model = {}, policy()
   for prompt in PROMPTS:
     responses = [Response(r.token_ids, None, 1.0, 1.0) for r in groups[prompt.id]]
-    (rows,) = packing.pack(
-      [PackedGroup(prompt.token_ids, responses)],
-      tokens_per_device=96,
-      shards=1,
-      layout=model.config.layout,
-    )
+    packed = [PackedGroup(prompt.token_ids, responses)]
+    shapes = packing.row_shapes(packing.lengths_of(packed), 96, model.config.layout)
+    (rows,) = packing.fill(packed, shapes[:1], 1)  # the largest shape has room for the group
     loss = update.Loss(None, temperature=temperature)
     ((*logprobs,),) = np.asarray(update.logprobs_of(model, update.on_device(rows), loss=loss))
     for g, response in enumerate(responses):
