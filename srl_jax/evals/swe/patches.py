@@ -43,7 +43,8 @@ def git(*arguments: str, folder: pathlib.Path, stdin: bytes | None = None, codes
       cwd=folder,
       input=stdin,
       capture_output=True,
-      env=GIT_ENVIRONMENT,
+      # The folder may be inside a repository that has nothing to do with it.
+      env={**GIT_ENVIRONMENT, "GIT_CEILING_DIRECTORIES": str(folder.resolve().parent)},
     )
   except FileNotFoundError as error:
     raise UserError(f"git or {folder} is missing: install git (Debian: apt install git)") from error
