@@ -13,8 +13,8 @@ from srl_jax.errors import UserError
 # Why a prediction is empty, in the order in which the reasons are looked for.
 TOO_LONG, NO_FILE = "too_long", "no_file"  # no prompt could be made
 CUT_OFF, NO_EDIT, NOT_APPLIED = "cut_off", "no_edit", "not_applied"
-SYNTAX, BLANK_LINES, NOT_UTF8 = "syntax", "blank_lines", "not_utf8"
-EMPTY_REASONS = (TOO_LONG, NO_FILE, CUT_OFF, NO_EDIT, NOT_APPLIED, SYNTAX, BLANK_LINES, NOT_UTF8)
+SYNTAX, BLANK_LINES = "syntax", "blank_lines"
+EMPTY_REASONS = (TOO_LONG, NO_FILE, CUT_OFF, NO_EDIT, NOT_APPLIED, SYNTAX, BLANK_LINES)
 
 # A git without the settings of its user: autocrlf, noprefix and others would break a patch.
 GIT_ENVIRONMENT = {
