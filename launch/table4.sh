@@ -11,8 +11,8 @@
 #
 # Also --swe_gym=MODEL, --repositories=DIR (bare clones, made here: 2 to 3 GB) and --output=DIR
 # (runs/table4). --evaluate.X and --judge.X are flags of srl_jax.evaluate_swe and of
-# srl_jax.evals.swe.judge. The same command again goes on where it was interrupted. docs/swe.md
-# says what each judge needs.
+# srl_jax.evals.swe.judge. The same command again continues where it was interrupted.
+# docs/swe.md has what each judge needs.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -34,7 +34,7 @@ from absl import logging
 
 from srl_jax import command_line, evaluate, folders, progress
 from srl_jax.errors import UserError, out_of_memory
-from srl_jax.evals.swe import asking, instances, repositories, solve, table
+from srl_jax.evals.swe import instances, prompting, repositories, solve, table
 
 flags = command_line.own_flags()
 _MODEL = flags.DEFINE_string("model", None, "Model folder, workdir or hub name.", required=True)
@@ -132,17 +132,17 @@ def _check_rows(found: list[instances.Instance]) -> None:
     repositories.open_repository(root, instance.repo, instance.base_commit)
     if solve.ORACLE in _SETTINGS.value and not instance.gold_files():
       raise UserError(
-        f"--data={_DATA.value}: {instance.id} has no patch, whose files the oracle setting shows;"
-        " use --settings=end_to_end"
+        f"--data={_DATA.value}: {instance.id} has no patch, so the oracle setting has no files"
+        " to show; use --settings=end_to_end"
       )
 
 
-def _settings(run: dict | None) -> tuple[asking.Wording, dict[str, Any]]:
+def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
   """(the prompts, everything that the figures depend on but the weights' checksum)."""
   from srl_jax.policy import hf_files
 
   style = evaluate._choose(run, _STYLE, "prompt.style", "plain")
-  words = asking.wording(style, _LOCALIZE_PROMPT.value, _REPAIR_PROMPT.value)
+  words = prompting.wording(style, _LOCALIZE_PROMPT.value, _REPAIR_PROMPT.value)
   dtype = evaluate._choose(run, _DTYPE, "dtype", None)
   if dtype is None:
     dtype = hf_files.computation_dtype(hf_files.resolve_model(_MODEL.value))
@@ -172,7 +172,7 @@ def _best_step() -> int:
 
 
 def _load(
-  run: dict | None, words: asking.Wording, settings: dict, width: int
+  run: dict | None, words: prompting.Wording, settings: dict, width: int
 ) -> tuple[solve.Solver, int]:
   """(Solver with the weights in its engine, checksum of the weights)."""
   import ml_collections

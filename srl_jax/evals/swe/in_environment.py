@@ -9,8 +9,8 @@ Reads a request in JSON on each line of standard input, and answers with a line 
   {"do": "download", "project": "Sphinx", "version": "3.4.3", "folder": "DIR"} -> the file's path
   {"do": "docker"} -> {"version": "..."}, or an error, of the docker or podman service
 
-An error is {"error": "..."}. Releases come from the package index that pip is configured with, by
-pip's own finder: `pip download` would run the release's setup.py to learn its metadata.
+An error is {"error": "..."}. Releases are found by pip's finder in the package index that pip is
+configured with: `pip download` would run the release's setup.py to learn its metadata.
 """
 
 import functools

@@ -16,8 +16,8 @@ REPORT.json what sb-cli or the official harness on another machine has given.
 --gold judges the gold patches: it validates the environments, which the sandbox then keeps in
 --cache. DIR/judged.jsonl has a line for each instance: instance_id, resolved (true, false, or null
 with the reason), reason, f2p and p2p (tests of FAIL_TO_PASS and PASS_TO_PASS that pass, of how
-many), by, and patch, a checksum. The same command again goes on where it was stopped. In a folder
-of evaluate_swe its table is written anew.
+many), by, and patch, a checksum. The same command again continues where it was stopped. In a
+folder of evaluate_swe its table is written anew.
 """
 
 import concurrent.futures
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
   output, by = pathlib.Path(_OUTPUT.value), _name_of_judge()
   with folders.locked(output):
     patches = None if _GOLD.value else read_predictions(pathlib.Path(_PREDICTIONS.value))
-    done = _read_done(output / JUDGED, by, patches)
+    done = read_done(output / JUDGED, by, patches)
     if _BY.value == "sandbox":
       chosen = _instances(patches)
       todo = [instance for instance in chosen if instance.id not in done]
@@ -135,7 +135,7 @@ def _lines(path: pathlib.Path) -> list[dict]:
   return [row for _, row in rows.json_lines(path)] if folders.cut_to_whole_lines(path) else []
 
 
-def _read_done(path: pathlib.Path, by: str, patches: dict[str, str] | None) -> set[str]:
+def read_done(path: pathlib.Path, by: str, patches: dict[str, str] | None) -> set[str]:
   """The ids that are judged already. Lines without a verdict or of another patch are removed.
 
   Raises UserError if the file is another judge's.
@@ -153,7 +153,7 @@ def _read_done(path: pathlib.Path, by: str, patches: dict[str, str] | None) -> s
   return {line["instance_id"] for line in kept}
 
 
-def _line(id: str, by: str, patch: str, about: dict) -> dict:
+def judged_line(id: str, by: str, patch: str, about: dict) -> dict:
   blank = {"instance_id": id, "resolved": None, "reason": "", "f2p": None, "p2p": None}
   return {**blank, **about, "by": by, "patch": checksum(patch)}
 
@@ -183,13 +183,13 @@ def _judge_in_sandbox(
   cache.mkdir(parents=True, exist_ok=True)
   clones = pathlib.Path(_REPOSITORIES.value) if _REPOSITORIES.value else None
   limits = sandbox.Limits(seconds=_TIMEOUT.value)
-  with official.harness(cache) as ask, path.open("a", encoding="utf-8") as file:
-    bench = trials.Bench(cache, ask, clones, limits)
+  with official.harness(cache) as call, path.open("a", encoding="utf-8") as file:
+    bench = trials.Bench(cache, call, clones, limits)
 
     def judge_one(instance: Instance) -> dict:
       patch = instance.patch if patches is None else patches[instance.id]
       about = _try_one(lambda: _verdict(instance, patch, patches is None, bench))
-      return _line(instance.id, by, patch, about)
+      return judged_line(instance.id, by, patch, about)
 
     for line in _side_by_side(judge_one, todo, _WORKERS.value):
       file.write(json.dumps(line) + "\n")
@@ -257,7 +257,7 @@ def _take_over(patches: dict[str, str] | None, by: str, output: pathlib.Path) ->
   lines = []
   for id, patch in chosen.items():
     missing = {"resolved": None, "reason": "not in the report"}
-    lines.append(_line(id, by, patch, found.get(id, missing)))
+    lines.append(judged_line(id, by, patch, found.get(id, missing)))
   folders.write_text(output / JUDGED, "".join(json.dumps(line) + "\n" for line in lines))
 
 

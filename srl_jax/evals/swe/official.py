@@ -1,10 +1,9 @@
-"""swebench itself, in an environment of its own: its grading, its docker harness, its reports."""
+"""swebench itself, in a separate environment: its grading, its docker harness, its reports."""
 
 import contextlib
 import hashlib
 import json
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +19,8 @@ SWEBENCH = "5.0.2"
 # pip from 26 on knows when a release was uploaded.
 _PACKAGES = (f"swebench=={SWEBENCH}", "pip==26.0.1")
 _SCRIPT = pathlib.Path(__file__).with_name("in_environment.py")
-# Names that the harness itself knows datasets of the hub by.
-_ALIASES = ("full", "verified", "multilingual", "multimodal")
 
-Ask = Callable[..., Any]
+Call = Callable[..., Any]
 
 
 def environment(cache: pathlib.Path) -> pathlib.Path:
@@ -48,10 +45,10 @@ def environment(cache: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def harness(cache: pathlib.Path) -> Iterator[Ask]:
-  """Yields ask(do, **request) -> the answer of in_environment.py; UserError for an error.
+def harness(cache: pathlib.Path) -> Iterator[Call]:
+  """Yields call(do, **request) -> the answer of in_environment.py; UserError for an error.
 
-  Several threads may ask; they are answered one after another.
+  Several threads may call it; they are answered one after another.
   """
   process = subprocess.Popen(
     [str(environment(cache)), str(_SCRIPT)],
@@ -64,7 +61,7 @@ def harness(cache: pathlib.Path) -> Iterator[Ask]:
 
   lock = threading.Lock()
 
-  def ask(do: str, **request: Any) -> Any:
+  def call(do: str, **request: Any) -> Any:
     with lock:
       process.stdin.write(json.dumps({"do": do, **request}) + "\n")
       process.stdin.flush()
@@ -77,7 +74,7 @@ def harness(cache: pathlib.Path) -> Iterator[Ask]:
     return answer
 
   try:
-    yield ask
+    yield call
   finally:
     process.stdin.close()
     process.wait()
@@ -114,21 +111,12 @@ def judge_by_docker(
   """
   check_rows(data)
   python = environment(cache)
-  with harness(cache) as ask:
-    try:
-      ask("docker")
-    except UserError as error:
-      raise UserError(
-        f"--by=docker: no docker service answers ({error}); start docker, or podman's service and"
-        " set DOCKER_HOST=unix:///run/user/UID/podman/podman.sock, or use --by=sandbox"
-      ) from error
+  _check_service(cache)
   folder.mkdir(parents=True, exist_ok=True)
   run_id = "gold" if gold else f"run-{hashlib.sha256(predictions.read_bytes()).hexdigest()[:16]}"
-  if not pathlib.Path(data).is_file() and data not in _ALIASES:
-    data = "verified" if data.lower().endswith("swe-bench_verified") else data
   source = ["--gold"] if gold else ["--predictions", str(predictions.resolve())]
-  data = str(pathlib.Path(data).resolve()) if pathlib.Path(data).is_file() else data
-  command = [str(python.with_name("swebench")), "eval", data, *source, "--run-id", run_id]
+  swebench = str(python.with_name("swebench"))
+  command = [swebench, "eval", _dataset(data), *source, "--run-id", run_id]
   command += ["--workers", str(workers), "--timeout", str(seconds), "--report-dir", "."]
   begun = time.time()
   done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL)
@@ -139,6 +127,25 @@ def judge_by_docker(
   for path in folder.glob(f"logs/run_evaluation/{run_id}/*/*/report.json"):
     _add_tests(found, json.loads(path.read_text(encoding="utf-8")))
   return found
+
+
+def _check_service(cache: pathlib.Path) -> None:
+  """Raises UserError unless docker, or podman at DOCKER_HOST, answers."""
+  with harness(cache) as call:
+    try:
+      call("docker")
+    except UserError as error:
+      raise UserError(
+        f"--by=docker: no docker service answers ({error}); start docker, or podman's service and"
+        " set DOCKER_HOST=unix:///run/user/UID/podman/podman.sock, or use --by=sandbox"
+      ) from error
+
+
+def _dataset(data: str) -> str:
+  """--data as the harness takes it: a path, its short name of Verified, or another name."""
+  if pathlib.Path(data).is_file():
+    return str(pathlib.Path(data).resolve())
+  return "verified" if data.lower().endswith("swe-bench_verified") else data
 
 
 def check_rows(data: str) -> None:
@@ -179,6 +186,10 @@ def read_report(path: pathlib.Path) -> dict[str, dict]:
     raise UserError(f"{path}: no report of the official harness: it has no list resolved_ids")
   found: dict[str, dict] = {}
   kinds = (
+    ("submitted_ids", None, "incomplete"),
+    ("completed_ids", False, "tests"),
+    ("failed_ids", False, "tests"),  # of sb-cli, as are pending_ids
+    ("pending_ids", None, "incomplete"),
     ("unresolved_ids", False, "tests"),
     ("incomplete_ids", None, "incomplete"),
     ("error_ids", False, "error"),
@@ -200,8 +211,3 @@ def counts(about: dict) -> dict[str, str]:
     passed = len(status["success"])
     found[name] = f"{passed}/{passed + len(status['failure'])}"
   return found
-
-
-def safe_name(text: str) -> str:
-  """A text as a part of a file's name."""
-  return re.sub(r"[^\w.-]+", "_", text)

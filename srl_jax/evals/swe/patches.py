@@ -1,4 +1,4 @@
-"""Patches: from new contents of files to the text that a judge applies, and what is said of it."""
+"""Patches: from new contents of files to the text that a judge applies, and its properties."""
 
 import ast
 import pathlib
@@ -147,7 +147,7 @@ def vote(forms: Sequence[tuple | None]) -> int | None:
 
   Args:
     forms: normal form of each sample's patch, None for an empty one, which has no vote. Of forms
-      with equally many votes the one that came first wins.
+      with equally many votes the first one wins.
   """
   counts: dict[tuple, int] = {}
   for form in forms:

@@ -151,7 +151,7 @@ def _candidates(version: str) -> list[pathlib.Path]:
 
 
 def _look_at(executable: pathlib.Path) -> Interpreter | None:
-  """What an executable is; None if it does not run (pyenv has stand-ins that do not)."""
+  """What an executable is; None if it does not run (pyenv's shims may not)."""
   code = "import sys; print(sys.executable, sys.base_prefix, '%d.%d.%d' % sys.version_info[:3])"
   done = subprocess.run([executable, "-c", code], capture_output=True, text=True)
   parts = done.stdout.split()

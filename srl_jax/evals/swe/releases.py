@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 
 from srl_jax.errors import UserError
-from srl_jax.evals.swe.official import Ask
+from srl_jax.evals.swe.official import Call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Release:
   uploaded: datetime.datetime
 
 
-def listed(ask: Ask, project: str) -> list[Release]:
+def listed(call: Call, project: str) -> list[Release]:
   """All source releases of a project whose date is known.
 
   Args:
-    ask: see official.harness.
+    call: see official.harness.
   """
   found = []
-  for row in ask("releases", project=project):
+  for row in call("releases", project=project):
     if row["uploaded"]:
       uploaded = _time(row["uploaded"])
       found.append(Release(project, row["version"], tuple(row["minor"]), uploaded))
@@ -60,11 +60,11 @@ def _time(text: str) -> datetime.datetime:
   return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
-def unpacked(ask: Ask, release: Release, cache: pathlib.Path) -> pathlib.Path:
+def unpacked(call: Call, release: Release, cache: pathlib.Path) -> pathlib.Path:
   """Returns the folder of a release's files, downloaded on first use.
 
   Args:
-    ask: see official.harness.
+    call: see official.harness.
     cache: folder that has releases/.
   """
   folder = cache.resolve() / "releases" / f"{release.project}-{release.version}"
@@ -72,7 +72,7 @@ def unpacked(ask: Ask, release: Release, cache: pathlib.Path) -> pathlib.Path:
     return folder
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-    file = ask("download", project=release.project, version=release.version, folder=name)
+    file = call("download", project=release.project, version=release.version, folder=name)
     files = pathlib.Path(name) / "files"
     files.mkdir()
     _unpack(pathlib.Path(file), files)

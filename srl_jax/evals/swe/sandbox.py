@@ -1,17 +1,17 @@
 """Runs code that a model wrote, in bubblewrap: no network, nothing of this machine to write to.
 
 What a box has: a read-only /usr, the folders that are named, and a copy of the tree in memory at
-/testbed. It has namespaces of its own (users, processes, network with loopback only, IPC, host
-name), no capabilities, no way to get new privileges or a further user namespace, an empty
-environment, and bounds on time, memory, processes, disk and output. When it ends, every process in
-it ends, daemons too.
+/testbed. It has separate namespaces (users, processes, IPC, host name, network with loopback only),
+no capabilities, no way to get new privileges or a further user namespace, an empty environment, and
+bounds on time, memory, processes, disk and output. When it ends, every process in it ends, daemons
+too.
 
 What it does not have is a filter of system calls: a fault of the kernel is a way out. For code that
 may be written to attack, and not only to be wrong, use a virtual machine that holds nothing.
 
 As root, two boxes are nested. The outer one mounts (it may read folders that only root can read)
 and drops to a user id that no other process has, since neither capabilities nor the bound on
-processes hold for root; the inner one takes away what an ordinary user has in a box of their own.
+processes hold for root; the inner one is the box that an ordinary user gets.
 """
 
 import contextlib
@@ -259,7 +259,7 @@ def _watch(command: Sequence[str], limits: Limits) -> Run:
           if resident_bytes(process.pid) > limits.memory * _MEBIBYTE:
             ended = MEMORY
     if ended is None and not _ends_by(process, start + limits.seconds):
-      ended = TIME  # it has closed its output and goes on
+      ended = TIME  # it has closed its output and still runs
   finally:
     # With bubblewrap's own process all others of the box end: its child is the init process of
     # their namespace, and that one ends with its parent.

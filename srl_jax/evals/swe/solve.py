@@ -22,7 +22,7 @@ from srl_jax import folders
 from srl_jax.data.responses import outside_think_blocks
 from srl_jax.data.tokenizer import EncodedPrompt
 from srl_jax.evals.journal import Journal
-from srl_jax.evals.swe import asking, edits, patches, repositories
+from srl_jax.evals.swe import edits, patches, prompting, repositories
 from srl_jax.evals.swe.instances import Instance
 from srl_jax.rollout.engine import Engine, Prompt, Rollout, SamplingParams
 
@@ -49,7 +49,7 @@ class Solver:
 
   engine: Engine
   encode: Callable[[list[dict[str, str]]], EncodedPrompt]
-  words: asking.Wording
+  words: prompting.Wording
   clones: pathlib.Path
   params: SamplingParams
   samples: int
@@ -59,11 +59,11 @@ class Solver:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Request:
   """An instance before its repair: the prompt, and the reason where there is none."""
 
   instance: Instance
-  packed: asking.Packed
+  packed: prompting.Packed
   reason: str
 
 
@@ -73,13 +73,14 @@ def solve(solver: Solver, setting: str, found: Sequence[Instance], folder: pathl
   named, prompts = None, []
   if setting == END_TO_END:
     named, prompts = _localize(solver, found, folder)
-  asked = [_ask(solver, instance, named) for instance in found]
-  for one in asked:
-    if one.packed.prompt:
-      prompts.append(_prompt_line(one.instance, REPAIR, one.packed.messages, one.packed.prompt))
+  requests = [_request(solver, instance, named) for instance in found]
+  for request in requests:
+    packed = request.packed
+    if packed.prompt:
+      prompts.append(_prompt_line(request.instance, REPAIR, packed.messages, packed.prompt))
   _write(folder / "prompts.jsonl", prompts)
-  groups = _sample(solver, folder, REPAIR, _prompts(asked), solver.samples)
-  lines = [_repair(one, groups.get(one.instance.id, [])) for one in asked]
+  groups = _sample(solver, folder, REPAIR, _prompts(requests), solver.samples)
+  lines = [_repair(request, groups.get(request.instance.id, [])) for request in requests]
   _write(folder / "repairs.jsonl", lines)
   _write(folder / "predictions.jsonl", [_prediction(line, solver.name) for line in lines])
 
@@ -94,11 +95,11 @@ def _prediction(line: dict, name: str) -> dict[str, str]:
   return {"instance_id": line["instance_id"], "model_name_or_path": name, "model_patch": patch}
 
 
-def _prompts(asked: Sequence[Asked]) -> list[Prompt]:
+def _prompts(requests: Sequence[Request]) -> list[Prompt]:
   prompts = []
-  for one in asked:
-    if one.packed.prompt:
-      prompts.append(Prompt(one.instance.id, tuple(one.packed.prompt.token_ids)))
+  for request in requests:
+    if request.packed.prompt:
+      prompts.append(Prompt(request.instance.id, tuple(request.packed.prompt.token_ids)))
   return prompts
 
 
@@ -144,7 +145,7 @@ def _localize(
     if instance.id in encoded:
       response = groups[instance.id][0].text
       answer = _answer(response, encoded[instance.id])
-      files, lenient = asking.named_files(answer, names[instance.id])
+      files, lenient = prompting.named_files(answer, names[instance.id])
     gold = instance.gold_files()
     location |= {"response": response, "files": files, "lenient": lenient, "gold": gold}
     location |= {"all_found": set(gold) <= set(files), "any_found": bool(set(gold) & set(files))}
@@ -161,23 +162,23 @@ def _answer(text: str, prompt: EncodedPrompt) -> str:
 # ---------------------------------------------------------------------------------- repair
 
 
-def _ask(solver: Solver, instance: Instance, named: dict[str, list[str]] | None) -> Asked:
+def _request(solver: Solver, instance: Instance, named: dict[str, list[str]] | None) -> Request:
   """The repair prompt of an instance, on its gold files or on those that localisation named."""
   paths = instance.gold_files() if named is None else named[instance.id]
   repository = repositories.open_repository(solver.clones, instance.repo, instance.base_commit)
-  packed = asking.pack(
+  packed = prompting.pack(
     instance.issue, paths, repository.read, solver.words, solver.encode, solver.max_prompt_tokens
   )
   reason = ""
   if packed.prompt is None:
     too_long = any(why.startswith("too long") for why in packed.left_out.values())
     reason = patches.TOO_LONG if too_long else patches.NO_FILE
-  return Asked(instance, packed, reason)
+  return Request(instance, packed, reason)
 
 
-def _repair(asked: Asked, rollouts: Sequence[Rollout]) -> dict:
+def _repair(request: Request, rollouts: Sequence[Rollout]) -> dict:
   """A line of repairs.jsonl."""
-  packed, samples, forms = asked.packed, [], []
+  packed, samples, forms = request.packed, [], []
   for rollout in rollouts:
     sample, form = _sample_outcome(packed, rollout)
     samples.append(sample)
@@ -186,11 +187,11 @@ def _repair(asked: Asked, rollouts: Sequence[Rollout]) -> dict:
   patch = samples[chosen]["patch"] if chosen is not None else ""
   reason = ""
   if chosen is None:
-    # Of several empty samples the one that came farthest names the reason.
-    reasons = [sample["reason"] for sample in samples] or [asked.reason]
+    # Of several empty samples the one that got farthest gives the reason.
+    reasons = [sample["reason"] for sample in samples] or [request.reason]
     reason = max(reasons, key=patches.EMPTY_REASONS.index)
   return {
-    "instance_id": asked.instance.id,
+    "instance_id": request.instance.id,
     "files": list(packed.shown),
     "left_out": packed.left_out,
     "prompt_tokens": len(packed.prompt.token_ids) if packed.prompt else 0,
@@ -202,7 +203,7 @@ def _repair(asked: Asked, rollouts: Sequence[Rollout]) -> dict:
   }
 
 
-def _sample_outcome(packed: asking.Packed, rollout: Rollout) -> tuple[dict, tuple | None]:
+def _sample_outcome(packed: prompting.Packed, rollout: Rollout) -> tuple[dict, tuple | None]:
   """(a response with what became of its edits, normal form of its patch or None)."""
   found = edits.parse(_answer(rollout.text, packed.prompt))
   changed, outcomes = edits.apply(found, packed.shown)

@@ -27,6 +27,7 @@ START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
 EXIT_CODE, NOT_APPLIED = ">>>>> Test Exit Code", ">>>>> Patch Apply Failed"
 _TEST_PATCH_FAILED, _MODEL_PATCH_FAILED = 97, 98
 _MOST_RELEASES = 10
+_RELEASES, _COMMITS = "releases", "commits"  # folders of the cache, with the trees
 # How a tree becomes the base commit's.
 AS_IT_IS, BACKWARDS = "as it is", "patches taken back"
 
@@ -37,12 +38,12 @@ class NotJudged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """What the sandbox judges with. Fields: cache, its folder; ask, see official.harness; clones,
+  """What the sandbox judges with. Fields: cache, its folder; call, see official.harness; clones,
   folder of bare clones or None for releases; limits of a test run.
   """
 
   cache: pathlib.Path
-  ask: official.Ask
+  call: official.Call
   clones: pathlib.Path | None
   limits: sandbox.Limits
 
@@ -76,11 +77,10 @@ def validated(instance: Instance, bench: Bench) -> dict:
 
   Raises NotJudged with the reason where there is none.
   """
-  text = json.dumps(
-    [dataclasses.astuple(instance), bench.clones is not None, _recipe_text(instance)]
-  )
-  stamp = hashlib.sha256(text.encode()).hexdigest()
-  file = bench.cache / "gold" / f"{official.safe_name(instance.id)}.json"
+  facts = [dataclasses.astuple(instance), dataclasses.astuple(bench.limits), _recipe_text(instance)]
+  stamp = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  kind = _COMMITS if bench.clones is not None else _RELEASES
+  file = bench.cache / "gold" / kind / f"{instance.id}.json"
   found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
   if found.get("stamp") != stamp:
     found = {"stamp": stamp, **_validate(instance, bench)}
@@ -189,13 +189,13 @@ def _trees(instance: Instance, recipe, bench: Bench) -> Iterator[tuple[Tree, rec
       tree = _commit_tree(instance, bench)
     yield tree, recipe
     return
-  found = releases.listed(bench.ask, recipe.project)
+  found = releases.listed(bench.call, recipe.project)
   version = _version(instance)
   near = releases.nearest(found, version, instance.created_at or "1970-01-01", _MOST_RELEASES)
   for direction, options in ((AS_IT_IS, ()), (BACKWARDS, ("-R",))):
     for release in near:
       with _filling:
-        folder = releases.unpacked(bench.ask, release, bench.cache)
+        folder = releases.unpacked(bench.call, release, bench.cache)
       own = recipes.recipe_of(instance.repo, release.minor)
       both = (instance.patch, instance.test_patch)
       if own and all(_applies(patch, folder, options) for patch in both):
@@ -203,7 +203,11 @@ def _trees(instance: Instance, recipe, bench: Bench) -> Iterator[tuple[Tree, rec
 
 
 def _tree_again(instance: Instance, environment: dict, recipe, bench: Bench) -> Tree:
-  """The tree of a validated environment; a cache that was emptied is filled again."""
+  """The tree of a validated environment, without the network if the cache still has it."""
+  for kind in (_RELEASES, _COMMITS):
+    folder = bench.cache.resolve() / kind / environment["tree"]
+    if folder.is_dir():
+      return Tree(folder, folder.name, environment["direction"])
   for tree, _ in _trees(instance, recipe, bench):
     if tree.name == environment["tree"]:
       return tree
@@ -222,7 +226,7 @@ def _commit_tree(instance: Instance, bench: Bench) -> Tree:
   """The files of the base commit itself, from the clone."""
   repository = repositories.open_repository(bench.clones, instance.repo, instance.base_commit)
   name = f"{instance.repo.replace('/', '__')}-{instance.base_commit[:12]}"
-  folder = bench.cache.resolve() / "commits" / name
+  folder = bench.cache.resolve() / _COMMITS / name
   if not folder.is_dir():
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
@@ -283,7 +287,7 @@ def _grade(instance: Instance, patch: str, recipe, done: sandbox.Run, bench: Ben
   with tempfile.NamedTemporaryFile(suffix=".txt") as log:
     log.write(done.output)
     log.flush()
-    report = bench.ask("grade", row=row, patch=patch, log=log.name, log_parser=recipe.log_parser)
+    report = bench.call("grade", row=row, patch=patch, log=log.name, log_parser=recipe.log_parser)
   status = report.get("tests_status")
   passed = lambda key: tuple(status[key]["success"]) if status else ()
   return Result(

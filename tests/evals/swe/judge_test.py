@@ -39,6 +39,13 @@ def write_predictions(path, given):
   return path
 
 
+def new_file(path, text):
+  """A patch that adds a file."""
+  lines = text.splitlines()
+  head = f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n"
+  return f"{head}@@ -0,0 +1,{len(lines)} @@\n" + "".join(f"+{line}\n" for line in lines)
+
+
 def read_lines(path):
   return {line["instance_id"]: line for line in map(json.loads, path.read_text().splitlines())}
 
@@ -125,9 +132,9 @@ def test_predictions_of_another_form(tmp_path):
 def test_lines_of_changed_patches_are_judged_again(tmp_path):
   path = tmp_path / "judged.jsonl"
   about = [("a", True, "x"), ("b", False, "old"), ("c", None, "z")]
-  lines = [judge._line(id, "s", patch, {"resolved": verdict}) for id, verdict, patch in about]
+  lines = [judge.judged_line(id, "s", patch, {"resolved": verdict}) for id, verdict, patch in about]
   path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"instance_id": "d"')
-  done = judge._read_done(path, "s", {"a": "x", "b": "new", "c": "z"})
+  done = judge.read_done(path, "s", {"a": "x", "b": "new", "c": "z"})
   assert done == {"a"} and list(read_lines(path)) == ["a"]  # no verdict is no judgement
 
 
@@ -141,11 +148,11 @@ def cache():
 
 
 @pytest.fixture(scope="session")
-def ask(cache):
+def call(cache):
   """swebench in its own environment, installed on first use."""
   try:
-    with official.harness(cache) as ask:
-      yield ask
+    with official.harness(cache) as call:
+      yield call
   except UserError as error:
     if "failed" not in str(error):
       raise
@@ -167,7 +174,7 @@ sys.exit("failed" in globals())
 
 
 @pytest.fixture
-def toy_bench(toy, cache, ask, monkeypatch):
+def toy_bench(toy, cache, call, monkeypatch):
   """The toy repository's commit, with a recipe that needs no packages."""
   version = f"{sys.version_info.major}.{sys.version_info.minor}"
   recipe = recipes.Recipe(
@@ -181,7 +188,7 @@ def toy_bench(toy, cache, ask, monkeypatch):
     log_parser="parse_log_sphinx",
   )
   monkeypatch.setitem(recipes.RECIPES, "toy/calc", (recipe,))
-  return trials.Bench(cache / "toy", ask, toy[1], sandbox.Limits(seconds=6, memory=1024))
+  return trials.Bench(cache / "toy", call, toy[1], sandbox.Limits(seconds=6, memory=1024))
 
 
 @pytest.fixture
@@ -218,16 +225,23 @@ def test_toy_predictions(toy_bench, row):
 
 @needs_sandbox
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["../outside.py", "/etc/outside.py", ".git/config", "link/x.py"])
-def test_patches_outside_the_tree(toy_bench, row, path):
-  """git refuses them, patch skips them; if they applied they would change the sandbox alone."""
-  patch = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+x = 1\n"
-  found = trials.judge(
-    row, f"diff --git a/{path} b/{path}\nnew file mode 100644\n{patch}", toy_bench
-  )
-  assert found["resolved"] is False
-  assert not pathlib.Path("/etc/outside.py").exists()
-  assert not list(toy_bench.cache.rglob("outside.py"))
+@pytest.mark.parametrize("path", ["../outside.py", "link/outside.py"])
+def test_patches_outside_the_tree(toy_bench, row, path, tmp_path):
+  """Refused as a whole, the fix in them included: git and patch take no such paths."""
+  link = new_file("link", str(tmp_path)).replace("100644", "120000")
+  patch = row.patch + link + "\\ No newline at end of file\n" + new_file(path, "x = 1\n")
+  found = trials.judge(row, patch, toy_bench)
+  assert (found["resolved"], found["reason"]) == (False, "not_applied")
+  assert not list(tmp_path.iterdir()) and not list(toy_bench.cache.rglob("outside.py"))
+
+
+@needs_sandbox
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/etc/outside.py", ".git/config"])
+def test_odd_paths_are_inside_the_tree(toy_bench, row, path):
+  """git takes a slash away, and patch accepts .git: both change the box's copy alone."""
+  found = trials.judge(row, row.patch + new_file(path, "x = 1\n"), toy_bench)
+  assert found["resolved"] and not pathlib.Path("/etc/outside.py").exists()
 
 
 @needs_sandbox
@@ -243,10 +257,7 @@ def test_tests_are_put_back(toy_bench, row):
 def test_a_forged_report_is_flagged(toy_bench, row):
   """Code that forges the log can be graded resolved, by the official harness, too; the paths that
   would let a policy do it outside the shown code are flagged."""
-  added = "diff --git a/sitecustomize.py b/sitecustomize.py\nnew file mode 100644\n"
-  lines = FORGED.splitlines()
-  added += f"--- /dev/null\n+++ b/sitecustomize.py\n@@ -0,0 +1,{len(lines)} @@\n"
-  added += "".join(f"+{line}\n" for line in lines)
+  added = new_file("sitecustomize.py", FORGED)
   assert trials.judge(row, added, toy_bench)["resolved"]
   assert patches.touches(added) == ["sitecustomize.py"]
 
@@ -285,7 +296,7 @@ def commented_out(patch):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_sphinx_offline(shared, tmp_path, cache, ask):
+def test_sphinx_offline(shared, tmp_path, cache, call):
   """Releases from the package index: gold resolves, a wrong patch does not, an empty one is not
   run. The judge is killed after its first line, and continues."""
   needs_python("3.9")
@@ -316,9 +327,31 @@ def test_sphinx_offline(shared, tmp_path, cache, ask):
   assert lines["sphinx-doc__sphinx-10466"]["f2p"] == "0/1"
 
 
+FORGING_PLUGIN = """import pytest
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+  outcome = yield
+  report = outcome.get_result()
+  report.outcome, report.longrepr = "passed", None
+"""
+
+
 @needs_sandbox
 @pytest.mark.slow
-def test_gold_of_real_rows(shared, tmp_path, cache, ask):
+def test_a_forging_conftest_is_flagged(shared, tmp_path, cache, call):
+  """swebench grades it as resolved, here as in docker: the flag is what remains."""
+  needs_python("3.9")
+  rows_of(shared, ["sphinx-doc__sphinx-8721"], tmp_path / "rows.jsonl")
+  (row,) = instances.load(str(tmp_path / "rows.jsonl"))
+  patch = new_file("conftest.py", FORGING_PLUGIN)
+  bench = trials.Bench(cache, call, None, sandbox.Limits())
+  assert trials.judge(row, patch, bench)["resolved"]
+  assert patches.touches(patch) == ["conftest.py"]
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_gold_of_real_rows(shared, tmp_path, cache, call):
   """--gold validates all environments; a row without a recipe is null with the reason."""
   needs_python("3.9")
   chosen = {**SPHINX, "sphinx-doc__sphinx-11510": None}

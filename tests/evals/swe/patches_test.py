@@ -1,4 +1,4 @@
-"""What is said of a patch: why it is empty, what it touches, which patches do the same."""
+"""Properties of patches: why one is empty, what it touches, which patches do the same."""
 
 import pytest
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from srl_jax.data.tokenizer import EncodedPrompt
-from srl_jax.evals.swe import asking, edits, instances, patches, solve
+from srl_jax.evals.swe import edits, instances, patches, prompting, solve
 from srl_jax.rollout.engine import SamplingParams
 from tests.evals.swe.conftest import change
 
@@ -27,7 +27,7 @@ def make_solver(engine, clones, **changes):
   settings = dict(
     engine=engine,
     encode=encode,
-    words=asking.wording("plain", None, None),
+    words=prompting.wording("plain", None, None),
     clones=clones,
     params=SamplingParams(16),
     samples=1,

@@ -15,7 +15,7 @@ def table4(*flags):
 
 
 def test_dry_run():
-  """Each row is evaluated, both settings are judged, and the table comes last."""
+  """Each row is evaluated, both settings are judged, and the table is the last."""
   flags = ["--rows=base,srl", "--base=DIR", "--output=out", "--by=sandbox", "--data=rows.jsonl"]
   done = table4("--dry-run", *flags, "--evaluate.limit=2", "--judge.workers=3")
   assert done.returncode == 0, done.stderr

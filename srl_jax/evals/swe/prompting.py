@@ -1,4 +1,4 @@
-"""What the policy is asked: to name the files to change, and to change files.
+"""The two prompts: one for the names of the files to change, one for changes of files.
 
 The wording is ours; the form of the answers is that of Agentless Mini (edits.py), which the paper
 uses for Table 4. A file may replace either prompt.
@@ -21,7 +21,7 @@ SYSTEM = {
     "You are a software engineer who fixes issues of code repositories.\n"
     "First think inside <think> and </think>. Treat that space as scratch paper: explore, doubt and"
     " correct yourself as freely and for as long as you need. After </think> write the answer in"
-    " the form that the user asks for."
+    " the form that is wanted."
   ),
 }
 
@@ -101,11 +101,11 @@ class Wording:
   repair: str
 
   def localize_messages(self, issue: str, tree: str) -> list[dict[str, str]]:
-    """Chat messages that ask for the files to change."""
+    """The chat messages for the names of the files to change."""
     return self._messages(self.localize, {"issue": issue, "tree": tree, "n": str(MOST_FILES)})
 
   def repair_messages(self, issue: str, files: Mapping[str, str]) -> list[dict[str, str]]:
-    """Chat messages that ask for edits of `files`, {path: text}."""
+    """The chat messages for edits of `files`, {path: text}."""
     parts = []
     for path, text in files.items():
       parts.append(f"### {path}\n{text.removesuffix(chr(10))}")

@@ -4,9 +4,9 @@ import pytest
 
 from srl_jax.data.tokenizer import EncodedPrompt
 from srl_jax.errors import UserError
-from srl_jax.evals.swe import asking, edits
+from srl_jax.evals.swe import edits, prompting
 
-WORDS = asking.wording("plain", None, None)
+WORDS = prompting.wording("plain", None, None)
 
 
 def encode(messages):
@@ -29,23 +29,23 @@ def test_the_example_is_an_edit():
 
 
 def test_think_is_asked_for():
-  assert "<think>" in asking.wording("think", None, None).system
+  assert "<think>" in prompting.wording("think", None, None).system
   assert "<think>" not in WORDS.system
 
 
 def test_files_replace_prompts(tmp_path):
   file = tmp_path / "prompt.txt"
   file.write_text("Mend {issue} in {files}")
-  words = asking.wording("plain", None, str(file))
+  words = prompting.wording("plain", None, str(file))
   assert words.repair_messages("I", {"a": "b"})[1]["content"] == "Mend I in ### a\nb"
   with pytest.raises(UserError, match="lacks {tree}"):
-    asking.wording("plain", str(file), None)
+    prompting.wording("plain", str(file), None)
   with pytest.raises(UserError, match="cannot be read"):
-    asking.wording("plain", None, str(tmp_path / "none.txt"))
+    prompting.wording("plain", None, str(tmp_path / "none.txt"))
 
 
 def pack(files, limit):
-  return asking.pack("An issue.", list(files), files.get, WORDS, encode, limit)
+  return prompting.pack("An issue.", list(files), files.get, WORDS, encode, limit)
 
 
 def test_packing_takes_whole_files_in_their_order():
@@ -73,8 +73,8 @@ def test_files_that_cannot_be_shown():
 def test_named_files():
   names = ["a.py", "b/c.py", "d.py", "e.py", "f.py", "g.py"]
   plain = "Here:\n```\na.py\nb/c.py\n```\nother.py\n"
-  assert asking.named_files(plain, names) == (["a.py", "b/c.py"], 0)
+  assert prompting.named_files(plain, names) == (["a.py", "b/c.py"], 0)
   decorated = "1. `a.py`\n- ./b/c.py\n* d.py\n### e.py\na.py\n"
-  assert asking.named_files(decorated, names) == (["a.py", "b/c.py", "d.py", "e.py"], 4)
-  assert asking.named_files("\n".join(names), names)[0] == names[:5]
-  assert asking.named_files("c.py\nb/\nthe file a.py", names) == ([], 0)
+  assert prompting.named_files(decorated, names) == (["a.py", "b/c.py", "d.py", "e.py"], 4)
+  assert prompting.named_files("\n".join(names), names)[0] == names[:5]
+  assert prompting.named_files("c.py\nb/\nthe file a.py", names) == ([], 0)
