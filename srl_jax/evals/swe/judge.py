@@ -177,6 +177,8 @@ def summary(lines: Iterable[dict]) -> str:
 def _judge_in_sandbox(
   todo: list[Instance], patches: dict[str, str] | None, by: str, path: pathlib.Path
 ) -> None:
+  if not todo:
+    return
   if complaint := sandbox.missing():
     raise UserError(complaint)
   cache = pathlib.Path(_CACHE.value)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from srl_jax.errors import UserError
 from srl_jax.evals.swe import instances, judge, official, patches, recipes, sandbox, trials
+from tests.evals.swe import table_test
 from tests.evals.swe.conftest import CODE, FIXED, MORE_TEST, change
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -87,6 +89,64 @@ def test_report_of_another_machine(tmp_path):
     f"--predictions={predictions}", f"--output={tmp_path}/out", f"--by={other}", code=2
   )
   assert "another --output" in said
+
+
+def test_the_table_of_the_evaluation_is_written_anew(tmp_path):
+  folder = table_test.evaluation(tmp_path / "srl", [])
+  given = {line["instance_id"]: line["patch"] for line in table_test.REPAIRS}
+  write_predictions(folder / "oracle" / "predictions.jsonl", given)
+  report = tmp_path / "report.json"
+  report.write_text(
+    json.dumps({"resolved_ids": list(given)[:2], "unresolved_ids": list(given)[2:]})
+  )
+  flags = [f"--predictions={folder}/oracle/predictions.jsonl", f"--output={folder}/oracle"]
+  command(*flags, f"--by={report}")
+  figures = json.loads((folder / "table.json").read_text())["figures"]["oracle"]
+  assert figures["resolved"]["value"] == 0.4 and figures["by"] == "report report.json"
+
+
+# A stand-in for the environment of swebench, since no docker service is here: its `python` answers
+# that docker is there, and its `swebench` writes what `swebench eval` writes.
+SERVICE = """#!/bin/sh
+read request
+echo '{"version": "28"}'
+"""
+HARNESS = """#!/usr/bin/env python3
+import json, pathlib, sys
+flags = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+run, dataset = flags["--run-id"], sys.argv[2]
+lines = [json.loads(line) for line in open(flags["--predictions"])]
+tests = lambda passed, failed: {"success": ["t"] * passed, "failure": ["t"] * failed}
+status = {"FAIL_TO_PASS": tests(1, 0), "PASS_TO_PASS": tests(2, 1)}
+first, second = (line["instance_id"] for line in lines)
+folder = pathlib.Path("logs/run_evaluation", run, "model", first)
+folder.mkdir(parents=True)
+(folder / "report.json").write_text(json.dumps({first: {"tests_status": status}}))
+report = {"resolved_ids": [first], "error_ids": [second], "dataset": dataset}
+pathlib.Path(f"model.{run}.json").write_text(json.dumps(report))
+"""
+
+
+def test_docker(tmp_path):
+  """The hub's rows by the harness's name; other predictions are another run."""
+  folder = tmp_path / "cache" / f"swebench-{official.SWEBENCH}"
+  (folder / "bin").mkdir(parents=True)
+  (folder / ".done").touch()
+  for name, text in (("python", SERVICE), ("swebench", HARNESS)):
+    (folder / "bin" / name).write_text(text)
+    (folder / "bin" / name).chmod(0o755)
+  runs = []
+  for patch in ("one", "two", "two"):
+    predictions = write_predictions(tmp_path / "p.jsonl", {"a": patch, "b": patch})
+    flags = [f"--predictions={predictions}", f"--cache={tmp_path}/cache", "--by=docker"]
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert "1 of 2 resolved; 1 error" in command(*flags, f"--output={tmp_path}/out")
+    (report,) = (tmp_path / "out" / "docker").glob("model.*.json")
+    assert json.loads(report.read_text())["dataset"] == "verified"
+    runs.append(report.name)
+  assert runs[0] != runs[1] == runs[2]
+  line = read_lines(tmp_path / "out" / "judged.jsonl")["a"]
+  assert (line["f2p"], line["p2p"], line["resolved"]) == ("1/1", "2/3", True)
 
 
 def test_no_report(tmp_path):
@@ -201,6 +261,15 @@ print("PASSED tests/test_calc.py::test_add", flush=True)
 print("PASSED tests/test_calc.py::test_twice", flush=True)
 os._exit(0)
 """
+
+
+@pytest.mark.slow
+def test_no_docker_service(cache, call, monkeypatch, tmp_path):
+  monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+  with pytest.raises(UserError, match="no docker service answers.*--by=sandbox"):
+    official.judge_by_docker(
+      "verified", tmp_path, tmp_path / "out", cache=cache, workers=1, seconds=1, gold=True
+    )
 
 
 @needs_sandbox
