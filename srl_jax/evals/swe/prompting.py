@@ -39,12 +39,8 @@ These are the Python files of the repository, without its tests. Files are below
 --- END TREE ---
 
 Which files have to be changed to fix the issue? Name at most {n}, the most important one first.
-Write their full paths, one on each line, in a fence:
-
-```
-package/module.py
-package/folder/other.py
-```
+Answer with their full paths and nothing else: one path on each line, with all its folders and
+slashes between them, and a line of ``` before the first path and after the last.
 """
 
 REPAIR = """\
