@@ -37,7 +37,9 @@ def listed(call: Call, project: str) -> list[Release]:
   return found
 
 
-def nearest(releases: Sequence[Release], version: tuple[int, int], created_at: str, n: int):
+def nearest(
+  releases: Sequence[Release], version: tuple[int, int], created_at: str, n: int
+) -> list[Release]:
   """Returns the n releases next to a time, the nearest first, before and after it.
 
   A commit on the way to version 3.1 is between the releases of 3.0 and of 3.1, so only these two

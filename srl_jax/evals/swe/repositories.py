@@ -58,11 +58,6 @@ def open_repository(root: pathlib.Path, repo: str, commit: str) -> Repository:
   return Repository(folder, commit)
 
 
-def has_clone(root: pathlib.Path, repo: str) -> bool:
-  """Whether `root` has a clone of `repo`."""
-  return (root / f"{repo.replace('/', '__')}.git").is_dir()
-
-
 # ---------------------------------------------------------------------------------- text
 
 

@@ -20,12 +20,15 @@ from srl_jax.errors import UserError
 from srl_jax.evals.swe import official, recipes, releases, repositories, sandbox
 from srl_jax.evals.swe.instances import Instance
 from srl_jax.evals.swe.patches import git
+from srl_jax.evals.swe.recipes import Recipe
 
 # Threads that judge side by side share the cache; one at a time fills it.
 _filling = threading.RLock()
 START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
-EXIT_CODE, NOT_APPLIED = ">>>>> Test Exit Code", ">>>>> Patch Apply Failed"
+EXIT_CODE = ">>>>> Test Exit Code"
+# Exit codes of a script whose tests are not run, and what the result is called then.
 _TEST_PATCH_FAILED, _MODEL_PATCH_FAILED = 97, 98
+_NOT_RUN = {_TEST_PATCH_FAILED: "test_patch_not_applied", _MODEL_PATCH_FAILED: "not_applied"}
 _MOST_RELEASES = 10
 _RELEASES, _COMMITS = "releases", "commits"  # folders of the cache, with the trees
 # How a tree becomes the base commit's.
@@ -59,8 +62,8 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A test run. Fields: ended, as sandbox.Run's, or not_applied; f2p and p2p, the tests that pass
-  of each list; resolved, by swebench; seconds.
+  """A test run. Fields: ended, as sandbox.Run's, or a value of _NOT_RUN; f2p and p2p, the tests of
+  each list that pass; resolved, by swebench; seconds.
   """
 
   ended: str
@@ -120,7 +123,7 @@ def _validate(instance: Instance, bench: Bench) -> dict:
   return {"reason": f"no environment passes with the gold patch ({'; '.join(tried)})"}
 
 
-def _environment_of(recipe, bench: Bench):
+def _environment_of(recipe: Recipe, bench: Bench) -> tuple[pathlib.Path, recipes.Interpreter]:
   with _filling:
     return recipes.environment_of(recipe, bench.cache)
 
@@ -132,15 +135,14 @@ def _version(instance: Instance) -> tuple[int, int] | None:
   return int(parts[0]), int(parts[1])
 
 
-def _try_tree(instance: Instance, tree: Tree, recipe, bench: Bench) -> tuple[dict | None, str]:
+def _try_tree(
+  instance: Instance, tree: Tree, recipe: Recipe, bench: Bench
+) -> tuple[dict | None, str]:
   """(the validated environment, "") or (None, why it is none)."""
-  try:
-    before = run(instance, "", tree, recipe, bench)
-    if before.f2p:
-      return None, f"{len(before.f2p)} of FAIL_TO_PASS pass without the patch"
-    after = run(instance, instance.patch, tree, recipe, bench)
-  except UserError as error:
-    return None, str(error)
+  before = run(instance, "", tree, recipe, bench)
+  if before.f2p:
+    return None, f"{len(before.f2p)} of FAIL_TO_PASS pass without the patch"
+  after = run(instance, instance.patch, tree, recipe, bench)
   if len(after.f2p) < len(instance.fail_to_pass):
     passed = f"{len(after.f2p)} of {len(instance.fail_to_pass)} of FAIL_TO_PASS pass with it"
     return None, passed if after.ended == sandbox.EXITED else f"{passed} ({after.ended})"
@@ -182,9 +184,9 @@ def judge(instance: Instance, patch: str, bench: Bench) -> dict:
 # ---------------------------------------------------------------------------------- trees
 
 
-def _trees(instance: Instance, recipe, bench: Bench) -> Iterator[tuple[Tree, recipes.Recipe]]:
+def _trees(instance: Instance, recipe: Recipe, bench: Bench) -> Iterator[tuple[Tree, Recipe]]:
   """Yields the trees on which both patches apply, the best first, each with its recipe."""
-  if bench.clones is not None and repositories.has_clone(bench.clones, instance.repo):
+  if bench.clones is not None:
     with _filling:
       tree = _commit_tree(instance, bench)
     yield tree, recipe
@@ -202,7 +204,7 @@ def _trees(instance: Instance, recipe, bench: Bench) -> Iterator[tuple[Tree, rec
         yield Tree(folder, folder.name, direction), own
 
 
-def _tree_again(instance: Instance, environment: dict, recipe, bench: Bench) -> Tree:
+def _tree_again(instance: Instance, environment: dict, recipe: Recipe, bench: Bench) -> Tree:
   """The tree of a validated environment, without the network if the cache still has it."""
   for kind in (_RELEASES, _COMMITS):
     folder = bench.cache.resolve() / kind / environment["tree"]
@@ -241,15 +243,14 @@ def _commit_tree(instance: Instance, bench: Bench) -> Tree:
 # ---------------------------------------------------------------------------------- a test run
 
 
-def run(instance: Instance, patch: str, tree: Tree, recipe, bench: Bench) -> Result:
+def run(instance: Instance, patch: str, tree: Tree, recipe: Recipe, bench: Bench) -> Result:
   """Runs an instance's tests with a patch in the sandbox and grades their log.
 
   Args:
     instance: its fail_to_pass and pass_to_pass are graded.
     patch: the model's, the gold one, or "".
-    recipe: recipes.Recipe.
 
-  Raises UserError if the environment cannot be made or the test patch does not apply.
+  Raises UserError if the environment cannot be made.
   """
   environment, python = _environment_of(recipe, bench)
   readable = [environment]
@@ -268,15 +269,14 @@ def run(instance: Instance, patch: str, tree: Tree, recipe, bench: Bench) -> Res
     },
     limits=bench.limits,
   )
-  if done.code == _TEST_PATCH_FAILED:
-    said = done.output.decode(errors="replace").strip().split("\n")[-1]
-    raise UserError(f"the test patch does not apply: {said}")
-  if done.code == _MODEL_PATCH_FAILED:
-    return Result("not_applied", (), (), False, done.seconds)
+  if done.code in _NOT_RUN:
+    return Result(_NOT_RUN[done.code], (), (), False, done.seconds)
   return _grade(instance, patch, recipe, done, bench)
 
 
-def _grade(instance: Instance, patch: str, recipe, done: sandbox.Run, bench: Bench) -> Result:
+def _grade(
+  instance: Instance, patch: str, recipe: Recipe, done: sandbox.Run, bench: Bench
+) -> Result:
   row = {
     "instance_id": instance.id,
     "repo": instance.repo,
@@ -285,7 +285,8 @@ def _grade(instance: Instance, patch: str, recipe, done: sandbox.Run, bench: Ben
     "PASS_TO_PASS": instance.pass_to_pass,
   }
   with tempfile.NamedTemporaryFile(suffix=".txt") as log:
-    log.write(done.output)
+    # swebench reads UTF-8, and what the tests print may be anything.
+    log.write(done.output.decode(errors="replace").encode())
     log.flush()
     report = bench.call("grade", row=row, patch=patch, log=log.name, log_parser=recipe.log_parser)
   status = report.get("tests_status")

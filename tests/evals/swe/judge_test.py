@@ -256,6 +256,7 @@ def row(toy):
   return instances.load(str(toy[0]))[0]
 
 
+NOT_UTF8 = "import os\nos.write(1, bytes([255, 254, 10]))\n"
 FORGED = """import os
 print("PASSED tests/test_calc.py::test_add", flush=True)
 print("PASSED tests/test_calc.py::test_twice", flush=True)
@@ -284,6 +285,7 @@ def test_toy_predictions(toy_bench, row):
   wrong = {
     "comment": (change("calc.py", CODE, CODE + "# better\n"), "0/1", "1/1"),
     "breaks another test": (change("calc.py", CODE, breaks), "1/1", "0/1"),
+    "no UTF-8": (change("calc.py", CODE, NOT_UTF8 + CODE), "0/1", "1/1"),
     "hangs": (change("calc.py", CODE, "while True: pass\n" + CODE), "0/1", "0/1"),
   }
   for name, (patch, f2p, p2p) in wrong.items():
@@ -317,6 +319,9 @@ def test_odd_paths_are_inside_the_tree(toy_bench, row, path):
 @pytest.mark.slow
 def test_tests_are_put_back(toy_bench, row):
   """A patch of the tests counts for nothing: the test patch decides what they are."""
+  in_the_way = new_file("tests/test_calc.py/x.py", "x = 1\n")
+  found = trials.judge(row, row.patch + in_the_way, toy_bench)
+  assert found["resolved"] is False  # a verdict, whatever the patch puts in the tests' way
   emptied = change("tests/test_calc.py", MORE_TEST.partition("\n\ndef test_add")[0], "")
   assert not trials.judge(row, emptied, toy_bench)["resolved"]
 
