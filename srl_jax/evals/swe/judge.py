@@ -24,6 +24,7 @@ import concurrent.futures
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable
 
 from srl_jax import command_line, folders
@@ -163,7 +164,7 @@ def summary(lines: Iterable[dict]) -> str:
   lines, reasons = list(lines), {}
   for line in lines:
     if not line["resolved"]:
-      reason = line["reason"].split(":")[0].split("(")[0].strip()
+      reason = re.split("[:;(]", line["reason"])[0].strip()
       kind = reason if line["resolved"] is False else f"not judged, {reason}"
       reasons[kind] = reasons.get(kind, 0) + 1
   resolved = sum(line["resolved"] is True for line in lines)
