@@ -41,7 +41,7 @@ def get_config(arg=None):
   config.data.swe.resolved = args.resolved
   config.data.keep_last_step = True  # most runs end with submit, which is to be learnt as well
   config.data.holdout = 30  # trajectories
-  config.data.max_prompt_tokens = 6144  # measured: 2,100 at the median, 5,400 at most
+  config.data.max_prompt_tokens = 6144  # measured: 2,000 at the median, 5,600 at most
   config.rollout.max_tokens = 3072  # the longest action of 537 has 2,200 tokens, 99 % have 1,250
   config.eval.mode = "off"  # the step reward is validated; actions have no final answer
   if args.tiny:
@@ -54,7 +54,7 @@ def tiny(config):
   config.mesh = "cpu"
   config.dtype = "float32"  # bfloat16 is emulated on most CPUs
   config.data.holdout = 1
-  config.data.swe.observation_chars = 500
+  config.prompt.observation_tokens = 150
   config.data.swe.validation_steps = 4
   config.data.max_prompt_tokens = 1536
   config.rollout.samples = 4

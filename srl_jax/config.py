@@ -80,11 +80,11 @@ def defaults() -> ConfigDict:
   config.data.swe.resolved = True  # only runs that resolved their issue
   config.data.swe.runs = 5000  # at most; 0: all
   config.data.swe.pairs = 2  # (action, observation) pairs in a prompt
-  config.data.swe.observation_chars = 6000  # of one in a prompt; 1,800 tokens, 90 % are shorter
   config.data.swe.validation_steps = 650  # of the held-out trajectories; 0: all
 
   config.prompt = ConfigDict()
   config.prompt.system_file = ""  # replaces our system prompt
+  config.prompt.observation_tokens = 1800  # of one of an agent's, 90 % are shorter
   config.prompt.style = "think"  # of whole solutions: plain | think
 
   config.reward = ConfigDict()
@@ -193,7 +193,7 @@ POSITIVE = (
   *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
   *("batch.tokens_per_device", "batch.logprob_chunk", "train.save_every", "train.keep"),
   *("data.max_prompt_tokens", "eval.samples", "eval.max_tokens", "eval.max_turns"),
-  *("data.swe.observation_chars", "rollout.patience"),
+  *("prompt.observation_tokens", "rollout.patience"),
 )
 NOT_NEGATIVE = (
   *("data.holdout", "data.solutions_per_problem"),

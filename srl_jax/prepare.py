@@ -86,12 +86,6 @@ _SWE = {
   "pairs": flags.DEFINE_integer(
     "pairs", _DEFAULTS.swe.pairs, "(action, observation) pairs in a prompt.", 0
   ),
-  "observation_chars": flags.DEFINE_integer(
-    "observation_chars",
-    _DEFAULTS.swe.observation_chars,
-    "Characters of an observation; longer ones lose their middle.",
-    1,
-  ),
   "validation_steps": flags.DEFINE_integer(
     "validation_steps",
     _DEFAULTS.swe.validation_steps,

@@ -200,7 +200,7 @@ def test_runs_of_agents(tmp_path):
     rows.append({"messages": json.dumps(messages), "resolved": k != 3, "model": "m"})
   (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   flags = ["--source=runs.jsonl", "--output=out", "--domain=swe", "--fields=solution=messages"]
-  flags += ["--expert=m", "--holdout=1", "--observation_chars=40", "--validation_steps=1"]
+  flags += ["--expert=m", "--holdout=1", "--validation_steps=1"]
   result = run(tmp_path, *flags)
   assert (result.returncode, result.stderr) == (0, "")
   assert result.stdout.splitlines() == [
@@ -210,13 +210,13 @@ def test_runs_of_agents(tmp_path):
     "steps per run p10/p50/p90               3/3/3",
     "characters per thought p10/p50/p90      4/4/4",
     "characters per action p10/p50/p90       61/62/63",
-    "characters per observation p10/p50/p90  74/74/74",
+    "characters per observation p10/p50/p90  100/100/100",
     "train                                   4 examples of 2 problems",
     "validation                              1 examples of 1 problems",
     "wrote out/train.jsonl, validation.jsonl and summary.json",
   ]
   swe = {"expert": "m", "resolved": True, "runs": 5000, "pairs": 2}
-  swe |= {"observation_chars": 40, "validation_steps": 1}
+  swe |= {"validation_steps": 1}
   data = config(path=str(tmp_path / "out"), holdout=1, domain="swe", swe=swe)
   prepared = load_examples(data, method="srl", seed=0)
   source = data.copy_and_resolve_references().unlock()

@@ -18,13 +18,12 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryConfig:
-  """Which of an agent's runs are used, and how much of them a prompt shows (`data.swe`)."""
+  """Which of an agent's runs are used, and what a prompt shows of them (`data.swe`)."""
 
   expert: str
   resolved: bool
   runs: int
   pairs: int
-  observation_chars: int
   validation_steps: int
 
 

@@ -20,6 +20,7 @@ from srl_jax.data.trajectories import AgentStep, read_messages, shorten, split_a
 from srl_jax.errors import UserError
 
 OBSERVATION = "\n\nOBSERVATION:\n"  # between a call and its result, as SWE-agent writes it
+_CALL_END = "</function>"  # of every action, see data.trajectories
 _DESCRIPTION = ("<pr_description>\n", "\n</pr_description>")
 
 
@@ -99,7 +100,7 @@ def _excluded(row: dict[str, Any], config: TrajectoryConfig) -> str | None:
 
 
 def _run(row: dict[str, Any], place: str, data: DataConfig) -> Run:
-  """Returns a row's run with its observations shortened."""
+  """Returns a row's run."""
   fields = data.fields
   for field in ("solution", "id") if fields.id else ("solution",):
     column = getattr(fields, field)
@@ -121,8 +122,7 @@ def _run(row: dict[str, Any], place: str, data: DataConfig) -> Run:
   if not issue:
     raise _Malformed(f"{place}: no message of the user, which holds the issue")
   id = _id(row[fields.id], place) if fields.id else digest.hex()[:12]
-  limit = data.trajectories.observation_chars
-  return Run(id, issue, [_with_short_observation(step, limit) for step in steps])
+  return Run(id, issue, steps)
 
 
 def _id(value: Any, place: str) -> str:
@@ -140,12 +140,6 @@ def _first_user_text(messages: Sequence[dict[str, Any]]) -> str:
     if message["role"] == "user":
       return text_of(message)
   return ""
-
-
-def _with_short_observation(step: AgentStep, limit: int) -> AgentStep:
-  if not step.observation:
-    return step
-  return dataclasses.replace(step, observation=shorten(step.observation, limit))
 
 
 def make_examples(
@@ -228,9 +222,19 @@ def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExa
 
 
 def _pair(step: AgentStep) -> str:
-  """Returns an action and what it showed, as the policy reads them."""
+  """Returns an action and what it showed, as the policy reads them (`shorten_observation`)."""
   shown = "" if step.observation is None else OBSERVATION + step.observation
   return step.action + shown
+
+
+def shorten_observation(text: str, limit: int, tokenizer) -> str:
+  """Returns a text of an example's context, the observation in it cut to `limit` tokens.
+
+  Prompts are cut when they are made, and examples keep whole observations, so that prepared files
+  suit every model. A text without an observation (a step of a solution) is returned as it is.
+  """
+  call, begins, observation = text.partition(_CALL_END + OBSERVATION)
+  return call + begins + shorten(observation, limit, tokenizer) if begins else text
 
 
 def _draw(ids: Iterable[str], seed: int) -> list[str]:

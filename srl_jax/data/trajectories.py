@@ -172,14 +172,21 @@ def _json(value: Any) -> str:
     raise UserError("an argument of its tool call is nested too deeply") from error
 
 
-def shorten(text: str, limit: int) -> str:
-  """Returns the text, or `limit` characters of it, from both ends, with a mark between them.
+def shorten(text: str, limit: int, tokenizer) -> str:
+  """Returns the text, or `limit` tokens of it, from both ends, with a mark between them.
 
-  The limit is in characters, not in tokens, so that prepared files suit every model. Qwen2.5 has
-  one token for 3.3 characters of observations.
+  Args:
+    text: an observation.
+    limit: tokens; those of the mark are not counted.
+    tokenizer: from data.tokenizer.load_tokenizer.
   """
-  cut = len(text) - limit
+  if len(text.encode("utf-8", "surrogatepass")) <= limit:  # a token has one byte at least
+    return text
+  encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+  spans = encoded["offset_mapping"]  # (begin, end) of each token, in characters
+  cut = len(spans) - limit
   if cut <= 0:
     return text
-  head = limit - limit // 2
-  return f"{text[:head]}\n[... {cut} characters left out ...]\n{text[head + cut :]}"
+  head = limit - limit // 2  # tokens that are kept in front; the other limit - head are at the end
+  begin, end = spans[head - 1][1], spans[head + cut][0] if head < limit else len(text)
+  return f"{text[:begin]}\n[... {cut} tokens left out ...]\n{text[end:]}"

@@ -5,6 +5,7 @@ import functools
 from srl_jax import hosts
 from srl_jax.data.examples import StepExample
 from srl_jax.data.responses import after_opened_tag
+from srl_jax.data.runs import shorten_observation
 from srl_jax.data.tokenizer import EncodedPrompt, encode
 from srl_jax.errors import UserError
 from srl_jax.rollout.engine import Prompt
@@ -44,6 +45,8 @@ class PromptSet:
     self._config, self._tokenizer = config, tokenizer
     self._room = min(config.batch.tokens_per_device, positions)
     self._system = functools.cache(self._system_prompt)
+    # An observation is in the prompts of several steps, one after another.
+    self._shorten = functools.lru_cache(256)(self._shorten_observation)
     self._cached = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
     local = []
     for i in hosts.local_part(range(len(examples))):
@@ -81,9 +84,16 @@ class PromptSet:
 
   def _encode(self, example: StepExample) -> EncodedPrompt:
     messages = TASKS[example.task].build_messages(
-      example.problem, example.context, example.hint, self._system(example.task)
+      example.problem,
+      [self._shorten(text) for text in example.context],
+      example.hint,
+      self._system(example.task),
     )
     return encode(self._tokenizer, messages)
+
+  def _shorten_observation(self, text: str) -> str:
+    limit = self._config.prompt.observation_tokens
+    return shorten_observation(text, limit, self._tokenizer)
 
   def _system_prompt(self, task: str) -> str:
     prompt = self._config.prompt

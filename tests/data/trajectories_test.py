@@ -10,6 +10,8 @@ from srl_jax import config as common
 from srl_jax.data import runs, sources
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.responses import parse_response
+from srl_jax.data.runs import shorten_observation
+from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.data.trajectories import AgentStep, shorten, split_actions
 from srl_jax.errors import UserError
 from srl_jax.tasks.examples import example_kind
@@ -163,10 +165,33 @@ def test_long_hostile_messages_take_no_time(text):
   assert stopwatch.last < 0.5
 
 
-def test_shorten_keeps_both_ends():
-  assert shorten("0123456789", 10) == "0123456789"
-  assert shorten("0123456789", 5) == "012\n[... 5 characters left out ...]\n89"
-  assert shorten("0123456789", 1) == "0\n[... 9 characters left out ...]\n"
+def test_shorten_keeps_both_ends(shared):
+  """By tokens of the model: of Qwen2.5 a digit is one, a line of blanks is few."""
+  tokenizer = load_tokenizer(shared / "tokenizer_qwen2.5")
+  digits = "0123456789"
+  assert shorten(digits, 10, tokenizer) == digits
+  assert shorten(digits, 5, tokenizer) == "012\n[... 5 tokens left out ...]\n89"
+  assert shorten(digits, 1, tokenizer) == "0\n[... 9 tokens left out ...]\n"
+  blanks = " " * 1000
+  count = len(tokenizer(blanks)["input_ids"])
+  assert count < 50 and shorten(blanks, count, tokenizer) == blanks
+  for text in ("日本語のテキスト" * 20, "🙂é" * 30, "a\r\n\x0c<|im_end|>" * 20):
+    for limit in (1, 2, 7, 30):
+      short = shorten(text, limit, tokenizer)
+      head, _, tail = short.partition("\n[... ")
+      assert text.startswith(head) and text.endswith(tail.partition("...]\n")[2])
+      kept = head + tail.partition("...]\n")[2]
+      assert len(kept) < len(text) and "\ufffd" not in kept
+
+
+def test_only_the_observation_is_shortened(shared):
+  tokenizer = load_tokenizer(shared / "tokenizer_qwen2.5")
+  call = "<function=bash>\n<parameter=command>ls</parameter>\n</function>"
+  pair = f"{call}\n\nOBSERVATION:\n{'0123456789' * 10}"
+  short = shorten_observation(pair, 10, tokenizer)
+  assert short == f"{call}\n\nOBSERVATION:\n01234\n[... 90 tokens left out ...]\n56789"
+  for text in (call, "1. **Add 3**: " + "4 + 3 = 7 " * 100):
+    assert shorten_observation(text, 10, tokenizer) == text
 
 
 # ---------------------------------------------------------------------------------- a source
@@ -396,6 +421,12 @@ def test_real_examples(shared):
   both = examples.train + examples.validation
   assert all(e.target.startswith("<function=") and e.target.endswith("</function>") for e in both)
   assert all(len(e.context) == min(2, int(e.id.rpartition("/")[2]) - 1) for e in both)
-  shown = [pair.partition(runs.OBSERVATION)[2] for e in both for pair in e.context]
-  assert max(map(len, shown)) <= 6000 + len("\n[... 123456 characters left out ...]\n")
-  assert any("characters left out ...]" in text for text in shown)
+  tokenizer = load_tokenizer(shared / "tokenizer_qwen2.5")
+  lengths = []
+  for pair in {pair for e in both for pair in e.context}:
+    short = shorten_observation(pair, 300, tokenizer)
+    assert (short != pair) == ("tokens left out ...]" in short)
+    observation = short.partition(runs.OBSERVATION)[2]
+    lengths.append(len(tokenizer(observation, add_special_tokens=False)["input_ids"]))
+  # The mark has 8 to 10 tokens, and at the cuts a text may be divided in another way.
+  assert 300 < max(lengths) <= 300 + 15

@@ -1,0 +1,192 @@
+"""How the tests of a repository are run without its docker image: interpreter, packages, command.
+
+A recipe belongs to the versions that its interpreter and pins were tried with. The interpreter is
+a part of it: unittest, for example, names tests in another way from Python 3.8 on, and the lists of
+the benchmark have the names of 3.6.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+
+from srl_jax.errors import UserError
+from srl_jax.evals.swe.patches import is_test, paths_of
+
+Version = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How the tests of some versions of a repository are run.
+
+  Attributes:
+    name: names its environment.
+    first, last: versions (major, minor), both included.
+    project: the name of its source releases on the package index.
+    pythons: versions of Python that may run it, the best first.
+    packages: requirements, installed from wheels alone, so that no code of a package runs outside
+      the sandbox. The repository itself is found by PYTHONPATH.
+    command: the paths that a test patch changes -> the command, in the repository's folder.
+    log_parser: swebench's name for the parser of its output.
+  """
+
+  name: str
+  first: Version
+  last: Version
+  project: str
+  pythons: tuple[str, ...]
+  packages: tuple[str, ...]
+  command: Callable[[Sequence[str]], str]
+  log_parser: str
+
+
+def _pytest(paths: Sequence[str]) -> str:
+  """pytest on the test files."""
+  files = [path for path in paths if path.rpartition("/")[2].startswith("test_")]
+  return f"python -m pytest -rA -p no:cacheprovider --tb=short {' '.join(files)}"
+
+
+def _django(paths: Sequence[str]) -> str:
+  """Django's own runner: its labels are modules below tests/."""
+  labels = []
+  for path in paths:
+    if path.endswith(".py"):
+      labels.append(path.removeprefix("tests/").removesuffix(".py").replace("/", "."))
+  options = "--verbosity 2 --settings=test_sqlite --parallel 1"
+  return f"python tests/runtests.py {options} {' '.join(labels)}"
+
+
+_SPHINX_PACKAGES = (
+  *("Jinja2<3.0", "markupsafe<=2.0.1", "alabaster<0.7.12", "Pygments<2.14", "snowballstemmer<2.3"),
+  *(
+    "sphinxcontrib-applehelp<=1.0.7",
+    "sphinxcontrib-devhelp<=1.0.5",
+    "sphinxcontrib-qthelp<=1.0.6",
+  ),
+  *("sphinxcontrib-htmlhelp<=2.0.4", "sphinxcontrib-serializinghtml<=1.1.9"),
+  *("sphinxcontrib-jsmath", "babel<2.13", "imagesize", "requests", "packaging", "setuptools<66"),
+  *("importlib-metadata<5; python_version < '3.10'", "pytest<7.2", "html5lib", "cython<3"),
+)
+
+
+def _sphinx(name: str, first: Version, last: Version, pythons, docutils: str) -> Recipe:
+  packages = (docutils, *_SPHINX_PACKAGES)
+  return Recipe(name, first, last, "Sphinx", pythons, packages, _pytest, "parse_log_sphinx")
+
+
+RECIPES: dict[str, tuple[Recipe, ...]] = {
+  "sphinx-doc/sphinx": (
+    _sphinx("sphinx-3", (3, 0), (3, 5), ("3.9",), "docutils<0.17"),
+    _sphinx("sphinx-4", (4, 0), (4, 4), ("3.9",), "docutils<0.18"),
+    _sphinx("sphinx-5", (4, 5), (5, 3), ("3.9", "3.10", "3.11"), "docutils<0.18"),
+  ),
+  "django/django": (
+    Recipe(
+      "django-3",
+      (3, 0),
+      (3, 2),
+      "Django",
+      ("3.6",),
+      # Exact versions: the pip of Python 3.6 may take newer ones that do not run on it.
+      ("asgiref==3.4.1", "typing_extensions==4.1.1", "pytz==2023.3", "sqlparse==0.4.4"),
+      _django,
+      "parse_log_django",
+    ),
+  ),
+}
+
+
+def recipe_of(repo: str, version: Version) -> Recipe | None:
+  """The recipe for a version of a repository, None if there is none."""
+  for recipe in RECIPES.get(repo, ()):
+    if recipe.first <= version <= recipe.last:
+      return recipe
+  return None
+
+
+def known() -> str:
+  """What there are recipes for, as a text."""
+  found = []
+  for repo, recipes in RECIPES.items():
+    first, last = recipes[0].first, recipes[-1].last
+    found.append(f"{repo} {first[0]}.{first[1]} to {last[0]}.{last[1]}")
+  return ", ".join(found)
+
+
+def test_files(test_patch: str) -> list[str]:
+  """The paths that a test patch changes; tests are restored to them before they are run."""
+  return [path for path in paths_of(test_patch) if is_test(path) or path.endswith(".py")]
+
+
+# ---------------------------------------------------------------------------------- interpreters
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpreter:
+  """A Python. Fields: executable; prefix, the folder of its standard library; version, "3.9.18"."""
+
+  executable: pathlib.Path
+  prefix: pathlib.Path
+  version: str
+
+
+def find_python(versions: Sequence[str]) -> Interpreter | None:
+  """The first of some versions ("3.9") that is on PATH or among pyenv's, None if there is none."""
+  for version in versions:
+    for path in _candidates(version):
+      found = _look_at(path)
+      if found and f"{found.version}.".startswith(f"{version}."):
+        return found
+  return None
+
+
+def _candidates(version: str) -> list[pathlib.Path]:
+  on_path = shutil.which(f"python{version}")
+  pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
+  found = sorted(pyenv.glob(f"versions/{version}.*/bin/python"), reverse=True)
+  return [pathlib.Path(on_path), *found] if on_path else found
+
+
+def _look_at(executable: pathlib.Path) -> Interpreter | None:
+  """What an executable is; None if it does not run (pyenv's shims may not)."""
+  code = "import sys; print(sys.executable, sys.base_prefix, '%d.%d.%d' % sys.version_info[:3])"
+  done = subprocess.run([executable, "-c", code], capture_output=True, text=True)
+  parts = done.stdout.split()
+  if done.returncode or len(parts) != 3:
+    return None
+  return Interpreter(pathlib.Path(parts[0]), pathlib.Path(parts[1]).resolve(), parts[2])
+
+
+def environment_of(recipe: Recipe, cache: pathlib.Path) -> tuple[pathlib.Path, Interpreter]:
+  """Returns the virtual environment of a recipe, made on first use, and its interpreter.
+
+  Args:
+    cache: folder that has environments/.
+
+  Raises UserError if no interpreter fits or a package cannot be installed.
+  """
+  python = find_python(recipe.pythons)
+  if python is None:
+    names = " or ".join(recipe.pythons)
+    raise UserError(f"needs Python {names}, which is neither on PATH nor among pyenv's versions")
+  folder = cache.resolve() / "environments" / f"{recipe.name}-python{python.version}"
+  done = folder / ".done"
+  wanted = "\n".join(recipe.packages)
+  if not done.exists() or done.read_text(encoding="utf-8") != wanted:
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([str(python.executable), "-m", "venv", str(folder)])
+    if recipe.packages:
+      pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--only-binary=:all:"]
+      _run([*pip, *recipe.packages])
+    done.write_text(wanted, encoding="utf-8")
+  return folder, python
+
+
+def _run(command: list[str]) -> None:
+  done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+  if done.returncode:
+    said = done.stderr.strip().split("\n")[-1][:300]
+    raise UserError(f"{' '.join(command)[:200]} failed: {said}")

@@ -1,0 +1,37 @@
+"""launch/table4.sh: the commands that it would start."""
+
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+def table4(*flags):
+  script = ROOT / "launch" / "table4.sh"
+  return subprocess.run([script, *flags], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_dry_run():
+  """Each row is evaluated, both settings are judged, and the table is the last."""
+  flags = ["--rows=base,srl", "--base=DIR", "--output=out", "--by=sandbox", "--data=rows.jsonl"]
+  done = table4("--dry-run", *flags, "--evaluate.limit=2", "--judge.workers=3")
+  assert done.returncode == 0, done.stderr
+  commands = [shlex.split(line) for line in done.stdout.splitlines()]
+  assert commands[0][0].endswith("swe_repositories.sh")
+  modules = [command[2].removeprefix("srl_jax.") for command in commands[1:]]
+  judged = ["evaluate_swe", "evals.swe.judge", "evals.swe.judge"]
+  assert modules == [*judged, *judged, "evals.swe.table"]
+  assert {"--model=DIR", "--output=out/base", "--limit=2"} <= set(commands[1])
+  predictions = "--predictions=out/base/oracle/predictions.jsonl"
+  assert {predictions, "--by=sandbox", "--workers=3", "--data=rows.jsonl"} <= set(commands[2])
+  assert "--evaluations=base=out/base,srl=out/srl" in commands[-1]
+  assert "--model=runs/srl_swe" in commands[4]
+
+
+@pytest.mark.parametrize("flag", ["--rows=base,all", "--tiny"])
+def test_bad_flags(flag):
+  done = table4("--dry-run", flag)
+  assert done.returncode == 2 and done.stderr.startswith("error: ") and not done.stdout
