@@ -262,7 +262,7 @@ def _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids):
     # The new prompts are few, so they are replicated and each slot takes its own.
     layout = act_spec(letters) if has_mesh() else None
     new = reshard(new, jax.P()).at[jnp.maximum(sources_b, 0)].get(out_sharding=layout)
-    return jnp.where(takes_b.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+    return jnp.where(jnp.expand_dims(takes_b, range(1, old.ndim)), new, old)
 
   done_bg = jnp.arange(g) >= of_prompt(prompts.counts_b)[:, None]
   slots = slots._replace(

@@ -374,3 +374,17 @@ def test_no_prompts_and_no_weights():
   closed.close()
   with pytest.raises(RuntimeError, match="call load_weights first"):
     next(closed.sample(PROMPTS, N, PARAMS))
+
+
+@pytest.mark.parametrize("mesh", [None, "data=1", "data=2"])
+def test_one_response_of_one_prompt(mesh):
+  """Sizes of one: a slot, a response, a token; on each shard of the mesh."""
+  with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+    made = S.Sampler(Words(), STOPS, 1)
+    made.load_weights(policy(), 0)
+    for count in (1, 3):
+      params = dataclasses.replace(PARAMS, max_tokens=count)
+      groups = list(made.sample(PROMPTS[:count], 1, params))
+      assert sorted(group[0].prompt_id for group in groups) == [f"p{i}" for i in range(count)]
+      assert all(1 <= len(group[0].token_ids) <= count for group in groups)
+    made.close()
