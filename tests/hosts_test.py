@@ -206,8 +206,10 @@ def lines(workdir):
   return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_line(number, workdir, processes, logs, said="from the start"):
-  while said not in logs[0].read_text() or lines(workdir) < number:
+def wait_for_step(number, workdir, processes, logs, said="from the start"):
+  """Until step `number` has its line and the checkpoint of step 2, written meanwhile, is whole."""
+  saved = workdir / "checkpoints" / "2"
+  while said not in logs[0].read_text() or lines(workdir) <= number or not saved.is_dir():
     assert all(p.poll() is None for p in processes), [log.read_text() for log in logs]
     time.sleep(0.05)
 
@@ -227,7 +229,7 @@ def test_two_processes_are_one_run_whatever_happens_to_them(whole, tmp_path, log
   workdir = tmp_path / "run"
   command = [*FLAGS, f"--workdir={workdir}"]
   both = start(command, logs)
-  wait_for_line(3, workdir, both, logs)
+  wait_for_step(3, workdir, both, logs)
   both[1].kill()
   begun = time.monotonic()
   assert both[0].wait(120) != 0
@@ -235,7 +237,7 @@ def test_two_processes_are_one_run_whatever_happens_to_them(whole, tmp_path, log
   assert GONE.search(logs[0].read_text()), logs[0].read_text()
 
   both = start(command, logs)
-  wait_for_line(3, workdir, both, logs, "continued from step 2")
+  wait_for_step(3, workdir, both, logs, "continued from step 2")
   both[1].send_signal(signal.SIGTERM)
   for process, log in zip(both, logs):
     assert process.wait(300) == 0, log.read_text()
@@ -246,7 +248,7 @@ def test_two_processes_are_one_run_whatever_happens_to_them(whole, tmp_path, log
     assert process.wait(900) == 0, log.read_text()
     assert "full rematerialization" not in log.read_text()
   (rows, groups), (wanted_rows, wanted_groups) = told(workdir), told(whole)
-  assert len(rows) == STEPS and any(row.get("grad_norm", 0) > 0 for row in rows)
+  assert len(rows) == STEPS + 1 and any(row.get("grad_norm", 0) > 0 for row in rows)
   texts = lambda files: {k: [(g["texts"], g["dropped"]) for g in v] for k, v in files.items()}
   assert texts(groups) == texts(wanted_groups)
   for row, wanted in zip(rows, wanted_rows):

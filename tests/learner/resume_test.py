@@ -89,7 +89,7 @@ def told(workdir):
   metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   clock = ("seconds_", "tokens_per_second", "mfu", "programs_")
   metrics = [{k: v for k, v in row.items() if not k.startswith(clock)} for row in metrics]
-  assert [row["step"] for row in metrics] == list(range(1, STEPS + 1))
+  assert [row["step"] for row in metrics] == list(range(STEPS + 1))  # 0: validation before step 1
   return metrics, {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()}
 
 
@@ -146,7 +146,7 @@ def test_stopped_and_continued(whole, tmp_path):
   """SIGTERM behind step 3, which is saved with its score already."""
   workdir = tmp_path / "stopped"
   process = begin(whole[0], workdir)
-  assert wait_for(process, lambda: lines(workdir) >= 3)
+  assert wait_for(process, lambda: lines(workdir) >= 4)
   process.terminate()
   said = workdir.with_suffix(".log")
   assert process.wait(120) == 0, said.read_text()
