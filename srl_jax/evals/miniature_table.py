@@ -134,7 +134,8 @@ def _cost(arm: Arm) -> dict[str, float]:
   for runs in arm.runs:
     steps = []
     for run in runs:
-      steps += [step for _, step in json_lines(run / "metrics.jsonl")]
+      # Line 0 is the validation before step 1.
+      steps += [step for _, step in json_lines(run / "metrics.jsonl") if step["step"] > 0]
     seconds = 0.0
     for part in ("seconds_sample", "seconds_update", "seconds_sync"):
       seconds += _total(steps, part)

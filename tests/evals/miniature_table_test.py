@@ -29,9 +29,9 @@ def arm(tmp_path):
         evaluations.setdefault(seed, {})[mode] = folder.parent
       run = tmp_path / f"{name}-{seed}" / "run"
       run.mkdir()
-      row = {"sampled_tokens": 10.0, "seconds_sample": 1.0, "seconds_update": 2.0}
+      row = {"step": 1, "sampled_tokens": 10.0, "seconds_sample": 1.0, "seconds_update": 2.0}
       row |= {"seconds_save": 50.0}
-      (run / "metrics.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+      (run / "metrics.jsonl").write_text('{"step": 0}\n' + f"{json.dumps(row)}\n" * 3)
       runs.append([run])
     return miniature_table.Arm(name, f"<{name}>", evaluations, runs if name != "base" else [])
 

@@ -56,7 +56,8 @@ def served(servers, weights_root):
 def metrics(workdir):
   path = workdir / "metrics.jsonl"
   lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-  return [json.loads(line) for line in lines if line.endswith("\n")]
+  rows = [json.loads(line) for line in lines if line.endswith("\n")]
+  return [row for row in rows if row["step"] > 0]  # 0: validation before step 1
 
 
 def groups(workdir):

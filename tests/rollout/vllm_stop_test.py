@@ -27,7 +27,12 @@ FLAGS = [
   "--config=configs/quickstart.py:steps=6",
   *("--config.batch.prompts=2", "--config.rollout.samples=2", "--config.algorithm.max_rounds=1"),
   *("--config.data.path=hard:20", "--config.data.holdout=2", "--config.log.tensorboard=False"),
-  *("--config.eval.mode=off", "--config.eval.benchmark=", "--config.rollout.engine=vllm"),
+  *(
+    "--config.train.eval_every=0",
+    "--config.eval.mode=off",
+    "--config.eval.benchmark=",
+    "--config.rollout.engine=vllm",
+  ),
 ]
 
 
