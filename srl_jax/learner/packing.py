@@ -21,6 +21,7 @@ from srl_jax.policy import cpu
 LINE_BLOCK = 128  # attention kernels need lines of a multiple of it (policy.kernels.BLOCK)
 SHORT_LINE = 0.6  # least length of the largest shape's lines, of the longest line's
 MORE_LINES = 1.4  # lines of a row, of those that it needs at the expected lengths
+LINE_TOKENS = 24  # of all lines of a row, at most, for each token that a device may have
 FEW = 128  # groups of a batch, for which a plan takes some milliseconds
 OVERHEAD = 1 / 32  # cost of a micro-batch, of that of the largest one's tokens
 
@@ -85,8 +86,8 @@ def row_shapes(lengths: Lengths, tokens_per_device: int, layout: str | None) -> 
   small = min(middle, _multiple(middle // 3, 32))
   if layout == "lines":
     short = min(longest, max(lengths.typical, math.ceil(SHORT_LINE * longest)))
-    shapes = [_in_lines(t, l, lengths) for t, l in ((most, short), (middle, longest))]
-    shapes.append(_in_lines(small, min(small, longest), lengths))
+    sizes = (most, short), (middle, longest), (small, min(small, longest))
+    shapes = [_in_lines(t, l, lengths, most) for t, l in sizes]
   else:
     blocks = layout == "blocks"
     shapes = [_in_blocks(t, lengths, blocks) for t in (most, middle, small)]
@@ -97,9 +98,10 @@ def row_shapes(lengths: Lengths, tokens_per_device: int, layout: str | None) -> 
   return list(dict.fromkeys(shapes))
 
 
-def _in_lines(t: int, line: int, lengths: Lengths) -> RowShape:
+def _in_lines(t: int, line: int, lengths: Lengths, most: int) -> RowShape:
   line = _multiple(line, LINE_BLOCK)
   lines = _multiple(math.ceil(MORE_LINES * t / lengths.expected), 8)
+  lines = min(lines, max(1, LINE_TOKENS * most // line))
   return RowShape(1, t, line, lines, line, line, lengths.samples, "lines")
 
 

@@ -263,6 +263,15 @@ def test_a_run_whose_responses_are_longer_than_expected_has_the_same_shapes():
   assert {(r.tokens_bt.shape[1], *r.layout.token_index_bml.shape[1:]) for r in batches} <= known
 
 
+def test_the_memory_of_lines_is_bounded():
+  """However short the expected lengths are beside the longest."""
+  found = packing.Lengths(
+    prompt=8000, response=100, line=8100, samples=8, expected=9.0, typical=300
+  )
+  for shape in packing.row_shapes(found, 16384, "lines"):
+    assert shape.places * shape.line <= packing.LINE_TOKENS * 16384
+
+
 def test_responses_of_one_token_fill_no_more_than_their_places():
   """Rows are closed when their lines are used, however short the responses are."""
   group = PackedGroup([1] * 153, [Response([2], [0.0], 1.0) for _ in range(8)])
