@@ -9,6 +9,7 @@ import numpy as np
 from configs import srl_math, srl_swe
 from srl_jax.data.examples import StepExample
 from srl_jax.data.responses import CLOSE, OPEN
+from srl_jax.data.runs import shorten_observation
 from srl_jax.tasks.examples import load_examples
 
 # Tokens at these quantiles; between two of them the logarithm goes straight. Fitted by --fit to
@@ -19,7 +20,7 @@ QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
 LENGTHS = {
   "math prompt": (54, 141, 215, 354, 539, 793, 1454, 2126),
   "math action": (12, 51, 73, 110, 177, 281, 784, 1288),
-  "swe prompt": (490, 832, 1133, 1631, 2598, 3230, 4681, 5059),
+  "swe prompt": (490, 832, 1133, 1631, 2596, 3079, 4675, 5277),
   "swe action": (8, 24, 27, 42, 133, 410, 1245, 2175),
   "solution": (241, 412, 547, 826, 1161, 1632, 2342, 2600),
   "monologue": (241, 412, 547, 826, 1161, 1632, 2342, 8192),
@@ -72,7 +73,11 @@ def fit(shared: pathlib.Path, tokenizer) -> dict[str, tuple[int, ...]]:
     config.data.holdout = 0
     examples = load_examples(config)
     examples = examples.train + examples.validation
-    found[f"{name} prompt"] = [count("\n\n".join([e.problem, *e.context])) for e in examples]
+    limit, prompts = config.prompt.observation_tokens, []
+    for example in examples:
+      context = [shorten_observation(text, limit, tokenizer) for text in example.context]
+      prompts.append(count("\n\n".join([example.problem, *context])))
+    found[f"{name} prompt"] = prompts
     found[f"{name} action"] = [count(e.target) for e in examples]
   math.method = "one_step"
   whole = load_examples(math)
