@@ -259,7 +259,7 @@ def _check_types(place: str, example: StepExample) -> None:
   context = example.context
   if not isinstance(context, list) or not all(map(_is_text, context)):
     raise UserError(f"{place}: 'context' is no list of texts")
-  for field, value in dataclasses.asdict(example).items():
+  for field, value in vars(example).items():
     texts = value if field == "context" else [value or ""]
     if any(map(rows.has_half_character, texts)):
       raise UserError(f"{place}: the field {field!r} has half a character (a lone surrogate)")

@@ -312,7 +312,7 @@ def _described(leaf) -> jax.ShapeDtypeStruct:
 
 
 def _as_bytes(progress: Progress, sums: dict[str, list[int]]) -> dict[str, np.ndarray]:
-  """One array of JSON text, in a tree every number would be a file of its own, and its CRC-32."""
+  """The JSON text as one array, because orbax writes a file for each leaf, and its CRC-32."""
   text = json.dumps(dataclasses.asdict(progress) | {"checksums": sums}).encode()
   return {"json": np.frombuffer(text, np.uint8), "crc32": np.array([zlib.crc32(text)], np.uint32)}
 

@@ -252,7 +252,9 @@ class _Room:
     self.places[row] -= self.places_of(group)
 
 
-def _fit_either_way(groups: Sequence[PackedGroup], plan: list[RowShape], shards: int):
+def _fit_either_way(
+  groups: Sequence[PackedGroup], plan: list[RowShape], shards: int
+) -> list[Bin] | None:
   """_fit with the largest groups first or, if that fails, mixed."""
   for mixed in (False, True):
     bins = _fit(groups, _Room.of(plan, shards), plan[0].line, mixed)
@@ -274,10 +276,9 @@ def _fit(groups: Sequence[PackedGroup], room: _Room, short: int, mixed: bool) ->
   bins = [[] for _ in room.tokens]
   waiting = sorted(groups, key=order)  # the next one is the last
   if mixed:
-    half = len(waiting) // 2
-    waiting_mixed = list(waiting)
-    waiting_mixed[::2], waiting_mixed[1::2] = waiting[half:][::-1], waiting[:half]
-    waiting = waiting_mixed[::-1]
+    half, by_size = len(waiting) // 2, list(waiting)
+    waiting[::2], waiting[1::2] = by_size[half:][::-1], by_size[:half]
+    waiting.reverse()
   while waiting:
     group = waiting.pop()
     row = room.best(group)
@@ -289,7 +290,10 @@ def _fit(groups: Sequence[PackedGroup], room: _Room, short: int, mixed: bool) ->
       group, rest = _cut(group, int(room.tokens[row]), places)
       if group is None:
         return None
-      bisect.insort(waiting, rest, key=order) if not mixed else waiting.append(rest)
+      if mixed:
+        waiting.append(rest)
+      else:
+        bisect.insort(waiting, rest, key=order)
     bins[row].append(group)
     room.take(row, group)
   return bins

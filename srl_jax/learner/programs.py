@@ -60,7 +60,7 @@ def update_calls(
 
   Args:
     config: of the run.
-    state: the shapes of its arrays, from on_mesh.
+    state: the shapes of its arrays, from sharding.on_mesh.
     tx: the optimiser.
     shapes: of the micro-batches.
     always_score: name the log-prob pass even if the config does not need it.
@@ -84,19 +84,6 @@ def update_calls(
     if always_score or several or kl or config.method == "sft":  # sft: the loss of held-out targets
       calls.append(Call("score", update.logprobs_of, (model, rows), {"loss": loss}))
   return calls
-
-
-def on_mesh(tree):
-  """The shapes of a tree with their layouts on the devices of the mesh that is set."""
-  mesh = jax.sharding.get_mesh()
-  if mesh.empty:
-    return tree
-
-  def place(x):
-    spec = x.sharding.spec if x.sharding is not None else jax.P()
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-  return jax.tree.map(place, tree)
 
 
 class Ahead:

@@ -32,7 +32,7 @@ from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract, init
-from srl_jax.policy.sharding import check_mesh, platform
+from srl_jax.policy.sharding import check_mesh, on_mesh, platform
 from srl_jax.policy.weights import load_hf
 from srl_jax.progress import ProgressLine
 from srl_jax.rollout.engine import Engine, ReplicatedSampling
@@ -214,8 +214,8 @@ def measure_prompts(
 
 def calls_of_run(config, architecture, tx, shapes: list[RowShape], engine: Engine) -> list:
   """The calls of the run's programs, with the shapes of its weights on the mesh that is set."""
-  model = programs.on_mesh(abstract(architecture))
-  moments = programs.on_mesh(jax.eval_shape(tx.init, model))
+  model = on_mesh(abstract(architecture))
+  moments = on_mesh(jax.eval_shape(tx.init, model))
   calls = programs.update_calls(config, TrainState(0, model, moments), tx, shapes)
   if isinstance(engine, Sampler):
     calls = [programs.Call(*call) for call in engine.calls(model)] + calls

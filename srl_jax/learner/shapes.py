@@ -5,6 +5,7 @@ built-in sampler's slots. What grows during a run, prompts turn by turn and resp
 in the config.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,6 @@ def expected_lengths(config, train_prompts: PromptSet, held_out: PromptSet) -> L
   """The lengths of a run's sequences as far as its config and its prompts determine them.
 
   How long responses will be is not known; the expert's targets are the estimate.
-
   """
   prompts, targets = train_prompts.prompt_tokens, train_prompts.target_tokens
   if config.method == "sft":  # the held-out loss has the same shapes
@@ -79,17 +79,17 @@ def shapes_of_run(
   if config.rollout.engine != "builtin":
     return Shapes(rows, [])
   rollout, slots = config.rollout, []
-  on = dict(rows=shards("b"), kernel=architecture.attention)
-  width = rollout.width
+  of = functools.partial(slot_shape, rows=shards("b"), kernel=architecture.attention)
   if config.method != "sft":
-    slots.append(slot_shape(width, rollout.samples, lengths.prompt, rollout.max_tokens, **on))
+    slots.append(of(rollout.width, rollout.samples, lengths.prompt, rollout.max_tokens))
   prompt, response = longest_of_evaluation(config, prompts, build_prompt)
   if prompt:
-    single = slot_shape(width, 1, prompt, response, **on)
+    single = of(rollout.width, 1, prompt, response)
     if slots:  # keys and values of evaluation may not need much more memory than training's
       entries = slots[0].b * (slots[0].p + slots[0].g * slots[0].r)
-      width = min(width, MORE_ENTRIES * entries // (single.p + single.r))
-    slots.append(slot_shape(width, 1, prompt, response, **on))
+      most = MORE_ENTRIES * entries // (single.p + single.r)
+      single = of(min(rollout.width, most), 1, prompt, response)
+    slots.append(single)
   return Shapes(rows, slots)
 
 

@@ -13,6 +13,7 @@ from srl_jax.learner import optimizer, packing, programs, update
 from srl_jax.planning.collectives import Collective, collectives
 from srl_jax.policy import weights
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract
+from srl_jax.policy.sharding import on_mesh
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -49,9 +50,9 @@ class Program(NamedTuple):
 
 def state_of(config, model_config: ModelConfig) -> State:
   """The state of a run of `config`; call it with the mesh set."""
-  model = programs.on_mesh(abstract(model_config))
+  model = on_mesh(abstract(model_config))
   tx = optimizer.make(config.optimizer, 1000)
-  moments = programs.on_mesh(jax.eval_shape(tx.init, model))
+  moments = on_mesh(jax.eval_shape(tx.init, model))
   return State(model, tx, moments, largest_shape(config, model_config.layout))
 
 

@@ -203,6 +203,24 @@ def einsum(letters: str, a, b, dtype=None):
   return jnp.einsum(letters, a, b, preferred_element_type=dtype, out_sharding=out)
 
 
+def on_mesh(tree):
+  """The shapes of a tree with their shardings on the devices of the mesh that is set.
+
+  What is made without running anything (jax.eval_shape) has shardings on a mesh of names, for which
+  nothing can be compiled. Without a mesh the tree is returned as it is.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+
+  def place(x):
+    spec = x.sharding.spec if x.sharding is not None else P()
+    sharding = NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type, sharding=sharding)
+
+  return jax.tree.map(place, tree)
+
+
 def put(x, letters: str, mesh=None):
   """Host array -> device array with the sharding of an activation, on `mesh` or the one set."""
   mesh = mesh if mesh is not None else jax.sharding.get_mesh()

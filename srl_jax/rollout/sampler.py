@@ -14,11 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from srl_jax.data.tokenizer import decode
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import keep_mesh, on_host, shards
+from srl_jax.policy.sharding import keep_mesh, on_host, on_mesh, shards
 from srl_jax.rollout import slots as device
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.slots import Draws, HostSnapshot, NewPrompts, SlotShape, slot_shape
@@ -144,17 +143,6 @@ class _Decoder:
     return ended
 
 
-def _on_mesh(tree):
-  """The shapes of a tree with their shardings on the devices of the mesh that is set."""
-  mesh = jax.sharding.get_mesh()
-  if mesh.empty:
-    return tree
-  on_mesh = lambda x: jax.ShapeDtypeStruct(
-    x.shape, x.dtype, weak_type=x.weak_type, sharding=NamedSharding(mesh, x.sharding.spec)
-  )
-  return jax.tree.map(on_mesh, tree)
-
-
 class Sampler:
   """The built-in engine (rollout.engine.Engine).
 
@@ -240,8 +228,8 @@ class Sampler:
     Args:
       model: policy.model.abstract, or with the shapes, types and shardings of the policy otherwise.
     """
-    model = _on_mesh(model)
-    copy = _on_mesh(device.decoding_copy.eval_shape(model))
+    model = on_mesh(model)
+    copy = on_mesh(device.decoding_copy.eval_shape(model))
     found = [("weights for decoding", device.decoding_copy, (model,), {})]
     host = jax.ShapeDtypeStruct  # of a numpy array, which has no sharding
     scalar = host((), jnp.int32)
@@ -250,7 +238,7 @@ class Sampler:
     for shape in self.shapes:
       name = f"{shape.b} slots of {shape.g}"
       static = dict(shape=shape, config=model.config)
-      slots, buffers = _on_mesh(device.empty.eval_shape(**static))
+      slots, buffers = on_mesh(device.empty.eval_shape(**static))
       prompts = NewPrompts(*[host((shape.batch,), jnp.int32)] * 4)
       prompts = prompts._replace(streams_b=host((shape.batch,), jnp.uint32))
       chunk = host((shape.batch, shape.c), jnp.int32), scalar, prompts, host((shape.b,), jnp.int32)

@@ -363,7 +363,7 @@ def pick(logits_bgv, draws: Draws, streams_b, offsets_b, positions_bg, on_cpu: b
   """
   greedy = draws.temperature == 0
   temperature = jnp.where(greedy, 1.0, draws.temperature)
-  # log_softmax, in which the division is fused with the exponentials and needs no pass of its own.
+  # log_softmax, written so that XLA fuses the division with the exponentials.
   scaled_bgv = (logits_bgv - logits_bgv.max(axis=-1, keepdims=True)) / temperature
   logprobs_bgv = scaled_bgv - jnp.log(jnp.exp(scaled_bgv).sum(axis=-1, keepdims=True))
   keys_bg = random_keys(draws.seed_step, streams_b, offsets_b, positions_bg)

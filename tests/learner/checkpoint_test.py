@@ -363,7 +363,7 @@ for step in (1, 2):
   w = double(w)  # in the buffer that is being written
   if step == 1:
     checkpoints.wait()
-print("training goes on", flush=True)
+print("still training", flush=True)
 sys.stdin.read()
 """
 
@@ -374,7 +374,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
   pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   with subprocess.Popen(run, **pipes) as process:
     values = [float(process.stdout.readline().split()[2]) for _ in range(2)]
-    assert process.stdout.readline() == "training goes on\n"
+    assert process.stdout.readline() == "still training\n"
     process.kill()
   checkpoints = Checkpoints(tmp_path)
   shape = jax.ShapeDtypeStruct((1 << 24,), jnp.float32)
