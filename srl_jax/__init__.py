@@ -8,7 +8,7 @@ that step is to the expert's (difflib's ratio), and the policy learns by GRPO. T
   the commands, python -m srl_jax.<name>:
     train      runs the experiment that a config selects
     prepare    expert solutions or agents' runs -> step examples
-    evaluate   benchmarks -> a table; evaluate_swe: SWE-bench
+    evaluate   benchmarks -> a table; evaluate_swe: SWE-bench; measuring.py has what both share
     teacher    problems -> expert solutions, from an OpenAI-compatible server
     export     checkpoint -> Hugging Face folder
     plan       does a config fit hardware that is not there

@@ -25,15 +25,14 @@ With --engine=vllm servers sample (launch/vllm_server.sh); they get the weights 
 command continues where it stopped; another model or other settings are refused.
 """
 
-import contextlib
 import pathlib
 import zlib
 from typing import Any
 
 from absl import logging
 
-from srl_jax import command_line, evaluate, folders, progress
-from srl_jax.errors import UserError, out_of_memory
+from srl_jax import command_line, measuring, progress
+from srl_jax.errors import UserError
 from srl_jax.evals.swe import instances, prompting, repositories, solve, table
 
 flags = command_line.own_flags()
@@ -80,46 +79,22 @@ def main(argv: list[str]) -> None:
   output = pathlib.Path(_OUTPUT.value)
   import jax  # after the flags and files: a mistake in them must not wait for it
 
-  from srl_jax.config import MESHES
-  from srl_jax.errors import EngineError
-  from srl_jax.policy.sharding import make_mesh
-
-  run = evaluate._read_run(pathlib.Path(_MODEL.value))
+  run = measuring.read_run(pathlib.Path(_MODEL.value))
   words, settings = _settings(run)
-  evaluate._check_same(output, settings)
-  mesh = _MESH.value or f"fsdp={jax.device_count()}"
-  with contextlib.ExitStack() as ends:
-    ends.enter_context(jax.set_mesh(make_mesh(MESHES.get(mesh, mesh))))
-    # Two slots at least: with one, JAX 0.10 loses the sharding of the slots' axis (size 1).
-    width = min(_WIDTH.value, max(2, len(found)) * _SAMPLES.value)
+  measuring.check_same(output, settings)
+  with jax.set_mesh(measuring.mesh_of(_MESH.value)):
+    width = min(_WIDTH.value, len(found) * _SAMPLES.value)
     solver, settings["weights"] = _load(run, words, settings, width)
-    try:
-      ends.enter_context(folders.locked(output))
-      evaluate._claim(output, settings)
+    advice = f"--width ({_WIDTH.value}) or --max_prompt_tokens"
+    with measuring.sampling(solver.engine, output, advice):
+      measuring.claim(output, settings)
       for setting in _SETTINGS.value:
         solve.solve(solver, setting, found, output / setting)
-    except KeyboardInterrupt:
-      print(f"\nstopped; the same command continues from what {output} holds", flush=True)
-      raise SystemExit(130) from None
-    except EngineError as error:
-      raise UserError(f"{error}. The same command continues from what {output} holds") from error
-    except jax.errors.JaxRuntimeError as error:
-      refusal = out_of_memory(error, f"--width ({_WIDTH.value}) or --max_prompt_tokens")
-      if refusal:
-        raise refusal from error
-      raise
-    finally:
-      solver.engine.close()
   print(table.write(output))
 
 
 def _check_flags() -> None:
-  if (_ENGINE.value == "vllm") != bool(_SERVERS.value):
-    raise UserError(
-      "--servers: give the base URLs of the servers with --engine=vllm, and only then"
-    )
-  if _TEMPERATURE.value <= 0:
-    raise UserError(f"--temperature={_TEMPERATURE.value:g}: samples need a value greater than 0")
+  measuring.check_sampling(_ENGINE.value, _SERVERS.value, _TEMPERATURE.value)
   unknown = [name for name in _SETTINGS.value if name not in solve.SETTINGS]
   if unknown or not _SETTINGS.value:
     raise UserError(f"--settings={','.join(_SETTINGS.value)}: use {', '.join(solve.SETTINGS)}")
@@ -139,18 +114,13 @@ def _check_rows(found: list[instances.Instance]) -> None:
 
 def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
   """(the prompts, everything that the figures depend on but the weights' checksum)."""
-  from srl_jax.policy import hf_files
-
-  style = evaluate._choose(run, _STYLE, "prompt.style", "plain")
+  style = measuring.choose(run, _STYLE, "prompt.style", "plain")
   words = prompting.wording(style, _LOCALIZE_PROMPT.value, _REPAIR_PROMPT.value)
-  dtype = evaluate._choose(run, _DTYPE, "dtype", None)
-  if dtype is None:
-    dtype = hf_files.computation_dtype(hf_files.resolve_model(_MODEL.value))
   texts = (words.system, words.localize, words.repair)
   return words, {
     "model": _MODEL.value,
-    "step": _best_step() if run else None,
-    "dtype": dtype,
+    "step": measuring.best_step(_MODEL.value) if run else None,
+    "dtype": measuring.choose(run, _DTYPE, "dtype", None) or measuring.stored_dtype(_MODEL.value),
     "engine": _ENGINE.value,
     "style": style,
     "prompts": [zlib.crc32(text.encode()) for text in texts],
@@ -162,23 +132,11 @@ def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
   }
 
 
-def _best_step() -> int:
-  from srl_jax.learner.checkpoint import Checkpoints
-
-  checkpoints = Checkpoints(_MODEL.value)
-  step = checkpoints.best_step()
-  checkpoints.close()
-  return step
-
-
 def _load(
   run: dict | None, words: prompting.Wording, settings: dict, width: int
 ) -> tuple[solve.Solver, int]:
   """(Solver with the weights in its engine, checksum of the weights)."""
-  import ml_collections
-
   from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
-  from srl_jax.learner import setup
   from srl_jax.policy import hf_files
   from srl_jax.policy.limits import check_positions
   from srl_jax.rollout.engine import SamplingParams
@@ -191,10 +149,9 @@ def _load(
     ("--max_prompt_tokens", settings["max_prompt_tokens"]),
     {"--max_tokens": settings["max_tokens"]},
   )
-  init_from = settings["model"] if run else ""
-  chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
-  model = setup.initial_weights(chosen, folder)
-  engine = _make_engine(tokenizer, stop_ids(tokenizer, folder), width)
+  model = measuring.load_weights(run, folder, settings)
+  ends = stop_ids(tokenizer, folder)
+  engine = measuring.make_engine(tokenizer, ends, width, _SERVERS.value, _WEIGHTS_ROOT.value)
   engine.load_weights(model, settings["step"] or 0)
   pace = progress.Pace()
   solver = solve.Solver(
@@ -208,22 +165,13 @@ def _load(
     name=_name(settings["model"]),
     progress=lambda stage, responses: pace.say(f"{stage}: {responses} responses"),
   )
-  return solver, evaluate._checksum(model)
+  return solver, measuring.checksum(model)
 
 
 def _name(model: str) -> str:
   """The model's name in predictions: of a folder its last part, since predictions are shared."""
   path = pathlib.Path(model)
   return path.resolve().name if path.is_dir() else model
-
-
-def _make_engine(tokenizer, stop_ids: list[int], width: int):
-  from srl_jax.rollout.sampler import Sampler
-  from srl_jax.rollout.vllm_client import VllmEngine
-
-  if _ENGINE.value == "builtin":
-    return Sampler(tokenizer, stop_ids, width)
-  return VllmEngine(_SERVERS.value, tokenizer, stop_ids, weights_root=_WEIGHTS_ROOT.value)
 
 
 if __name__ == "__main__":
