@@ -5,7 +5,7 @@
 #   launch/run.sh configs/quickstart.py
 #
 # With rollout.engine=vllm and no rollout.servers it starts a vLLM server for the run (SRL_VLLM_FLAGS,
-# SRL_VLLM_PORT) and stops it after.
+# SRL_VLLM_PORT) and stops it after; where the trainer uses NVIDIA cards, launch/node.sh does that.
 #
 # The same command again continues a run that was interrupted.
 set -euo pipefail
@@ -23,6 +23,13 @@ shift
 mapfile -t server < <(python "$ROOT/launch/server_of_config.py" --config="$config" "$@")
 if [ "${#server[@]}" -eq 0 ]; then
   exec python -m srl_jax.train --config="$config" "$@"
+fi
+# JAX reserves memory on every card that it sees, so a server beside it would not start.
+if [ "$(jax_extra)" = cuda12 ] && [ "${JAX_PLATFORMS:-}" != cpu ]; then
+  echo "error: rollout.engine=vllm: the trainer takes all GPUs of this machine and leaves none to the" \
+    "vLLM server; use launch/node.sh $config, which divides the GPUs, or name running servers with" \
+    "--config.rollout.servers=URL, or leave rollout.engine at builtin" >&2
+  exit 2
 fi
 output="$(mktemp -d)"
 set -m # groups of their own: Ctrl-C reaches this script alone, which asks the run first
