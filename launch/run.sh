@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains what a config says; sets up the environment first if it is missing.
+# Trains a config; sets up the environment first if it is missing.
 #
 #   launch/run.sh FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
 #   launch/run.sh configs/quickstart.py
@@ -32,8 +32,8 @@ if [ "$(jax_extra)" = cuda12 ] && [ "${JAX_PLATFORMS:-}" != cpu ]; then
   exit 2
 fi
 output="$(mktemp -d)"
-set -m # groups of their own: Ctrl-C reaches this script alone, which asks the run first
-guard=() # if this script is killed outright, the kernel asks the server to stop
+set -m # separate process groups: Ctrl-C reaches this script alone, which signals the run first
+guard=() # if this script is killed with SIGKILL, the kernel signals the server
 if command -v setpriv > /dev/null; then guard=(setpriv --pdeathsig TERM); fi
 # shellcheck disable=SC2086
 "${guard[@]}" "$ROOT/launch/vllm_server.sh" "${server[@]}" --port="${SRL_VLLM_PORT:-8101}" ${SRL_VLLM_FLAGS:-} \
@@ -41,7 +41,7 @@ if command -v setpriv > /dev/null; then guard=(setpriv --pdeathsig TERM); fi
 pid=$!
 trap 'kill "$pid" 2> /dev/null || true; wait "$pid" || true; rm -rf "$output"' EXIT
 until grep -q '^ready:' "$output/ready"; do
-  kill -0 "$pid" 2> /dev/null || exit 2 # it has said why
+  kill -0 "$pid" 2> /dev/null || exit 2 # it has printed the reason
   sleep 1
 done
 cat "$output/ready"
