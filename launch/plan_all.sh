@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles a config for every topology of the table, without any of that hardware, and writes the
-# table: benchmarks/plan.md, with one JSON file for each topology in runs/plan/; without arguments
-# that of docs/clusters.md too.
+# table: benchmarks/plan.md, with one JSON file for each topology in runs/plan/; without arguments the
+# README's too.
 #
 #   launch/plan_all.sh                                   configs/srl_math.py
 #   launch/plan_all.sh FILE[:args] [--config.a.b=v ...]  another config, or other values
@@ -16,7 +16,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt"
 cd "$ROOT"
 page=()
-[ $# -gt 0 ] || page=(--page=docs/clusters.md)
+[ $# -gt 0 ] || page=(--page=README.md)
 config="${1:-configs/srl_math.py}"
 shift || true
 mkdir -p runs/plan
