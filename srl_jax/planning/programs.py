@@ -157,12 +157,18 @@ def compile_call(call: Call, per_node: int) -> Program:
     return Program(call.name, arguments, 0, needed, call.resident, [])
   memory = compiled.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  # The compilers' own peak leaves out the gaps between live arrays.
-  peak = max(memory.peak_memory_in_bytes, arguments + results + temporaries)
-  peak += memory.generated_code_size_in_bytes
+  peak = program_bytes(compiled)
   found = collectives(compiled.as_text(), per_node)
   return Program(call.name, arguments, temporaries, peak, call.resident, found)
+
+
+def program_bytes(compiled) -> int:
+  """The most bytes of a device that are in use while a compiled program runs."""
+  memory = compiled.memory_analysis()
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  together = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+  # The compilers' own peak leaves out the gaps between live arrays.
+  return max(memory.peak_memory_in_bytes, together) + memory.generated_code_size_in_bytes
 
 
 def refused_bytes(error: Exception, arguments: int) -> int:
