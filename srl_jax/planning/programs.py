@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from srl_jax.learner import optimizer, packing, programs, update
-from srl_jax.planning.collectives import Collective, collectives
 from srl_jax.policy import weights
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract
 from srl_jax.policy.sharding import on_mesh
@@ -34,7 +33,7 @@ class Program(NamedTuple):
   """A compiled program, in bytes of one device.
 
   Fields: name; arguments; temporaries; peak, the most that is in use while it runs, arguments and
-  results included; resident, what else the run keeps meanwhile; collectives.
+  results included; resident, what else the run keeps meanwhile.
   """
 
   name: str
@@ -42,7 +41,6 @@ class Program(NamedTuple):
   temporaries: int
   peak: int
   resident: int
-  collectives: list[Collective]
 
   def total(self) -> int:
     return self.peak + self.resident
@@ -113,7 +111,7 @@ def loading(config, state: State) -> Program:
   the gathers need besides is not in it.
   """
   model, copy = device_bytes(state.model), sampler_bytes(config, state)
-  return Program("load", model, 0, model + copy, _beside(config, state), [])
+  return Program("load", model, 0, model + copy, _beside(config, state))
 
 
 def _beside(config, state: State) -> int:
@@ -143,23 +141,19 @@ def calls(config, state: State) -> list[Call]:
   return found
 
 
-def compile_call(call: Call, per_node: int) -> Program:
-  """Compiles a program; one that the compiler finds too large has no temporaries and collectives.
-
-  per_node: devices of a node, see collectives.
-  """
+def compile_call(call: Call) -> Program:
+  """Compiles a program; one that the compiler finds too large has no temporaries."""
   lowered = call.function.lower(*call.args, **call.kwargs)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     arguments = device_bytes((call.args, call.kwargs))
     needed = refused_bytes(error, arguments)
-    return Program(call.name, arguments, 0, needed, call.resident, [])
+    return Program(call.name, arguments, 0, needed, call.resident)
   memory = compiled.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   peak = program_bytes(compiled)
-  found = collectives(compiled.as_text(), per_node)
-  return Program(call.name, arguments, temporaries, peak, call.resident, found)
+  return Program(call.name, arguments, temporaries, peak, call.resident)
 
 
 def program_bytes(compiled) -> int:
