@@ -1,7 +1,7 @@
 """What one NVIDIA card does: the update, the sampler, and the same update in torch.
 
   python -m benchmarks.gpu                      all sections, about 8 minutes on one H100
-  python -m benchmarks.gpu --sections=check,update_7b
+  python -m benchmarks.gpu --sections check update_7b
   python -m benchmarks.gpu --tiny               a minute or two, on any machine
 
 Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section has a
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 
-from benchmarks import arguments
 from benchmarks.gpu.cases import sections
 from benchmarks.gpu.table import table
 
@@ -83,7 +82,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--sections", help="first words of sections; default: all")
+  parser.add_argument("--sections", nargs="+", help="first words of sections; default: all")
   parser.add_argument("--tiny", action="store_true")
   parser.add_argument(
     "--output",
@@ -100,10 +99,10 @@ def main() -> None:
     print(json.dumps(run(*values)))
     return
   words = dict.fromkeys(name.split()[0] for name in todo)
-  try:
-    wanted = arguments.some_of(words)(given.sections) if given.sections else list(words)
-  except argparse.ArgumentTypeError as error:
-    parser.error(f"--sections: {error}")
+  wanted = given.sections or words
+  unknown = [word for word in wanted if word not in words]
+  if unknown:
+    parser.error(f"--sections: {' '.join(unknown)} unknown; there are {' '.join(words)}")
   folder = given.output
   if folder is None and not given.tiny and not given.sections:
     folder = ROOT / "benchmarks"
@@ -111,7 +110,10 @@ def main() -> None:
   if results["machine"]["platform"] == "cpu" and not given.tiny:
     sys.exit("JAX finds no card here, only a CPU; --tiny runs on any machine")
   if folder:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      parser.error(f"--output: {error}")
   with tempfile.TemporaryDirectory() as cache:
     for name in [name for name in todo if name.split()[0] in wanted]:
       begun = time.monotonic()

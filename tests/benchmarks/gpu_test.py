@@ -28,7 +28,7 @@ def run_tiny(tmp_path, names, **environment):
   """(sections of the JSON file, the page) of a tiny run of the sections `names`."""
   command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", f"--output={tmp_path}"]
   environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
-  subprocess.run([*command, f"--sections={names}"], cwd=ROOT, env=environment, check=True)
+  subprocess.run([*command, "--sections", *names.split(",")], cwd=ROOT, env=environment, check=True)
   found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
   assert not any("error" in section for section in found.values()), found
   return found, (tmp_path / "gpu.md").read_text()
@@ -66,11 +66,19 @@ def test_run_section_returns_an_error_when_it_is_late_or_fails(tmp_path):
 
 
 def test_main_refuses_an_unknown_section(capsys, monkeypatch):
-  monkeypatch.setattr(sys, "argv", ["gpu", "--sections=updat"])
+  monkeypatch.setattr(sys, "argv", ["gpu", "--sections", "updat"])
   with pytest.raises(SystemExit) as ended:
     main()
   said = capsys.readouterr().err
-  assert ended.value.code == 2 and "--sections" in said and "updat unknown" in said
+  assert ended.value.code == 2 and "--sections: updat unknown" in said
+
+
+def test_main_refuses_an_output_that_is_a_file(capsys, monkeypatch, tmp_path):
+  (tmp_path / "file").touch()
+  monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", f"--output={tmp_path / 'file'}"])
+  with pytest.raises(SystemExit) as ended:
+    main()
+  assert ended.value.code == 2 and "--output" in capsys.readouterr().err
 
 
 def test_table_has_failures_ratios_and_memory():

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from srl_jax.data import arithmetic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -44,6 +46,9 @@ def sums() -> list[dict]:
 
 def shared_words(action: str, target: str) -> int:
   return len(set(action.split()) & set(target.split()))
+
+
+pytestmark = pytest.mark.integration  # a run of its own
 
 
 def test_the_document_has_a_step_example_of_its_task():
