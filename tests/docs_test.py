@@ -72,6 +72,15 @@ def test_the_readme_has_at_most_150_lines():
   assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
+def test_the_tree_of_the_readme_has_every_folder():
+  readme = (ROOT / "README.md").read_text("utf-8")
+  tree = readme.partition("## The tree\n")[2].partition("\n\nRead next")[0]
+  named = set(re.findall(r"(?m)^    (\S+)/ ", tree))
+  expected = {"configs", "launch", "benchmarks", "docs", "tests"}
+  expected |= {f"srl_jax/{path.parent.name}" for path in (ROOT / "srl_jax").glob("*/__init__.py")}
+  assert named == expected
+
+
 def test_every_document_is_linked_from_the_readme():
   readme = (ROOT / "README.md").read_text("utf-8")
   for page in (ROOT / "docs").iterdir():
