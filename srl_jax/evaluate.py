@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import logging
 
-from srl_jax import command_line, measuring, progress
+from srl_jax import command_line, folders, measuring, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -106,6 +106,8 @@ def main(argv: list[str]) -> None:
   run = measuring.read_run(pathlib.Path(_MODEL.value))
   settings = _settings(run)
   measuring.check_same(output, settings)
+  if _print_finished(output, settings, benchmarks):
+    return
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
   with jax.set_mesh(measuring.mesh_of(_MESH.value)):
     width = min(_WIDTH.value, responses)
@@ -115,9 +117,28 @@ def main(argv: list[str]) -> None:
       measuring.claim(output, settings)
       for name, questions in benchmarks.items():
         show = _show_progress(name)
-        for k in dict.fromkeys((0, _SAMPLES.value)):  # greedy, and the samples if there are any
+        for k in _passes():
           passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
   print(tables.write(output, settings))
+
+
+def _passes() -> list[int]:
+  """Samples for each problem of every pass: 0 for the greedy one, and k if there are samples."""
+  return list(dict.fromkeys((0, _SAMPLES.value)))
+
+
+def _print_finished(output: pathlib.Path, settings: dict, benchmarks: dict[str, list]) -> bool:
+  """Prints the table if `output` has all that is to be measured; returns whether it has."""
+  from srl_jax.evals import passes, tables
+
+  before = measuring.measured_settings(output, settings)
+  for name, questions in benchmarks.items():
+    for k in _passes():
+      if not before or not passes.is_complete(output / name, questions, k):
+        return False
+  with folders.locked(output):
+    print(f"{output} is finished; its table:\n{tables.write(output, before)}")
+  return True
 
 
 # ---------------------------------------------------------------------------------- settings
