@@ -1,7 +1,7 @@
-"""A tokenizer of some fifty words for the built-in family: digits one by one, words whole.
+"""A tokenizer of some fifty words for the built-in problems: one token per digit or word.
 
 Saved as a Hugging Face folder, so that everything downstream (transformers, the vLLM server,
-`prepare`) meets the miniature as it meets any other model. Think tags are ordinary tokens, for the
+`prepare`) treats the miniature like any other model. Think tags are ordinary tokens, because the
 text of a response must show them; only turns, padding and the kind of request are special.
 """
 
@@ -13,21 +13,21 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from srl_jax.data.responses import CLOSE, OPEN
 
 PAD, UNKNOWN = "<|pad|>", "<|unknown|>"
-STEP, SOLUTION = "<|step|>", "<|solution|>"  # in place of the system message
-TURN, END = "<|turn|>", "<|end|>"  # opens and closes the policy's turn
+STEP, SOLUTION = "<|step|>", "<|solution|>"  # replace the system message
+TURN, END = "<|turn|>", "<|end|>"  # begin and end the policy's turn
 SPECIAL = (PAD, UNKNOWN, STEP, SOLUTION, TURN, END)
 WORDS = (
   *"0123456789",
   *("Start with ", ". Add ", ". Subtract ", "."),  # problem
-  # What srl_jax.tasks.task writes between the parts of a prompt.
+  # The separators that srl_jax.tasks.task writes between the parts of a prompt.
   *("\n\nPartial solution:\n", "\n\n", "\n\nTitle of the next step: ", "\n"),
   *(". **Add ", ". **Subtract ", "**: ", "\\boxed{", "}", "Add ", "Subtract "),  # steps, titles
   *(OPEN, CLOSE, "+", "-", "=", ";", "c", "b"),  # monologue
 )
 
-# A system message becomes one token, STEP or SOLUTION, by its field `form`, which
-# srl_jax.tasks.task sets. The text counts only in messages of other programs, which have no
-# such field: a phrase of our prompts for whole solutions gives SOLUTION.
+# A system message becomes one token, STEP or SOLUTION, selected by its field `form`, which
+# srl_jax.tasks.task sets. Messages of other programs (a chat client) have no such field: for them a
+# phrase of our prompts for whole solutions selects SOLUTION.
 CHAT_TEMPLATE = (
   "{%- if messages[0].role != 'system' -%}" + STEP + "{%- endif -%}"
   "{%- for message in messages -%}"
@@ -44,14 +44,15 @@ CHAT_TEMPLATE = (
 
 
 def build() -> Tokenizer:
-  """Returns the tokenizer; `decode(encode(text)) == text` for every text of the family."""
+  """Returns the tokenizer; `decode(encode(text)) == text` for texts of the built-in problems."""
   vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
   tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-  # Longest word first; every other character becomes one unknown token.
+  # Longest word first, as the regex takes the first alternative that matches. Every other character
+  # becomes one unknown token.
   words = sorted(WORDS, key=len, reverse=True)
   pattern = "|".join([*map(_escape, words), r"[\s\S]"])
   tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-  tokenizer.decoder = decoders.Fuse()
+  tokenizer.decoder = decoders.Fuse()  # concatenates the tokens; words include their spaces
   tokenizer.add_special_tokens(
     [AddedToken(word, special=True, normalized=False) for word in SPECIAL]
   )
@@ -76,5 +77,5 @@ def save(folder: str | pathlib.Path) -> None:
 
 
 def _escape(word: str) -> str:
-  """The word as a literal of the tokenizers library's regex dialect (Oniguruma)."""
+  """Returns the word as a literal of the tokenizers library's regex dialect (Oniguruma)."""
   return "".join(rf"\{c}" if c in r".*\{}+-=" else c for c in word)

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """Columns of a source's rows; "" where it has none."""
+  """Names of a source's columns; "" for a column that it does not have."""
 
   id: str = ""
   problem: str = ""
@@ -18,7 +18,7 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryConfig:
-  """Which of an agent's runs are used, and what a prompt shows of them (`data.swe`)."""
+  """The config's group `data.swe`: which of an agent's runs are used, and how prompts show them."""
 
   expert: str
   resolved: bool
@@ -29,9 +29,9 @@ class TrajectoryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """The source of examples, and how they are cut.
+  """The source of the examples and the options for cutting solutions into steps.
 
-  `trajectories` is None where the rows are no agent's runs.
+  `trajectories` is None unless the rows are an agent's runs.
   """
 
   source: str
@@ -47,10 +47,11 @@ class DataConfig:
 
   @classmethod
   def from_group(cls, group: Mapping[str, Any]) -> "DataConfig":
-    """Returns the values of a config's group `data`; keys that data/ does not read are ignored."""
+    """Returns a config's group `data` as a DataConfig; keys that it does not define are ignored."""
     names = [field.name for field in dataclasses.fields(cls)]
     values = {name: group[name] for name in names if name in group}
     values["fields"] = Columns(**values.get("fields", {}))
-    if values.get("domain") in group:  # a domain that has settings has a group of its name
+    # A domain with settings has a subgroup of the same name: domain="swe" reads data.swe.
+    if values.get("domain") in group:
       values["trajectories"] = TrajectoryConfig(**group[values["domain"]])
     return cls(**values)

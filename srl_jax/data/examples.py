@@ -1,4 +1,4 @@
-"""Step examples for training, and whole problems held out for validation."""
+"""Training examples, and the split that holds out whole problems for validation."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from srl_jax.errors import UserError
 
-# Counts of kept rows, which are no reasons for leaving out, and their wording in a summary.
+# Keys of `Examples.counts` that describe kept rows instead of a reason for dropping one, with their
+# wording in prepare's summary.
 REMARKS = {
   "further_solutions": "further solutions of a problem",
   "thoughts": "solutions with thoughts in them",
@@ -18,16 +19,16 @@ class StepExample:
   """One training prompt and the target of its reward.
 
   Attributes:
-    id: unique name of this example; for a step, problem_id + "/" + the step's number, and for a
-      step of a problem's second solution problem_id + "#2/" + the number.
-    problem_id: the problem that it is a part of; a problem is held out as a whole.
+    id: unique name of this example: `problem_id/k` for step k, `problem_id#2/k` for step k of a
+      problem's second solution, `problem_id` for a whole solution.
+    problem_id: the problem it belongs to; a problem is held out as a whole.
     task: name in srl_jax.tasks.TASKS; it selects the prompt and the reward.
     problem: the question.
-    context: the solution so far, in order (empty: nothing yet).
-    hint: title of the next step, or None; the target then leaves the title out.
+    context: the expert's earlier steps in order; empty before the first step.
+    hint: title of the next step, or None. With a hint the target does not repeat the title.
     target: the expert's text: the next step, the whole solution, or, for supervised fine-tuning,
-      the response to learn; empty where only the answer is compared.
-    answer: gold final answer, or None where the source has none.
+      the response to learn; empty if only the final answer is compared.
+    answer: gold final answer, or None if the source has none.
   """
 
   id: str
@@ -42,13 +43,13 @@ class StepExample:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """The examples of a source, and how many of its rows were used.
+  """The examples of a source, with counts of the rows that were used and dropped.
 
   Attributes:
     train: examples to train on.
     validation: examples of the held-out problems.
-    counts: "rows", "kept" (solutions or problems used), one count per reason for leaving out, and
-      those of REMARKS.
+    counts: "rows", "kept" (solutions or problems used), one count for each reason to drop a row,
+      and the keys of REMARKS.
   """
 
   train: list[StepExample]
@@ -58,17 +59,17 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleKind:
-  """Which examples a method is trained on; tasks.examples.example_kind makes it from a config.
+  """The kind of examples that a method trains on; tasks.examples.example_kind derives it.
 
   Attributes:
-    method: the config's method. Prepared folders carry its name.
-    task: name that the examples get.
+    method: the config's method; summary.json of a prepared folder records it.
+    task: task name of the examples.
     unit: "steps": one example for each step of an expert's solution or run, with the step as the
       target; "solution": one for each problem, with the whole solution as the target; "answer": one
       for each problem that has a gold answer, without a target.
     needs: fields of a StepExample that must not be empty.
-    supervised: targets are responses to learn, the expert's reasoning included where there is one.
-    step_task: task of single steps among the built-in responses to learn (data.path="mix").
+    supervised: whether targets are responses to learn, including the expert's reasoning if given.
+    step_task: task name of the single steps in the built-in warm-up data (data.path="mix").
   """
 
   method: str
@@ -80,7 +81,7 @@ class ExampleKind:
 
 
 def normalized(text: str) -> str:
-  """Returns a problem's text as it is compared with others: white space does not matter."""
+  """Returns a problem's text with white space collapsed, the form in which texts are compared."""
   return " ".join(text.split())
 
 
@@ -92,12 +93,20 @@ def hold_out(
   *,
   key: Callable[[str], str] = normalized,
 ) -> Examples:
-  """Returns the examples with `holdout` whole problems set apart for validation.
+  """Returns the examples split into training and validation, by whole problems.
 
-  The choice is a pure function of the seed and the problems' ids. Problems with texts of the same
-  key count as one.
+  The choice is a pure function of the seed and the problems' ids.
 
-  Raises UserError if `holdout` leaves no problem to train on.
+  Args:
+    examples: all examples of the source.
+    counts: passed on to `Examples.counts`.
+    holdout: number of problems to hold out.
+    seed: of the choice.
+    key: maps a problem's text to the key that identifies it. Problems with equal keys are held out
+      together, so that no validation problem is trained on under another id.
+
+  Raises:
+    UserError: `holdout` is negative or leaves no problem to train on.
   """
   ids: dict[str, str] = {}  # a problem's key -> the smallest of its ids
   for example in examples:
@@ -108,7 +117,8 @@ def hold_out(
       f"data.holdout={holdout}: must be at least 0 and leave a problem to train on; there are"
       f" {len(ids)} usable problems"
     )
-  # Hashes of seed and id order the problems, so that the order of the rows does not matter.
+  # Sorting by a hash of seed and id shuffles the problems independently of the order of the rows.
+  # A larger `holdout` only adds problems to the validation set.
   draw = sorted(ids.values(), key=lambda id: hashlib.sha256(f"{seed}/{id}".encode()).digest())
   held_out = set(draw[:holdout])
   train, validation = [], []

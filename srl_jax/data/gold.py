@@ -1,4 +1,4 @@
-"""Gold answers as the columns of data sets have them."""
+"""Extracts gold answers from the columns of data sets."""
 
 import re
 
@@ -7,14 +7,14 @@ _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)\s*\Z")
 
 
 def gold_answer(value: str | int | float | None) -> str | None:
-  """Returns the gold answer that a field holds, or None where it has none.
+  """Returns the gold answer in a field's value, or None if there is none.
 
-  Of a text whose last line is "#### 18" that is what follows the signs, unless it has a box. A JSON
-  NaN, which tables with holes have, is no answer. A float without a fraction is a whole number:
-  AMC's answers are 27.0.
+  A text whose last line is "#### 18" (GSM8K) gives "18", unless it contains a boxed answer. NaN,
+  which pandas writes for missing cells, gives None. A float with an integer value loses its
+  fraction: AMC lists 27.0 for the answer 27.
   """
   if isinstance(value, float):
-    if value != value:
+    if value != value:  # NaN
       return None
     value = int(value) if value.is_integer() else value
   text = "" if value is None else str(value).strip()

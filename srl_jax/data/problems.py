@@ -1,4 +1,4 @@
-"""Problems with expert solutions, read from rows. The config names the columns."""
+"""Reads problems with expert solutions from rows; the config names the columns."""
 
 import collections
 import dataclasses
@@ -15,7 +15,9 @@ from srl_jax.data.thoughts import as_response, split_thoughts
 from srl_jax.errors import UserError
 from srl_jax.rewards.answers import parsable
 
-LONGEST_ANSWER = 400  # characters
+# Longest gold answer, in characters. A longer field is a worked solution, which is usable only if
+# it boxes its answer.
+LONGEST_ANSWER = 400
 _LOG = logging.getLogger(__name__)
 
 
@@ -24,15 +26,15 @@ class Problem:
   """A usable row of a source.
 
   Attributes:
-    id: of the row's id column, else a hash of the problem's text, so that no order matters. Further
-      solutions of a problem have the id of the first.
+    id: from the row's id column, else a hash of the problem's text, which does not depend on the
+      order of the rows. Further solutions of a problem have the id of the first.
     text: the question.
-    solution: the expert's whole solution ("" where the answer alone is used) without thoughts in
-      think tags; for supervised fine-tuning, the expert's reasoning in think tags and then the
-      solution, where the config names a column of reasoning or the solution has thoughts in it.
+    solution: the expert's whole solution without think blocks, "" if only the answer is used. For
+      supervised fine-tuning on whole solutions, the expert's reasoning in think tags and then the
+      solution, if the config names a column of reasoning or the solution contains think blocks.
     answer: gold final answer, or a worked solution that boxes it; or None.
     number: 1 for a problem's first solution, 2 for its second, ...
-    had_thoughts: whether the solution came with thoughts in it.
+    had_thoughts: whether the row's solution contained think blocks.
     reasoning: for supervised fine-tuning on single steps, the expert's reasoning, or "".
   """
 
@@ -48,22 +50,26 @@ class Problem:
 def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], dict[str, int]]:
   """Returns the usable problems of a hub dataset or a file of rows, and counts as in `Examples`.
 
-  Rows are left out and counted by reason, those of a unit in brackets: empty_problem;
-  empty_solution (steps, solution); no_steps and single_step (steps: fewer than two are numbered);
-  no_answer and unparsed_answer (answer; a warning shows some that cannot be parsed); duplicate (a
-  second row with the same problem; steps: and the same solution); surplus_solution (steps: beyond
-  data.solutions_per_problem). The remark further_solutions counts the kept rows that solve a
-  problem again, the remark thoughts those whose solution came with thoughts. Arguments
-  and errors: `sources.load_examples`.
+  A row is dropped and counted for one of these reasons (units for which it applies in brackets):
+    empty_problem
+    empty_solution     (steps, solution)
+    no_steps           (steps) no numbered step
+    single_step        (steps) only one numbered step
+    no_answer          (answer)
+    unparsed_answer    (answer) a warning shows the first few
+    duplicate          a further row with the same problem (steps: and the same solution)
+    surplus_solution   (steps) more than data.solutions_per_problem solutions of a problem
+  Two counts describe kept rows: further_solutions (rows that solve a problem again) and thoughts
+  (rows whose solution contained think blocks). Arguments and errors: `sources.load_examples`.
   """
   if kind.unit == "answer" and not data.fields.answer:
     raise UserError(
-      "data.fields.answer: '' although final answers are compared; name the column of gold answers"
-      " (prepare and teacher: --fields=answer=...)"
+      "data.fields.answer is '', but this method compares final answers: name the column of gold"
+      " answers (prepare and teacher: --fields=answer=...)"
     )
   counts = collections.Counter()
-  found: dict[str, list[Problem]] = {}  # by the problem's text
-  ids: dict[str, str] = {}
+  found: dict[str, list[Problem]] = {}  # normalized text -> the kept solutions of that problem
+  ids: dict[str, str] = {}  # problem id -> the place of its first row
   for place, row in rows.read(data.source, data.path, data.split):
     counts["rows"] += 1
     problem = _problem(row, place, data.fields, kind)
@@ -77,8 +83,8 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
       counts["further_solutions"] += 1
     elif problem.id in ids:
       raise UserError(
-        f"{place}: the id {problem.id!r} already names another problem ({ids[problem.id]});"
-        " name a column of unique ids in data.fields.id, or '' to do without"
+        f"{place}: the id {problem.id!r} belongs to another problem too ({ids[problem.id]}): name a"
+        " column of unique ids in data.fields.id, or '' for none"
       )
     if problem.had_thoughts:
       counts["thoughts"] += 1
@@ -99,13 +105,14 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
 def _again(
   problem: Problem, earlier: list[Problem], data: DataConfig, kind: ExampleKind
 ) -> str | None:
-  """Returns the reason to leave out a further row of a problem, if there is one."""
+  """Returns the reason to drop a further row of a problem in `earlier`, or None to keep it."""
   if not earlier:
     return None
   solution = normalized(problem.solution)
   if kind.unit != "steps" or any(normalized(e.solution) == solution for e in earlier):
     return "duplicate"
-  if len(earlier) == data.solutions_per_problem:  # 0: no limit
+  # 0 means no limit; `earlier` is not empty here, so 0 never equals its length.
+  if len(earlier) == data.solutions_per_problem:
     return "surplus_solution"
   return None
 
@@ -113,7 +120,11 @@ def _again(
 def _with_parsable_answer(
   problems: list[Problem], places: dict[str, str], counts: collections.Counter
 ) -> list[Problem]:
-  """The problems whose gold answers can be parsed: hardly any answer could equal the others."""
+  """Returns the problems whose gold answers can be parsed, and counts and logs the others.
+
+  An answer that the parser does not understand equals almost no response, so its reward would be 0
+  for right and wrong responses alike. All answers are parsed in one call, which runs in parallel.
+  """
   kept, shown = [], []
   for problem, is_parsable in zip(problems, parsable([problem.answer for problem in problems])):
     if is_parsable:
@@ -123,7 +134,7 @@ def _with_parsable_answer(
   if shown:
     counts["unparsed_answer"] = len(shown)
     _LOG.warning(
-      "gold answers of %d rows cannot be parsed and are left out: %s",
+      "dropped %d rows with gold answers that cannot be parsed: %s",
       len(shown),
       "; ".join(shown[:3]),
     )
@@ -131,10 +142,13 @@ def _with_parsable_answer(
 
 
 def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind) -> Problem:
+  """Returns a row as a Problem; fields that the unit does not use are empty."""
   text = _text(row, place, fields, "problem")
   solution = "" if kind.unit == "answer" else _text(row, place, fields, "solution")
   thoughts, without_thoughts = split_thoughts(solution)
   reasoning = _text(row, place, fields, "reasoning") if kind.supervised else ""
+  # Whole solutions are learnt with their reasoning. Single steps are split from the bare solution,
+  # and `monologues.with_monologue` puts a part of the reasoning before each of them.
   if kind.supervised and kind.unit != "steps" and solution:
     solution = as_response(solution, reasoning)
   else:
@@ -151,13 +165,16 @@ def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind
 
 
 def _answer(text: str) -> str | None:
-  """The gold answer, or None where there is none or it is an explanation that boxes nothing."""
+  """Returns the gold answer, or None if there is none or it is a long text without a box."""
   answer = gold_answer(text)
   return answer if answer and (len(answer) <= LONGEST_ANSWER or "\\boxed" in answer) else None
 
 
 def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
-  """Returns a field of a row as stripped text, "" if it is null or the config names no column."""
+  """Returns a field of a row as stripped text; "" if it is null or the config names no column.
+
+  Raises UserError if the column is missing, or holds a list, an object or a lone surrogate.
+  """
   column = getattr(fields, field)
   if not column and field in ("answer", "id", "reasoning"):
     return ""
@@ -169,6 +186,7 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
   value = row[column]
   if value is None or value != value:  # NaN
     return ""
+  # Ids and answers may be numbers; the other fields must be strings.
   if isinstance(value, bool | list | dict) or (
     field in ("problem", "solution", "reasoning") and not isinstance(value, str)
   ):
@@ -176,12 +194,12 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
     raise UserError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
   text = str(value).strip()
   if rows.has_half_character(text):
-    raise UserError(f"{place}: the field {column!r} has half a character (a lone surrogate)")
+    raise UserError(f"{place}: the field {column!r} contains a lone surrogate (invalid Unicode)")
   return text
 
 
 def _unusable(problem: Problem, unit: str) -> str | None:
-  """Returns the reason to leave a problem out, if there is one."""
+  """Returns the reason to drop a problem, or None to keep it."""
   if not problem.text:
     return "empty_problem"
   if unit == "answer":

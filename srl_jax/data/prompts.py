@@ -1,4 +1,4 @@
-"""The public names for a response's format; they are defined in data.responses."""
+"""Public names for parsing a response; data.responses defines them."""
 
 from srl_jax.data.responses import Response, format_failure, parse_response
 

@@ -1,29 +1,29 @@
-"""The format of responses: a monologue in think tags, then the action (paper, 4.2)."""
+"""The response format: a monologue in think tags, then the action (paper, 4.2)."""
 
 import re
 from typing import NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
 _TAG = re.compile(r"</?think>")
-# A block ends at its tag, or at the end of a text that never closes it.
+# A think block ends at its close tag, or at the end of a text that never closes it.
 _BLOCK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 class Response(NamedTuple):
-  """A well-formed answer: `monologue` inside the think tags, `action` after them, both stripped."""
+  """A well-formed response: `monologue` in the think tags, `action` after them, both stripped."""
 
   monologue: str
   action: str
 
 
 def parse_response(text: str, *, think_opened: bool = False) -> Response | None:
-  """Returns the parts of a one-step answer, or None if `format_failure` has a reason against it.
+  """Returns the parts of a one-step response, or None if `format_failure` finds a fault in it.
 
   Args:
     text: the response, without the prompt and the end-of-turn token.
-    think_opened: the prompt ended inside a think block, so `text` begins in the monologue. A second
-      open tag in `text` is then one too many ("several"): the rule is about the whole turn, however
-      it was divided between template and policy.
+    think_opened: whether the prompt ended inside a think block, so that `text` begins in the
+      monologue. The format applies to the whole turn, template and response together: an open tag
+      in `text` is then the second one ("several").
   """
   if format_failure(text, think_opened=think_opened):
     return None
@@ -34,11 +34,11 @@ def parse_response(text: str, *, think_opened: bool = False) -> Response | None:
 def format_failure(
   text: str, finish_reason: str = "stop", *, think_opened: bool = False
 ) -> str | None:
-  """Returns why a one-step answer breaks the format, or None if it keeps it.
+  """Returns why a one-step response violates the format, or None if it is well-formed.
 
-  The format: leading white space, exactly one think block (its monologue may be empty), then an
-  action that is not blank. The first reason that holds counts:
-    cut_off       the answer did not end by itself, so that even a visible action may be half one
+  The format: optional white space, exactly one think block (its monologue may be empty), then an
+  action that is not blank. The first reason that applies is returned:
+    cut_off       the response was truncated, so its action may be incomplete
     no_open       there is no think block, or text before it
     no_close      the think block is never closed
     several       a second open or close tag
@@ -46,7 +46,7 @@ def format_failure(
 
   Args:
     text: as for `parse_response`.
-    finish_reason: the engine's; anything but "stop" means cut off.
+    finish_reason: the engine's; anything but "stop" counts as truncated.
     think_opened: as for `parse_response`.
   """
   if finish_reason != "stop":
@@ -66,19 +66,21 @@ def format_failure(
 def whole_format_failure(
   text: str, finish_reason: str = "stop", *, think_opened: bool = False
 ) -> str | None:
-  """Returns why a whole solution is malformed, or None: any number of think blocks, and some text.
+  """Returns why a whole solution is malformed, or None.
 
-  The reasons have the names of `format_failure`: no_open (a close tag without its open tag),
-  no_close (a block that is not closed), several (a block inside a block), empty_action (nothing
-  outside the blocks); cut_off replaces any of them where the answer did not end by itself. An
-  answer that was cut off outside its blocks is well-formed.
+  The format: any number of think blocks, none inside another, and some text outside them. The
+  reasons have the names of `format_failure`: no_open (a close tag without its open tag), no_close
+  (a block that is not closed), several (nested blocks), empty_action (nothing outside the blocks).
+  A truncated response that has any of these faults returns cut_off instead; one that was truncated
+  outside its blocks is well-formed.
   """
   turn = _whole_turn(text, think_opened)
   tags = _TAG.findall(turn)
   if tags == [OPEN, CLOSE] * (len(tags) // 2):
     outside = outside_think_blocks(turn)
     failure = None if outside else "empty_action"
-    if _TAG.search(outside):  # the pieces around a block form another tag
+    # Removing a block joined the text around it, and the result is itself a tag: "<thi<think>...".
+    if _TAG.search(outside):
       failure = "several"
   elif tags.count(OPEN) == tags.count(CLOSE):
     failure = "several"
@@ -88,9 +90,9 @@ def whole_format_failure(
 
 
 def outside_think_blocks(text: str, *, think_opened: bool = False) -> str:
-  """Returns what a reader sees of any text: no think block, no unclosed one, stripped.
+  """Returns the visible text of a response: without think blocks, closed or not, stripped.
 
-  It refuses nothing: final answers are judged without a format term.
+  Malformed responses are accepted, because final answers are graded without a format requirement.
   """
   return _BLOCK.sub("", _whole_turn(text, think_opened)).strip()
 
@@ -102,18 +104,19 @@ def monologues(text: str, *, think_opened: bool = False) -> list[str]:
 
 
 def after_opened_tag(turn: str) -> str:
-  """Returns what is left to write of a response whose open tag the chat template has written.
+  """Returns the part of a response that remains to be written after the template's open tag.
 
-  A response without a monologue closes the block at once: otherwise all of it would be inside.
+  A response without a monologue closes the block first, as all of it would be inside otherwise.
 
   Args:
-    turn: the whole response, which begins with a think block or has none in front.
+    turn: the whole response, with or without a think block at its start.
   """
   turn = turn.lstrip()
   if turn.startswith(OPEN):
-    return turn.removeprefix(OPEN).lstrip()  # the template's white space follows its tag
+    return turn.removeprefix(OPEN).lstrip()  # the template already wrote white space after its tag
   return f"{CLOSE}\n{turn}"
 
 
 def _whole_turn(text: str, think_opened: bool) -> str:
+  """Returns the assistant's turn, with the open tag that the chat template wrote."""
   return OPEN + text if think_opened else text

@@ -1,4 +1,4 @@
-"""Rows of a table with the place of each, so that an error message can name file and line."""
+"""Reads the rows of a data set; each row is paired with its place for error messages."""
 
 import json
 import logging
@@ -13,10 +13,12 @@ def read(source: str, path: str, split: str) -> Iterator[tuple[str, dict[str, An
   """Yields (place, row) for every row of a source.
 
   Args:
-    source: jsonl (`path` is a file) or hub (`path` is a dataset's name, `split` its split).
+    source: "jsonl" (`path` is a file) or "hub" (`path` is a dataset's name, `split` its split).
+    path: a file or the name of a Hugging Face dataset.
+    split: name of the dataset's split; not used for a file.
 
   Raises:
-    UserError: an unknown source, or as `json_lines` and `hub_rows`.
+    UserError: the source is unknown, or `json_lines` or `hub_rows` raises it.
   """
   if source == "jsonl":
     return json_lines(path)
@@ -28,25 +30,27 @@ def read(source: str, path: str, split: str) -> Iterator[tuple[str, dict[str, An
 def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every line of a file of JSON objects; place is `file:line`.
 
-  The file is streamed. A byte order mark, CRLF and blank lines are fine.
+  The file is streamed. A byte order mark, CRLF line ends and blank lines are accepted.
 
   Raises:
-    UserError: the file is missing or has no row, or a line is broken or holds no object.
+    UserError: the file is missing or has no rows, or a line is not a valid JSON object.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise UserError(f"{path} does not exist or is no file: give a file with a JSON object a line")
+    raise UserError(f"{path} is not a file: give a file with one JSON object per line")
   empty = True
+  # Bytes instead of text: a line that is not UTF-8 then fails in `decode` below, where its number
+  # is known.
   with path.open("rb") as file:
     for number, line in enumerate(file, start=1):
       if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark, which Windows editors write
       if not line.strip():
         continue
       place = f"{path}:{number}"
       try:
         row = json.loads(line.decode())
-      except (RecursionError, ValueError) as error:
+      except (RecursionError, ValueError) as error:  # RecursionError: nested too deeply
         raise UserError(f"{place}: broken JSON: {error}") from error
       if not isinstance(row, dict):
         raise UserError(f"{place}: expected a JSON object, found a {type(row).__name__}")
@@ -57,7 +61,10 @@ def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def has_half_character(text: str) -> bool:
-  """Whether a text has a lone surrogate, which JSON may have but no tokenizer and no file takes."""
+  """Returns whether a text contains a lone surrogate (half of a UTF-16 pair).
+
+  JSON can express one, but it has no UTF-8 encoding: tokenizers and files reject it.
+  """
   try:
     text.encode()
   except UnicodeEncodeError:
@@ -66,7 +73,7 @@ def has_half_character(text: str) -> bool:
 
 
 def hub_revision(name: str) -> str:
-  """Returns the commit of a hub dataset's files in the local cache, "" where none is known."""
+  """Returns the commit hash of a hub dataset in the local cache, or "" if it is not cached."""
   from huggingface_hub.constants import HF_HUB_CACHE
 
   folder = f"datasets--{name.replace('/', '--')}"
@@ -78,16 +85,17 @@ def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a Hugging Face dataset; place is `name[split] row k`.
 
   Raises:
-    UserError: the dataset cannot be loaded; the message has the reason.
+    UserError: the dataset cannot be loaded; the message includes the reason.
   """
   logging.getLogger("datasets").setLevel(logging.WARNING)  # at INFO it lists installed packages
-  import datasets  # slow to import, and files do not need it
+  import datasets  # imported late: it takes seconds, and JSON lines do not need it
 
   # The hub's client warns before each of its retries; the error below is enough.
   logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
   try:
     rows = datasets.load_dataset(name, split=split)
-  except Exception as error:  # the hub, its HTTP client, the cache and the formats have their own
+  # The hub, its HTTP client, the cache and the file formats each raise exceptions of other types.
+  except Exception as error:
     reason = " ".join(str(error).split())
     raise UserError(
       f"cannot load split {split!r} of {name!r} from the Hugging Face hub"

@@ -1,8 +1,8 @@
-"""Sources of agents' runs, and the examples made of them (paper, 5.3 and Appendix A).
+"""Reads agents' runs and makes step examples of them (paper, 5.3 and Appendix A).
 
-The target of a step is its action. The policy is given the issue and the last (action,
-observation) pairs; it thinks in its own words, so the expert's thoughts are left out (supervised
-fine-tuning learns them).
+The target of a step is its action. A prompt contains the issue and the last (action, observation)
+pairs, but not the expert's thoughts: the policy writes its own. Supervised fine-tuning learns the
+thoughts as part of the response.
 """
 
 import collections
@@ -20,7 +20,8 @@ from srl_jax.data.trajectories import AgentStep, read_messages, shorten, split_a
 from srl_jax.errors import UserError
 
 OBSERVATION = "\n\nOBSERVATION:\n"  # between a call and its result, as SWE-agent writes it
-_CALL_END = "</function>"  # of every action, see data.trajectories
+_CALL_END = "</function>"  # the end of every action, see data.trajectories
+# The tags that SWE-agent's template puts around the issue in the first user message.
 _DESCRIPTION = ("<pr_description>\n", "\n</pr_description>")
 
 
@@ -42,13 +43,14 @@ def load(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples:
 def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]]:
   """Returns the usable runs of a source, and counts as in `Examples`.
 
-  Rows are left out and counted as: not_resolved and other_expert (`data.swe`; also
+  Rows are dropped and counted as: not_resolved and other_expert (`data.swe`; also
   rows without this column), malformed, no_steps, duplicate (the same run again), not_drawn (beyond
-  `data.swe.runs`, which a draw by seed and id decides).
+  `data.swe.runs`; seed and id decide which).
 
   Raises:
-    UserError: rows without the column of messages, one id for two runs, or no usable run.
+    UserError: the column of messages is missing, two runs have the same id, or no run is usable.
   """
+  # `complaint` keeps the first malformed row's error for the message if no run is usable.
   counts, runs, complaint = collections.Counter(), {}, ""
   for place, row in rows.read(data.source, data.path, data.split):
     counts["rows"] += 1
@@ -64,8 +66,8 @@ def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]
       reason = "duplicate"
       if run != runs[run.id]:
         raise UserError(
-          f"{place}: the id {run.id!r} already names another run; name a column of unique ids in"
-          " data.fields.id, or '' to do without"
+          f"{place}: the id {run.id!r} belongs to another run too: name a column of unique ids in"
+          " data.fields.id, or '' for none"
         )
     if reason:
       counts[reason] += 1
@@ -91,7 +93,7 @@ class _Malformed(Exception):
 
 
 def _excluded(row: dict[str, Any], config: TrajectoryConfig) -> str | None:
-  """Returns the reason why the config excludes a row's run, if there is one."""
+  """Returns the reason for which the config excludes a row's run, or None."""
   if config.resolved and row.get("resolved") is not True:
     return "not_resolved"
   if config.expert and row.get("model") != config.expert:
@@ -100,7 +102,7 @@ def _excluded(row: dict[str, Any], config: TrajectoryConfig) -> str | None:
 
 
 def _run(row: dict[str, Any], place: str, data: DataConfig) -> Run:
-  """Returns a row's run."""
+  """Returns a row's run; raises _Malformed, or UserError for a missing column."""
   fields = data.fields
   for field in ("solution", "id") if fields.id else ("solution",):
     column = getattr(fields, field)
@@ -116,22 +118,24 @@ def _run(row: dict[str, Any], place: str, data: DataConfig) -> Run:
     texts = [issue]
     for step in steps:
       texts += [step.thought, step.action, step.observation or ""]
-    digest = _digest("\0".join(texts))  # raises for half a character (a lone surrogate)
+    # The digest is the id of a run without one. Encoding it also rejects lone surrogates.
+    digest = _digest("\0".join(texts))
   except ValueError as error:
     raise _Malformed(f"{place}: {error}") from error
   if not issue:
-    raise _Malformed(f"{place}: no message of the user, which holds the issue")
+    raise _Malformed(f"{place}: no user message, which holds the issue")
   id = _id(row[fields.id], place) if fields.id else digest.hex()[:12]
   return Run(id, issue, steps)
 
 
 def _id(value: Any, place: str) -> str:
+  """Returns the value of a row's id column as text; raises _Malformed for anything else."""
   if not isinstance(value, str | int | float):
     raise _Malformed(f"{place}: its id is a {type(value).__name__}, neither a text nor a number")
   try:
     f"{value}".encode()
-  except UnicodeEncodeError as error:  # half a character
-    raise _Malformed(f"{place}: its id is no valid text ({error})") from error
+  except UnicodeEncodeError as error:  # a lone surrogate
+    raise _Malformed(f"{place}: its id is not valid Unicode ({error})") from error
   return f"{value}"
 
 
@@ -147,9 +151,9 @@ def make_examples(
 ) -> Examples:
   """Returns the examples of `read_runs`' runs; arguments and errors: `sources.load_examples`.
 
-  `data.holdout` whole runs are held out, one each of as many issues; other runs of these issues
-  are left out and counted as twin_of_held_out. Of the held-out steps `data.swe.validation_steps`
-  are drawn.
+  `data.holdout` issues are held out, with one run each; other runs of these issues are dropped
+  and counted as twin_of_held_out. Validation uses a random draw of `data.swe.validation_steps` of
+  the held-out steps.
   """
   if kind.unit != "steps":
     raise UserError(
@@ -164,8 +168,8 @@ def make_examples(
   split = hold_out(examples, counts, data.holdout, seed, key=_description)
   held_out = _first_runs(split.validation)
   runs_before, runs_after = _count_runs(split.validation), _count_runs(held_out.values())
-  # `hold_out` takes all runs of an issue; one of each is enough to validate on, and the others may
-  # not be trained on, as they solve the same issue.
+  # `hold_out` moves all runs of an issue to the validation set. One run per issue is kept there;
+  # the others are dropped, because training on them would show the policy a held-out issue.
   twins = runs_before - runs_after
   if twins:
     counts = {**counts, "twin_of_held_out": twins, "kept": counts["kept"] - twins}
@@ -175,7 +179,7 @@ def make_examples(
 
 
 def _first_runs(examples: list[StepExample]) -> dict[str, StepExample]:
-  """{id: example}, of each issue only those of the run with the smallest id."""
+  """Returns {id: example} with only one run per issue, the one with the smallest id."""
   first: dict[str, str] = {}
   for example in examples:
     issue = _description(example.problem)
@@ -189,20 +193,21 @@ def _count_runs(examples: Iterable[StepExample]) -> int:
 
 
 def _description(issue: str) -> str:
-  """Returns the part of an issue that identifies it. The instructions around it have versions."""
+  """Returns the text that identifies an issue: without the instructions, which vary by version."""
   begin, end = _DESCRIPTION
   description, closed, _ = issue.partition(begin)[2].partition(end)
   return normalized(description if closed else issue)
 
 
 def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExample]:
-  """Returns a prompt for each step, with the step's action as the target.
+  """Returns one example per step, with the step's action as the target.
 
-  Step k (from 1) has the id `run.id/k` and sees the last `data.swe.pairs` steps before it. Of N
-  steps the last is a target only with `data.keep_last_step`. For supervised fine-tuning the target
-  is the thought in think tags and then the action, in the form of a response.
+  Step k (from 1) has the id `run.id/k`; its context is the last `data.swe.pairs` steps before it.
+  The last step of a run is a target only with `data.keep_last_step`. For supervised fine-tuning the
+  target is a whole response: the thought in think tags, then the action.
   """
-  seen = list(map(_pair, run.steps))  # step k is given a slice of these, never its own pair
+  # Shared by all examples: the context of step k (from 0) is a slice that ends before its own pair.
+  seen = list(map(_pair, run.steps))
   examples = []
   for k, step in enumerate(run.steps if data.keep_last_step else run.steps[:-1]):
     answer = f"{OPEN}\n{without_tags(step.thought)}\n{CLOSE}\n{step.action}"
@@ -222,23 +227,24 @@ def step_examples(run: Run, kind: ExampleKind, data: DataConfig) -> list[StepExa
 
 
 def _pair(step: AgentStep) -> str:
-  """Returns an action and what it showed, as the policy reads them (`shorten_observation`)."""
+  """Returns an action and its observation as the prompt shows them (see `shorten_observation`)."""
   shown = "" if step.observation is None else OBSERVATION + step.observation
   return step.action + shown
 
 
 def shorten_observation(text: str, limit: int, tokenizer) -> str:
-  """Returns a text of an example's context, the observation in it cut to `limit` tokens.
+  """Returns a text of an example's context with its observation shortened to `limit` tokens.
 
-  Prompts are cut when they are made, and examples keep whole observations, so that prepared files
-  suit every model. A text without an observation (a step of a solution) is returned as it is.
+  Observations are shortened when a prompt is made, and examples store them whole, so that prepared
+  files do not depend on a tokenizer. A text without an observation (a step of a solution) is
+  returned unchanged.
   """
   call, begins, observation = text.partition(_CALL_END + OBSERVATION)
   return call + begins + shorten(observation, limit, tokenizer) if begins else text
 
 
 def _draw(ids: Iterable[str], seed: int) -> list[str]:
-  """Returns ids in an order that only they and the seed decide."""
+  """Returns the ids in a random order, a pure function of the ids and the seed."""
   return sorted(ids, key=lambda id: _digest(f"{seed}/{id}"))
 
 

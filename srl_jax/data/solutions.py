@@ -1,10 +1,10 @@
 """Splits an expert's numbered solution into preamble, steps and conclusion (paper, 4.2 and 5.1).
 
 Teachers number their steps as `1. **Title**:`, as `### Step 1: Title`, or plainly as `1.`, with
-small variations of each. Steps have nested lists, code and headings inside them, so
-a line is the head of a step only if it looks like the other heads (same kind, same indentation)
-and carries the next number of 1, 2, 3, ... Nothing is lost: joined again, the parts are the text,
-less white space and the horizontal rules between parts.
+small variations of each. Steps contain nested lists, code and headings of their own, so a line is
+the head of a step only if it looks like the other heads (same kind, same indentation) and carries
+the next number of 1, 2, 3, ... No text is dropped: preamble, steps and conclusion joined together
+are the solution, apart from white space and the horizontal rules between them.
 """
 
 import bisect
@@ -15,7 +15,7 @@ import sys
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One numbered step.
+  """One numbered step of a solution.
 
   Attributes:
     number: 1, 2, 3, ...
@@ -32,7 +32,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-  """A solution in three parts.
+  """A solution split into three parts.
 
   Attributes:
     preamble: the text before step 1; the whole text if there are no steps.
@@ -47,10 +47,16 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True)
 class _Head:
-  """The first line of what may be a step.
+  """The first line of a candidate step.
 
-  `kind` sorts from the outermost structure to the innermost: headings before list items, "Step N"
-  before "N.", shallow before deep, bold before plain. Heads of one solution share it.
+  Attributes:
+    line: index of the line in the solution.
+    number: the step's number.
+    kind: (heading or list item, depth, label style, bold or plain), see `_head`. Kinds sort from
+      the outermost structure to the innermost: headings before list items, shallow before deep,
+      "Step N" before "N.", bold before plain. All heads of one solution have the same kind.
+    title: the step's title, or None.
+    rest: the text after the title on the same line.
   """
 
   line: int
@@ -64,11 +70,14 @@ class _Head:
     return self.kind[0] == 0
 
 
-# Texts may be hostile, so every pattern takes linear time: "++" and "*+" never give back what they
-# took, wherever another part of the pattern could take the same characters.
+# Solutions are model output, so every pattern must take linear time. The possessive quantifiers
+# "++" and "*+" never backtrack; they are used wherever the next part of a pattern could match the
+# same characters.
 _RULE = re.compile(r"\s*(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$")
 _FENCE = re.compile(r"\s*+(`{3,}+|~{3,}+)\s*+(\w*+)[^`]*+$")
 _HEADING = re.compile(r"\s*#{1,6}\s+(.*)")
+# A step's label: optional heading marks, bold and "Step", then the number, and a mark such as "."
+# or ":". `bold_end` is set if the bold text ends right after the number ("**3**.").
 _LABEL = re.compile(
   r"(?P<indent>\s*)(?:(?P<hashes>\#{1,6})\s+)?(?:(?P<bold>\*\*|__)\s*)?(?P<step>step\s+)?"
   r"(?P<number>[1-9][0-9]{0,2})(?P<bold_end>\*\*|__)?(?P<mark>[.:)]|\s+[-–—](?=\s))?"
@@ -76,7 +85,10 @@ _LABEL = re.compile(
   re.IGNORECASE | re.DOTALL,
 )
 _BOLD = re.compile(r"\s*(\*\*|__)(?P<inside>.+?)\1(?P<after>.*)", re.DOTALL)
+# Between a bold title and the text after it.
 _SEPARATOR = re.compile(r"\s*(?:[:.]|[-–—](?=\s))\s*")
+# Words that introduce a conclusion. As a heading they may be followed by anything; as a label they
+# must be bold or end in a colon; a paragraph needs a fuller phrase, or begins with a box.
 _ENDING = (
   r"(?:the\s+)?(?:final\s+(?:answer|result|solution|conclusion)s?|answer|conclusion|summary|"
   r"conclusive\s+summary|(?:final\s+)?json\s+output)"
@@ -91,9 +103,10 @@ _ENDING_PARAGRAPH = re.compile(
   r"|[\s$\\\[\](*]*\\(?:boxed|fbox)\b",
   re.IGNORECASE,
 )
-# The end of a solution inside a JSON string: the quotation mark, the next key.
+# A solution inside a JSON string ends with the quotation mark; the next line may be the next key.
 _JSON_END = re.compile(r"[\s-]*\",?\s*$|\s*\"\w+\"\s*:")
-_NOWHERE = sys.maxsize  # the place of a head that there is not
+_NOWHERE = sys.maxsize  # returned by `_first` if there is no such head; larger than every index
+# Info strings of fenced blocks that may hold a whole solution instead of code.
 _PROSE = ("", "json", "latex", "markdown", "md", "tex", "text", "txt")
 
 
@@ -105,9 +118,9 @@ def split_steps(text: str) -> list[Step]:
 def split_solution(text: str) -> Solution:
   """Returns preamble, numbered steps and conclusion of a solution. Never raises.
 
-  A box inside the last step's own lines stays there. Text after its block (an unindented
-  paragraph after an indented list item, a heading no deeper than the step's own, a rule) or under
-  a heading such as "Final Answer" or "Conclusion" is the conclusion.
+  A boxed answer inside the last step's own lines stays in that step. The conclusion is the text
+  after the last step's block (an unindented paragraph after an indented list item, a heading no
+  deeper than the step's own, a rule) or under a heading such as "Final Answer" or "Conclusion".
   """
   lines = text.split("\n")
   heads = _outline(_heads(lines, _fenced(lines)))
@@ -117,7 +130,7 @@ def split_solution(text: str) -> Solution:
   if not heads:
     return Solution(_trim(lines), [], "")
   starts = [head.line for head in heads]
-  # A step's block goes from its head to the next one's; the last block, to the end of the text.
+  # Each step's block ends where the next begins; the last one extends to the end of the text.
   blocks = [lines[start:stop] for start, stop in zip(starts, [*starts[1:], len(lines)])]
   end = _block_end(heads[-1], blocks[-1], blocks[:-1])
   conclusion, blocks[-1] = blocks[-1][end:], blocks[-1][:end]
@@ -126,6 +139,7 @@ def split_solution(text: str) -> Solution:
 
 
 def _step(head: _Head, block: list[str]) -> Step:
+  """Returns a step from its head and the lines of its block, the head's line included."""
   return Step(head.number, head.title, _trim([head.rest, *block[1:]]), _trim(block))
 
 
@@ -144,12 +158,14 @@ def _is_blank_or_rule(line: str) -> bool:
 
 
 def _indent(line: str) -> int:
+  """Returns the width of a line's indentation; tab stops are 4 columns apart, as in Markdown."""
   line = line.expandtabs(4)
   return len(line) - len(line.lstrip())
 
 
 def _plain(title: str) -> str | None:
   """Returns a title without markup and closing colon, None if nothing is left."""
+  # Underscores count as bold marks only at word boundaries: "x__y" is a name.
   title = re.sub(r"\*\*|__(?=\s|$)|(?:^|(?<=\s))__", "", title).strip()
   title = title.strip("#*_` \t:").removesuffix(".").strip()
   return title or None
@@ -161,6 +177,7 @@ def _fenced(lines: list[str], unfenced: tuple[str, ...] = ()) -> list[bool]:
   fence, hidden = "", False
   for line in lines:
     match = _FENCE.match(line)
+    # A fence is closed by at least as many of the same characters, without an info string.
     closes = fence and match and match[1].startswith(fence) and not match[2]
     if match and not fence:
       fence, hidden = match[1], match[2].lower() not in unfenced
@@ -181,15 +198,18 @@ def _heads(lines: list[str], fenced: list[bool]) -> list[_Head]:
 
 
 def _head(index: int, line: str) -> _Head | None:
+  """Returns the line as the head of a candidate step, or None if it cannot be one."""
   match = _LABEL.match(line)
   if not match:
     return None
   heading, bold, step = match["hashes"], match["bold"], match["step"]
   if not match["mark"] and not (step and (heading or bold)):
-    return None  # "Step 2 gives" and "12 apples" are sentences.
+    return None  # "Step 2 gives" and "12 apples" begin sentences
   if match["mark"] == ":" and not (step or heading or bold):
-    return None  # "2: 7" is a row of a table.
+    return None  # "2: 7" is a row of a table
   title, rest = _title(match)
+  # The tuple of `_Head.kind`. For headings the depth is the number of "#", for list items the
+  # indentation; the order of the fields makes an outer structure compare smaller.
   kind = (
     0 if heading else 1,
     (0 if step else 1) if heading else _indent(match["indent"]),
@@ -214,7 +234,8 @@ def _title(match: re.Match[str]) -> tuple[str | None, str]:
   bold = _BOLD.match(rest)
   if not bold:
     return None, rest
-  # In `1. **Four** is even` the bold word is a part of the sentence, no title.
+  # In `1. **Four** is even` the bold word belongs to the sentence: a title needs a separator after
+  # it, punctuation inside it, or the line to itself.
   separator = _SEPARATOR.match(bold["after"])
   if separator:
     return _plain(bold["inside"]), bold["after"][separator.end() :]
@@ -224,16 +245,17 @@ def _title(match: re.Match[str]) -> tuple[str | None, str]:
 
 
 def _outline(heads: list[_Head]) -> list[_Head]:
-  """Returns the heads of the outermost numbering that has two steps, else the best with one."""
+  """Returns the heads of the outermost numbering with two steps or more, else with one."""
   of_indentation: dict[tuple[int, ...], list[_Head]] = {}
   for head in heads:
     of_indentation.setdefault(head.kind[:3], []).append(head)
   chains = []
   for kind in sorted({head.kind for head in heads}):
-    # A bold list is read alone, so that plain lists nested in it do not count; but single items
-    # may have lost their bold title, so a plain list takes the bold items of its indentation.
+    # A bold list ignores the plain lists nested in it. A plain list includes the bold items of the
+    # same indentation, because teachers omit the bold title of some items.
     same = [head for head in of_indentation[kind[:3]] if head.kind <= kind]
     chain = _longest_chain(same)
+    # A longer chain that contains the previous one is the same list, now with its plain items.
     if chains and set(chains[-1]) < set(chain):
       chains[-1] = chain
     elif chain:
@@ -245,10 +267,11 @@ def _outline(heads: list[_Head]) -> list[_Head]:
 
 
 def _longest_chain(heads: list[_Head]) -> list[_Head]:
-  """Returns the longest of the lists that follow one another, such as givens and then steps.
+  """Returns the longest list among `heads`, such as the steps after a list of givens.
 
-  A list is a chain of heads numbered 1, 2, 3, ...; one that restarts at 1 inside a step is nested
-  in it, and its items are no heads of the outer list.
+  A list is a chain of heads numbered 1, 2, 3, ... A list that restarts at 1 inside a step is nested
+  in that step, and its items are not heads of the outer list. The heads are visited once, by
+  `bisect`, so the search takes O(n log n).
   """
   anywhere, outer = _places(heads)
   best: list[_Head] = []
@@ -258,20 +281,22 @@ def _longest_chain(heads: list[_Head]) -> list[_Head]:
     chain.append(heads[at])
     best = max(best, chain, key=len)
     restart = _first(anywhere, 1, at + 1)
-    # Up to the next 1 any head may go on with the list; after it, those outside nested lists.
+    # Before the next 1, any head with the right number continues the list. After it, only heads
+    # outside nested lists do.
     after = _first(anywhere, len(chain) + 1, at + 1)
     if after > restart:
       after = _first(outer, len(chain) + 1, restart)
-    if after == _NOWHERE:  # the list has ended; the next one begins at the next 1
+    if after == _NOWHERE:  # the list ends here, and the next one begins at the next 1
       chain, after = [], restart
     at = after
   return best
 
 
 def _places(heads: list[_Head]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-  """Returns {number: indices of its heads}, of all heads and of those outside nested lists.
+  """Returns {number: indices of its heads}, for all heads and for those outside nested lists.
 
-  The list that begins at a 1 takes the heads that count on from it, wherever the outer list is.
+  The nested list that begins at a 1 takes every head that continues its count, so these heads are
+  not in the second dict.
   """
   anywhere: dict[int, list[int]] = {}
   outer: dict[int, list[int]] = {}
@@ -288,18 +313,24 @@ def _places(heads: list[_Head]) -> tuple[dict[int, list[int]], dict[int, list[in
 
 
 def _first(places: dict[int, list[int]], number: int, start: int) -> int:
-  """Returns the first place of a number from `start` on, _NOWHERE if there is none."""
+  """Returns the first index >= `start` of a head with this number, or _NOWHERE."""
   indices = places.get(number, [])
   k = bisect.bisect_left(indices, start)
   return indices[k] if k < len(indices) else _NOWHERE
 
 
 def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
-  """Returns the index of the line of the last step's block at which the conclusion begins.
+  """Returns the index of the line in the last step's block at which the conclusion begins.
 
-  Rules, headings and unindented paragraphs end it only if the earlier steps have none inside them,
+  A rule, a heading or an unindented paragraph ends the block only if no earlier step contains one,
   and a step keeps at least the first paragraph of its body.
+
+  Args:
+    head: of the last step.
+    block: lines from `head` to the end of the text.
+    earlier: the blocks of the steps before it.
   """
+  # Earlier steps show which structures this teacher uses inside a step.
   rules_end = headings_end = True
   paragraphs_end = not head.is_heading
   for lines in earlier:
@@ -308,7 +339,8 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
     headings_end &= not any(_is_outer_heading(head, line) for line in body)
     paragraphs_end &= not _has_unindented_paragraph([lines[0], *body])
   fenced = _fenced(block)
-  closing = len(_trim(block).split("\n"))  # the first line of the code that closes the text
+  # Index of the first line of the fenced block that closes the text, else of its last line.
+  closing = len(_trim(block).split("\n"))
   while closing and fenced[closing - 1]:
     closing -= 1
   has_body, above, after_gap = bool(head.rest.strip()), block[0], False

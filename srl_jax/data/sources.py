@@ -1,4 +1,4 @@
-"""Examples to train on: from a Hugging Face dataset, from JSON lines, or the built-in family.
+"""Loads training examples from a Hugging Face dataset, JSON lines or the built-in problems.
 
 An expert solution of N steps becomes N-1 prompts (paper, 4.2): the problem and the steps so far,
 with the next step as the target. Whole problems are held out for validation, never single steps.
@@ -20,7 +20,7 @@ from srl_jax.errors import UserError
 __all__ = ["Examples", "StepExample", "load_examples", "make_examples", "step_examples"]
 
 
-_KEYS = {field.name for field in dataclasses.fields(StepExample)}
+_KEYS = {field.name for field in dataclasses.fields(StepExample)}  # of a row that is a step example
 
 
 # ---------------------------------------------------------------------------------- one problem
@@ -36,20 +36,20 @@ def step_examples(
   title_hint: bool,
   keep_last_step: bool,
 ) -> list[StepExample]:
-  """Returns the prompts x_k = [problem, preamble, y_1..y_{k-1}] with the targets y_k (paper, 4.2).
+  """Returns one example per step: prompt x_k = [problem, preamble, y_1..y_{k-1}], target y_k.
 
-  k runs to N-1 for a solution of N steps; [] if it has fewer than two.
+  A solution of N steps gives k = 1..N-1 (paper, 4.2); one with fewer than two steps gives [].
 
   Args:
-    task: name of the examples' task.
+    task: task name of the examples.
     problem_id: name of the problem; step k gets the id `problem_id/k`.
     problem: the question.
     solution_text: the expert's numbered solution.
     answer: gold final answer, or None.
-    title_hint: give the title of step k as the hint and leave it out of the target (footnote 1 of
-      the paper), where the step has a title and more than that.
-    keep_last_step: let k run to N. The paper does not; the last step is the one that a token
-      limit cuts off.
+    title_hint: use the title of step k as the hint and remove it from the target (footnote 1 of
+      the paper), if the step has a title and a body.
+    keep_last_step: include k = N. The paper excludes it; the last step is the one that the
+      teacher's token limit may have truncated.
   """
   solution = solutions.split_solution(solution_text)
   steps = solution.steps
@@ -58,7 +58,7 @@ def step_examples(
   context = [solution.preamble] if solution.preamble else []
   examples = []
   for step in steps if keep_last_step else steps[:-1]:
-    # A step that is only a title keeps it as the target.
+    # Without a body the title is all there is to predict, so it remains the target.
     hint = step.title if title_hint and step.body else None
     examples.append(
       StepExample(
@@ -77,7 +77,10 @@ def step_examples(
 
 
 def _examples(problem: Problem, kind: ExampleKind, data: DataConfig) -> list[StepExample]:
+  """Returns the examples of one problem: one per step, or one for the whole problem."""
   if kind.unit == "steps":
+    # Further solutions of a problem need distinct example ids but share the problem_id (below), so
+    # that all of them are held out together.
     further = f"#{problem.number}" if problem.number > 1 else ""
     examples = step_examples(
       kind.task,
@@ -113,15 +116,16 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
 
   Args:
     data: `source` = "hub": `path` names a Hugging Face dataset, `split` its split. "jsonl": `path`
-      is a file with a row per line, a file of step examples, or a folder that `srl_jax.prepare`
-      wrote (it holds out by itself, with the same settings). "arithmetic": the built-in problems.
+      is a file with one row per line, a file of step examples, or a folder that `srl_jax.prepare`
+      wrote (already split into training and validation). "arithmetic": the built-in problems.
       `fields` names the columns. With `trajectories` the rows are an agent's runs (data.runs), and
-      `fields.solution` names their messages.
+      `fields.solution` is the column of their messages.
     kind: which examples to make.
-    seed: with the problems' ids, it alone decides which `data.holdout` problems are held out.
+    seed: of the choice of the `data.holdout` held-out problems, which depends on nothing else but
+      the problems' ids.
 
   Raises:
-    UserError: input that is missing, empty, broken or of no use, with the place and the remedy.
+    UserError: the input is missing, empty, malformed or unusable; the message has place and remedy.
   """
   if data.source == "arithmetic":
     return arithmetic.load(data, kind, seed=seed)
@@ -129,7 +133,7 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
     path = pathlib.Path(data.path)
     if path.is_dir():
       return _read_prepared(path, data, kind)
-    # The first row decides what the file has: step examples, or solutions to split.
+    # The first row's keys decide whether the file holds step examples or solutions to split.
     if next(rows.json_lines(path))[1].keys() >= _KEYS:
       examples = _read_step_examples(path, kind, {})
       counts = {"rows": len(examples), "kept": len(examples)}
@@ -154,7 +158,7 @@ def make_examples(
 
 
 def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) -> Examples:
-  """Returns what `srl_jax.prepare` wrote to a folder, if the config has the same settings."""
+  """Returns the examples in a folder of `srl_jax.prepare`, if the config has the same settings."""
   try:
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     settings, counts = summary["settings"], summary["counts"]
@@ -166,7 +170,7 @@ def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) ->
   _check_prepared(folder, settings, data, kind)
   places: dict[str, str] = {}
   train = _read_step_examples(folder / "train.jsonl", kind, places)
-  if not settings["holdout"]:  # validation.jsonl is then empty, which `rows` refuses
+  if not settings["holdout"]:  # validation.jsonl is then empty, which `json_lines` rejects
     return Examples(train, [], counts)
   return Examples(train, _read_step_examples(folder / "validation.jsonl", kind, places), counts)
 
@@ -174,7 +178,10 @@ def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) ->
 def _check_prepared(
   folder: pathlib.Path, settings: dict[str, Any], data: DataConfig, kind: ExampleKind
 ) -> None:
-  """Raises UserError unless the folder was prepared with the settings that decide its examples."""
+  """Raises UserError if the folder was prepared with other settings than the config's.
+
+  Only settings that change the examples are compared.
+  """
   now: dict[str, Any] = {
     "method": kind.method,
     "title_hint": data.title_hint,
@@ -187,30 +194,37 @@ def _check_prepared(
     now["fields.reasoning"] = data.fields.reasoning
   if data.trajectories:
     now[data.domain] = dataclasses.asdict(data.trajectories)
-  # An older version took one solution of each problem, and such a folder can be read as it is.
+  # Folders of older versions have no such key: they hold one solution per problem and stay usable.
   now["solutions_per_problem"] = data.solutions_per_problem
   settings.setdefault("solutions_per_problem", data.solutions_per_problem)
   for key, value in now.items():
     before = settings.get(key)
     if before != value:
       raise UserError(
-        f"{folder} was prepared with {key}={before!r}, the config has {value!r}: run prepare again"
-        " or change the config"
+        f"{folder} was prepared with {key}={before!r}, but the config has {value!r}: run prepare"
+        " again or change the config"
       )
 
 
 def _read_step_examples(
   path: pathlib.Path, kind: ExampleKind, places: dict[str, str]
 ) -> list[StepExample]:
-  """Returns the step examples of a file; `places` gets {id: its line} and has earlier files'."""
+  """Returns the step examples of a file.
+
+  Args:
+    path: a file of JSON lines.
+    kind: which task and fields the examples must have.
+    places: {id: place} of the files read so far; updated, so that ids are unique across files.
+  """
   examples = []
-  texts: dict[str, str] = {}
+  texts: dict[str, str] = {}  # problem_id -> the problem's text
   for place, row in rows.json_lines(path):
     example = _step_example(place, row, kind)
     first = places.setdefault(example.id, place)
     if first != place:
-      raise UserError(f"{place}: the 'id' {example.id!r} is that of {first} too: ids are unique")
-    # One string for all steps of a problem: an agent's run repeats its issue some thirty times.
+      raise UserError(f"{place}: the 'id' {example.id!r} was used in {first} too: make ids unique")
+    # All steps of a problem share one string object. An agent's run repeats its issue in some
+    # thirty rows, which would otherwise dominate the memory of the data set.
     problem = texts.setdefault(example.problem_id, example.problem)
     if problem != example.problem:
       raise UserError(f"{place}: the problem_id {example.problem_id!r} names two problems")
@@ -219,18 +233,19 @@ def _read_step_examples(
 
 
 def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExample:
-  """Returns a row's step example, checked for its task."""
+  """Returns a row as a step example; raises UserError if it does not fit the config's method."""
   missing = sorted(_KEYS - row.keys())
   if missing:
-    raise UserError(f"{place}: a step example without {', '.join(map(repr, missing))}")
+    raise UserError(f"{place}: the step example has no {', '.join(map(repr, missing))}")
   example = StepExample(**{key: row[key] for key in _KEYS})
   answer = example.answer
-  if isinstance(answer, str) or answer != answer:  # a NaN is null
+  if isinstance(answer, str) or answer != answer:  # NaN, a missing cell, becomes None
     example = dataclasses.replace(example, answer=gold_answer(answer))
   _check_types(place, example)
-  if example.task == kind.method:  # prepare 0.1 wrote the method, which is not always the task
+  # prepare 0.1 wrote the method into `task`; the two names can differ.
+  if example.task == kind.method:
     example = dataclasses.replace(example, task=kind.task)
-  # Supervised fine-tuning learns the responses to prompts of any task.
+  # Supervised fine-tuning accepts the prompts of any task: it needs a response but no reward.
   if example.task != kind.task and not kind.supervised:
     raise UserError(
       f"{place}: task={example.task!r}, but the config's method is {kind.method!r}, whose task is"
@@ -239,9 +254,7 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
     )
   for field in kind.needs:
     if not str(getattr(example, field) or "").strip():
-      raise UserError(
-        f"{place}: an empty {field!r}, which method={kind.method!r} cannot do without"
-      )
+      raise UserError(f"{place}: {field!r} is empty, but method={kind.method!r} requires it")
   return example
 
 
@@ -250,19 +263,19 @@ def _is_text(value: Any) -> bool:
 
 
 def _check_types(place: str, example: StepExample) -> None:
-  """Raises UserError for a field of another type than StepExample has, or with half a character."""
+  """Raises UserError for a field of the wrong type, or with a lone surrogate."""
   for field in ("id", "problem_id", "task", "problem", "target"):
     value = getattr(example, field)
     if not isinstance(value, str):
-      raise UserError(f"{place}: {field!r} is a {type(value).__name__}, not a text")
+      raise UserError(f"{place}: {field!r} is a {type(value).__name__}, expected a string")
   for field in ("hint", "answer"):
     value = getattr(example, field)
     if not isinstance(value, str | None):
-      raise UserError(f"{place}: {field!r} is a {type(value).__name__}, neither a text nor null")
+      raise UserError(f"{place}: {field!r} is a {type(value).__name__}, expected a string or null")
   context = example.context
   if not isinstance(context, list) or not all(map(_is_text, context)):
-    raise UserError(f"{place}: 'context' is no list of texts")
+    raise UserError(f"{place}: 'context' is not a list of strings")
   for field, value in vars(example).items():
     texts = value if field == "context" else [value or ""]
     if any(map(rows.has_half_character, texts)):
-      raise UserError(f"{place}: the field {field!r} has half a character (a lone surrogate)")
+      raise UserError(f"{place}: the field {field!r} contains a lone surrogate (invalid Unicode)")

@@ -1,4 +1,4 @@
-"""Thoughts inside an expert's text: what a reasoning model wrote before or between its steps."""
+"""Separates an expert's reasoning, written in think tags, from the text around it."""
 
 import re
 
@@ -10,24 +10,26 @@ from srl_jax.data.responses import (
   whole_format_failure,
 )
 
-# Other spellings of the tags become ours: <thinking>, and those of OpenThoughts, whose solution has
-# tags too.
+# Spellings of the tags that are replaced by ours: <thinking>, and those of OpenThoughts, which also
+# puts tags around the solution.
 _OPEN = re.compile(r"<think(?:ing)?>|<\|begin_of_thought\|>", re.IGNORECASE)
 _CLOSE = re.compile(r"</think(?:ing)?>|<\|end_of_thought\|>", re.IGNORECASE)
 _AROUND_SOLUTION = re.compile(r"<\|(?:begin|end)_of_solution\|>")
 
 
 def split_thoughts(text: str) -> tuple[str, str]:
-  """Returns the thoughts of a text, without their tags, and the text without the thoughts.
+  """Returns the reasoning of a text, without its tags, and the text without the reasoning.
 
-  Thoughts may lack their open tag, as a server's do whose chat template has written it, or their
-  close tag, if the text was cut off. Both parts are stripped; a text without tags is unchanged.
+  The open tag may be missing (a server omits it if the chat template wrote it), and so may the
+  close tag (the text was truncated). Both parts are stripped; a text without tags is unchanged.
   """
   turn = _whole_turn(text)
   if OPEN not in turn:
     return "", text
   thoughts, outside = monologues(turn), outside_think_blocks(turn)
-  if CLOSE in outside:  # a block inside a block
+  # Nested blocks: `outside_think_blocks` stopped at the first close tag, so the text up to the last
+  # one is reasoning too.
+  if CLOSE in outside:
     rest, _, outside = outside.rpartition(CLOSE)
     thoughts.append(rest)
   return without_tags("\n".join(thoughts)), without_tags(outside)
@@ -37,9 +39,9 @@ def as_response(text: str, reasoning: str) -> str:
   """Returns an expert's text as a response to learn: reasoning in think tags, then the solution.
 
   Args:
-    text: the solution. Thoughts in it are the reasoning where `reasoning` is empty; blocks that are
-      well-formed then stay where they are.
-    reasoning: the expert's reasoning from another place, or "".
+    text: the solution. Think blocks in it are the reasoning if `reasoning` is empty; well-formed
+      blocks then keep their places.
+    reasoning: the expert's reasoning from another column, or "".
   """
   thoughts, solution = split_thoughts(text)
   turn = _whole_turn(text)
@@ -50,11 +52,11 @@ def as_response(text: str, reasoning: str) -> str:
 
 
 def without_tags(text: str) -> str:
-  """Returns a text without think tags of any spelling, stripped; what is between them stays."""
+  """Returns a text without think tags of any spelling, stripped; the text between them is kept."""
   return _CLOSE.sub("", _OPEN.sub("", text)).strip()
 
 
 def _whole_turn(text: str) -> str:
-  """The text with our tags, and with the open tag of thoughts that have only a close tag."""
+  """Returns the text with our tags, and with the open tag restored if only a close tag is there."""
   turn = _AROUND_SOLUTION.sub("", _CLOSE.sub(CLOSE, _OPEN.sub(OPEN, text)))
   return OPEN + turn if CLOSE in turn.partition(OPEN)[0] else turn

@@ -1,4 +1,4 @@
-"""Tokenizers of model folders: chat template, end-of-turn tokens, prompts in and responses out."""
+"""Loads a model folder's tokenizer, encodes prompts in its chat template, decodes responses."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.errors import UserError
 
-# The messages of every task have these roles.
+# The trial prompt of `load_tokenizer` has the roles that every task's messages have.
 _TRIAL = [
   {"role": "system", "content": "A system prompt."},
   {"role": "user", "content": "A question."},
@@ -18,11 +18,11 @@ _TRIAL = [
 
 
 class EncodedPrompt(NamedTuple):
-  """A prompt for the engine.
+  """A prompt as token ids.
 
   Attributes:
-    token_ids: ids, template included.
-    think_opened: whether the prompt ends inside a think block that the template opened.
+    token_ids: ids of the prompt, including the chat template.
+    think_opened: whether the prompt ends inside a think block, which the response then continues.
   """
 
   token_ids: list[int]
@@ -30,25 +30,28 @@ class EncodedPrompt(NamedTuple):
 
 
 def encode(tokenizer, messages: list[dict[str, str]], open_think: bool = False) -> EncodedPrompt:
-  """Returns the token ids of messages in the model's chat template, up to where its turn begins.
+  """Returns the token ids of messages in the model's chat template, with the generation prompt.
 
   Args:
-    open_think: append an opened think block, unless the template ends with one.
+    tokenizer: from `load_tokenizer`.
+    messages: {"role": ..., "content": ...} each.
+    open_think: append an open think tag, unless the template already ends with one.
 
-  Raises UserError if the template leaves out a part of what the user says.
+  Raises:
+    UserError: the template omits a part of a user message.
   """
   text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
   for message in messages:
-    # Templates may strip a message. Many leave out a system message, which is theirs to decide.
+    # Templates may strip white space. Many ignore the system message; that is allowed.
     if message["role"] == "user" and message["content"].strip() not in text:
       raise UserError(
-        f"{tokenizer.name_or_path}: its chat template leaves the question out of the prompt, or a"
-        f" part of it (user message {_shortened(message['content'])}, prompt {_shortened(text)});"
-        " use a model with another template, or mend it"
+        f"{tokenizer.name_or_path}: its chat template omits the question or a part of it from the"
+        f" prompt (user message {_shortened(message['content'])}, prompt {_shortened(text)}):"
+        " use a model with another template, or correct it"
       )
   if open_think and not text.rstrip().endswith(OPEN):
     text += f"{OPEN}\n"
-  # The template has written its special tokens already.
+  # The template already wrote the special tokens, such as the begin-of-text token.
   ids = tokenizer(text, add_special_tokens=False)["input_ids"]
   return EncodedPrompt(ids, text.rstrip().endswith(OPEN))
 
@@ -58,9 +61,10 @@ def _shortened(text: str) -> str:
 
 
 def decode(tokenizer, token_ids: Sequence[int]) -> str:
-  """Returns the text of a response: special tokens are left out, but think tags are not.
+  """Returns the text of a response without special tokens, but with think tags.
 
-  Some tokenizers mark <think> and </think> as special. Without them no response has the format.
+  Some tokenizers mark <think> and </think> as special. Skipping them would make every response
+  malformed.
   """
   hidden = _hidden_with_tags(tokenizer)
   if hidden is None:
@@ -70,9 +74,9 @@ def decode(tokenizer, token_ids: Sequence[int]) -> str:
 
 @functools.lru_cache(8)  # a tokenizer decodes thousands of responses a step
 def _hidden_with_tags(tokenizer) -> frozenset[int] | None:
-  """The ids of all special tokens but think tags; None where no think tag is special."""
+  """Returns the ids of all special tokens except think tags; None if no think tag is special."""
   special = {}
-  # The engines need no more than `decode` of a tokenizer; benchmarks give them one without tokens.
+  # The sampler's benchmarks pass a tokenizer with nothing but `decode`.
   added = getattr(tokenizer, "added_tokens_decoder", {})
   for token_id, token in added.items():
     if token.special:
@@ -84,12 +88,12 @@ def _hidden_with_tags(tokenizer) -> frozenset[int] | None:
 def load_tokenizer(folder: str | pathlib.Path):
   """Returns the transformers tokenizer of a model folder, with a chat template and a padding token.
 
-  tokenizer.json is taken as it is. AutoTokenizer would rebuild it by the folder's model_type and
-  so replace the pre-tokenizer of any other model that is written as a qwen2 (SmolLM2).
+  tokenizer.json is used unchanged. AutoTokenizer would convert it by the folder's model_type, which
+  replaces the pre-tokenizer of any other model that is stored as a qwen2 (SmolLM2).
 
   Raises:
-    UserError: no tokenizer.json, one that cannot be read or that has tokens beyond the model's
-      embedding, or no chat template, or one that fails or leaves the question out.
+    UserError: tokenizer.json is missing, unreadable or has ids beyond the model's embedding; the
+      chat template is missing, fails, or omits the question.
   """
   folder = pathlib.Path(folder)
   if not (folder / "tokenizer.json").is_file():
@@ -97,12 +101,12 @@ def load_tokenizer(folder: str | pathlib.Path):
       f"{folder} has no tokenizer.json: give a model folder with its fast tokenizer"
       " (tokenizer.json and tokenizer_config.json)"
     )
-  # Without it transformers warns that PyTorch is missing, which nothing here needs.
+  # Prevents transformers' warning that PyTorch is not installed; nothing here needs it.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   from transformers import PreTrainedTokenizerFast  # slow to import
 
   try:
-    # False: else transformers suspects a Mistral in some folders of other models, and warns.
+    # False: transformers otherwise takes some folders for a Mistral model and warns.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, fix_mistral_regex=False)
   except Exception as error:  # the tokenizers library raises bare Exceptions
     raise UserError(f"{folder}: the tokenizer cannot be read ({error}): copy it again") from error
@@ -116,12 +120,12 @@ def load_tokenizer(folder: str | pathlib.Path):
     encode(tokenizer, _TRIAL)
   except UserError:
     raise
-  except Exception as error:  # jinja2's own, and whatever an expression of the template raises
+  except Exception as error:  # jinja2's exceptions, and any that a template's expression raises
     raise UserError(
-      f"{folder}: its chat template cannot write a system and a user message"
-      f" ({type(error).__name__}: {error}): use a model with another one, or mend it"
+      f"{folder}: its chat template cannot render a system and a user message"
+      f" ({type(error).__name__}: {error}): use a model with another template, or correct it"
     ) from error
-  # Qwen2.5-Instruct pads with a token of its vision models.
+  # Qwen2.5-Instruct uses a token of its vision models as padding.
   if tokenizer.pad_token == "<|vision_pad|>":
     tokenizer.pad_token = "<|endoftext|>"
   elif tokenizer.pad_token is None:
@@ -132,7 +136,7 @@ def load_tokenizer(folder: str | pathlib.Path):
 def _check_vocabulary(tokenizer, folder: pathlib.Path) -> None:
   """Raises UserError if a token's id has no row in the embedding of the folder's config.json.
 
-  JAX clamps an index that is out of range: such a token would be read as the last row's.
+  JAX clamps an index that is out of range, so such a token would silently use the last row.
   """
   rows = _read_settings(folder / "config.json").get("vocab_size")
   token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -145,32 +149,32 @@ def _check_vocabulary(tokenizer, folder: pathlib.Path) -> None:
 
 
 def _read_settings(path: pathlib.Path) -> dict:
-  """The JSON object in a file, {} if there is no file; UserError if it is anything else."""
+  """Returns the JSON object in a file, {} if there is no file; UserError if it is anything else."""
   if not path.is_file():
     return {}
   try:
     settings = json.loads(path.read_text(encoding="utf-8"))
   except (RecursionError, ValueError) as error:
-    raise UserError(f"{path} is no JSON object ({error}): copy it again") from error
+    raise UserError(f"{path} is not a JSON object ({error}): copy it again") from error
   if not isinstance(settings, dict):
-    raise UserError(f"{path} is no JSON object: copy it again")
+    raise UserError(f"{path} is not a JSON object: copy it again")
   return settings
 
 
 def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
-  """Returns all token ids that end an answer; first the one that the chat template writes there.
+  """Returns all token ids that end a response, the one that the chat template writes first.
 
-  Base and instruct models name different ends, and tokenizer, generation config and template need
-  not agree: an answer that runs past any of them would be scored with what follows. Supervised
-  targets end with the first.
+  Base and instruct models have different end tokens, and the tokenizer, generation config and chat
+  template of one folder need not agree. A response that continues past any of them would be scored
+  with the text after it. Targets of supervised fine-tuning end with the first id.
 
   Args:
     tokenizer: from `load_tokenizer`.
-    folder: the model folder; generation_config.json and config.json in it may name more.
+    folder: the model folder; its generation_config.json and config.json may define further ids.
 
   Raises:
-    UserError: no end is named anywhere, one that is no token of the tokenizer, or a file of the
-      folder is not JSON.
+    UserError: there is no end token, one has an id that the tokenizer does not know, or a file of
+      the folder is not JSON.
   """
   known = set(tokenizer.get_vocab().values())
   found = [_end_of_turn(tokenizer), tokenizer.eos_token_id]
@@ -179,30 +183,31 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
     eos = _read_settings(path).get("eos_token_id")
     named = eos if isinstance(eos, list) else [eos]
     if not all(i is None or type(i) is int for i in named):
-      raise UserError(f"{path}: eos_token_id is no token's number, nor a list of them: copy it")
+      raise UserError(f"{path}: eos_token_id is not a token id or a list of ids: copy it again")
     unknown = [i for i in named if i is not None and i not in known]
     if unknown:
       raise UserError(
-        f"{path}: eos_token_id {unknown[0]} is no token of the tokenizer (the last is"
-        f" {max(known)}): no response could end with it; use the file of the same model"
+        f"{path}: eos_token_id {unknown[0]} is not an id of the tokenizer (the largest is"
+        f" {max(known)}), so no response could end with it: use the file of the same model"
       )
     found += named
-  ids = list(dict.fromkeys(i for i in found if i is not None))
+  ids = list(dict.fromkeys(i for i in found if i is not None))  # unique, in order
   if not ids:
     raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
   return ids
 
 
 def _end_of_turn(tokenizer) -> int | None:
-  """The special token that the chat template puts right after an assistant's answer, if any."""
+  """Returns the special token that the chat template writes after an assistant's turn, if any."""
   answer = "An answer."
   messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": answer}]
   text = tokenizer.apply_chat_template(messages, tokenize=False)
+  # Everything that the template appends to the answer; its first token ends the turn.
   after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
   if not after:
     return None
-  # all_special_ids has the tokens that tokenizer_config.json names; a base model's may name none of
-  # those that only its template writes.
+  # all_special_ids only has the tokens named in tokenizer_config.json. A base model's may not name
+  # the ones that only its template uses; these are special in tokenizer.json.
   added = tokenizer.added_tokens_decoder.get(after[0])
   special = after[0] in tokenizer.all_special_ids or (added is not None and added.special)
   return after[0] if special else None

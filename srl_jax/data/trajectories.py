@@ -1,8 +1,8 @@
-"""Runs of a software agent (SWE-smith), cut into thoughts, actions and observations (paper, 5.3).
+"""Splits runs of a software agent (SWE-smith) into thoughts, actions and observations (paper, 5.3).
 
-The action is "the environment-consumable command" alone. Whether a run was written as
-text or as tool calls, its actions have the same form: the one that SWE-agent's function-calling
-parser reads, and that the runs written as text already have:
+The action is "the environment-consumable command" alone. Some runs are written as text, others as
+tool calls; actions of both get the same form, the one that SWE-agent's function-calling parser
+reads:
 
     <function=str_replace_editor>
     <parameter=command>view</parameter>
@@ -19,12 +19,12 @@ from typing import Any
 from srl_jax.errors import UserError
 
 SUBMIT = "<function=submit>\n</function>"
-# Their values begin and end with a line break.
+# SWE-agent writes the values of these parameters between line breaks.
 _LONG_VALUES = ("file_text", "new_str", "old_str")
 _OBSERVATION = "OBSERVATION:\n"
 
 _NAME = re.compile(r"[\w.-]+")  # of a function or a parameter
-# At the start of a line, so that a thought may speak of functions.
+# Only at the start of a line, because a thought may mention a function in its text.
 _CALL_BEGIN = re.compile(r"(?:\A|(?<=\n))<function=[\w.-]+>\n")
 _CALL_END = "</function>"
 _PARAMETER = re.compile(
@@ -37,9 +37,9 @@ class AgentStep:
   """One turn of an agent.
 
   Attributes:
-    thought: its text before the action; may be empty.
+    thought: the text before the action; may be empty.
     action: the function call.
-    observation: the answer of the environment, or None where the run ends.
+    observation: the environment's reply, or None if the run ends with this action.
   """
 
   thought: str
@@ -50,16 +50,17 @@ class AgentStep:
 def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
   """Returns the steps of a run, in order.
 
-  The environment answers the first submit with a request to check the work, so most runs submit
-  twice. Every submit after the first is left out: given that request it is no decision.
+  The environment answers the first submit with a request to review the work, so most runs submit
+  twice. Later submits are dropped: they are an answer to that request and involve no decision.
 
   Args:
-    messages: a list of messages or its JSON. An assistant's message holds its call as text
-      (`<function=...>`) or in `tool_calls`; the message after it, of role user or tool, holds the
+    messages: a list of messages or its JSON. An assistant's message has its call in its text
+      (`<function=...>`) or in `tool_calls`; the next message, of role user or tool, is the
       observation.
 
   Raises:
-    UserError: no list of messages, or an assistant's message without exactly one function call.
+    UserError: `messages` is not a list of messages, or an assistant's message does not have exactly
+      one function call.
   """
   messages = read_messages(messages)
   steps, submitted = [], False
@@ -78,14 +79,14 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
 
 
 def _observation(after: Sequence[dict[str, Any]]) -> str | None:
-  """Returns what the message after an action shows, None if there is none of the environment."""
+  """Returns the observation in the message after an action; None if the run ended there."""
   if not after or after[0]["role"] not in ("user", "tool"):
     return None
   return text_of(after[0]).removeprefix(_OBSERVATION).strip("\n")
 
 
 def read_messages(messages: str | Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-  """Returns the messages as a list, in which every item has a role."""
+  """Returns the messages as a list; raises UserError unless every item is an object with a role."""
   if isinstance(messages, str):
     try:
       messages = json.loads(messages)
@@ -95,14 +96,14 @@ def read_messages(messages: str | Sequence[dict[str, Any]]) -> Sequence[dict[str
     raise UserError("expected a list of messages, or its JSON")
   for i, message in enumerate(messages):
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-      raise UserError(f"message {i} is no object with a role")
+      raise UserError(f"message {i} is not an object with a role")
   return messages
 
 
 def text_of(message: dict[str, Any]) -> str:
-  """Returns a message's content, plain or in parts, with the line ends of Unix.
+  """Returns a message's content, a string or a list of parts, with LF line ends.
 
-  Terminals end lines with CR LF, and tool-call runs keep that.
+  Observations of tool-call runs have the CR LF line ends of the agent's terminal.
   """
   content = message.get("content") or ""
   parts = content if isinstance(content, list) else [{"text": content}]
@@ -116,17 +117,18 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 def _take_apart(message: dict[str, Any]) -> tuple[str, str]:
-  """Returns the thought and the action of an assistant's message."""
+  """Returns the thought and the action in an assistant's message."""
   calls = message.get("tool_calls")
   if calls:
     if not isinstance(calls, list):
-      raise UserError(f"its tool_calls are a {type(calls).__name__}, not a list")
+      raise UserError(f"its tool_calls are a {type(calls).__name__}, expected a list")
     if len(calls) > 1:
       raise UserError(f"{len(calls)} function calls, expected one")
     return text_of(message).strip(), _tool_action(calls[0])
   text = text_of(message)
   thought, body = _split_at_call(text)
-  # Parameters must follow one another: text between them would be lost.
+  # The parameters must be adjacent: the action would otherwise contain text that is not part of the
+  # call. `at` is the end of the parameters that matched so far.
   at = 0
   while parameter := _PARAMETER.match(body, at):
     at = parameter.end()
@@ -136,10 +138,10 @@ def _take_apart(message: dict[str, Any]) -> tuple[str, str]:
 
 
 def _split_at_call(text: str) -> tuple[str, str]:
-  """Returns the text before the function call that ends it, and what is inside the call.
+  """Returns the text before the function call that ends it, and the inside of the call.
 
-  The end is looked for first: a pattern of the whole call would search the rest of the text for its
-  end at each line that begins one.
+  The end of the call is located first. One pattern for the whole call would search for its end from
+  every line that begins a call, which takes quadratic time.
   """
   begin, end = _CALL_BEGIN.search(text), len(text.rstrip()) - len(_CALL_END)
   if not begin or end < begin.end() or not text.startswith(_CALL_END, end):
@@ -148,45 +150,49 @@ def _split_at_call(text: str) -> tuple[str, str]:
 
 
 def _tool_action(call: Any) -> str:
-  """Returns a tool call in the form of the text runs."""
+  """Returns a tool call in the form of the runs that are written as text."""
   try:
     name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")
     items = arguments.items()
   except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-    raise UserError(f"its tool call has no function with arguments in JSON ({error})") from error
+    raise UserError(f"its tool call has no function with JSON arguments ({error})") from error
   for given in (name, *arguments):
     if not isinstance(given, str) or not _NAME.fullmatch(given):
-      raise UserError(f"{str(given)[:80]!r} is no name of a function or a parameter")
+      raise UserError(f"{str(given)[:80]!r} is not a valid name of a function or a parameter")
   lines = [f"<function={name}>"]
   for key, value in items:
-    value = value if isinstance(value, str) else _json(value)
+    value = value if isinstance(value, str) else _json(value)  # a number, a list such as view_range
     line_end = "\n" if key in _LONG_VALUES else ""
     lines.append(f"<parameter={key}>{line_end}{value}{line_end}</parameter>")
   return "\n".join([*lines, "</function>"])
 
 
 def _json(value: Any) -> str:
+  """Returns the value as JSON; raises UserError if it is nested too deeply."""
   try:
     return json.dumps(value)
-  except RecursionError as error:  # the writer may give up before the reader does
+  except RecursionError as error:  # the encoder's limit is lower than the parser's
     raise UserError("an argument of its tool call is nested too deeply") from error
 
 
 def shorten(text: str, limit: int, tokenizer) -> str:
-  """Returns the text, or `limit` tokens of it, from both ends, with a mark between them.
+  """Returns a text shortened to `limit` tokens from its two ends, with a mark in the middle.
 
   Args:
     text: an observation.
-    limit: tokens; those of the mark are not counted.
+    limit: tokens to keep; those of the mark are not counted.
     tokenizer: from data.tokenizer.load_tokenizer.
   """
-  if len(text.encode("utf-8", "surrogatepass")) <= limit:  # a token has one byte at least
+  # Every token has at least one byte, so a text of `limit` bytes need not be tokenized.
+  if len(text.encode("utf-8", "surrogatepass")) <= limit:
     return text
   encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
   spans = encoded["offset_mapping"]  # (begin, end) of each token, in characters
   cut = len(spans) - limit
   if cut <= 0:
     return text
-  head = limit - limit // 2  # tokens that are kept in front; the other limit - head are at the end
+  # The first `head` tokens are kept and the last limit - head. The slices use character offsets of
+  # the original text, because decoding tokens need not give the same text.
+  head = limit - limit // 2
   begin, end = spans[head - 1][1], spans[head + cut][0] if head < limit else len(text)
   return f"{text[:begin]}\n[... {cut} tokens left out ...]\n{text[end:]}"

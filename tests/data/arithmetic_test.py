@@ -1,4 +1,4 @@
-"""The built-in family: right by plain arithmetic, disjoint sets, and the same sets for ever."""
+"""The built-in problems: correct arithmetic, disjoint splits, reproducible draws."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_reasoned_responses_think_first():
   assert solution.split("\n") == problem.steps and example.task == "one_step"
   turns = [turn.removeprefix("<think>").split("</think>")[0] for turn in problem.turns]
   assert monologue.split("\n") == turns
-  with pytest.raises(ValueError, match="data.path='reasoned' holds responses to learn"):
+  with pytest.raises(ValueError, match="data.path='reasoned' .*method='sft'"):
     load(data_config(path="reasoned"), "rlvr", seed=0)
 
 
@@ -67,7 +67,7 @@ def test_every_solution_is_right(steps, digits):
 
 
 def check_scratch_work(monologue: str, before: int, after: int):
-  """Each column, with its carry or borrow, must be a true equation and give the next digit."""
+  """Asserts that every column, with its carry or borrow, is correct and gives the next digit."""
   columns, over = monologue.split(";"), 0
   assert len(columns) == len(str(before))
   for place, column in enumerate(columns):
@@ -102,11 +102,11 @@ def test_another_seed_draws_other_problems_of_the_same_split():
 def test_problems_refuses_what_it_cannot_draw():
   with pytest.raises(ValueError, match="'validation'"):
     arithmetic.problems("validation", 1)
-  with pytest.raises(ValueError, match="1000 different problems of 1 steps and 1 digits"):
+  with pytest.raises(ValueError, match=r"\b1000\b.* 1 steps and 1 digits"):
     arithmetic.problems("train", 1000, steps=1, digits=1)
 
 
-def test_srl_examples_are_the_steps_with_what_stands_before_them():
+def test_srl_examples_are_the_steps_with_the_steps_before_them():
   examples = load(data_config(), "srl", seed=0)
   assert (len(examples.train), len(examples.validation)) == (600, 18)
   assert examples.counts == {"rows": 103, "kept": 103}
@@ -117,7 +117,7 @@ def test_srl_examples_are_the_steps_with_what_stands_before_them():
     assert (example.id, example.task, example.hint) == (f"train-0/{k + 1}", "srl", None)
   assert {arithmetic.split_of(e.problem) for e in examples.train} == {"train"}
   assert {arithmetic.split_of(e.problem) for e in examples.validation} == {"selection"}
-  assert load(data_config(), "srl", seed=1) == examples  # one data set for every run
+  assert load(data_config(), "srl", seed=1) == examples  # the same data set for every run seed
 
 
 def test_srl_examples_without_the_last_step_and_with_a_title_hint():

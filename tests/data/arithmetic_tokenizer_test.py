@@ -1,4 +1,4 @@
-"""The miniature's tokenizer: loses nothing, knows every word of the family, stays short."""
+"""The miniature's tokenizer: exact round trips, no unknown words, short sequences."""
 
 import json
 import pathlib
@@ -38,7 +38,7 @@ def test_round_trip_without_unknown_tokens(tokenizer):
       assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
-def test_digits_stand_alone_and_words_are_whole(tokenizer):
+def test_digits_are_single_tokens_and_words_are_whole(tokenizer):
   words = [tokenizer.decode([i]) for i in tokenizer.encode("Start with 45. Subtract 8.")]
   assert words == ["Start with ", "4", "5", ". Subtract ", "8", "."]
   step = "<think>5-8=7b</think>1. **Subtract 8**: \\boxed{37}"
@@ -96,7 +96,7 @@ def test_the_task_decides_whatever_a_users_own_system_prompt_says(tokenizer, tas
 
 @pytest.mark.parametrize("task, mode", [("srl", "<|step|>"), ("rlvr", "<|solution|>")])
 def test_our_prompts_are_known_without_the_field(tokenizer, task, mode):
-  """As a server's chat route gets them, which knows role and content only."""
+  """A server's chat route passes only role and content, so the template reads the text."""
   problem = arithmetic.problems("train", 1)[0]
   for style in ("think", "plain"):
     sent = [

@@ -1,4 +1,4 @@
-"""Order of examples, the queue of prompts, compiled lengths."""
+"""The order of examples, the prompt queue, padded lengths."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_an_epoch_has_every_example_once(count, seed, epoch):
 
 
 def test_order_is_a_function_of_seed_and_epoch_alone():
-  """Golden: runs of other machines and Pythons must draw the same. Never change this."""
+  """Golden values: every machine and Python version must draw the same. Never change them."""
   assert epoch_order(8, seed=0, epoch=0) == [0, 2, 1, 4, 6, 7, 3, 5]
   assert epoch_order(8, 0, 0) == epoch_order(8, 0, 0)
   orders = [epoch_order(50, seed, epoch) for seed in range(3) for epoch in range(3)]
@@ -25,7 +25,7 @@ def test_order_is_a_function_of_seed_and_epoch_alone():
 
 @given(st.integers(1, 20), st.lists(st.integers(0, 25), max_size=12))
 def test_the_queue_deals_epochs_one_after_another(count, sizes):
-  """Whatever is taken at a time, wrapping included: every example once an epoch, in its order."""
+  """Takes of any size, also across epochs, give every example once per epoch, in its order."""
   queue, dealt = PromptQueue(count, 3), []
   for n in sizes:
     taken = queue.take(n)
@@ -43,7 +43,7 @@ def test_the_queue_deals_epochs_one_after_another(count, sizes):
   st.integers(0, 8),
 )
 def test_state_goes_through_json_at_any_point(count, moves, cut):
-  """Each move takes n and puts back the last k of them; a copy made at `cut` goes on the same."""
+  """Each move takes n and puts back the last k of them; a copy made at `cut` continues equally."""
 
   def play(queue, moves):
     dealt = []
@@ -62,7 +62,7 @@ def test_state_goes_through_json_at_any_point(count, moves, cut):
   assert second.state() == whole.state()
 
 
-def test_what_is_put_back_comes_first():
+def test_put_back_tickets_are_taken_first():
   queue = PromptQueue(6, 0)
   first = queue.take(4)
   queue.put_back(first[1:3])
@@ -83,7 +83,7 @@ def test_buckets():
   "count, state",
   [
     (0, None),
-    (3, dict(epoch=0, position=4, head=[])),  # of a data set that has shrunk
+    (3, dict(epoch=0, position=4, head=[])),  # the data set has become smaller
     (3, dict(epoch=1, position=1, head=[[0, 3]])),
   ],
 )

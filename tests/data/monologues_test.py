@@ -1,4 +1,4 @@
-"""Monologues that teach the form: they name the step's quantities, and they differ."""
+"""Monologues for teaching the format: quantities of the step, and varied wording."""
 
 import collections
 
@@ -49,7 +49,9 @@ def test_monologues_of_real_steps_are_well_formed_and_differ(shared):
   found = load_examples(config).train
   assert {e.task for e in found} == {"srl"} and len(found) > 500
   responses = [parse_response(e.target) for e in found]
-  monologues = collections.Counter(r.monologue for r in responses)  # None would raise: malformed
+  monologues = collections.Counter(
+    r.monologue for r in responses
+  )  # raises for None, a malformed response
   assert len(monologues) > 0.98 * len(found)
   openings = collections.Counter(r.monologue[:12] for r in responses)
   assert openings.most_common(1)[0][1] < 0.4 * len(found)

@@ -1,4 +1,4 @@
-"""Fuzzing of parse_response, 20,000 cases, a new seed each time: FUZZ_SEED=N repeats a run."""
+"""Fuzzing of parse_response, 20,000 cases with a new seed each time; FUZZ_SEED=N repeats a run."""
 
 import hypothesis
 import pytest

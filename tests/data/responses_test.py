@@ -1,4 +1,4 @@
-"""The format of responses: well-formed or a reason, never both."""
+"""The format of responses: each one is well-formed or has exactly one failure reason."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ from srl_jax.data.responses import (
   [
     ("<think>m</think>a", Response("m", "a")),
     ("\n <think>\nm 1\nm 2\n</think>\n\na 1\na 2\n", Response("m 1\nm 2", "a 1\na 2")),
-    ("<think></think>a", Response("", "a")),  # an empty thought is a thought
+    ("<think></think>a", Response("", "a")),  # an empty monologue is allowed
     ("<think>x < 3 </ think></think>a <b> </b>", Response("x < 3 </ think>", "a <b> </b>")),
   ],
 )
@@ -68,7 +68,7 @@ def test_what_was_cut_off_is_a_failure(text):
     ("m</think>a", None),
     ("</think>a", None),
     ("m", "no_close"),
-    ("<think>m</think>a", "several"),  # the tag that the template wrote, once more
+    ("<think>m</think>a", "several"),  # repeats the tag that the template wrote
     ("m</think>", "empty_action"),
     ("m</think>a</think>b", "several"),
   ],
@@ -165,7 +165,7 @@ def test_the_public_names_are_importable_from_data_prompts():
   "turn", ["<think>\nAdd 3.\n</think>\n1. 7", " <think>a</think>\n1. 7\n<think>b</think>", "1. 7"]
 )
 def test_what_follows_an_opened_tag(turn):
-  """With the template's tag it is the same response: of one block, of several, or of none."""
+  """Text after the template's tag gives the same response, with one, several or no blocks."""
   rest = after_opened_tag(turn)
   assert outside_think_blocks(rest, think_opened=True) == outside_think_blocks(turn)
   assert [text for text in monologues(rest, think_opened=True) if text] == monologues(turn)

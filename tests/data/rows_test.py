@@ -1,4 +1,4 @@
-"""Reading tables: every complaint names its place."""
+"""Reading rows: every error message includes file and line."""
 
 import sys
 import types
@@ -19,10 +19,10 @@ def test_a_bom_crlf_and_blank_lines_are_fine(tmp_path):
   [
     (b"", r"a.jsonl is empty"),
     (b"\n \n", r"a.jsonl is empty"),
-    (b'{"a": 1}\n{"a": \n', r"a.jsonl:2: broken JSON: Expecting value"),
-    (b'{"a": ' + b"[" * 100_000, r"a.jsonl:1: broken JSON: maximum recursion depth"),
-    (b'{"a": 1}\n\n{"a": "\xff"}\n', r"a.jsonl:3: broken JSON: 'utf-8' codec"),
-    (b"[1, 2]\n", r"a.jsonl:1: expected a JSON object, found a list"),
+    (b'{"a": 1}\n{"a": \n', r"a.jsonl:2: .*Expecting value"),
+    (b'{"a": ' + b"[" * 100_000, r"a.jsonl:1: .*recursion"),
+    (b'{"a": 1}\n\n{"a": "\xff"}\n', r"a.jsonl:3: .*'utf-8' codec"),
+    (b"[1, 2]\n", r"a.jsonl:1: .*list"),
   ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -33,7 +33,7 @@ def test_bad_files(tmp_path, content, message):
 
 
 def test_a_missing_file(tmp_path):
-  with pytest.raises(ValueError, match="nope.jsonl does not exist"):
+  with pytest.raises(ValueError, match="nope.jsonl"):
     next(json_lines(tmp_path / "nope.jsonl"))
 
 

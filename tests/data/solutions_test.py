@@ -1,4 +1,4 @@
-"""Splitting numbered solutions: three styles, their traps, real text, arbitrary text."""
+"""Splitting numbered solutions: three styles, edge cases, real text, arbitrary text."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ def titles(text):
 
 
 def without_rules(text):
-  """The text less white space and horizontal rules: what no split may lose."""
+  """The text without white space and horizontal rules, which a split must preserve."""
   rule = re.compile(r"\s*((-\s*){3,}|(\*\s*){3,}|(_\s*){3,})$")
   return "".join("".join(line.split()) for line in text.split("\n") if not rule.match(line))
 
@@ -174,7 +174,7 @@ def test_a_list_of_givens_is_preamble():
   assert [s.body for s in solution.steps] == ["x", "y", "z"]
 
 
-def test_a_step_that_lost_its_bold_title_still_counts():
+def test_a_step_without_the_bold_title_of_the_others_counts():
   assert titles("1. **A**: a\n2. **B**: b\n3. So c.\n4. **D**: d") == ["A", "B", None, "D"]
 
 
@@ -271,7 +271,9 @@ HOSTILE += [
   "1. a\n2. b\n\n**answer" + " " * 40000 + "x",
   "1. a\n2. b\n" + "```\nx\n```\ny\n" * 6000,
 ]
-HOSTILE += ["".join(f"{' ' * k}1. a\n{' ' * k}2. a\n" for k in range(200))]  # all indentations
+HOSTILE += [
+  "".join(f"{' ' * k}1. a\n{' ' * k}2. a\n" for k in range(200))
+]  # one list per indentation
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

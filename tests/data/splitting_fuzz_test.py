@@ -1,4 +1,4 @@
-"""Fuzzing of the splitters, 20,000 cases a run, a new seed each time: FUZZ_SEED=N repeats a run."""
+"""Fuzzing of the splitters, 20,000 cases with a new seed each time; FUZZ_SEED=N repeats a run."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 1.0  # of one call; what is not linear takes minutes
+SECONDS = 1.0  # per call; an algorithm that is not linear takes minutes
 
 LONG_PIECES = [
   "a" * 5000,
@@ -79,11 +79,11 @@ CALLS = st.lists(st.sampled_from(CALL_PIECES), max_size=8).map("".join)
 
 @st.composite
 def mutated_runs(draw):
-  """A sound run in one of its forms, with values at random places replaced, removed or repeated."""
+  """A valid run in either form, with random values replaced, removed or repeated."""
   arguments = {"command": "view", "view_range": [1, 2]}
   run = [*xml_run(VIEW, EDIT), message("assistant", "T", tool_calls=tool_call("a.b", arguments))]
   run += [message("tool", [{"type": "text", "text": "shown"}]), message("assistant", SUBMIT)]
-  run = json.loads(json.dumps(run))  # no two places share an object
+  run = json.loads(json.dumps(run))  # copies, so that a mutation changes one place only
   for _ in range(draw(st.integers(1, 4))):
     parent, key = draw(st.sampled_from(list(places(run))))
     kind = draw(st.sampled_from(["junk", "text", "remove", "repeat"]))

@@ -1,4 +1,4 @@
-"""Thoughts inside an expert's text: apart from it for prompts and rewards, reasoning for sft."""
+"""Think blocks in an expert's text: removed for prompts and rewards, kept for sft."""
 
 import pytest
 

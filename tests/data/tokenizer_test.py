@@ -1,6 +1,7 @@
-"""Tokenizers of model folders: the ids of transformers, ends of turns, faults in one line."""
+"""Tokenizers of model folders: the same ids as transformers, stop tokens, one-line errors."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -20,7 +21,7 @@ def qwen(shared):
 
 @pytest.fixture(scope="module")
 def bytes_only(qwen, tmp_path_factory):
-  """Qwen's tokenizer with its special tokens and ids, but without merges: it loads at once."""
+  """Qwen's tokenizer with its special tokens and ids, but without merges, so that it loads fast."""
   folder = tmp_path_factory.mktemp("bytes_only")
   whole = json.loads((qwen / "tokenizer.json").read_text())
   vocabulary = {word: i for word, i in whole["model"]["vocab"].items() if len(word) == 1}
@@ -33,7 +34,7 @@ def bytes_only(qwen, tmp_path_factory):
 
 @pytest.fixture
 def copy(bytes_only, tmp_path):
-  """A function that copies the tokenizer with some settings changed (None removes one)."""
+  """Returns a function that copies the tokenizer with some settings changed (None removes one)."""
 
   def make(**changes):
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -91,7 +92,7 @@ def test_a_template_that_opens_the_block_is_noticed(copy):
 
 
 def test_special_tokens_are_not_added_twice(copy):
-  # A template writes its own beginning of text; a tokenizer may add one to whatever it is given.
+  # The template writes the begin-of-text token itself; the tokenizer adds one to any text too.
   folder = copy(chat_template="<|im_start|>{{ messages[1].content }}", bos_token="<|im_start|>")
   tokens = json.loads((folder / "tokenizer.json").read_text())
   start = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
@@ -105,13 +106,15 @@ def test_special_tokens_are_not_added_twice(copy):
   }
   (folder / "tokenizer.json").write_text(json.dumps(tokens))
   tokenizer = load_tokenizer(folder)
-  assert tokenizer("P?")["input_ids"].count(151644) == 1  # it does add one
+  assert (
+    tokenizer("P?")["input_ids"].count(151644) == 1
+  )  # without add_special_tokens=False it is added
   ids, _ = encode(tokenizer, MESSAGES)
   assert ids.count(151644) == 1
 
 
 def test_think_tags_that_are_special_tokens_stay_in_the_text(copy):
-  """Other special tokens are left out; the tags are tokens of their own in both directions."""
+  """Other special tokens are skipped; each tag is one token when encoded and decoded."""
   text = "<think>4 + 3</think>1. 7"
   plain = load_tokenizer(copy())
   folder = copy()
@@ -128,23 +131,25 @@ def test_think_tags_that_are_special_tokens_stay_in_the_text(copy):
     ids = tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]
     assert decode(tokenizer, ids) == text and format_failure(decode(tokenizer, ids)) is None
   assert (last + 1 in ids) and (last + 2 in ids)
-  assert "<think>" not in special.decode(ids, skip_special_tokens=True)  # what used to be rewarded
+  assert "<think>" not in special.decode(
+    ids, skip_special_tokens=True
+  )  # why `decode` does not skip all special tokens
 
 
 def test_a_folder_without_a_tokenizer_is_one_clear_line(tmp_path):
-  with pytest.raises(ValueError, match="has no tokenizer.json"):
+  with pytest.raises(ValueError, match="tokenizer.json"):
     load_tokenizer(tmp_path)
 
 
 def test_a_broken_tokenizer_is_one_clear_line(copy):
   folder = copy()
   (folder / "tokenizer.json").write_text('{"version": "1.0", "model": 3')
-  with pytest.raises(ValueError, match="the tokenizer cannot be read"):
+  with pytest.raises(ValueError, match=str(folder)):
     load_tokenizer(folder)
 
 
 def test_a_tokenizer_without_a_template_is_one_clear_line(copy):
-  with pytest.raises(ValueError, match="has no chat template"):
+  with pytest.raises(ValueError, match="chat_template"):
     load_tokenizer(copy(chat_template=None))
 
 
@@ -156,7 +161,7 @@ def test_a_tokenizer_without_a_template_is_one_clear_line(copy):
   ],
 )
 def test_a_template_that_fails_is_one_clear_line(copy, template, reason):
-  with pytest.raises(ValueError, match=f"cannot write a system and a user message .{reason}"):
+  with pytest.raises(ValueError, match=re.escape(reason)):
     load_tokenizer(copy(chat_template=template))
 
 
@@ -166,16 +171,16 @@ def test_a_template_that_fails_is_one_clear_line(copy, template, reason):
 )
 def test_a_template_that_leaves_the_question_out_is_refused(copy, user):
   parts = "{% if m.role == 'system' %}{{ m.content }}{% else %}" + user + "{% endif %}"
-  with pytest.raises(UserError, match="its chat template leaves the question out") as caught:
+  with pytest.raises(UserError, match="chat template") as caught:
     load_tokenizer(copy(chat_template="{% for m in messages %}" + parts + "{% endfor %}"))
   assert "'A question.'" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_template_that_cuts_long_questions_off_is_refused(copy):
-  """The trial fits; the real prompt does not."""
+  """The trial prompt of load_tokenizer passes; a longer question is cut."""
   template = "{% for m in messages %}{{ m.content[:30] }}{% endfor %}"
   tokenizer = load_tokenizer(copy(chat_template=template))
-  with pytest.raises(UserError, match="leaves the question out"):
+  with pytest.raises(UserError, match="chat template.*xxx"):
     encode(tokenizer, [{"role": "user", "content": "x" * 10_000}])
 
 
@@ -193,7 +198,7 @@ def test_an_end_beyond_the_vocabulary_is_refused(copy, name, eos):
   """The last token is 151664."""
   folder = copy()
   (folder / name).write_text(json.dumps({"eos_token_id": eos, "vocab_size": 152_064}))
-  with pytest.raises(UserError, match=f"/{name}: eos_token_id .* is no token of the tokenizer"):
+  with pytest.raises(UserError, match=f"/{name}: eos_token_id"):
     stop_ids(load_tokenizer(folder), folder)
 
 
@@ -208,7 +213,7 @@ def test_stop_ids_come_from_everywhere(copy):
 
 
 def test_a_base_model_stops_where_its_template_ends_a_turn(copy):
-  # Qwen2.5's base models name <|endoftext|> as the end; their template writes <|im_end|>.
+  # Qwen2.5's base models have eos_token <|endoftext|>, but their template writes <|im_end|>.
   folder = copy(eos_token="<|endoftext|>")
   assert stop_ids(load_tokenizer(folder), folder) == [151645, 151643]
 
@@ -217,7 +222,7 @@ def test_a_broken_config_is_named(copy):
   folder = copy()
   tokenizer = load_tokenizer(folder)
   (folder / "generation_config.json").write_text("{")
-  with pytest.raises(ValueError, match=r"generation_config\.json is no JSON object"):
+  with pytest.raises(ValueError, match=r"generation_config\.json "):
     stop_ids(tokenizer, folder)
 
 
@@ -230,6 +235,6 @@ def test_ends_of_a_wrong_type_are_refused(copy):
       with pytest.raises(UserError, match=f"/{name}: eos_token_id"):
         stop_ids(tokenizer, folder)
     (folder / name).write_text('{"a": ' * 100_000)
-    with pytest.raises(UserError, match=f"/{name} is no JSON object"):
+    with pytest.raises(UserError, match=f"/{name} "):
       stop_ids(tokenizer, folder)
     (folder / name).unlink()

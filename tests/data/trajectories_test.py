@@ -1,4 +1,4 @@
-"""Agents' runs: both forms of messages, the facts of the real files, what is held out."""
+"""Agents' runs: both forms of messages, counts of the real files, held-out issues."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def tool_call(name, arguments):
 
 
 def called(name, arguments):
-  """A run of one tool call, whose arguments are any text."""
+  """A run with one tool call; `arguments` is any text."""
   return [
     message("assistant", "", tool_calls=[{"function": {"name": name, "arguments": arguments}}])
   ]
@@ -114,7 +114,7 @@ def test_submits_after_the_first_are_left_out():
   assert [step.observation for step in steps] == ["shown 0", "shown 1", "shown 2"]
 
 
-def test_a_thought_may_speak_of_functions_and_a_value_may_contain_tags():
+def test_a_thought_may_mention_functions_and_a_value_may_contain_tags():
   thought = "I call <function=bash> now: </function>"
   action = bash("cat <<X\n<function=bash>\nX")
   (step,) = split_actions([message("assistant", f"{thought}\n\n{action}")])
@@ -125,32 +125,32 @@ def test_a_thought_may_speak_of_functions_and_a_value_may_contain_tags():
   ("messages", "complaint"),
   [
     ("[{", "broken JSON"),
-    ("{}", "expected a list of messages"),
-    ([], "expected a list of messages"),
-    ([{"content": "x"}], "message 0 is no object with a role"),
-    ([message("assistant", "I give up.")], "message 0: it does not end with a function call"),
-    ([message("assistant", bash("a") + "\nSo.")], "does not end with a function call"),
-    ([message("assistant", bash("a") + "\n" + bash("b"))], "expected one function call"),
-    ([message("assistant", 3)], "neither a text nor a list of texts"),
-    ([message("assistant", [{"type": "image"}])], "neither a text nor a list of texts"),
+    ("{}", "list of messages"),
+    ([], "list of messages"),
+    ([{"content": "x"}], "message 0 .*role"),
+    ([message("assistant", "I give up.")], "message 0: .*function call"),
+    ([message("assistant", bash("a") + "\nSo.")], "function call"),
+    ([message("assistant", bash("a") + "\n" + bash("b"))], "one function call"),
+    ([message("assistant", 3)], "message 0: .*content"),
+    ([message("assistant", [{"type": "image"}])], "message 0: .*content"),
     (
       [message("assistant", "", tool_calls=tool_call("submit", {}) * 2)],
-      "message 0: 2 function calls, expected one",
+      "message 0: 2 function calls",
     ),
     (
       [message("assistant", "", tool_calls=[{"function": {"name": "bash", "arguments": "{"}}])],
-      "no function with arguments in JSON",
+      "message 0: .*tool call",
     ),
     ("[" * 100_000, "broken JSON"),
     (
       [message("assistant", "", tool_calls={"function": {}})],
-      "message 0: its tool_calls are a dict",
+      "message 0: .*tool_calls .*dict",
     ),
-    ([message("assistant", "", tool_calls=7)], "message 0: its tool_calls are a int"),
-    ([message("assistant", "", tool_calls=[7])], "message 0: .* no function with arguments"),
-    (called("bash", '{"a": ' * 100_000), "message 0: .* no function with arguments"),
-    (called(["bash"], "{}"), "message 0: .* no name of a function"),
-    (called("bash", '{"a>b": 1}'), "message 0: 'a>b' is no name of a function or a parameter"),
+    ([message("assistant", "", tool_calls=7)], "message 0: .*tool_calls .*int"),
+    ([message("assistant", "", tool_calls=[7])], "message 0: .*tool call"),
+    (called("bash", '{"a": ' * 100_000), "message 0: .*tool call"),
+    (called(["bash"], "{}"), r"message 0: .*\['bash'\]"),
+    (called("bash", '{"a>b": 1}'), "message 0: 'a>b'"),
   ],
 )
 def test_broken_messages_are_refused(messages, complaint):
@@ -166,7 +166,7 @@ def test_long_hostile_messages_take_no_time(text):
 
 
 def test_shorten_keeps_both_ends(shared):
-  """By tokens of the model: of Qwen2.5 a digit is one, a line of blanks is few."""
+  """The limit is in tokens: for Qwen2.5 a digit is one token, a line of blanks a few."""
   tokenizer = load_tokenizer(shared / "tokenizer_qwen2.5")
   digits = "0123456789"
   assert shorten(digits, 10, tokenizer) == digits
@@ -208,7 +208,7 @@ def config(path, **changes):
 
 
 def load_examples(data, *, method, seed):
-  """The examples of a config's group `data` for a method."""
+  """Returns the examples of a config's group `data` for a method."""
   kind = example_kind(method, data.get("domain"))
   return sources.load_examples(DataConfig.from_group(data), kind, seed=seed)
 
@@ -338,17 +338,17 @@ def test_runs_are_drawn_by_seed_and_id(tmp_path):
 @pytest.mark.parametrize(
   ("rows", "changes", "method", "complaint"),
   [
-    ([{"m": 1}], {}, "srl", r"none of 1 rows .*not_resolved 1.*data.swe.resolved=False"),
-    ([row(3, m=1)], {"fields": "x"}, "srl", r"a.jsonl:1: no field 'x', which data.fields.solution"),
-    ([row(xml_run("no"))], {}, "srl", r"malformed 1; .*a.jsonl:1: message 2: it does not end"),
+    ([{"m": 1}], {}, "srl", r"1 rows .*not_resolved 1.*data.swe.resolved=False"),
+    ([row(3, m=1)], {"fields": "x"}, "srl", r"a.jsonl:1: .*'x'.*data.fields.solution"),
+    ([row(xml_run("no"))], {}, "srl", r"malformed 1; .*a.jsonl:1: message 2: "),
     (many(2), {"holdout": 1}, "srl", r"data.holdout=1: "),
-    (many(2), {"title_hint": True}, "srl", r"data.title_hint=True: actions have no titles"),
-    (many(2), {}, "rlvr", r"method='rlvr': .* no final answers"),
+    (many(2), {"title_hint": True}, "srl", r"data.title_hint=True"),
+    (many(2), {}, "rlvr", r"method='rlvr'"),
     (
       [row(xml_run(VIEW), id="a"), row(xml_run(EDIT), id="a")],
       {"id": "id"},
       "srl",
-      r"a.jsonl:2: the id 'a' already names another run",
+      r"a.jsonl:2: .*'a'.*data.fields.id",
     ),
   ],
 )
@@ -389,13 +389,13 @@ def test_every_turn_of_the_real_runs(shared, form, count, turns, submits, empty,
     taken = [step.action for step in split_actions(run)]
     assert taken.count(SUBMIT) == 1
     assert split_actions(json.dumps(run)) == split_actions(run)
-    if form == "xml":  # word for word
+    if form == "xml":  # verbatim
       said = [m["content"] for m in run if m["role"] == "assistant"]
       assert all(any(text.endswith(action) for text in said) for action in taken)
 
 
 def test_real_actions_have_one_form(shared):
-  """An action of a text run, read as a tool call, gives the same text again."""
+  """An action of a text run that is rewritten as a tool call gives the same text."""
   for run in runs.read_runs(DataConfig.from_group(real(shared, "xml")), seed=0)[0]:
     for step in run.steps:
       name = step.action.partition("=")[2].partition(">")[0]
@@ -416,7 +416,9 @@ def test_real_examples(shared):
   examples = load_examples(data, method="srl", seed=0)
   assert len(examples.validation) == 50
   described = lambda e: e.problem.split("pr_description>")[1]
-  assert len({described(e) for e in examples.train}) == 10  # of 13, one with two instructions
+  assert (
+    len({described(e) for e in examples.train}) == 10
+  )  # of 13 issues; one occurs with two instructions
   assert not set(map(described, examples.train)) & set(map(described, examples.validation))
   both = examples.train + examples.validation
   assert all(e.target.startswith("<function=") and e.target.endswith("</function>") for e in both)
@@ -428,5 +430,5 @@ def test_real_examples(shared):
     assert (short != pair) == ("tokens left out ...]" in short)
     observation = short.partition(runs.OBSERVATION)[2]
     lengths.append(len(tokenizer(observation, add_special_tokens=False)["input_ids"]))
-  # The mark has 8 to 10 tokens, and at the cuts a text may be divided in another way.
+  # The mark takes 8 to 10 tokens, and at the cuts the text may be tokenized differently.
   assert 300 < max(lengths) <= 300 + 15
