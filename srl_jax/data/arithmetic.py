@@ -218,7 +218,7 @@ def load(data: DataConfig, kind: ExampleKind, seed: int) -> Examples:
     raise UserError(
       f"data.path={path!r} needs method='sft', not {kind.method!r}: it holds responses to learn"
     )
-  # Held-out problems come from another split, so `count` problems remain to train on.
+  # Held-out problems are from another split, so `count` problems remain to train on.
   counts = {"rows": count + data.holdout, "kept": count + data.holdout}
   if path == "mix":
     train = _warm_up(data.split, count, seed, kind)

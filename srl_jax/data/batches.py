@@ -41,7 +41,7 @@ class PromptQueue:
   Args:
     count: number of examples.
     seed: of the permutations.
-    state: what `state()` returned, or None to begin with epoch 0.
+    state: a result of `state()`, or None to begin with epoch 0.
 
   Attributes:
     kept: moving average of the share of drawn prompts that dynamic sampling kept (`note_kept`);

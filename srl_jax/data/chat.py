@@ -169,7 +169,7 @@ def _read_answer(data: bytes, key: str | None) -> tuple[str, str]:
 
 
 def _remedy(status: int) -> str:
-  """Returns the end of an error message: what to change for this HTTP status, or ""."""
+  """Returns the remedy for an HTTP status as the end of an error message, or ""."""
   return {
     401: "; set OPENAI_API_KEY",
     403: "; set OPENAI_API_KEY to a key that may use this model",

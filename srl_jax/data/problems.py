@@ -60,7 +60,7 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     duplicate          a further row with the same problem (steps: and the same solution)
     surplus_solution   (steps) more than data.solutions_per_problem solutions of a problem
   Two counts describe kept rows: further_solutions (rows that solve a problem again) and thoughts
-  (rows whose solution contained think blocks). Arguments and errors: `sources.load_examples`.
+  (rows with think blocks in the solution). Arguments and errors: `sources.load_examples`.
   """
   if kind.unit == "answer" and not data.fields.answer:
     raise UserError(
@@ -120,7 +120,7 @@ def _again(
 def _with_parsable_answer(
   problems: list[Problem], places: dict[str, str], counts: collections.Counter
 ) -> list[Problem]:
-  """Returns the problems whose gold answers can be parsed, and counts and logs the others.
+  """Returns the problems with gold answers that can be parsed; counts and logs the others.
 
   An answer that the parser does not understand equals almost no response, so its reward would be 0
   for right and wrong responses alike. All answers are parsed in one call, which runs in parallel.

@@ -1,7 +1,7 @@
 """Splits an expert's numbered solution into preamble, steps and conclusion (paper, 4.2 and 5.1).
 
 Teachers number their steps as `1. **Title**:`, as `### Step 1: Title`, or plainly as `1.`, with
-small variations of each. Steps contain nested lists, code and headings of their own, so a line is
+small variations of each. Steps contain nested lists, code and headings themselves, so a line is
 the head of a step only if it looks like the other heads (same kind, same indentation) and carries
 the next number of 1, 2, 3, ... No text is dropped: preamble, steps and conclusion joined together
 are the solution, apart from white space and the horizontal rules between them.

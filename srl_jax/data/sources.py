@@ -248,8 +248,8 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   # Supervised fine-tuning accepts the prompts of any task: it needs a response but no reward.
   if example.task != kind.task and not kind.supervised:
     raise UserError(
-      f"{place}: task={example.task!r}, but the config's method is {kind.method!r}, whose task is"
-      f" {kind.task!r}: write that into the rows, or run srl_jax.prepare with"
+      f"{place}: task={example.task!r}, but the config's method is {kind.method!r} with task"
+      f" {kind.task!r}: write this task into the rows, or run srl_jax.prepare with"
       f" --method={kind.method}"
     )
   for field in kind.needs:

@@ -1,15 +1,15 @@
-"""Final answers: found in a solution, and compared with the gold one.
+"""Extracts final answers from solutions and compares them with the gold answer.
 
-The protocol is that of Qwen2.5-Math's evaluation, which the paper follows: the last box counts,
-then what comes after "the answer is", then the last number; units and ways of writing LaTeX make no
-difference; a decimal may be off by one in 10,000. It is stricter than Qwen's where that would pay
-for wrong answers: whole numbers must be equal (9999.857 is not 10000), 5 is not 500 unless one of
-them is a percentage, an open interval is not a closed one, M is not m, and an infinite or undefined
-answer equals only its like.
+The rules are those of Qwen2.5-Math's evaluation, which the paper follows: the last box is the
+answer, else the text after "the answer is", else the last number; units and different LaTeX
+spellings are ignored; a decimal may be off by a relative 1e-4. They are stricter than Qwen's
+wherever Qwen's accept wrong answers: integers must be equal (9999.857 is not 10000), 5 is not 500
+unless one of them is a percentage, an open interval is not a closed one, M is not m, and an
+infinite or undefined answer equals only the same one.
 
-Most answers are settled here, by text or as plain numbers (`normal_form`). The others go to sympy
-in worker processes (`equivalence`, `values`), for sympy may take for ever: an answer such as
-9^{9^{9^9}} costs _SECONDS and a worker, and counts as wrong.
+Most answers are decided here, as text or as plain numbers (`normal_form`). The rest are compared by
+sympy in worker processes (`equivalence`, `values`), because sympy may not terminate: an answer such
+as 9^{9^{9^9}} uses up _SECONDS, its worker is killed, and it counts as wrong.
 """
 
 import functools
@@ -20,18 +20,19 @@ from collections.abc import Sequence
 from srl_jax.rewards.normal_form import choice, normal_form, number, options, same_form
 from srl_jax.rewards.workers import Workers
 
-_WORKERS = 8  # at most; as many as there are cores
-_SECONDS, _MEGABYTES = 1, 1024  # CPU time and memory per comparison; the mean is 0.01 s
-_LONGEST = 2000  # characters; no gold answer is a tenth as long, so a longer answer is wrong
+_WORKERS = 8  # at most, and no more than there are cores
+_SECONDS, _MEGABYTES = 1, 1024  # CPU time and memory per comparison; the mean time is 0.01 s
+_LONGEST = 2000  # characters; gold answers are below a tenth of this, so a longer answer is wrong
 
-# ---------------------------------------------------------------------------------- finding
+# ---------------------------------------------------------------------------------- extracting
 
+# Tokens for matching braces. An escaped character such as \{ is one token, so that it is skipped.
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 # "The answer is 5", "Answer: 5", "answer": 5 (JSON); not "the answer isn't".
 _ANNOUNCED = re.compile(
   r"(?:answer(?:\s+is\b|\"?\s*[:：])|答案(?:是|为|[:：]))[\s:：*\"]*", re.IGNORECASE
 )
-# \boxed 7: up to the end of the formula or the line, as Qwen2.5-Math's parser reads it.
+# \boxed 7: the rest of the formula or of the line, as Qwen2.5-Math's parser reads it.
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*(?!\s*\{)([^$\n]+)")
 _END_OF_FORMULA = re.compile(r"\\[)\]]")
 _MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -41,10 +42,10 @@ _WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*$")
 
 
 def extract_answer(text: str) -> str | None:
-  """Returns the final answer of a solution as it is written there, or None if there is none.
+  """Returns the final answer of a solution verbatim, or None if there is none.
 
-  In this order: the content of the last box; what follows the last "answer is" or "answer:", up to
-  the end of the formula or the line; the last number.
+  The first of these that exists: the content of the last box; the text after the last "answer is"
+  or "answer:", up to the end of the formula or the line; the last number.
 
   Args:
     text: a solution without its think blocks.
@@ -52,26 +53,29 @@ def extract_answer(text: str) -> str | None:
   stated = last_boxed(text) or _announced(text)
   if stated:
     return stated
-  numbers = _NUMBER.findall(text.replace(",", ""))
+  numbers = _NUMBER.findall(text.replace(",", ""))  # 1,234 is one number
   return numbers[-1] if numbers else None
 
 
 def last_boxed(text: str) -> str | None:
   r"""Returns the content of the last \boxed{} that is not empty, or None.
 
-  A box without braces (\boxed 7) holds what follows, up to the end of the formula or the line. A
-  box that the text breaks off in counts, up to the end of its line, if no other box is closed.
+  A box without braces (\boxed 7) contains the rest of the formula or line. If no box is closed, an
+  unclosed one (the text was truncated) contains the rest of its line.
   """
-  last, opened = None, []  # opened: where the content of each open brace starts, and if it is a box
+  # last: (start, stop) of the content of the last closed box.
+  # opened: a stack of open braces, (start of the content, whether it belongs to a box) each.
+  last, opened = None, []
   for match in _BOX_OR_BRACE.finditer(text):
     token = match[0]
     if token == "}" and opened:
       start, is_box = opened.pop()
-      # Nothing is copied here: thousands of nested boxes must not cost their square.
+      # Only indices are stored: copying the contents of n nested boxes would cost O(n^2).
       if is_box and _SPACE.match(text, start).end() < match.start():
         last = start, match.start()
     elif token == "{" or token.startswith((r"\boxed", r"\fbox")):
       opened.append((match.end(), token != "{"))
+  # A bare box counts only if it follows the last closed one.
   bare = _bare_box(text, after=last[1] if last else 0)
   if bare or last:
     return bare or text[slice(*last)].strip()
@@ -80,7 +84,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _bare_box(text: str, after: int) -> str | None:
-  """The content of the last box without braces after a position."""
+  """Returns the content of the last box without braces after a position, or None."""
   found = None
   for match in _BARE_BOX.finditer(text, after):
     found = match[1]
@@ -90,14 +94,14 @@ def _bare_box(text: str, after: int) -> str | None:
 
 
 def _announced(text: str) -> str | None:
-  """What follows the last announcement: the formula that stands there, or else the line."""
+  """Returns the text after the last "answer is": a formula that follows directly, or the line."""
   parts = _ANNOUNCED.split(text)
   if len(parts) == 1:
     return None
   formula = _MATH.match(parts[-1])
   found = next(filter(None, formula.groups())) if formula else parts[-1].split("\n")[0]
   found = found.strip("*\"', \t").removesuffix(".").removesuffix("。")
-  if found.count("}") > found.count("{"):  # the end of a JSON object
+  if found.count("}") > found.count("{"):  # the answer was the last value of a JSON object
     found = found.rstrip("}\"', ")
   return found.strip() or None
 
@@ -106,14 +110,14 @@ def _announced(text: str) -> str | None:
 
 
 def answers_equal(predicted: str | None, gold: str, *, problem: str | None = None) -> bool:
-  """Returns whether two final answers mean the same; safe for any input.
+  """Returns whether two final answers have the same meaning; accepts any text.
 
   Args:
-    predicted: from `extract_answer`; None counts as wrong. Of a text that boxes or announces its
+    predicted: from `extract_answer`; None counts as wrong. If the text boxes or announces an
       answer, that answer is compared.
-    gold: the reference; likewise of a text that boxes or announces it.
-    problem: text of the problem. If it lists options and the gold answer is the letter of one, the
-      option's own text is right, too.
+    gold: the reference; the same applies.
+    problem: text of the problem. If it lists options and the gold answer is an option's letter, the
+      text of that option is correct too.
   """
   return equal_pairs([(predicted, gold)], [problem])[0]
 
@@ -121,7 +125,12 @@ def answers_equal(predicted: str | None, gold: str, *, problem: str | None = Non
 def equal_pairs(
   pairs: Sequence[tuple[str | None, str]], problems: Sequence[str | None] | None = None
 ) -> list[bool]:
-  """Returns `answers_equal` for each (predicted, gold) and its problem, computed together."""
+  """Returns `answers_equal` for each (predicted, gold) pair and its problem.
+
+  The comparisons that need sympy run in one parallel batch.
+  """
+  # `asked` has (index of the pair, comparison for a worker). A pair may have several comparisons,
+  # of which one must be true.
   equal, asked = [], []
   for i, (predicted, gold) in enumerate(pairs):
     verdict, questions = _settle(predicted, gold, problems[i] if problems else None)
@@ -135,39 +144,49 @@ def equal_pairs(
 
 
 def parsable(golds: Sequence[str]) -> list[bool]:
-  """Returns for each gold answer whether it is a number, a formula or prose: something to equal.
+  """Returns for each gold answer whether it is a number, a formula or prose.
 
-  Where parsing takes longer than a comparison may, the answer gets the benefit of the doubt.
+  An answer that takes too long to parse counts as parsable, so that its row is not dropped.
   """
   forms = [normal_form(last_boxed(gold) or _announced(gold) or gold) for gold in golds]
   asked = list(dict.fromkeys(form for form in forms if not (number(form) or _WORDS.match(form))))
   if not asked:
     return [True] * len(forms)
+  # Not `_pool()`: another function runs in these workers, and it is needed once, when data is
+  # loaded.
   count = min(_WORKERS, os.cpu_count() or 1)
   pool = Workers(
     "srl_jax.rewards.equivalence:parses", count, seconds=_SECONDS, megabytes=_MEGABYTES
   )
   verdicts = dict(zip(asked, pool.run(asked)))
   pool.close()
+  # None: the worker ran out of time or memory.
   return [verdicts.get(form) is not False for form in forms]
 
 
 def _settle(
   predicted: str | None, gold: str, problem: str | None
 ) -> tuple[bool, list[tuple[str, str]]]:
-  """The verdict where it is cheap; otherwise False, and the questions of which one must be true."""
+  """Returns the verdict if it is cheap to decide, and the comparisons that are left to workers.
+
+  Returns:
+    (verdict, comparisons): if `comparisons` is not empty, the answer is right if the verdict or any
+    comparison is true.
+  """
   predicted = predicted and (last_boxed(predicted) or _announced(predicted) or predicted)
   if not predicted or len(predicted) > _LONGEST:
     return False, []
-  # Some sources give a worked solution as the answer (s1K does for a part of its rows).
+  # Some sources have a worked solution in the answer column (s1K does in some rows).
   gold = last_boxed(gold) or _announced(gold) or gold
   answer, golds = normal_form(predicted), [normal_form(gold)]
   letter = choice(golds[0])
-  if letter and golds[0].isupper():  # c may be a variable, C is an option
+  if letter and golds[0].isupper():  # "C" is an option; "c" may be a variable
     if choice(answer):
       return choice(answer) == letter, []
+    # The text of the option is a second gold answer.
     text = options(problem or "").get(letter)
     golds += [normal_form(text)] if text else []
+  # None: text and plain numbers do not decide.
   verdicts = [same_form(answer, g) for g in golds]
   named = _equations(predicted, gold) if len(golds) == 1 else None
   return any(verdicts), [
@@ -176,7 +195,13 @@ def _settle(
 
 
 def _equations(predicted: str, gold: str) -> tuple[str, str] | None:
-  """Both as equations where one needs its name for it (2x - y = 0 and y = 2x), else None."""
+  """Returns both answers as equations if their left sides matter, as in 2x - y = 0 and y = 2x.
+
+  Returns None otherwise.
+
+  `normal_form` removes the "y =" of an answer, which is right for "x = 5" and 5 but would reduce
+  these two equations to 0 and 2x.
+  """
   named = normal_form(predicted, keep_name=True), normal_form(gold, keep_name=True)
   if any("=" not in form for form in named):
     return None
@@ -187,6 +212,7 @@ def _equations(predicted: str, gold: str) -> tuple[str, str] | None:
 
 @functools.cache
 def _pool() -> Workers:
+  """Returns the workers for comparisons; started at the first call and kept."""
   count = min(_WORKERS, os.cpu_count() or 1)
   return Workers(
     "srl_jax.rewards.equivalence:equivalent", count, seconds=_SECONDS, megabytes=_MEGABYTES

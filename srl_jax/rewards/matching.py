@@ -1,17 +1,18 @@
 """Characters in the matching blocks of difflib.SequenceMatcher, without its worst cases.
 
-SequenceMatcher takes the longest common substring of two texts (the earliest in the first text,
-then the earliest in the second), and does the same left and right of it. Its dynamic programme
-visits every pair of equal characters, once per block: spaces against a text with many spaces take
-minutes. Here the work grows with (n + m) log(m) for each length that a block has. The lengths of
-disjoint blocks add up to at most the shorter text's m, so at most sqrt(2 m) of them differ.
+SequenceMatcher finds the longest common substring of two texts (the earliest in the first text,
+then the earliest in the second) and recurses left and right of it. Its dynamic programme visits
+every pair of equal characters once per block, which takes minutes for texts with many spaces. Here
+the work is O((n + m) log m) for each distinct block length. The lengths of disjoint blocks add up
+to at most the shorter text's m, so there are at most sqrt(2 m) distinct lengths.
 
 The blocks are found by descending length L, in all parts of the texts ("boxes") at once:
 
-  - a suffix array with its LCP array (Manber and Myers, 1990, prefix doubling) puts all substrings
-    of length L into classes, by one cumulative sum
-  - within a box, the blocks of length L follow one another: left of the earliest one there is none
-  - what is left between the blocks are smaller boxes, without a block of length L
+  - a suffix array with its LCP array (Manber and Myers, 1990, prefix doubling) sorts all substrings
+    of length L into classes of equal ones, by one cumulative sum
+  - within a box, the blocks of length L are taken from left to right, as the recursion would take
+    them: the earliest block has no other one to its left
+  - the remainders between the blocks become smaller boxes, which have no block of length L
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ def matched_characters(a: str, b: str, *, autojunk: bool = False) -> int:
   """Returns the sum of the lengths in SequenceMatcher(None, a, b, autojunk).get_matching_blocks().
 
   Args:
-    a: the first text; any code points, lone surrogates included.
+    a: the first text; any code points, including lone surrogates.
     b: the second text.
     autojunk: ignore the popular characters of a long b, as SequenceMatcher does.
   """
@@ -41,9 +42,11 @@ def matched_characters(a: str, b: str, *, autojunk: bool = False) -> int:
     return 0
   search = _prepare(a, b, autojunk)
   matched = 0
+  # Each iteration takes all blocks of the longest length that is left, so the lengths descend.
   while candidates := _longest(search):
     matched += _take_blocks(search, candidates)
-  # SequenceMatcher extends even an empty match by characters that autojunk had left out.
+  # SequenceMatcher extends every match, even an empty one, by adjacent characters that autojunk
+  # ignored. A remaining box has no match left, so only its common prefix can be added.
   return matched + sum(_common_prefix(search, box) for box in search.boxes.values())
 
 
@@ -51,13 +54,18 @@ def matched_characters(a: str, b: str, *, autojunk: bool = False) -> int:
 
 
 def _prepare(a: str, b: str, autojunk: bool) -> "_Search":
+  """Returns the search state with one box, the two whole texts."""
   codes_a, codes_b = (np.frombuffer(x.encode("utf-32-le", "surrogatepass"), "<u4") for x in (a, b))
   text = _joined(codes_a, codes_b, autojunk)
   n, m = len(a), len(b)
+  # Concatenated: n characters of a, a mark, m characters of b, a mark. Position j of b is therefore
+  # suffix n + 1 + j.
   order, ranks = _suffix_array(text, longest=min(n, m))
-  place = np.empty_like(order)
+  place = np.empty_like(order)  # the inverse permutation: suffix -> its index in `order`
   place[order] = np.arange(len(order), dtype=order.dtype)
   common = _common_prefixes(order[:-1], order[1:], ranks)
+  # An upper bound on the match at each position of a: its longest prefix that occurs anywhere in b,
+  # and at most the characters that are left in a.
   room = np.minimum(_longest_in_b(order, ranks, n)[place[:n]], np.arange(n, 0, -1))
   return _Search(
     a=a,
@@ -75,9 +83,14 @@ def _prepare(a: str, b: str, autojunk: bool) -> "_Search":
 
 
 def _joined(codes_a: np.ndarray, codes_b: np.ndarray, autojunk: bool) -> np.ndarray:
-  """Both texts as dense codes, a mark after each; characters that must not match differ."""
+  """Returns both texts as one array of codes, with a mark after each text.
+
+  Codes are dense from 2 on; the marks are 1 and 0. Characters that autojunk ignores get one code in
+  a and another in b, so that they match nothing.
+  """
   _, dense = np.unique(np.concatenate([codes_a, codes_b]), return_inverse=True)
   dense_a, dense_b = dense[: len(codes_a)] + 2, dense[len(codes_a) :] + 2
+  # The rule of SequenceMatcher.__chain_b: popular are characters with over 1 % of a long b, plus 1.
   if autojunk and len(codes_b) >= 200:
     counts = np.bincount(dense_b, minlength=dense.max() + 3)
     popular = counts > len(codes_b) // 100 + 1
@@ -88,12 +101,23 @@ def _joined(codes_a: np.ndarray, codes_b: np.ndarray, autojunk: bool) -> np.ndar
 
 
 def _suffix_array(text: np.ndarray, longest: int) -> tuple[np.ndarray, list[np.ndarray]]:
-  """The suffixes by their first `longest` characters, and for each k the ranks by the first 2^k."""
+  """Returns the suffix array and its rank arrays by prefix doubling.
+
+  Args:
+    text: codes, int array [size].
+    longest: prefixes are compared up to this length.
+
+  Returns:
+    order: the suffixes (their start positions), sorted by at least `longest` characters.
+    ranks: ranks[k][i] is the rank of suffix i by its first 2^k characters; equal prefixes share it.
+  """
   size = len(text)
   order = np.argsort(text, kind="stable")
   ranks = [_ranks(text, order)]
   length = 1
   while length < longest and ranks[-1].max() < size - 1:
+    # Rank by 2L characters: (rank of the first L, rank of the L after them). 0 marks suffixes
+    # that end before; the pair is packed into one sortable integer.
     second = np.zeros(size, np.int64)
     second[:-length] = ranks[-1][length:] + 1
     keys = ranks[-1] * (size + 1) + second
@@ -104,6 +128,7 @@ def _suffix_array(text: np.ndarray, longest: int) -> tuple[np.ndarray, list[np.n
 
 
 def _ranks(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
+  """Returns for each position the number of distinct smaller keys; `order` sorts the keys."""
   in_order = keys[order]
   ranks = np.zeros(len(keys), np.int64)
   ranks[order[1:]] = np.cumsum(in_order[1:] != in_order[:-1])
@@ -111,19 +136,28 @@ def _ranks(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _common_prefixes(left: np.ndarray, right: np.ndarray, ranks: list[np.ndarray]) -> np.ndarray:
-  """Lengths of the common prefixes of pairs of suffixes, exact up to the longest that counts."""
+  """Returns the lengths of the common prefixes of pairs of suffixes, exact up to `longest`.
+
+  The length is built bit by bit from the largest power of two, like a binary search: equal ranks[k]
+  means that the next 2^k characters agree.
+  """
   length = np.zeros(len(left), np.int64)
   for k in reversed(range(len(ranks))):
-    # The end mark occurs once, so no two suffixes agree up to it and the index stays inside.
+    # The end mark occurs once, so no common prefix contains it and the index stays in range.
     length += (ranks[k][left + length] == ranks[k][right + length]) * (1 << k)
   return length
 
 
 def _longest_in_b(order: np.ndarray, ranks: list[np.ndarray], n: int) -> np.ndarray:
-  """For each suffix, in their order, its longest prefix that occurs in b: a neighbour has it."""
+  """Returns for each suffix, in suffix-array order, its longest prefix that occurs in b.
+
+  The longest common prefix with any suffix of b is the one with the nearest suffix of b before or
+  after it in the suffix array.
+  """
   size = len(order)
-  in_b = order > n
+  in_b = order > n  # suffixes that start in b
   index = np.arange(size)
+  # Index of the nearest suffix of b before and after each entry (-1 and `size` if there is none).
   before = np.maximum.accumulate(np.where(in_b, index, -1))
   after = np.minimum.accumulate(np.where(in_b, index, size)[::-1])[::-1]
   longest = np.zeros(size, np.int64)
@@ -139,16 +173,17 @@ def _longest_in_b(order: np.ndarray, ranks: list[np.ndarray], n: int) -> np.ndar
 
 @dataclasses.dataclass
 class _Search:
-  """What is left to match. Positions count from the start of their own text.
+  """The state of the search. Positions count from the start of their own text.
 
   Attributes:
-    a, b: the texts.
-    place_a, place_b: the place of each position's suffix in the suffix array.
-    common: LCP array, `common[r]` of the suffixes at places r and r + 1.
-    boxes: what is left, by number.
-    room_a: at most so long is a match that starts here; 0 where none can.
-    room_b: characters up to the end of the box; 0 outside the boxes.
-    low_b, high_b, box_a: for each position of a, its box's part of b and its box's number.
+    a, b: the texts, of n and m characters.
+    place_a, place_b: int [n], [m]: index of each position's suffix in the suffix array.
+    common: int [n + m + 1], the LCP array: common prefix of the suffixes with indices r and r + 1.
+    boxes: {number: box}, the parts that are not matched yet.
+    room_a: int [n]: upper bound on a match that starts here; 0 if no match can.
+    room_b: int [m]: characters up to the end of the box; 0 outside the boxes.
+    low_b, high_b, box_a: int [n]: for each position of a, its box's range in b and its box's
+      number.
   """
 
   a: str
@@ -165,9 +200,10 @@ class _Search:
 
 
 class _Candidates(NamedTuple):
-  """Positions in a, ascending, where a match of one length starts, and where it is in b.
+  """Positions in a, ascending, at which a match of `length` starts, with its occurrences in b.
 
-  `first` and `last` index `places`, the positions in b ordered by substring, then by position.
+  The occurrences of a[i] are places[first[i] : last[i] + 1]. `places` has positions in b, sorted by
+  substring class, then by position.
   """
 
   length: int
@@ -178,7 +214,11 @@ class _Candidates(NamedTuple):
 
 
 def _longest(search: _Search) -> _Candidates | None:
-  """The candidates of the greatest length that has any; gallops down, then bisects."""
+  """Returns the candidates of the greatest length that has any, or None.
+
+  Lengths are tried downwards in doubling steps (1, 3, 7, ... below the bound), then by bisection:
+  blocks are usually close to the bound.
+  """
   high, step = int(search.room_a.max()), 0
   length = high
   while True:
@@ -187,9 +227,12 @@ def _longest(search: _Search) -> _Candidates | None:
     best = _candidates(search, length)
     if best:
       break
+    # `_candidates` lowered `room_a` at positions without a match, which may lower the bound
+    # further.
     high = min(length - 1, int(search.room_a.max()))
     length = max(high - step, min(high, 1))
     step = 2 * step + 1
+  # Invariant: `low` has candidates (`best`), and no length above `high` has any.
   low = length
   while low < high:
     middle = (low + high + 1) // 2
@@ -199,16 +242,19 @@ def _longest(search: _Search) -> _Candidates | None:
 
 
 def _candidates(search: _Search, length: int) -> _Candidates | None:
-  """The candidates of one length, or None; positions without a match keep less room."""
+  """Returns the candidates of one length, or None; lowers room_a at positions without a match."""
   a = np.flatnonzero(search.room_a >= length)
   b = np.flatnonzero(search.room_b >= length)
-  # Suffixes with the same first `length` characters are neighbours: a class each.
+  # Adjacent suffixes with a common prefix of at least `length` belong to one class.
   classes = np.concatenate(
     [np.zeros(1, np.int32), np.cumsum(search.common < length, dtype=np.int32)]
   )
+  # One sorted array answers all queries: key = class * stride + position in b, so that the
+  # positions of a class are contiguous and ascending, and `keys % stride` recovers them.
   stride = len(search.b) + 1
   keys = np.sort(classes[search.place_b[b]] * np.int64(stride) + b)
   wanted = classes[search.place_a[a]] * np.int64(stride)
+  # An occurrence must be inside the box: low_b <= j and j + length <= high_b.
   first = np.searchsorted(keys, wanted + search.low_b[a])
   last = np.searchsorted(keys, wanted + search.high_b[a] - length, side="right") - 1
   found = first <= last
@@ -219,12 +265,13 @@ def _candidates(search: _Search, length: int) -> _Candidates | None:
 
 
 def _take_blocks(search: _Search, candidates: _Candidates) -> int:
-  """Takes all blocks of the candidates' length, splits their boxes, returns the matched length."""
+  """Takes all blocks of the candidates' length, splits their boxes; returns the matched length."""
   numbers = search.box_a[candidates.a]
-  starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+  starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # candidates of one box are contiguous
   matched = 0
   for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)]):
     matched += _take_in_box(search, int(numbers[start]), candidates, start, stop)
+  # No block of this length is left anywhere.
   np.minimum(search.room_a, candidates.length - 1, out=search.room_a)
   return matched
 
@@ -232,14 +279,20 @@ def _take_blocks(search: _Search, candidates: _Candidates) -> int:
 def _take_in_box(
   search: _Search, number: int, candidates: _Candidates, start: int, stop: int
 ) -> int:
+  """Takes the blocks of one box from left to right; candidates start..stop belong to it.
+
+  Returns the matched length. `box` shrinks from the left: after a block, it is the remainder to the
+  right of it, in a and in b, and the part to its left becomes another box.
+  """
   box = search.boxes.pop(number)
   search.room_b[box.b_low : box.b_high] = 0
   a, first, last = (x[start:stop] for x in (candidates.a, candidates.first, candidates.last))
   last_b = candidates.places[last]
   matched, at = 0, 0
+  # The next candidate with an occurrence at or after box.b_low: its last occurrence decides.
   while (at := _next_at_least(last_b, at, box.b_low)) < len(a):
     places = candidates.places[first[at] : last[at] + 1]
-    j = int(places[0])
+    j = int(places[0])  # the earliest occurrence in b that is still inside the box
     if j < box.b_low:
       j = int(places[np.searchsorted(places, box.b_low)])
     i, j, size = _extended(search, box, int(a[at]), j, candidates.length)
@@ -247,13 +300,16 @@ def _take_in_box(
     search.room_a[i : i + size] = 0
     matched += size
     box = Box(i + size, box.a_high, j + size, box.b_high)
-    at += int(np.searchsorted(a[at:], box.a_low))
+    at += int(np.searchsorted(a[at:], box.a_low))  # skips candidates inside the block just taken
   _keep(search, box)
   return matched
 
 
 def _next_at_least(values: np.ndarray, at: int, low: int) -> int:
-  """The first index from `at` on whose value is at least `low`, or the number of values."""
+  """Returns the first index >= `at` with a value of at least `low`, or len(values).
+
+  Looks at windows of doubling width: most answers are near, and a scan in Python would be slow.
+  """
   width = 16
   while at < len(values):
     hits = values[at : at + width] >= low
@@ -266,7 +322,7 @@ def _next_at_least(values: np.ndarray, at: int, low: int) -> int:
 
 
 def _extended(search: _Search, box: Box, i: int, j: int, size: int) -> tuple[int, int, int]:
-  """A block, extended both ways within its box by characters that autojunk had left out."""
+  """Returns (i, j, size) of a block extended both ways by characters that autojunk ignored."""
   a, b = search.a, search.b
   while i > box.a_low and j > box.b_low and a[i - 1] == b[j - 1]:
     i, j, size = i - 1, j - 1, size + 1
@@ -274,6 +330,7 @@ def _extended(search: _Search, box: Box, i: int, j: int, size: int) -> tuple[int
 
 
 def _common_prefix(search: _Search, box: Box) -> int:
+  """Returns the length of the common prefix of a box's two parts."""
   length = 0
   for x, y in zip(range(box.a_low, box.a_high), range(box.b_low, box.b_high)):
     if search.a[x] != search.b[y]:
@@ -283,14 +340,15 @@ def _common_prefix(search: _Search, box: Box) -> int:
 
 
 def _keep(search: _Search, box: Box) -> None:
-  """Adds a box, unless nothing can match in it."""
+  """Adds a box to the search, unless one of its parts is empty."""
   part_a, part_b = slice(box.a_low, box.a_high), slice(box.b_low, box.b_high)
   width_a, width_b = box.a_high - box.a_low, box.b_high - box.b_low
   if width_a == 0 or width_b == 0:
     search.room_a[part_a] = 0
     return
-  number = box.a_low  # a_low is in no other box
+  number = box.a_low  # unique, because the boxes are disjoint in a
   search.boxes[number] = box
+  # Bounds from before the split remain valid; they now also end with the box.
   search.room_a[part_a] = np.minimum(search.room_a[part_a], np.arange(width_a, 0, -1))
   search.room_b[part_b] = np.arange(width_b, 0, -1)
   search.low_b[part_a], search.high_b[part_a] = box.b_low, box.b_high

@@ -1,10 +1,10 @@
-"""R = 2M / T, the paper's step reward (4.2): the ratio of Python's difflib.SequenceMatcher.
+"""The paper's step reward R = 2M / T (4.2): the ratio of Python's difflib.SequenceMatcher.
 
 M is the number of characters in the matching blocks that SequenceMatcher finds between action and
 target, T the number of characters of both. The measure is not symmetric: the action is the first
-sequence. Two programs compute M, both bit for bit as the standard library does, which the tests
-hold them to: cydifflib (SequenceMatcher in C) for short texts, and `matching` for long ones, whose
-cost does not explode on repeats. A text of 2,048 tokens takes at most a second.
+sequence. M is computed by one of two programs, and the tests compare both with the standard library
+for equality: cydifflib (SequenceMatcher in C) for short texts, and `matching` for long ones, which
+avoids SequenceMatcher's worst cases. Texts of 2,048 tokens take at most a second.
 """
 
 import collections
@@ -17,13 +17,13 @@ from srl_jax.rewards.matching import matched_characters
 from srl_jax.rewards.workers import Workers
 
 # cydifflib visits each pair of equal characters once per matching block, and there are at most as
-# many blocks as the shorter text has characters. Within this limit it takes at most 0.05 s
-# (measured); two ordinary texts of 900 characters reach it, where `matching` is as fast.
+# many blocks as the shorter text has characters. Below this bound it takes at most 0.05 s
+# (measured). Two ordinary texts of 900 characters reach the bound; `matching` is as fast there.
 _VISITS_AT_MOST = 50_000_000
 
 # Measured: cydifflib takes about 2 ns per pair of characters (500 to 10,000 characters), `matching`
-# 1.2 us per character. A batch under a quarter of a second is not worth sending away, and a job of
-# 0.1 s keeps workers even.
+# 1.2 us per character. Below a quarter of a second the overhead of workers does not pay, and jobs
+# of 0.1 s balance the load.
 _SECONDS_PER_CELL, _SECONDS_PER_CHARACTER = 2e-9, 1.2e-6
 _SECONDS_WORTH_WORKERS, _SECONDS_PER_JOB = 0.25, 0.1
 
@@ -34,11 +34,11 @@ def similarity(action: str, target: str, *, autojunk: bool = False) -> float:
   """Returns the similarity in [0, 1], `SequenceMatcher(None, action, target).ratio()`.
 
   Args:
-    action: what the policy did; compared as it is, so strip it before.
-    target: what the expert did.
-    autojunk: the matcher's heuristic that ignores the frequent characters of a target of 200 or
-      more. The paper's formula has no such rule, its words name difflib with no setting; with it a
-      long step is hardly similar to itself with a few words changed (0.5 instead of 0.8).
+    action: the policy's action; white space counts, so strip it first.
+    target: the expert's action.
+    autojunk: SequenceMatcher's heuristic that ignores frequent characters of a target of 200 or
+      more characters. The paper's formula has no such rule, though difflib applies it by default.
+      With it, a long step with a few words changed scores 0.5 against itself instead of 0.8.
   """
   if _visits(action, target) <= _VISITS_AT_MOST:
     return SequenceMatcher(None, action, target, autojunk=autojunk).ratio()
@@ -47,11 +47,12 @@ def similarity(action: str, target: str, *, autojunk: bool = False) -> float:
 
 
 def _visits(action: str, target: str) -> int:
-  """A bound on the pairs of characters that cydifflib visits, over all its blocks."""
+  """Returns an upper bound on the pairs of characters that cydifflib visits over all blocks."""
   blocks = min(len(action), len(target))
   visits = len(action) * len(target) * blocks
-  if visits <= _VISITS_AT_MOST:  # no need to count
+  if visits <= _VISITS_AT_MOST:  # the cheap bound suffices
     return visits
+  # Only pairs of equal characters are visited: sum over characters of count in a * count in b.
   in_action, in_target = collections.Counter(action), collections.Counter(target)
   return blocks * sum(count * in_target[character] for character, count in in_action.items())
 
@@ -62,10 +63,10 @@ def similarities(pairs: Sequence[Pair], *, autojunk: bool = False, workers: int 
   Args:
     pairs: (action, target).
     autojunk: as for `similarity`.
-    workers: processes to share a large batch among (small ones are computed here); 0 for none.
+    workers: number of processes for a large batch (small ones are computed here); 0 for none.
 
   Raises:
-    RuntimeError: workers were killed twice over the same pairs (most likely for lack of memory).
+    RuntimeError: workers were killed twice on the same pairs, most likely because memory ran out.
   """
   different = list(dict.fromkeys(map(tuple, pairs)))
   if workers and sum(map(_seconds, different)) >= _SECONDS_WORTH_WORKERS:
@@ -77,15 +78,17 @@ def similarities(pairs: Sequence[Pair], *, autojunk: bool = False, workers: int 
 
 
 def _by_workers(pairs: list[Pair], autojunk: bool, workers: int) -> list[float]:
+  """Returns the similarity of each pair, computed in worker processes."""
   jobs = [(chunk, autojunk) for chunk in _chunks(pairs)]
   pool = _pool(workers)
   results = pool.run(jobs)
+  # A killed worker is no fault of the texts (there is no limit here), so its jobs run once more.
   lost = [i for i, result in enumerate(results) if result is None]
   for i, result in zip(lost, pool.run([jobs[i] for i in lost])):
     if result is None:
       raise RuntimeError(
-        f"a scoring process was killed twice over the same {len(jobs[i][0])} pairs of texts, most"
-        " likely for lack of memory: use fewer workers or shorter texts"
+        f"a scoring process was killed twice on the same {len(jobs[i][0])} pairs of texts, most"
+        " likely because memory ran out: use fewer workers or shorter texts"
       )
     results[i] = result
   known: dict[Pair, float] = {}
@@ -95,7 +98,7 @@ def _by_workers(pairs: list[Pair], autojunk: bool, workers: int) -> list[float]:
 
 
 def _chunks(pairs: list[Pair]) -> list[list[Pair]]:
-  """Jobs of about equal cost, the costliest first, so that the last to finish is a short one."""
+  """Returns jobs of about equal cost, the most expensive pairs first, so that the last is short."""
   chunks, seconds = [], 0.0
   for pair in sorted(pairs, key=_seconds, reverse=True):
     if not chunks or seconds + _seconds(pair) > _SECONDS_PER_JOB:
@@ -107,17 +110,18 @@ def _chunks(pairs: list[Pair]) -> list[list[Pair]]:
 
 
 def _seconds(pair: Pair) -> float:
-  """About the time that a pair takes."""
+  """Returns the estimated seconds for a pair, by the faster of the two programs."""
   n, m = map(len, pair)
   return min(_SECONDS_PER_CELL * n * m, _SECONDS_PER_CHARACTER * (n + m))
 
 
 @functools.cache
 def _pool(workers: int) -> Workers:
+  """Returns the worker processes, one pool per count, kept for the life of the process."""
   return Workers(f"{__name__}:_job", workers)
 
 
 def _job(job: tuple[list[Pair], bool]) -> list[float]:
-  """In a worker."""
+  """Returns the similarities of a job's pairs; runs in a worker."""
   pairs, autojunk = job
   return [similarity(*pair, autojunk=autojunk) for pair in pairs]

@@ -1,6 +1,6 @@
-"""Tasks: each has a prompt, a format of responses, and a reward.
+"""Tasks: each file defines one, with its prompt, response format and reward.
 
-One file a task. A config file may add its own to TASKS; its name is then a method of the config.
+A config file may add a task to TASKS; its name is then a value of config.method.
 """
 
 from srl_jax.errors import UserError
@@ -32,28 +32,32 @@ TASKS: dict[str, Task] = {
   "rlvr": rlvr.TASK,
   "swe": swe.TASK,
 }
-# Supervised fine-tuning is a method and no task: it learns `target` in reply to a task's prompt.
+# Supervised fine-tuning is a method but not a task: it learns `target` as the response to a task's
+# prompt.
 SUPERVISED = "sft"
-# (method, data.domain) -> task; every other method is the task of its name.
+# (method, data.domain) -> task. For every other pair, the method is the name of the task.
 _TASK_OF = {
   ("srl", "swe"): "swe",
   (SUPERVISED, "swe"): "swe",
   (SUPERVISED, "math"): "one_step",
 }
-# Tasks for evaluation, where a run's own task has prompts of the other form.
+# Tasks for evaluation if a run's own task has prompts of the other form, see task_of_mode.
 STEP_TASK, WHOLE_TASK = "srl", "rlvr"
 
 
 def methods() -> list[str]:
-  """Returns the values of config.method: all tasks but swe (a data.domain), and sft."""
+  """Returns the values of config.method: all tasks but swe (selected by data.domain), and sft."""
   return [*(name for name in TASKS if name != "swe"), SUPERVISED]
 
 
 def task_of(method: str, domain: str = "math", learn_steps: bool = False) -> str:
-  """Returns the name of the task that a method trains on; UserError for an unknown one.
+  """Returns the name of the task that a method trains on.
 
   Args:
     method, domain, learn_steps: config.method, config.data.domain, config.data.learn_steps.
+
+  Raises:
+    UserError: the method is unknown.
   """
   if method not in methods():
     raise UserError(f"method: {method!r} is unknown; use {' | '.join(methods())}")
@@ -63,11 +67,11 @@ def task_of(method: str, domain: str = "math", learn_steps: bool = False) -> str
 
 
 def task_of_mode(mode: str, method: str = "") -> str:
-  """Returns the name of the task that has the prompt for solving whole problems.
+  """Returns the name of the task that provides the prompt for solving whole problems.
 
   Args:
-    mode: eval.mode; stepwise solves one step at a time, any other in one response.
-    method: of the run that is evaluated; its own prompt is used if it has that form. "": no run.
+    mode: eval.mode; "stepwise" solves one step per response, any other mode all in one response.
+    method: of the run that is evaluated; its own prompt is used if it has that form. "" for none.
   """
   by_steps = mode == "stepwise"
   task = _TASK_OF.get((method, "math"), method)

@@ -1,4 +1,4 @@
-"""The examples of a config, of the kind that its task is trained on."""
+"""Loads the examples of a config, of the kind that its task needs."""
 
 from srl_jax.data import sources
 from srl_jax.data.data_config import DataConfig
@@ -8,7 +8,7 @@ from srl_jax.tasks import STEP_TASK, SUPERVISED, TASKS, task_of
 
 
 def example_kind(method: str, domain: str = "math", learn_steps: bool = False) -> ExampleKind:
-  """Returns which examples a method is trained on; UserError for an unknown method."""
+  """Returns the kind of examples that a method is trained on; UserError for an unknown method."""
   name = task_of(method, domain, learn_steps)
   return ExampleKind(
     method=method,
@@ -23,14 +23,16 @@ def example_kind(method: str, domain: str = "math", learn_steps: bool = False) -
 def load_examples(config) -> Examples:
   """Returns the training and validation examples of a config.
 
-  Raises UserError for data that cannot be used (data.sources.load_examples), or of unknown tasks.
+  Raises:
+    UserError: the data cannot be used (data.sources.load_examples), or has an unknown task.
   """
   kind = example_kind(config.method, config.data.domain, config.data.learn_steps)
   examples = sources.load_examples(DataConfig.from_group(config.data), kind, seed=config.seed)
+  # Supervised fine-tuning reads step examples of any task from a file, so their names are checked.
   for example in (*examples.train, *examples.validation):
     if example.task not in TASKS:
       raise UserError(
-        f"{config.data.path}: example {example.id} is of the unknown task {example.task!r}; use one"
-        f" of {', '.join(TASKS)}, or add it to srl_jax.tasks.TASKS in the config file"
+        f"{config.data.path}: example {example.id} has the unknown task {example.task!r}: use"
+        f" one of {', '.join(TASKS)}, or add it to srl_jax.tasks.TASKS in the config file"
       )
   return examples

@@ -11,7 +11,7 @@ from srl_jax.data.responses import whole_format_failure
 from srl_jax.tasks import srl, task
 from srl_jax.tasks.task import Task
 
-# The system prompt of Qwen2.5-Math's evaluation, word for word: the paper's protocol.
+# The system prompt of Qwen2.5-Math's evaluation, verbatim, because the paper follows its protocol.
 PLAIN = "Please reason step by step, and put your final answer within \\boxed{}."
 THINK = (
   "You help people solve mathematics problems. Write the complete solution as a sequence of"
@@ -25,7 +25,7 @@ THINK = (
 def build_messages(
   problem: str, context: Sequence[str], hint: str | None, system: str
 ) -> list[dict[str, str]]:
-  """As task.build_messages, for the whole solution."""
+  """Returns the messages of task.build_messages, with the form of a whole solution."""
   return task.build_messages(problem, context, hint, system, form="solution")
 
 

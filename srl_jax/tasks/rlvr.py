@@ -13,29 +13,31 @@ from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task
 
 
 def format_failure(text: str, finish_reason: str, *, think_opened: bool = False) -> str | None:
-  """Returns "cut_off" for a response that did not end by itself. It never changes the reward."""
+  """Returns "cut_off" for a truncated response, else None. The reward does not depend on it."""
   del text, think_opened
   return None if finish_reason == "stop" else "cut_off"
 
 
 def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> list[float]:
-  """Returns 1.0 for each right final answer, 0.0 for any other; UserError without a gold answer."""
+  """Returns 1.0 for each correct final answer, else 0.0; UserError without a gold answer."""
   del settings
   pairs, problems = [], []
   for response in responses:
     if response.example.answer is None:
       raise UserError(
-        f"example {response.example.id} has no gold answer, which final answers are compared with:"
-        " name the source's answer column in data.fields, or leave such rows out"
+        f"example {response.example.id} has no gold answer to compare final answers with: name the"
+        " source's answer column in data.fields, or drop such rows"
       )
     pairs.append((extract_answer(response.action), response.example.answer))
     problems.append(response.example.problem)
+  # All responses of the batch at once, so that sympy's workers run in parallel.
   return list(map(float, equal_pairs(pairs, problems)))
 
 
 def drop_reason(scores: Sequence[Score]) -> str:
-  """Returns "all_right" or "all_wrong", the two groups that DAPO's dynamic sampling drops."""
+  """Returns "all_right" or "all_wrong", the groups that DAPO's dynamic sampling drops."""
   right = sum(score.reward for score in scores)
+  # Rewards of a dropped group are all equal; 0.5 separates 0 from 1.
   return "all_right" if right > 0.5 * len(scores) else "all_wrong"
 
 

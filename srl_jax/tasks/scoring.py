@@ -1,4 +1,4 @@
-"""Rewards of rollouts, by the task of their example."""
+"""Computes the rewards of sampled responses, by the task of their example."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from srl_jax.errors import UserError
 from srl_jax.tasks import TASKS
 from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task
 
+# (example, texts of its responses, finish reasons).
 Group = tuple[StepExample, Sequence[str], Sequence[str]]
 
 
@@ -24,16 +25,16 @@ def score_group(
   """Returns one score per response to an example.
 
   Args:
-    example: `task` selects the reward.
+    example: its `task` selects the reward.
     texts: the responses.
-    finish_reasons: the engine's, one per response; anything but "stop" means cut off.
+    finish_reasons: the engine's, one per response; anything but "stop" means truncated.
     reward: the config's group `reward`.
-    think_opened: the chat template opened the think block (data.tokenizer.EncodedPrompt).
-    workers: processes that a large batch of similarities may use; 0: none.
+    think_opened: whether the prompt ended inside a think block (data.tokenizer.EncodedPrompt).
+    workers: number of processes for a large batch of similarities; 0 for none.
 
   Raises:
-    UserError: an unknown task, an example without what its task needs, or a user's reward that
-      does not return one number for each response.
+    UserError: the task is unknown, the example lacks a field that it needs, or a user's reward does
+      not return one finite number per response.
   """
   groups = [(example, texts, finish_reasons)]
   return score_groups(groups, reward=reward, think_opened=think_opened, workers=workers)[0]
@@ -46,11 +47,14 @@ def score_groups(
   think_opened: bool = False,
   workers: int = 0,
 ) -> list[list[Score]]:
-  """Returns the scores of many groups; as `score_group` for each, but computed together.
+  """Returns the scores of many groups, computed in one batch per task.
 
   Args:
     groups: (example, texts, finish reasons).
     reward, think_opened, workers: as for `score_group`.
+
+  Returns:
+    scores[i][j] belongs to response j of group i.
 
   Raises:
     UserError: as `score_group`.
@@ -66,11 +70,13 @@ def score_groups(
   for i, (example, _, _) in enumerate(groups):
     groups_of_task.setdefault(example.task, []).append(i)
   scores: list[list[Score]] = [[] for _ in groups]
-  # All responses of a task at once, so that its similarities are computed together.
+  # One call per task with the responses of all its groups: a reward sees the whole batch at once,
+  # so that similarities and answers can be computed in parallel.
   for name, indices in groups_of_task.items():
     flat = []
     for i in indices:
       flat += responses[i]
+    # `flat` is in the order of the loop below, so the iterator deals the rewards back out.
     rewards = iter(_rewards(name, flat, settings))
     for i in indices:
       for response in responses[i]:
@@ -86,7 +92,7 @@ def _parse(
   *,
   think_opened: bool,
 ) -> list[ParsedResponse]:
-  """Splits each response to an example into monologue and action, and checks its format."""
+  """Returns each response split into monologue and action, with its format checked."""
   task = _task(example)
   responses = []
   for text, reason in zip(texts, finish_reasons, strict=True):
@@ -102,15 +108,16 @@ def _parse(
 
 
 def _task(example: StepExample) -> Task:
+  """Returns the task of an example; UserError if it is unknown."""
   if example.task not in TASKS:
     raise UserError(
-      f"example {example.id}: no reward for task {example.task!r}; use {', '.join(TASKS)}"
+      f"example {example.id} has the unknown task {example.task!r}: use {', '.join(TASKS)}"
     )
   return TASKS[example.task]
 
 
 def _rewards(name: str, responses: list[ParsedResponse], settings: RewardSettings) -> list[float]:
-  """Returns the rewards of responses of one task, checked: a user's own function may be wrong."""
+  """Returns the rewards of one task's responses, checked: the function may be a user's own."""
   values = list(map(float, TASKS[name].reward(responses, settings)))
   if len(values) != len(responses):
     raise UserError(

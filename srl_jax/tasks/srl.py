@@ -12,7 +12,7 @@ from srl_jax.rewards import SIMILARITIES
 from srl_jax.rewards.similarity import similarities
 from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task, build_messages
 
-# The paper's system prompt (Appendix B) in our own words.
+# The paper's system prompt (Appendix B), paraphrased.
 SYSTEM = (
   "You help people solve mathematics problems. The user gives you a problem and, in most cases, a"
   " partial solution. Continue it with the very next logical step.\n"
@@ -41,6 +41,7 @@ EXAMPLE = (
 
 def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> list[float]:
   """Returns the similarity of each action to its target; the penalty for a malformed response."""
+  # The penalty is the default; well-formed responses are compared in one batch and overwrite it.
   rewards = [settings.format_penalty] * len(responses)
   well_formed, pairs = [], []
   for i, response in enumerate(responses):
@@ -53,8 +54,9 @@ def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> lis
 
 
 def _similarities(pairs: list[tuple[str, str]], settings: RewardSettings) -> Sequence[float]:
+  """Returns the similarity of each (action, target), by the function that the config names."""
   measure = SIMILARITIES[settings.similarity]
-  if measure is similarities:  # difflib, the only one with settings
+  if measure is similarities:  # only difflib's function takes settings
     return measure(pairs, autojunk=settings.autojunk, workers=settings.workers)
   values = measure(pairs)
   if len(values) != len(pairs):
@@ -66,7 +68,7 @@ def _similarities(pairs: list[tuple[str, str]], settings: RewardSettings) -> Seq
 
 
 def drop_reason(scores: Sequence[Score]) -> str:
-  """Returns "all_failed" if no response of the group has the format, else "low_std"."""
+  """Returns "all_failed" if every response of the group is malformed, else "low_std"."""
   return "all_failed" if all(score.failure for score in scores) else "low_std"
 
 

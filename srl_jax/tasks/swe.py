@@ -12,8 +12,8 @@ from srl_jax.tasks.task import Task
 
 LAST_CALLS = "\n\nThe last function calls, each with what it showed:\n"
 
-# After Appendix A of the paper. The functions are those of the SWE-smith runs, the form of a call
-# is the one that data.trajectories gives to every action.
+# After Appendix A of the paper. The functions are those of the SWE-smith runs, and the form of a
+# call is the one to which data.trajectories converts every action.
 SYSTEM = (
   "You are a software engineer who resolves issues of a code repository by calling functions. The"
   " user gives you the task and, in most cases, the last function calls with what each of them"
@@ -61,7 +61,7 @@ EXAMPLE = (
 def build_messages(
   problem: str, context: Sequence[str], hint: str | None, system: str
 ) -> list[dict[str, str]]:
-  """As task.build_messages; the context holds the last calls with their observations."""
+  """Returns task.build_messages' messages; the context is the last calls with observations."""
   return task.build_messages(problem, context, hint, system, heading=LAST_CALLS)
 
 

@@ -1,4 +1,4 @@
-"""What a task is: a prompt, a format, a reward. Each file beside this one defines one.
+"""The parts of a task: prompt, format and reward. Every other file of this folder defines one task.
 
 All tasks use one system and one user message, rendered by the model's own chat template:
 
@@ -8,7 +8,7 @@ All tasks use one system and one user message, rendered by the model's own chat 
              the steps
              <blank line> Title of the next step: ...  if a hint is given
 
-The number of messages never depends on the number of steps, so that training and turn-by-turn
+There are always two messages, regardless of the number of steps, so that training and turn-by-turn
 evaluation build their prompts with the same function.
 """
 
@@ -22,13 +22,13 @@ from srl_jax.errors import UserError
 
 
 class ParsedResponse(NamedTuple):
-  """One response to an example, taken apart.
+  """One response to an example, split into its parts.
 
   Attributes:
     example: the prompt and its target.
-    action: the stripped text outside all think blocks (of a malformed response too).
+    action: the stripped text outside all think blocks (also of a malformed response).
     monologue: the stripped text inside the think tags; several blocks are joined by newlines.
-    failure: reason why the response breaks the task's format, or None.
+    failure: the reason why the response is malformed in the task's format, or None.
   """
 
   example: StepExample
@@ -48,13 +48,13 @@ class Score(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings:
-  """The config's group `reward`, and processes for the work.
+  """The config's group `reward`, and the number of worker processes.
 
   Attributes:
     similarity: name in srl_jax.rewards.SIMILARITIES.
-    autojunk: of the similarity "difflib" alone.
+    autojunk: setting of the similarity "difflib"; others ignore it.
     format_penalty: reward of a malformed response.
-    workers: processes that a large batch of difflib's similarities may use; 0: none.
+    workers: number of processes for a large batch of difflib similarities; 0 for none.
   """
 
   similarity: str
@@ -64,15 +64,15 @@ class RewardSettings:
 
 
 class PromptSettings(NamedTuple):
-  """How prompts are worded, from the config's group `prompt`.
+  """The wording of prompts, from the config's group `prompt`.
 
-  `example` and `open_think` apply to tasks that have a worked answer, Task.example.
+  `example` and `open_think` apply only to tasks with a worked answer, Task.example.
 
   Attributes:
     style: of whole solutions, "think" or "plain".
-    system_file: text file that replaces the system prompt, or "".
+    system_file: path of a text file that replaces the system prompt, or "".
     example: whether the system prompt ends with the task's worked answer.
-    open_think: whether the prompt ends with an opened think block.
+    open_think: whether the prompt ends with an open think tag.
   """
 
   style: str = "think"
@@ -82,30 +82,30 @@ class PromptSettings(NamedTuple):
 
   @classmethod
   def from_group(cls, group: Mapping[str, Any]) -> "PromptSettings":
-    """The settings of a config's group `prompt`; keys of an older run may be missing."""
+    """Returns a config's group `prompt` as PromptSettings; older runs may lack some keys."""
     return cls(**{name: group[name] for name in cls._fields if name in group})
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task as plain functions. A new one is most easily made from an existing one:
+  """A task as plain functions. The easiest way to a new task is to change an existing one:
 
     TASKS["mine"] = dataclasses.replace(TASKS["srl"], system="...", reward=my_reward)
 
   Attributes:
-    system: the system prompt, or one for each `prompt.style` of the config.
-    build_messages: (problem, context, hint, system) -> chat messages, one system and one user
-      message however long the context is.
+    system: the system prompt, or {config.prompt.style: system prompt}.
+    build_messages: (problem, context, hint, system) -> chat messages: one system and one user
+      message, however long the context is.
     format_failure: (text, finish_reason, think_opened=) -> the reason why a response is malformed,
       or None; see data.responses.format_failure.
-    reward: (responses, settings) -> one number for each, which must not depend on the others: they
-      are a part of a group, a group, or many groups that are computed together.
-    drop_reason: (scores of a group that dynamic sampling drops because its rewards are all but
-      equal) -> the reason that is written beside the group.
-    unit: examples that are made from an expert's solutions, see data.examples.ExampleKind.
-    needs: fields of a StepExample that the reward cannot do without.
-    example: a worked answer for the system prompt, where a response is one think block and an
-      action; else "".
+    reward: (responses, settings) -> one number per response. It must not depend on the other
+      responses, because a call may contain a part of a group, one group or many.
+    drop_reason: (scores) -> the reason that is recorded for a group that dynamic sampling drops
+      because its rewards are (nearly) equal.
+    unit: the examples to make of an expert's solution, see data.examples.ExampleKind.
+    needs: fields of a StepExample that the reward requires.
+    example: a worked answer for the system prompt, if a response is one think block and an action;
+      else "".
   """
 
   system: str | Mapping[str, str]
@@ -121,7 +121,7 @@ class Task:
 # ---------------------------------------------------------------------------------- messages
 
 PARTIAL_SOLUTION = "\n\nPartial solution:\n"
-STEP_JOINER = "\n\n"  # as between the paragraphs and headings of real solutions
+STEP_JOINER = "\n\n"  # experts' solutions separate paragraphs and headings in the same way
 HINT = "\n\nTitle of the next step: "
 
 
@@ -142,9 +142,10 @@ def build_messages(
       in turn-by-turn evaluation. In software engineering: the last calls with their observations.
     hint: title of the next step, or None.
     system: the system prompt.
-    heading: the line above the context.
-    form: what the policy is to write, "step" or "solution". It becomes a field of the system
-      message and no part of a text: the miniature's chat template reads it, real models' do not.
+    heading: the text between the problem and the context.
+    form: of the response, "step" or "solution". It is a field of the system message and not
+      part of any text: the miniature's chat template reads it, the templates of other models do
+      not.
   """
   user = problem
   if context:
@@ -158,10 +159,10 @@ def build_messages(
 
 
 def system_prompt(task: Task, settings: PromptSettings) -> str:
-  """Returns the system prompt of a task, with its worked answer if the settings ask for it.
+  """Returns the system prompt of a task, followed by its worked answer if the settings request it.
 
   Raises:
-    UserError: a style that the task does not have, or a system_file that is missing or empty.
+    UserError: the task does not have the style, or system_file is missing or empty.
   """
   if settings.system_file:
     text = _read_system_file(pathlib.Path(settings.system_file))
@@ -175,14 +176,15 @@ def system_prompt(task: Task, settings: PromptSettings) -> str:
 
 
 def opens_think(task: Task, settings: PromptSettings) -> bool:
-  """Whether the prompts of a task end with an opened think block."""
+  """Returns whether the prompts of a task end with an open think tag."""
   return settings.open_think and bool(task.example)
 
 
 def _read_system_file(path: pathlib.Path) -> str:
+  """Returns the stripped text of prompt.system_file; UserError if it cannot be used."""
   if not path.is_file():
     raise UserError(
-      f"prompt.system_file={str(path)!r} is no file: give a text file or leave it unset"
+      f"prompt.system_file={str(path)!r} is not a file: give a text file or leave it unset"
     )
   try:
     text = path.read_text(encoding="utf-8").strip()

@@ -89,7 +89,7 @@ def test_finding_is_linear(text):
 
 # ---------------------------------------------------------------------------------- comparing
 
-# Random pieces of answers, and any character at all, lone surrogates included.
+# Random pieces of answers, and arbitrary characters including lone surrogates.
 PIECES = [
   r"\frac",
   r"\sqrt{",
@@ -122,7 +122,7 @@ SAME = [
   ],
   *[(r"1\frac{4}{5}", "9/5"), ("137.5", r"137 \frac{1}{2}"), ("1e-5", "10^{-5}")],
   *[(r"4.5 \times 10^{33}", "4.5e33"), ("4.5 x 10^33 ergs", "4.5e33"), ("4.5*10^33", "4.5e33")],
-  # a decimal may be off by one in 10,000
+  # a decimal may be off by a relative 1e-4
   *[("0.33333", "1/3"), ("9.8995", r"7\sqrt{2}"), ("5243", "5242.88")],
   # units, currency, degrees
   *[("10 cm", "10"), ("10cm", "10"), (r"10\text{ cm}^2", "10"), (r"15\mbox{ cm}^2", "15")],
@@ -211,7 +211,7 @@ SAME = [
 
 DIFFERENT = [
   *[("", "5"), (None, "5"), ("3", "-3"), ("10001", "10000"), ("12", "21"), ("0", "1e-300")],
-  # Qwen2.5-Math's own rule pays for these three
+  # Qwen2.5-Math's own rule accepts these three
   *[("500", "5"), ("0.05", "5"), ("(0,1]", "[0,1]")],
   *[("0.33", "1/3"), ("333/1000", "1/3"), ("9801", "9802"), (r"2^{22}-1", "2^{22}")],
   *[("50%", "5"), ("5%", "50%"), ("(0,1)", "[0,1]"), ("(1,2)", "(2,1)"), ("1,2", "1,2,3")],
@@ -233,7 +233,7 @@ DIFFERENT = [
   *[("10^{400}", "10^{401}"), ("10^{400}+1", "10^{400}"), ("2^{1000}-1", "2^{1000}")],
   *[("10^{100000}", "10^{100000}+1"), (r"\pi 10^{400}+1", r"\pi 10^{400}")],
   *[(r"\frac{10^{20}+1}{3}", r"\frac{10^{20}}{3}"), ("x^{200}+x^{100}+1", "x^{200}+1")],
-  # a whole gold answer is met by no decimal beside it
+  # an integer gold answer does not equal a decimal close to it
   *[("9999.857", r"10{,}000"), ("9999.9999", "10000"), ("10000000001", "1e10")],
   # symbols
   *[(r"\gamma+1", r"\gamma+2"), (r"\gamma", "0.5772156649"), (r"\Gamma+1", r"\Gamma+2")],
@@ -273,7 +273,7 @@ DIFFERENT = [
   ],
   *[(r"\infty", r"-\infty"), ("1/0", r"\infty"), (r"\infty-\infty", "0"), (r"1.0\infty i", "5")],
   *[(r"(1.0\infty, 2)", "(1,2)"), (r"\tan(\pi/2)", "5"), (r"\infty x", "x")],
-  # zero divided by a zero that no parser sees
+  # zero divided by a zero that the parser does not recognise
   *[
     (r"\frac{(y+1)^2-y^2-2y-1}{(y+2)^2-y^2-4y-4}", gold)
     for gold in ("204", r"\frac{3}{4}", r"\sqrt{2}", "x+1", "y", "3.5")
@@ -337,7 +337,7 @@ def test_options_in_their_usual_forms():
 
 
 def test_a_worked_solution_may_be_the_gold_answer():
-  """Its box, or what it announces, is compared."""
+  """The answer that it boxes or announces is compared."""
   gold = "We add 2 and 3.\n\nSo the sum is $\\boxed{5}$, which is prime."
   assert answers_equal("5", gold) and answers_equal(r"\boxed{5.0}", gold)
   assert not answers_equal("3", gold)
@@ -376,14 +376,14 @@ def test_gold_answers_parse(name, shared):
   pool.close()
   assert [form for form, good in zip(forms, parsed) if not good] == []
   assert all(equal_pairs([(gold, gold) for gold in golds]))
-  # Neighbours belong to different problems: they are equal only where their texts are.
+  # Neighbours belong to different problems, so they are equal only if their texts are.
   neighbours = list(zip(golds, golds[1:]))[::3]
   for (a, b), same in zip(neighbours, equal_pairs(neighbours)):
     assert same == (normal_form(a) == normal_form(b)), (a, b)
 
 
 def real_gold_answers(shared):
-  """1,132 of them: five benchmarks and MathOdyssey."""
+  """Returns the 1,132 gold answers of five benchmarks and MathOdyssey."""
   golds = []
   for name in ("math500", "aime24", "aime25", "amc23"):
     golds += [str(row["answer"]) for row in rows(shared / f"data/math/{name}.jsonl")]
@@ -417,7 +417,7 @@ def test_mutations_of_real_gold_answers(shared):
 def test_mathodyssey_marks_of_a_reader(shared, capsys):
   """Gold answers that are numbers, expressions or choice letters: all but yes and no.
 
-  Six of the twelve disagreements are answers that a reader marked wrong though their value is
+  Six of the twelve disagreements are answers that a human marked wrong although their value is
   right (243.0 for 3^5, N/2^N, 0.5 ln 3, ...).
   """
   data = rows(shared / "data/steps/mathodyssey_deepseek_v3.jsonl")
@@ -460,11 +460,11 @@ HOSTILE = [
 @pytest.mark.integration
 @pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: answer[:20])
 def test_a_hostile_answer_costs_seconds_at_most(answer):
-  # One CPU second, at most ten on the clock of a busy machine, and the start of a worker.
+  # One CPU second, at most ten of wall time on a busy machine, and the start of a worker.
   start = time.monotonic()
   assert not answers_equal(answer, r"\frac{\pi}{4}")
   assert time.monotonic() - start < 10 * answers._SECONDS + 20
-  assert answers_equal(r"0.5\pi", r"\frac{\pi}{2}")  # the next one is none the worse
+  assert answers_equal(r"0.5\pi", r"\frac{\pi}{2}")  # the next comparison works
 
 
 @pytest.mark.integration
@@ -473,7 +473,7 @@ def test_honest_answers_beside_hostile_ones():
   assert equal_pairs(pairs) == [False, True, False, True, True]
 
 
-# Pieces that the patterns of `normal_form` look for; repeated, none may cost its square.
+# Pieces that the patterns of `normal_form` match; repeating one must not take quadratic time.
 @pytest.mark.parametrize(
   "piece", [r"\,", " ", "1", "１", "1,", "_ ", "{", "x base ", "\\frac", "1 1/"]
 )

@@ -1,4 +1,4 @@
-"""Fuzzing of the rewards, 20,000 cases a run, a new seed each time: FUZZ_SEED=N repeats a run."""
+"""Fuzzing of the rewards, 20,000 cases with a new seed each time; FUZZ_SEED=N repeats a run."""
 
 import difflib
 import os
@@ -54,7 +54,7 @@ PAIRS = st.lists(st.tuples(ANSWER.map("".join), ANSWER.map("".join)), min_size=1
 
 
 def fuzzed(cases):
-  """Settings and seed of a fuzz test of so many cases; the seed is printed."""
+  """Returns the decorator of a fuzz test with so many cases; the seed is printed."""
   print(f"\nFUZZ_SEED={SEED}")
   checks = list(hypothesis.HealthCheck)
   settings = hypothesis.settings(
@@ -80,7 +80,7 @@ def test_similarity_equals_the_standard_library(capsys):
 
 
 def test_answers_survive_anything(capsys):
-  r"""Nothing raises or hangs, an answer equals itself, and \infty is never paid for a number."""
+  r"""Nothing raises or hangs, an answer equals itself, and \infty never equals a number."""
   worst = 0.0
   with capsys.disabled():
 

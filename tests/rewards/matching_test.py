@@ -1,4 +1,4 @@
-"""The long texts' matcher against the standard library, and its worst cases against the clock."""
+"""The matcher for long texts: equal to the standard library, and fast in the worst cases."""
 
 import difflib
 import random
@@ -11,7 +11,7 @@ from srl_jax.rewards.matching import matched_characters
 from srl_jax.rewards.similarity import similarity
 from tests.stopwatch import Stopwatch
 
-# Repeats, runs of one letter, periods and ordinary noise.
+# Repeats, runs of one letter, periods and random text.
 NOISE = st.text("ab \n", max_size=120)
 ANY_TEXT = st.text(st.characters(), max_size=40)
 PERIODIC = st.builds(
@@ -27,7 +27,7 @@ PIECES = st.lists(
   max_size=4,
 )
 TEXT = PIECES.map("".join)
-# From 200 characters on autojunk ignores frequent letters; the alphabet leaves some that are rare.
+# From 200 characters on autojunk ignores frequent letters; this alphabet also has rare ones.
 LONG = st.builds(
   lambda text, seed: text + "".join(random.Random(seed).choices("abcdefghijklmnopqrst \n", k=260)),
   TEXT,
@@ -59,7 +59,7 @@ def test_a_text_with_a_part_replaced(a, b, at, autojunk):
 
 
 def code(length):
-  """A function call that writes a file: words, punctuation, deep indentation."""
+  """Returns a function call that writes a file: words, punctuation, deep indentation."""
   rng = random.Random(0)
   lines = []
   while sum(map(len, lines)) < length:
@@ -70,7 +70,7 @@ def code(length):
 
 
 CODE = code(11_000)
-# Blocks of every length from 148 down to 1: the most lengths that 11,000 characters have room for.
+# Blocks of every length from 148 down to 1: the most distinct lengths in 11,000 characters.
 STAIRS = "".join(" " * n + "x" for n in range(148, 0, -1))
 # 2,048 tokens: up to 128 characters a token where one letter is repeated, about 4 of other text.
 DEGENERATE = {
@@ -92,7 +92,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("autojunk", [False, True])
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_degenerate_texts_cost_a_second_at_most(name, autojunk):
-  """Processor time, three times what was measured at worst (0.7 s); cydifflib takes minutes."""
+  """The limit in CPU time is three times the measured worst case; cydifflib takes minutes."""
   with Stopwatch() as stopwatch:
     similarity(*DEGENERATE[name], autojunk=autojunk)
   assert stopwatch.last < 2
@@ -101,7 +101,7 @@ def test_degenerate_texts_cost_a_second_at_most(name, autojunk):
 @pytest.mark.parametrize("autojunk", [False, True])
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_degenerate_texts_score_as_the_standard_library(name, autojunk):
-  """The same texts, short enough for it."""
+  """The same texts, shortened so that the standard library is fast enough."""
   a, b = (text[:700] for text in DEGENERATE[name])
   assert matched_characters(a, b, autojunk=autojunk) == reference(a, b, autojunk)
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration  # real processes, which are killed
 HERE = "tests.rewards.workers_test"
 
 
-# What the children are asked to compute.
+# The functions that the children compute.
 
 
 def square(x):
@@ -52,13 +52,13 @@ def pool(request):
 
 
 @pytest.mark.parametrize("pool", [("square", 2, {})], indirect=True)
-def test_results_come_in_the_order_of_the_jobs(pool):
+def test_results_are_in_the_order_of_the_jobs(pool):
   assert pool.run(range(50)) == [x * x for x in range(50)]
   assert pool.run([]) == []
 
 
 @pytest.mark.parametrize("pool", [("square", 2, {})], indirect=True)
-def test_children_are_reused_and_never_more_than_asked_for(pool):
+def test_children_are_reused_and_at_most_count(pool):
   pool.run(range(10))
   first = {child.process.pid for child in pool._idle}
   pool.run(range(10))
@@ -79,7 +79,9 @@ def test_one_job_starts_one_child(pool):
 def test_a_bad_job_costs_a_child_and_no_other_job(pool, how):
   start = time.monotonic()
   assert pool.run(["a", how, "b"]) == ["a", None, "b"]
-  assert time.monotonic() - start < 15  # "sleep" uses no CPU: it ends at ten times the limit
+  assert (
+    time.monotonic() - start < 15
+  )  # "sleep" uses no CPU time: it ends at ten times the limit in wall time
 
 
 @pytest.mark.parametrize("pool", [("misbehave", 2, {})], indirect=True)
@@ -138,7 +140,7 @@ def run_parent(arguments, cwd):
 
 @pytest.mark.parametrize("form", ["-c", "script"])
 def test_works_from_any_main_without_a_guard(form, tmp_path, pytestconfig):
-  # A script without `if __name__ == "__main__"`, and one that is no file at all.
+  # A script without `if __name__ == "__main__"`, and a program from standard input.
   (tmp_path / "main.py").write_text(SCRIPT)
   arguments = ["-c", SCRIPT] if form == "-c" else [str(tmp_path / "main.py")]
   parent = run_parent(arguments, pytestconfig.rootpath)
@@ -154,7 +156,7 @@ def test_no_orphans_when_the_parent_is_killed(state, pytestconfig):
   assert parent.stdout.readline() == "['a', 'b', 'c']\n"
   pids = parent.stdout.readline().split()
   assert pids and all(map(alive, pids))
-  time.sleep(0.5)  # busy: its children are deep in a power that would take a minute
+  time.sleep(0.5)  # busy: its children compute a power that would take a minute
   parent.kill()
   parent.wait()
   assert none_left(pids, seconds=10)

@@ -1,4 +1,4 @@
-"""What each task asks: system prompts, files that replace them, the user message."""
+"""The prompts of each task: system prompts, files that replace them, the user message."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from srl_jax.tasks import TASKS, PromptSettings, opens_think, swe, system_prompt
 
 
 def test_whole_solutions_have_a_plain_and_a_think_prompt():
-  # Qwen2.5-Math's evaluation, word for word.
+  # Verbatim from Qwen2.5-Math's evaluation.
   plain = "Please reason step by step, and put your final answer within \\boxed{}."
   for name in ("one_step", "rlvr"):
     assert system_prompt(TASKS[name], PromptSettings("plain")) == plain

@@ -1,4 +1,4 @@
-"""A user's own task: the config file of docs/rewards.md, word for word, outside the repository."""
+"""A user's own task: the config file of docs/rewards.md, verbatim, outside the repository."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def section() -> str:
 
 
 def sums() -> list[dict]:
-  """Step examples of easy sums, on which the miniature keeps the format."""
+  """Step examples of easy sums, for which the miniature writes well-formed responses."""
   rows = []
   for problem in arithmetic.problems("train", 6, steps=2, digits=1):
     row = {"id": f"{problem.id}/1", "problem_id": problem.id, "task": "translate"}
@@ -48,7 +48,7 @@ def shared_words(action: str, target: str) -> int:
   return len(set(action.split()) & set(target.split()))
 
 
-pytestmark = pytest.mark.integration  # a run of its own
+pytestmark = pytest.mark.integration  # another run folder
 
 
 def test_the_document_has_a_step_example_of_its_task():
@@ -57,7 +57,7 @@ def test_the_document_has_a_step_example_of_its_task():
 
 
 def write_task(folder: pathlib.Path) -> None:
-  """Writes the document's config file and data for it."""
+  """Writes the document's config file and its data."""
   config = re.search(r"```python\n(.*?)```", section(), re.DOTALL)[1]
   assert config.count("\n") < 25
   (folder / "translate.py").write_text(config, "utf-8")
@@ -87,4 +87,4 @@ def test_the_documents_config_trains_its_own_task(tmp_path):
       expected = -1.0 if failure else shared_words(action, group["target"])
       assert abs(reward - expected) < 1e-6
       rewards.append(reward)
-  assert max(rewards) > 0  # some responses have the format
+  assert max(rewards) > 0  # some responses are well-formed

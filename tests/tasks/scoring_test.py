@@ -1,4 +1,4 @@
-"""Rewards by task, one group at a time and many together; rewards of a user's own."""
+"""Rewards by task, for one group and for many at once, including a user's own reward."""
 
 import dataclasses
 import types
@@ -13,7 +13,7 @@ from srl_jax.tasks.scoring import score_group, score_groups
 
 
 def settings(autojunk=False, format_penalty=-1.0, similarity="difflib"):
-  """A config's group `reward`."""
+  """Returns a config's group `reward`."""
   return types.SimpleNamespace(
     autojunk=autojunk, format_penalty=format_penalty, similarity=similarity
   )
@@ -116,7 +116,7 @@ def test_one_step_compares_all_text_outside_the_blocks():
     ("a</think> 1. x", "stop", -1.0, "no_open"),
     ("<think>a<think>b</think>c</think>1. x", "stop", -1.0, "several"),
     ("<think>all of it</think> ", "stop", -1.0, "empty_action"),
-    ("<think>a</think>1. x", "length", 1.0, None),  # cut off, but every block is closed
+    ("<think>a</think>1. x", "length", 1.0, None),  # truncated, but every block is closed
   ],
 )
 def test_one_step_format(text, finish_reason, reward, failure):
@@ -133,7 +133,7 @@ def test_one_step_format(text, finish_reason, reward, failure):
     ("so \\boxed{10}", 1.0),
     ("<think>9?</think> \\boxed{10}", 1.0),
     ("\\boxed{10} <think>check \\boxed{9}</think>", 1.0),
-    ("<think>\\boxed{10}", 0.0),  # never left the block
+    ("<think>\\boxed{10}", 0.0),  # the block is not closed
     ("so \\boxed{9}", 0.0),
     ("", 0.0),
   ],
@@ -153,7 +153,7 @@ def test_rlvr_without_a_gold_answer_is_an_error():
 
 
 def test_a_task_without_a_reward_is_an_error():
-  with pytest.raises(ValueError, match="task 'sft'"):
+  with pytest.raises(ValueError, match="'sft'"):
     score("sft", "x")
 
 

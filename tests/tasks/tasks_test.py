@@ -1,4 +1,4 @@
-"""Which task a method trains on, and whose prompts an evaluation uses."""
+"""Which task a method trains on, and which prompt an evaluation uses."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from srl_jax.tasks import TASKS, examples
 
 @pytest.fixture
 def mine(monkeypatch):
-  """A task that a config file has added."""
+  """A task added by a config file."""
   monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS["rlvr"], system="Mine."))
   return "mine"
 
@@ -63,8 +63,8 @@ def test_an_evaluation_uses_the_prompt_of_its_run_where_the_form_is_the_same(
   assert tasks.task_of_mode(mode, method) == task
 
 
-def test_all_tasks_of_whole_solutions_ask_in_the_same_words():
-  """So one benchmark compares them."""
+def test_all_tasks_of_whole_solutions_have_the_same_prompt():
+  """One benchmark can therefore compare them."""
   whole = [task.system for task in TASKS.values() if task.unit != "steps"]
   assert len(whole) == 2 and whole[0] == whole[1]
 
@@ -84,7 +84,7 @@ def test_examples_of_an_unknown_task_are_refused(tmp_path):
   path.write_text(row + ' "hint": null, "target": "t", "answer": null}\n')
   config = quickstart.get_config()
   config.data.source, config.data.path, config.data.holdout = "jsonl", str(path), 0
-  for method in ("srl", "sft"):  # sft takes examples of any task, but only of known ones
+  for method in ("srl", "sft"):  # sft accepts examples of any known task
     config.method = method
     with pytest.raises(ValueError, match="'nosuch'"):
       examples.load_examples(config)
