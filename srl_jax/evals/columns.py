@@ -1,10 +1,10 @@
-"""Rows of text in aligned columns, as all tables of results are printed."""
+"""Aligns rows of text in columns, for the printed tables of results."""
 
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-  """One line of text for each row: the first column flush left, the others flush right.
+  """Returns one line of text per row: the first column left-aligned, the others right-aligned.
 
   Args:
     rows: cells as text, the same number in each row.

@@ -1,8 +1,8 @@
-"""From graded responses to a benchmark's figures, each with its standard error.
+"""Computes a benchmark's accuracies, each with its standard error, from graded responses.
 
-One greedy response a problem gives `greedy`; k sampled ones give `avg_at_k` (the mean of their
-accuracies), `pass_at_k` (one of them is right) and `majority_at_k` (the answer that most of them
-give is right). All are in [0, 1].
+One greedy response per problem gives `greedy`; k sampled responses give `avg_at_k` (mean accuracy),
+`pass_at_k` (share of problems with a correct response) and `majority_at_k` (share with a correct
+majority vote). All are in [0, 1].
 """
 
 import collections
@@ -15,18 +15,19 @@ import numpy as np
 from srl_jax.evals.passes import GREEDY
 from srl_jax.rewards.answers import equal_pairs
 
-FINISHED = ("whole", "boxed")  # ends of episodes that were not cut off
+FINISHED = ("whole", "boxed")  # values of Episode.ended for episodes that were not truncated
 
 
 def figures(passes: dict[str, list[dict]]) -> dict:
-  """The figures of a benchmark.
+  """Returns the accuracies of a benchmark.
 
   Args:
     passes: {pass: lines of its problems}, see evals.passes.
 
   Returns:
-    {name: {value, se}} for greedy, avg_at_k, pass_at_k and majority_at_k; and of each pass
-    problems, unfinished (share of responses), tokens (mean of a response) and ended (counts).
+    {name: {value, se}} for greedy, avg_at_k, pass_at_k and majority_at_k; and "passes" with, for
+    each pass, problems, unfinished (share of responses), tokens (mean per response) and ended
+    (counts).
   """
   found, shapes = {}, {}
   for name, lines in passes.items():
@@ -36,7 +37,7 @@ def figures(passes: dict[str, list[dict]]) -> dict:
 
 
 def _shape(lines: Sequence[dict]) -> dict:
-  """Of a pass: problems, unfinished, tokens and ended, see `figures`."""
+  """Returns the description of a pass: problems, unfinished, tokens and ended, see `figures`."""
   ended, tokens = collections.Counter(), []
   for line in lines:
     for sample in line["samples"]:
@@ -52,10 +53,10 @@ def _shape(lines: Sequence[dict]) -> dict:
 
 
 def mean_and_error(values_n) -> dict[str, float | None]:
-  """{value, se} of one value for each problem.
+  """Returns {value, se} of one value per problem.
 
-  The standard error is std / sqrt(n) with ddof 1 over the problems: it measures the draw of the
-  problems, because the samples of one problem are not independent. It is None for one problem.
+  The standard error is std / sqrt(n), with ddof 1, over the problems: samples of one problem are
+  not independent, so only the problems count as draws. It is None for a single problem.
   """
   values_n = np.asarray(values_n, float)
   n = len(values_n)
@@ -67,36 +68,38 @@ def majority_right(
   samples: Sequence[dict],
   equal: Callable[[Sequence[tuple[str, str]]], list[bool]] = equal_pairs,
 ) -> bool:
-  """Whether the answer that most samples give is right.
+  """Returns whether the majority vote over a problem's samples is correct.
 
-  Samples without an answer have no vote. Of answers with equally many votes the one that was given
-  first counts; the samples' order is chance, so that favours neither side.
+  Samples without an answer do not vote. Of answers with equally many votes the first one wins; the
+  order of the samples is random, so this favours neither.
 
   Args:
-    samples: with answer and right.
-    equal: returns which pairs of wrong answers mean the same; the right ones all do.
+    samples: dicts with "answer" and "right".
+    equal: returns which pairs of wrong answers are equal; correct answers are all equal.
   """
   votes = [sample for sample in samples if sample["answer"] is not None]
   right = sum(vote["right"] for vote in votes)
   if right == 0 or 2 * right > len(votes):
-    return right > 0  # the wrong answers decide nothing here, and comparing them can cost seconds
+    # The wrong answers cannot change the result, and comparing them can take seconds.
+    return right > 0
   wrong = list(dict.fromkeys(vote["answer"] for vote in votes if not vote["right"]))
+  # Different spellings of one wrong answer share their votes.
   first_alike = _first_alike(wrong, equal)
-  tally = collections.Counter()  # None counts the right answers, which all mean the same
+  tally = collections.Counter()  # the key None counts the correct answers
   for vote in votes:
     tally[None if vote["right"] else first_alike[vote["answer"]]] += 1
-  # `max` gives the first of equals, and a Counter keeps the order of the votes.
+  # `max` returns the first of equals, and a Counter keeps the order in which votes were counted.
   return max(tally, key=tally.get) is None
 
 
 def _first_alike(answers: Sequence[str], equal: Callable) -> dict[str, str]:
-  """{answer: the first of the answers that means the same}."""
+  """Returns {answer: the first answer that is equal to it}."""
   pairs = [(later, earlier) for earlier, later in itertools.combinations(answers, 2)]
   same = dict(zip(pairs, equal(pairs)))
   first: dict[str, str] = {}
   for answer in answers:
     found = answer
-    for earlier in dict.fromkeys(first.values()):  # only answers that are the first of their kind
+    for earlier in dict.fromkeys(first.values()):  # one representative per class of equal answers
       if same[answer, earlier]:
         found = earlier
         break
@@ -105,12 +108,12 @@ def _first_alike(answers: Sequence[str], equal: Callable) -> dict[str, str]:
 
 
 def is_in_average(name: str) -> bool:
-  """Whether a figure is one of those that the paper averages, greedy and avg@k."""
+  """Returns whether a figure is part of the paper's average: greedy and avg@k are."""
   return name.startswith(("greedy", "avg_at_"))
 
 
 def paper_average(benchmarks: dict[str, dict]) -> float:
-  """Mean of all greedy and avg@k figures, as in the last column of the paper's Tables 1 to 3."""
+  """Returns the mean of all greedy and avg@k figures, the last column of Tables 1 to 3."""
   values = []
   for found in benchmarks.values():
     values += [found[name]["value"] for name in filter(is_in_average, found)]
@@ -118,11 +121,13 @@ def paper_average(benchmarks: dict[str, dict]) -> float:
 
 
 def _greedy(lines: Sequence[dict]) -> dict:
+  """Returns the figure of a greedy pass."""
   return {"greedy": mean_and_error([line["samples"][0]["right"] for line in lines])}
 
 
 def _sampled(lines: Sequence[dict]) -> dict:
-  right_nk, majority_n = [], []
+  """Returns the figures of a sampled pass."""
+  right_nk, majority_n = [], []  # n problems, k samples
   for line in lines:
     right_nk.append([sample["right"] for sample in line["samples"]])
     majority_n.append(majority_right(line["samples"]))

@@ -1,7 +1,7 @@
-"""Hard problems (paper, 4.1): those that a model solves in a small share of k samples, or never.
+"""Finds hard problems (paper, 4.1): those that a model rarely or never solves in k samples.
 
-The paper defines them by the policy's success rate over k samples, at most a small constant, and
-leaves k and the constant open. A solution counts if its final answer is right.
+The paper defines them by an upper bound on the success rate over k samples and states neither k nor
+the bound. A solution is correct if its final answer is.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ class Trial:
 
   Attributes:
     model: Hugging Face folder or name.
-    samples: k, the solutions for each problem.
-    style: prompt for whole solutions, plain | think.
-    max_tokens: of a solution.
+    samples: k, the solutions per problem.
+    style: prompt for whole solutions, "plain" or "think".
+    max_tokens: limit of a solution.
     seed: of the samples.
   """
 
@@ -50,23 +50,25 @@ def success_rates(
   width: int,
   progress: Callable[[str, int], None],
 ) -> dict[str, float]:
-  """Returns {question's id: share of right solutions}, sampled at temperature 1 on all devices.
+  """Returns {question's id: share of correct solutions}, sampled at temperature 1 on all devices.
 
   Args:
     trial: model and sampling.
     questions: problems with gold answers.
-    folder: every response is written to it at once (evals.passes) and not sampled again.
-    width: most responses that decode side by side.
-    progress: called with the pass's name and its responses so far.
+    folder: every response is written to it as soon as it is sampled (evals.passes), so that a
+      second call samples only what is missing.
+    width: largest number of responses that decode at the same time.
+    progress: called with the pass's name and the number of responses so far.
 
   Raises:
-    UserError: no such model, or a folder that holds samples of another trial.
+    UserError: the model does not exist, or the folder has samples of another trial.
   """
   model_folder = hf_files.resolve_model(trial.model)
   tokenizer = load_tokenizer(model_folder)
   build_prompt = prompt_builder(tokenizer, task_of_mode("whole"), PromptSettings(trial.style))
   limits = dict(mode="whole", max_tokens=trial.max_tokens, max_prompt_tokens=0)
   architecture = hf_files.load_config(model_folder)
+  # Before the weights are loaded: lengths are checked and the folder is claimed.
   check_lengths(architecture, trial.model, build_prompt, questions, **limits)
   _claim(folder, trial)
   engine = Sampler(tokenizer, stop_ids(tokenizer, model_folder), width)
@@ -76,14 +78,14 @@ def success_rates(
     mode="whole",
     params=SamplingParams(trial.max_tokens, seed=trial.seed),
     max_turns=1,
-    max_prompt_tokens=0,  # unused, as max_turns: a whole solution is one turn
+    max_prompt_tokens=0,  # unused, like max_turns: a whole solution is one turn
   )
   dtype = hf_files.computation_dtype(model_folder)
   with jax.set_mesh(sharding.make_mesh(f"fsdp={jax.device_count()}")):
     engine.load_weights(weights.load_hf(model_folder, dtype=dtype)[1], 0)
     passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()
-  # The pass's file has a line for each problem, those that an earlier call sampled included.
+  # The pass's file has one line per problem, including those that an earlier call sampled.
   rates = {}
   for _, row in rows.json_lines(folder / f"{passes.SAMPLED}{trial.samples}.jsonl"):
     solved = sum(sample["right"] for sample in row["samples"])

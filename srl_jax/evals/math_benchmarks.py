@@ -1,7 +1,7 @@
-r"""Benchmarks with final answers: the problems, and how well a model solves them.
+r"""Benchmarks with final answers: loads their problems and measures how well a model solves them.
 
-A row of a benchmark has its problem under `problem` or `question` and its gold answer under
-`answer`, or in the last \boxed{} of its `solution`; of GSM8K's form, what follows "####" counts.
+A row has its problem under `problem` or `question` and its gold answer under `answer`, or in the
+last \boxed{} of its `solution`, or after "####" at its end (GSM8K).
 """
 
 import dataclasses
@@ -36,9 +36,11 @@ class HubSet(NamedTuple):
   url: str = ""
 
 
+# Name -> source. Two data sets contain several years; `url` selects one. `size` is checked, because
+# published figures depend on exactly these problems.
 HUB = {
-  "amc23": HubSet("AI-MO/aimo-validation-amc", "train", 40, "2023_AMC"),  # it has 2022, too
-  "aime24": HubSet("AI-MO/aimo-validation-aime", "train", 30, "2024_AIME"),  # and 2022, 2023
+  "amc23": HubSet("AI-MO/aimo-validation-amc", "train", 40, "2023_AMC"),
+  "aime24": HubSet("AI-MO/aimo-validation-aime", "train", 30, "2024_AIME"),
   "aime25": HubSet("math-ai/aime25", "test", 30),
   "minerva_math": HubSet("math-ai/minervamath", "test", 272),
   "math500": HubSet("HuggingFaceH4/MATH-500", "test", 500),
@@ -48,7 +50,7 @@ HUB = {
 
 
 def benchmark_name(spec: str) -> str:
-  """The short name of what `load_benchmark` takes: a file's stem, else what is before a colon."""
+  """Returns the short name of a benchmark: of a file its stem, else the part before a colon."""
   path = pathlib.Path(spec)
   return path.stem if path.suffix in (".jsonl", ".json") else spec.partition(":")[0]
 
@@ -59,10 +61,10 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   Args:
     spec: a name in HUB; a file of JSON lines; "arithmetic" or "arithmetic:N", the first N (200) of
       the built-in hard test problems.
-    folder: has NAME.jsonl of the names in HUB; by default they are loaded from the hub.
+    folder: contains NAME.jsonl for the names in HUB; by default they are loaded from the hub.
 
   Raises:
-    UserError: an unknown name, or rows that are missing, broken or without problem or answer.
+    UserError: the name is unknown, or rows are missing, malformed or without problem or answer.
   """
   name, _, count = spec.partition(":")
   if name == "arithmetic" and (not count or count.isdigit() and int(count) > 0):
@@ -85,27 +87,29 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   questions = _questions(spec, found)
   if len(questions) != source.size:
     raise UserError(
-      f"{source.dataset}[{source.split}]: {len(questions)} problems where {spec} has {source.size}:"
+      f"{source.dataset}[{source.split}]: {len(questions)} problems, but {spec} has {source.size}:"
       " the dataset has changed; give the problems as a file"
     )
   return questions
 
 
 def _questions(name: str, found: Iterable[tuple[str, dict[str, Any]]]) -> list[Question]:
+  """Returns the questions of rows; UserError for a row that is not usable or repeats an id."""
   questions, places = [], {}
   for number, (place, row) in enumerate(found):
     problem = row.get("problem") or row.get("question")
     if not isinstance(problem, str) or not problem.strip():
       raise UserError(f"{place}: no text under 'problem' or 'question'; it has {', '.join(row)}")
     id = f"{name}-{_id_in(row, number)}"
-    if id in places:  # a pass's file and journal have the responses by id
-      raise UserError(f"{place}: the id {id!r} already names the problem of {places[id]}")
+    if id in places:  # recorded responses are found by id, so ids must be unique
+      raise UserError(f"{place}: the id {id!r} belongs to the problem of {places[id]} too")
     places[id] = place
     questions.append(Question(id, problem.strip(), _gold(place, row)))
   return questions
 
 
 def _id_in(row: dict[str, Any], default: int) -> Any:
+  """Returns a row's id under any of the usual names, else its number."""
   for key in ("id", "unique_id", "idx"):
     if row.get(key) is not None:
       return row[key]
@@ -113,8 +117,9 @@ def _id_in(row: dict[str, Any], default: int) -> Any:
 
 
 def _gold(place: str, row: dict[str, Any]) -> str:
+  """Returns a row's gold answer; UserError if there is none."""
   answer = row.get("answer")
-  if answer is None or answer != answer:  # NaN
+  if answer is None or answer != answer:  # missing, or NaN
     solution = str(row.get("solution") or "")
     answer = last_boxed(solution) or (solution if "####" in solution else None)
   gold = None if isinstance(answer, bool | list | dict) else gold_answer(answer)
@@ -132,9 +137,13 @@ def _gold(place: str, row: dict[str, Any]) -> str:
 class Solver:
   """How problems are solved.
 
-  Fields: engine; build_prompt, from rollout.episodes.prompt_builder for tasks.task_of_mode(mode);
-  mode, whole or stepwise; params, of which the temperature is replaced; max_turns and
-  max_prompt_tokens bound a stepwise episode.
+  Attributes:
+    engine: samples responses.
+    build_prompt: from rollout.episodes.prompt_builder for tasks.task_of_mode(mode).
+    mode: "whole" or "stepwise".
+    params: limits and seed; `solve` replaces the temperature.
+    max_turns: limit of a stepwise episode.
+    max_prompt_tokens: limit of a stepwise episode's prompt, which grows with each step.
   """
 
   engine: Engine
@@ -145,7 +154,7 @@ class Solver:
   max_prompt_tokens: int
 
   def solve(self, questions: Sequence[Question], n: int, temperature: float) -> list[Episode]:
-    """n episodes for each question, in the order of the questions."""
+    """Returns n episodes per question; those of question i are at indices i n to (i + 1) n - 1."""
     params = dataclasses.replace(self.params, temperature=temperature)
     if self.mode == "whole":
       return solve_whole(self.engine, self.build_prompt, questions, n, params)
@@ -153,7 +162,7 @@ class Solver:
     return solve_stepwise(self.engine, self.build_prompt, questions, n, params, **limits)
 
   def accuracy(self, questions: Sequence[Question]) -> float:
-    """Share of questions solved by greedy decoding."""
+    """Returns the share of questions that greedy decoding solves."""
     return float(np.mean(right(self.solve(questions, 1, 0.0))))
 
 
@@ -170,31 +179,36 @@ def check_lengths(
   """Raises UserError, with values that fit, if prompts and responses exceed the model's positions.
 
   Args:
-    model, name: its architecture, and its name for the message.
-    build_prompt, mode, max_prompt_tokens: as in Solver.
-    questions: to solve. For whole solutions their prompts are measured.
-    max_tokens: of a response.
+    model: its architecture.
+    name: the model's name for the message.
+    build_prompt: as in Solver.
+    questions: whole solutions: the lengths of their prompts are measured.
+    mode: as in Solver.
+    max_tokens: limit of a response.
+    max_prompt_tokens: as in Solver.
   """
   responses = {"--max_tokens": max_tokens}
   if mode == "stepwise":
     check_positions(model, name, ("--max_prompt_tokens", max_prompt_tokens), responses)
     return
+  # A stepwise prompt may grow to its limit; prompts for whole solutions have a fixed length.
   longest = max(len(build_prompt(question.problem, ()).token_ids) for question in questions)
   prompt = ("the longest prompt", longest)
   check_positions(model, name, prompt, responses, prompt_is_setting=False)
 
 
 class Graded(NamedTuple):
-  """An episode's final answer (None: it has none) and whether it is right."""
+  """An episode's final answer (None if it has none) and whether it is correct."""
 
   answer: str | None
   right: bool
 
 
 def grade(episodes: Sequence[Episode]) -> list[Graded]:
-  """The final answers of episodes, in their order.
+  """Returns the graded final answers of episodes, in their order.
 
-  A stepwise episode has one only if it came to a box: the numbers of steps are no answers.
+  A stepwise episode has an answer only if it ended with a box: otherwise the last number in its
+  text would be that of some step.
   """
   pairs, problems = [], []
   for episode in episodes:
@@ -208,12 +222,12 @@ def grade(episodes: Sequence[Episode]) -> list[Graded]:
 
 
 def right(episodes: Sequence[Episode]) -> list[bool]:
-  """Whether each episode's final answer is right."""
+  """Returns whether each episode's final answer is correct."""
   return [graded.right for graded in grade(episodes)]
 
 
 def measure(solver: Solver, questions: Sequence[Question], samples: int) -> dict[str, float]:
-  """{greedy, avg_at_k, pass_at_k} in [0, 1]; k = samples, drawn at temperature 1."""
+  """Returns {greedy, avg_at_k, pass_at_k} in [0, 1]; k = samples, drawn at temperature 1."""
   solved = right(solver.solve(questions, samples, 1.0))
   solved_nk = np.array(solved).reshape(len(questions), samples)
   return {

@@ -1,4 +1,4 @@
-"""The table of the miniature: each arm's figures over seeds, its compute, paired differences."""
+"""The miniature's results: accuracies of each arm over seeds, its compute, paired differences."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,10 @@ from srl_jax.data.rows import json_lines
 from srl_jax.evals import columns, paired
 
 MODES = ("whole", "stepwise")
-# The form that an arm was trained in; the base knows both.
+# The mode in which an arm was trained last; arms that are not listed were trained on whole
+# solutions. The base model learnt both forms in its warm-up.
 TRAINED_IN = {"srl": "stepwise", "srl_no_filter": "stepwise", "srl_long": "stepwise"}
+# The differences that the table prints, those of the paper's comparisons.
 PAIRS = (
   ("srl", "base"),
   ("srl", "sft_reasoning"),
@@ -27,10 +29,13 @@ FIGURES = ("greedy", "avg", "pass")
 
 
 class Arm(NamedTuple):
-  """A measured row.
+  """One arm of the experiment, a row of the table.
 
-  Fields: name; title; evaluations, {seed: {mode: output folder of evaluate}}; runs, for each seed
-  the workdirs that its training took (none for a base).
+  Attributes:
+    name: short name, used in TRAINED_IN and PAIRS.
+    title: printed name.
+    evaluations: {seed: {mode: output folder of evaluate}}.
+    runs: for each seed, the workdirs of its training stages (empty for a base model).
   """
 
   name: str
@@ -40,11 +45,11 @@ class Arm(NamedTuple):
 
 
 def table(arms: Sequence[Arm]) -> tuple[str, dict]:
-  """(text, data) of the table.
+  """Returns the table as (text, data).
 
-  Modes are whole (one response for the whole solution, the paper's), stepwise (turn by turn) and
-  own: each arm in the form that it was trained in last, a base in the form of what it is compared
-  with (alone: stepwise).
+  It has each figure in three modes: whole (one response with the whole solution, as in the paper),
+  stepwise (turn by turn) and own: each arm in the form that it was trained in last, and a base
+  model in the form of the arm that it is compared with (by itself: stepwise).
   """
   scores = {}
   for arm in arms:
@@ -61,7 +66,7 @@ def table(arms: Sequence[Arm]) -> tuple[str, dict]:
 
 
 def _pairs(scores: dict, mode: str) -> dict[str, dict[str, paired.Difference]]:
-  """{"a - b": {figure: difference}} of those of PAIRS that were measured."""
+  """Returns {"a - b": {figure: difference}} for the PAIRS of which both arms were measured."""
   pairs = {}
   for a, b in PAIRS:
     if a in scores and b in scores:
@@ -71,7 +76,7 @@ def _pairs(scores: dict, mode: str) -> dict[str, dict[str, paired.Difference]]:
 
 
 def _as_data(rows: dict[str, dict]) -> dict[str, dict]:
-  """The rows with dicts in place of named tuples, for JSON."""
+  """Returns the rows with dicts instead of named tuples, for JSON."""
   data = {}
   for name, found in rows.items():
     data[name] = {figure: found[figure]._asdict() for figure in FIGURES}
@@ -79,7 +84,7 @@ def _as_data(rows: dict[str, dict]) -> dict[str, dict]:
 
 
 def _mode(name: str, mode: str, other: str = "") -> str:
-  """The mode in which an arm is measured; `other` is what a base is compared with."""
+  """Returns the mode in which an arm is measured; `other` is the arm beside a base model."""
   if mode != "own":
     return mode
   if name == "base":
@@ -88,11 +93,11 @@ def _mode(name: str, mode: str, other: str = "") -> str:
 
 
 def _scores(arm: Arm, mode: str) -> dict:
-  """greedy, avg and pass as scores_sp of an arm's seeds, the seeds, and k."""
+  """Returns greedy, avg and pass as arrays [seeds, problems], and k."""
   k, greedy, average, passed = 0, [], [], []
   for folders in arm.evaluations.values():
     folder = folders[mode] / "arithmetic"
-    # The name ends in k; that of the responses' file, sampled-k.rollouts.jsonl, in no digit.
+    # "sampled-k.jsonl" ends in a digit, unlike the file of its responses, sampled-k.rollouts.jsonl.
     (sampled,) = folder.glob("sampled-*[0-9].jsonl")
     k = int(sampled.stem.partition("-")[2])
     greedy.append(_right(folder / "greedy.jsonl").mean(axis=1))
@@ -108,9 +113,9 @@ def _scores(arm: Arm, mode: str) -> dict:
 
 
 def _right(path: pathlib.Path) -> np.ndarray:
-  """right_pk: which samples of each problem are right; problems in the order of their ids."""
+  """Returns which samples are correct, bool [problems, samples]; problems are sorted by id."""
   lines = [line for _, line in json_lines(path)]
-  # All evaluations then have the same order of problems, which the paired differences need.
+  # The same order in every evaluation: paired differences subtract problem by problem.
   lines.sort(key=lambda line: line["id"])
   right_pk = []
   for line in lines:
@@ -119,22 +124,26 @@ def _right(path: pathlib.Path) -> np.ndarray:
 
 
 def _figures(scores: dict) -> dict[str, paired.Summary]:
+  """Returns each figure's mean and spread over seeds."""
   return {figure: paired.summary(scores[figure]) for figure in FIGURES}
 
 
 def _differences(a: dict, b: dict) -> dict[str, paired.Difference]:
-  """Over the seeds that both arms have."""
+  """Returns each figure's paired difference, over the seeds that both arms have."""
   s = min(len(a["greedy"]), len(b["greedy"]))  # arms have the seeds 0, 1, 2, ...
   return {figure: paired.difference(a[figure][:s], b[figure][:s]) for figure in FIGURES}
 
 
 def _cost(arm: Arm) -> dict[str, float]:
-  """Means over seeds of what an arm's trainings took, all stages together."""
+  """Returns an arm's training cost: mean over seeds of steps, sampled tokens and seconds.
+
+  All stages of a seed's training are added up.
+  """
   sums = []
   for runs in arm.runs:
     steps = []
     for run in runs:
-      # Line 0 is the validation before step 1.
+      # Step 0 is the validation before training.
       steps += [step for _, step in json_lines(run / "metrics.jsonl") if step["step"] > 0]
     seconds = 0.0
     for part in ("seconds_sample", "seconds_update", "seconds_sync"):
@@ -145,10 +154,12 @@ def _cost(arm: Arm) -> dict[str, float]:
 
 
 def _total(steps: Sequence[dict], key: str) -> float:
+  """Returns the sum of a metric; steps without it (supervised fine-tuning) count as 0."""
   return sum(step.get(key, 0.0) for step in steps)
 
 
 def _compute(arms: Sequence[Arm]) -> str:
+  """Returns the section with the training cost of each arm."""
   lines = [["training, mean of the seeds", "seeds", "steps", "sampled tokens", "seconds"]]
   for arm in arms:
     cost = _cost(arm)
@@ -159,6 +170,7 @@ def _compute(arms: Sequence[Arm]) -> str:
 
 
 def _section(mode, arms, rows, pairs, k) -> str:
+  """Returns the section of one mode: a line per arm, then a line per pair."""
   title_of_mode = {
     "own": "own: each arm in the form that it was trained in last",
     "whole": "whole: one response for the whole solution, as in the paper",
@@ -180,9 +192,11 @@ def _section(mode, arms, rows, pairs, k) -> str:
 
 
 def _summary(found: paired.Summary) -> str:
+  """Returns mean and spread in percent."""
   spread = "" if found.spread is None else f" +- {100 * found.spread:.1f}"
   return f"{100 * found.mean:.1f}{spread}"
 
 
 def _difference(found: paired.Difference) -> str:
+  """Returns a difference and its interval in percentage points."""
   return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 3, and ours beside them."""
+"""The paper's Tables 1 to 3, with our results beside them."""
 
 import json
 import pathlib
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from srl_jax.evals.columns import aligned
 from srl_jax.evals.figures import is_in_average, paper_average
 
-# The columns: benchmark and figure.
+# The tables' columns as (benchmark, figure).
 COLUMNS = (
   *(("amc23", "avg_at_32"), ("amc23", "greedy"), ("aime24", "avg_at_32"), ("aime24", "greedy")),
   *(("aime25", "avg_at_32"), ("aime25", "greedy"), ("minerva_math", "greedy")),
 )
-# Accuracies in percent, in the order of COLUMNS. The tables' last column is their mean, but for
-# SRL, where they print 27.6 and the mean is 26.9. We always print the mean.
+# Accuracies in percent, in the order of COLUMNS. The tables' last column is their mean, except for
+# SRL, for which they print 27.6 although the mean is 26.9. We always print the mean.
 PAPER = {
   "base": (49.3, 50.0, 10.5, 13.3, 7.5, 6.7, 34.9),
   "s1k_7b": (24.1, 25.0, 2.2, 3.3, 3.7, 3.3, 20.2),
@@ -29,13 +29,14 @@ PAPER = {
 
 
 def side_by_side(rows: Sequence[tuple[str, str, Sequence[pathlib.Path]]]) -> str:
-  """Our figures and the paper's as text, two lines a row, in percent.
+  """Returns our figures and the paper's as text, two lines per row, in percent.
+
+  The average is the mean of all greedy and avg@k figures. Ours may have another k, or benchmarks
+  that the paper does not report, and is then not comparable; the column heads show which figures it
+  has.
 
   Args:
     rows: (name in PAPER, title, output folders of its evaluations).
-
-  The average is the mean of all greedy and avg@k figures; ours may have another k, or benchmarks
-  that the paper does not have, and is then not the paper's mean: the head names what ours are.
   """
   tables = {name: _read(folders) for name, _, folders in rows}
   columns = _columns(tables.values())
@@ -51,7 +52,7 @@ def side_by_side(rows: Sequence[tuple[str, str, Sequence[pathlib.Path]]]) -> str
 
 
 def _settings(folders: Sequence[pathlib.Path]) -> str:
-  """Returns mode and prompt style of a row, and the share of its responses that were cut off."""
+  """Returns a row's mode, prompt style and token limit, and its share of truncated responses."""
   found = []
   for table in _tables(folders):
     settings = table["settings"]
@@ -67,21 +68,21 @@ def _settings(folders: Sequence[pathlib.Path]) -> str:
 
 
 def _read(folders: Sequence[pathlib.Path]) -> dict:
-  """{benchmark: figures} of all tables in the folders."""
+  """Returns {benchmark: figures} of all tables in the folders."""
   found = {}
   for table in _tables(folders):
-    found |= table["benchmarks"]  # of two folders with the same benchmark the later one counts
+    found |= table["benchmarks"]  # if two folders have the same benchmark, the later one counts
   return found
 
 
 def _tables(folders: Sequence[pathlib.Path]) -> list[dict]:
-  """The tables that are there."""
+  """Returns the tables of those folders that have one."""
   paths = [folder / "table.json" for folder in folders]
   return [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
 
 
 def _columns(tables) -> list[tuple[str, str]]:
-  """Benchmark and figure of each column: the paper's first, k as it was measured."""
+  """Returns the (benchmark, figure) columns of our tables, sorted as in the paper."""
   found = set()
   for table in tables:
     for benchmark, figures in table.items():
@@ -92,19 +93,20 @@ def _columns(tables) -> list[tuple[str, str]]:
 
 
 def _place(column: tuple[str, str]) -> tuple:
-  """A sort key: the paper's columns in its order, then all others by name."""
+  """Returns a sort key: the paper's columns in its order, then all others by name."""
   in_paper = _paper_column(column)
   index = COLUMNS.index(in_paper) if in_paper in COLUMNS else len(COLUMNS)
   return index, column
 
 
 def _paper_column(column: tuple[str, str]) -> tuple[str, str]:
-  """The paper's column for one of ours; its k is always 32."""
+  """Returns the paper's column for one of ours; the paper's k is always 32."""
   benchmark, figure = column
   return benchmark, "avg_at_32" if figure.startswith("avg_at_") else figure
 
 
 def _ours(table: dict, columns) -> list[str]:
+  """Returns the cells of our line, "-" for figures that were not measured."""
   if not table:
     return ["-"] * (len(columns) + 1)
   cells = []
@@ -115,6 +117,7 @@ def _ours(table: dict, columns) -> list[str]:
 
 
 def _papers(name: str, columns) -> list[str]:
+  """Returns the cells of the paper's line, "-" for figures that it does not report."""
   paper = dict(zip(COLUMNS, PAPER[name]))
   cells = [_cell(paper.get(_paper_column(column))) for column in columns]
   return [*cells, _cell(sum(paper.values()) / len(paper))]

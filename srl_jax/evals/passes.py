@@ -1,11 +1,11 @@
 """One pass over a benchmark: every problem is solved n times, graded and recorded.
 
-A pass is called "greedy" or "sampled-k". In the benchmark's folder it leaves
+A pass is called "greedy" or "sampled-k". It writes two files to the benchmark's folder:
 
-  NAME.rollouts.jsonl   every response with its tokens, as it was sampled (evals.journal)
-  NAME.jsonl            once all are there, a line for each problem: id, problem, gold, think_opened
-                        (the prompt ends inside a think block), and samples: responses (one for
-                        each turn), solution (what a reader sees), answer, right, ended, tokens
+  NAME.rollouts.jsonl   every response with its tokens, written when it is sampled (evals.journal)
+  NAME.jsonl            written when the pass is complete, one line per problem: id, problem, gold,
+                        think_opened (the prompt ends inside a think block), and samples: responses
+                        (one per turn), solution (the visible text), answer, right, ended, tokens
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ _PASS = re.compile(rf"{GREEDY}|{SAMPLED}\d+")
 
 
 def pass_name(samples: int) -> str:
-  """The name of a pass with `samples` responses for each problem; 0: one by greedy decoding."""
+  """Returns the name of a pass with `samples` responses per problem; 0: one by greedy decoding."""
   return f"{SAMPLED}{samples}" if samples else GREEDY
 
 
 def is_complete(folder: pathlib.Path, questions: Sequence[Question], samples: int) -> bool:
-  """Whether a benchmark's folder has the finished pass over exactly these problems."""
+  """Returns whether a benchmark's folder has a finished pass over exactly these problems."""
   path = folder / f"{pass_name(samples)}.jsonl"
   if not path.exists():
     return False
@@ -45,22 +45,23 @@ def solve(
   temperature: float,
   progress: Callable[[str, int], None],
 ) -> None:
-  """Runs a pass, or what is left of it.
+  """Runs a pass, or the part of it that is missing.
 
   Args:
     solver: its engine samples.
-    folder: the benchmark's.
+    folder: of the benchmark.
     questions: the problems.
-    samples: k responses for each problem, or 0 for one by greedy decoding.
-    temperature: of the k.
-    progress: called with the pass's name and its responses so far, replayed ones included.
+    samples: k responses per problem, or 0 for one by greedy decoding.
+    temperature: of the k samples.
+    progress: called with the pass's name and the number of responses so far, replayed ones
+      included.
   """
   name, n = pass_name(samples), max(1, samples)
   journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: progress(name, count))
   journaled = dataclasses.replace(solver, engine=journal)
   episodes = journaled.solve(questions, n, temperature if samples else 0.0)
   samples_of_all = list(map(_sample, episodes, grade(episodes)))
-  # The file is there only when the pass is complete: `read` takes no half passes.
+  # Written to a temporary file and renamed, so that NAME.jsonl exists only for a complete pass.
   with folders.replacing(folder / f"{name}.jsonl") as file:
     for i, question in enumerate(questions):
       line = {
@@ -74,6 +75,7 @@ def solve(
 
 
 def _sample(episode: Episode, graded: Graded) -> dict:
+  """Returns one sample of a line in NAME.jsonl."""
   return {
     "responses": episode.responses,
     "solution": episode.solution,
@@ -85,9 +87,9 @@ def _sample(episode: Episode, graded: Graded) -> dict:
 
 
 def read(output: pathlib.Path) -> dict[str, dict[str, list[dict]]]:
-  """{benchmark: {pass: its lines}} of the finished passes in the folder of an evaluation.
+  """Returns {benchmark: {pass: its lines}} of the finished passes in an evaluation's folder.
 
-  Other files are left alone: the folder may be a run's workdir, which has rollouts/*.jsonl too.
+  Other files are ignored: the folder may be a run's workdir, which contains rollouts/*.jsonl too.
   """
   found: dict[str, dict[str, list[dict]]] = {}
   for path in sorted(pathlib.Path(output).glob("*/*.jsonl")):

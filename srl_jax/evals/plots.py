@@ -1,6 +1,6 @@
-"""Pictures of two distributions side by side, as SVG: text, so that no plotting library is needed.
+"""Plots of two distributions side by side, written as SVG text without a plotting library.
 
-A panel is a function of its place that gives SVG; `page` puts panels next to each other.
+A panel is a function of its left edge that returns SVG; `page` arranges panels in a row.
 """
 
 import html
@@ -10,21 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 COLOURS = ("#4c78a8", "#e4812f")
-WIDTH, HEIGHT = 380, 300  # of a panel, its labels included
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 40, 46  # room around the axes
+WIDTH, HEIGHT = 380, 300  # of a panel in pixels, including its labels
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 40, 46  # margins around the axes
 BINS = 30
 
 Panel = Callable[[float], str]  # x of the panel's left edge -> SVG
 
 
 def page(labels: Sequence[str], panels: Sequence[Panel]) -> str:
-  """The whole picture: a legend of two labels, then the panels from left to right."""
-  width, height = WIDTH * len(panels), HEIGHT + 34
+  """Returns the whole picture: a legend with two labels, then the panels from left to right."""
+  width, height = WIDTH * len(panels), HEIGHT + 34  # 34 pixels for the legend
   legend, x = [], LEFT
   for label, colour in zip(labels, COLOURS):
     legend.append(f'<rect x="{x}" y="12" width="14" height="14" fill="{colour}"/>')
     legend.append(_text(x + 20, 24, label, anchor="start", size=14))
-    x += 50 + 8 * len(label)
+    x += 50 + 8 * len(label)  # about 8 pixels per character
   body = "\n".join(panel(WIDTH * i) for i, panel in enumerate(panels))
   return (
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
@@ -34,9 +34,9 @@ def page(labels: Sequence[str], panels: Sequence[Panel]) -> str:
 
 
 def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
-  """Shares of responses by length: an outline for each label, a dashed line at its median.
+  """Returns a panel with shares by length: an outline per label, a dashed line at its median.
 
-  The axis ends at the 99th percentile; longer values count in the last bin.
+  The axis ends at the 99th percentile; larger values count in the last bin.
   """
   everything = np.concatenate(list(values.values())).astype(float)
   largest = np.percentile(everything, 99)
@@ -45,9 +45,10 @@ def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
   edges = step * np.arange(bins + 1)
   shares = []
   for lengths in values.values():
-    clipped = np.clip(lengths, 0, edges[-1] - step / 2)  # the last bin takes all longer ones
+    # Values beyond the axis move into the middle of the last bin.
+    clipped = np.clip(lengths, 0, edges[-1] - step / 2)
     shares.append(np.histogram(clipped, edges)[0] / len(lengths))
-  top = max(map(max, shares)) * 1.05
+  top = max(map(max, shares)) * 1.05  # some space above the highest bin
 
   def draw(left: float) -> str:
     x, y = _axes(left, edges[-1], top)
@@ -68,7 +69,7 @@ def histogram(title: str, values: Mapping[str, Sequence[float]]) -> Panel:
 
 
 def _outline(x, y, edges: np.ndarray, share: np.ndarray, colour: str) -> str:
-  """A histogram as one polygon: from the origin over both corners of each bin to the axis."""
+  """Returns a histogram as one polygon: from the origin along the tops of the bins to the axis."""
   corners = [f"{x(0):.1f},{y(0):.1f}"]
   for low, high, value in zip(edges, edges[1:], share):
     corners.append(f"{x(low):.1f},{y(value):.1f}")
@@ -81,14 +82,14 @@ def _outline(x, y, edges: np.ndarray, share: np.ndarray, colour: str) -> str:
 
 
 def bars(title: str, shares: Mapping[str, Sequence[float]]) -> Panel:
-  """A group of bars for each name, one bar for each label; shares are in [0, 1]."""
+  """Returns a panel with a group of bars per name, one bar per label; shares are in [0, 1]."""
 
   def draw(left: float) -> str:
     x, y = _axes(left, len(shares), 1.1)
     out = [*_frame(left, title), *_ticks_y(left, 1.0, y)]
     for i, (name, values) in enumerate(shares.items()):
       out.append(_text(x(i + 0.5), HEIGHT - BOTTOM + 16, name, size=10))
-      # The bars take 70 % of a group's width; 15 % is free on each side.
+      # The bars take up 70 % of a group's width, with 15 % free on each side.
       share = 0.7 / len(values)
       width = x(share) - x(0)
       for j, (value, colour) in enumerate(zip(values, COLOURS)):
@@ -104,18 +105,20 @@ def bars(title: str, shares: Mapping[str, Sequence[float]]) -> Panel:
 
 
 def _axes(left: float, end: float, top: float):
-  """(x, y): functions from data, 0 to end and 0 to top, to places in the picture."""
+  """Returns (x, y), functions from data in [0, end] and [0, top] to pixels; SVG's y points down."""
   wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
   return (lambda v: left + LEFT + wide * v / end), (lambda v: HEIGHT - BOTTOM - high * v / top)
 
 
 def _frame(left: float, title: str) -> list[str]:
+  """Returns the title and the two axes of a panel."""
   base = HEIGHT - BOTTOM
   axis = f'<path d="M{left + LEFT} {TOP}V{base}H{left + WIDTH - RIGHT}" fill="none" stroke="#444"/>'
   return [_text(left + WIDTH / 2, 24, title, size=14), axis]
 
 
 def _ticks_y(left: float, top: float, y) -> list[str]:
+  """Returns the labels of the vertical axis, in percent."""
   step = _nice(top / 5)
   ticks = np.arange(0, top * 1.001, step)
   decimals = 0 if step >= 0.01 else 1
@@ -123,15 +126,16 @@ def _ticks_y(left: float, top: float, y) -> list[str]:
 
 
 def _nice(step: float) -> float:
-  """The smallest of 1, 2, 5, 10, 20, ... (or 0.5, 0.2, ...) that is at least `step`."""
+  """Returns the smallest of 1, 2, 5, 10, 20, ... (or 0.5, 0.2, ...) that is at least `step`."""
   scale = 10.0 ** math.floor(math.log10(step))
   for multiple in (1, 2, 5):
-    if scale * multiple >= step * (1 - 1e-9):  # the logarithm is not exact
+    if scale * multiple >= step * (1 - 1e-9):  # log10 may round a power of ten up or down
       return scale * multiple
   return scale * 10
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 11) -> str:
+  """Returns a text element; `anchor` is the part of the text that is at x."""
   return (
     f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
     f' fill="#222">{html.escape(text)}</text>'

@@ -1,20 +1,20 @@
-r"""How two models reason: lengths in words (paper, Figure 4) and think blocks (paper, 5.2).
+r"""Compares how two models reason: words (paper, Figure 4) and think blocks (paper, 5.2).
 
   python -m srl_jax.evals.reasoning --evaluations=evals/base,evals/srl --labels=base,SRL \
       --output=evals/base_srl
 
-reads what srl_jax.evaluate wrote, compares the problems that both have, and writes reasoning.json
-and reasoning.svg, which any browser shows.
+The command reads the responses of srl_jax.evaluate, compares the problems that both evaluations
+contain, and writes reasoning.json and reasoning.svg.
 
-A block's kind follows from its place, and for verification from its words too:
+The kind of a think block depends on its place, and for verification also on its words:
   planning      no visible text before it
-  verification  the last block, after visible text, that speaks of checking or follows an answer
+  verification  the last block, after visible text, if it mentions checking or follows an answer
                 that is already stated
   between       any other block after visible text
 Example 5.2 of the paper has all three; a monolithic response has one block, before its solution.
-Blocks in between characterise the model only where the prompt does not request one before each step
-(--style=think does, and so does --mode=stepwise): compare evaluations of --style=plain. Evaluations
-with different prompts are compared with a note.
+Blocks between visible text characterise a model only if the prompt does not request one before each
+step, which --style=think and --mode=stepwise do: compare evaluations with --style=plain.
+Evaluations with different prompts are compared with a note.
 """
 
 import collections
@@ -45,17 +45,27 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=Tr
 
 KINDS = ("planning", "between", "verification")
 LENGTHS = ("response", "monologue", "solution")
+# An unclosed block extends to the end of the text.
 _BLOCK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+# Words of a block that verifies.
 _CHECKS = re.compile(
   r"\b(?:verif\w*|(?:double-?|re-?)?check(?:s|ed|ing)?|confirm\w*|make sure|sanity"
   r"|plug\w* (?:it )?back)\b",
   re.IGNORECASE,
 )
+# Visible text that states an answer.
 _STATED = re.compile(r"\\boxed\b|\banswer is\b", re.IGNORECASE)
 
 
 class Reading(NamedTuple):
-  """The counts of a response: words in all, in think blocks and outside; kinds of blocks."""
+  """The counts of a response.
+
+  Attributes:
+    response: words in total.
+    monologue: words in think blocks.
+    solution: words outside them.
+    kinds: kind of each think block, in order.
+  """
 
   response: int
   monologue: int
@@ -91,16 +101,16 @@ def main(argv: list[str]) -> None:
 
 
 def _note_differences(first: dict, second: dict) -> None:
-  """Prints the settings that keep two evaluations from being compared like with like."""
+  """Prints the settings in which two evaluations differ, so that lengths are not comparable."""
   differences = []
-  # Mode and style are the prompt; max_tokens cuts responses off, which makes them shorter.
+  # Mode and style select the prompt; max_tokens truncates responses and so shortens them.
   for key in ("mode", "style", "max_tokens"):
     if first[key] != second[key]:
       differences.append(f"{key} {first[key]} and {second[key]}")
   if differences:
     print(
-      f"note: the evaluations had different prompts ({'; '.join(differences)}): lengths and blocks"
-      " differ"
+      f"note: the evaluations have different settings ({'; '.join(differences)}), which change"
+      " lengths and blocks"
     )
 
 
@@ -108,24 +118,25 @@ def _note_differences(first: dict, second: dict) -> None:
 
 
 def read(line: dict, sample: dict) -> Reading:
-  """Counts one sample of a problem's line (evals.passes); the turns of a solution are joined."""
-  # Where the chat template opens the first block, the response itself lacks the opening tag.
+  """Returns the counts of one sample of a problem's line (evals.passes); turns are concatenated."""
+  # If the chat template opens the first block, the response itself does not contain the open tag.
   opened = OPEN if line["think_opened"] else ""
   text = "\n".join(opened + response for response in sample["responses"])
-  # The pattern has one group, so `split` keeps the blocks: even pieces are visible text, odd ones
-  # are blocks. The first and the last piece are always visible text.
+  # The pattern has one group, so `split` keeps the blocks: pieces with even indices are visible
+  # text, those with odd indices are blocks. The first and the last piece are always visible text.
   pieces = _BLOCK.split(text)
   monologue, solution = _words(pieces[1::2]), _words(pieces[0::2])
   return Reading(monologue + solution, monologue, solution, list(_kinds(pieces)))
 
 
 def _words(pieces: Sequence[str]) -> int:
+  """Returns the number of words, separated by white space."""
   return len(" ".join(pieces).split())
 
 
 def _kinds(pieces: Sequence[str]) -> Iterator[str]:
   """Yields the kind of each think block; the module's docstring defines the kinds."""
-  last_block = len(pieces) - 2
+  last_block = len(pieces) - 2  # the last piece is visible text
   for i in range(1, len(pieces), 2):
     visible_before = "".join(pieces[:i:2])
     if not visible_before.strip():
@@ -137,10 +148,11 @@ def _kinds(pieces: Sequence[str]) -> Iterator[str]:
 
 
 def describe(readings: Sequence[Reading]) -> dict:
-  """Of a model's responses: their number, quantiles of their words, and their blocks.
+  """Returns statistics of a model's responses: count, quantiles of words, and think blocks.
 
-  `kinds` has, for each kind, the blocks of it and the share of responses with one; `interleaved`
-  is the share with a block after visible text, `monolithic` that with one block, before all text.
+  `kinds` has for each kind the number of blocks and the share of responses with one; `interleaved`
+  is the share of responses with a block after visible text, `monolithic` the share with exactly one
+  block, before all text.
   """
   blocks, responses_with = collections.Counter(), collections.Counter()
   responses_by_blocks = collections.Counter()
@@ -168,10 +180,10 @@ def describe(readings: Sequence[Reading]) -> dict:
 
 
 def difference(first, second) -> dict[str, dict]:
-  """{length: {value, se, low, high}}: words of the second model minus those of the first.
+  """Returns {length: {value, se, low, high}}: words of the second model minus those of the first.
 
-  A mean over problems of the difference between the models' means on it; low and high bound 95 %
-  (1.96 standard errors). Zero between them: no difference was seen.
+  The value is the mean over problems of the difference between the two models' means. low and high
+  bound 95 % (1.96 standard errors); an interval that contains zero shows no difference.
 
   Args:
     first, second: for each problem, in the same order, the readings of its samples.
@@ -192,11 +204,12 @@ def difference(first, second) -> dict[str, dict]:
 
 
 def _lengths(readings: Sequence[Reading], name: str) -> list[int]:
-  """Words of each reading; `name` is one of LENGTHS."""
+  """Returns the words of each reading; `name` is one of LENGTHS."""
   return [getattr(reading, name) for reading in readings]
 
 
 def _quantiles(values: Sequence[int]) -> dict[str, float]:
+  """Returns mean, five quantiles and maximum."""
   points = (10, 25, 50, 75, 90)
   found = {"mean": float(np.mean(values))}
   for point, value in zip(points, np.percentile(values, points)):
@@ -211,7 +224,7 @@ def _quantiles(values: Sequence[int]) -> dict[str, float]:
 def _readings(
   folders: Sequence[pathlib.Path], labels: Sequence[str]
 ) -> dict[str, list[list[Reading]]]:
-  """{label: for each problem that both evaluations have, the readings of its samples}."""
+  """Returns {label: for each problem in both evaluations, the readings of its samples}."""
   first, second = (_lines(folder, _RESPONSES.value) for folder in folders)
   common = [key for key in first if key in second]
   if not common:
@@ -226,7 +239,7 @@ def _readings(
 
 
 def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
-  """{(benchmark, id): line} of a pass of all benchmarks in an evaluation's folder."""
+  """Returns {(benchmark, id): line} of one pass over all benchmarks in an evaluation's folder."""
   chosen, names = {}, set()
   for benchmark, lines_of_pass in passes.read(folder).items():
     names |= lines_of_pass.keys()
@@ -234,13 +247,14 @@ def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
       chosen[benchmark, line["id"]] = line
   if not chosen:
     raise UserError(
-      f"{folder}: no responses called {name!r}; it has {', '.join(sorted(names)) or 'none'}. Give"
-      " output folders of srl_jax.evaluate, and --responses to match"
+      f"{folder} has no responses called {name!r}; it has {', '.join(sorted(names)) or 'none'}:"
+      " give output folders of srl_jax.evaluate, and --responses to match"
     )
   return chosen
 
 
 def _picture(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) -> str:
+  """Returns the SVG with two histograms of words and the shares of think blocks."""
   responses, monologues = {}, {}
   for label, problems in readings.items():
     flat = list(itertools.chain(*problems))
@@ -262,6 +276,7 @@ def _picture(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) 
 
 
 def _text(result: dict) -> str:
+  """Returns the printed summary."""
   out = [f"{result['responses']} responses to {result['problems']} problems"]
   for label, model in result["models"].items():
     out.append(f"{label}: {tables.heading(model['settings'])}")

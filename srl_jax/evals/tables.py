@@ -1,6 +1,6 @@
-"""The table of an evaluation, as text, Markdown and JSON.
+"""Writes the table of an evaluation as text, Markdown and JSON.
 
-Each begins with a line on what was measured: model, mode, prompt style, sampling.
+Each begins with a line about the evaluation: model, mode, prompt style, sampling.
 """
 
 import json
@@ -12,19 +12,19 @@ from srl_jax.evals import passes
 from srl_jax.evals.columns import aligned
 from srl_jax.evals.figures import figures, paper_average
 
-# The names under which `figures` has them; its "passes" is no figure.
+# The keys of `figures` that are figures; its key "passes" is not one.
 _FIGURE = re.compile(r"(greedy|avg_at|pass_at|majority_at)_?(\d*)")
 _ORDER = ("greedy", "avg_at", "pass_at", "majority_at")
 _FOOT = (
-  "in percent, +- the standard error over problems; unfinished: responses that did not come to"
+  "in percent, +- the standard error over problems; unfinished: responses that were cut off before"
   " their end"
 )
 
 
 def write(output: pathlib.Path, settings: dict) -> str:
-  """Writes table.{txt,md,json} of all finished passes in the folder of an evaluation.
+  """Writes table.{txt,md,json} of all finished passes in an evaluation's folder; returns the text.
 
-  Returns the text. The JSON has settings, benchmarks ({benchmark: figures}) and average.
+  The JSON has settings, benchmarks ({benchmark: figures}) and average.
   """
   found = {benchmark: figures(lines) for benchmark, lines in passes.read(output).items()}
   table = {"settings": settings, "benchmarks": found, "average": paper_average(found)}
@@ -39,9 +39,9 @@ def write(output: pathlib.Path, settings: dict) -> str:
 
 
 def heading(settings: dict) -> str:
-  """One line on what was measured, from evaluate's settings."""
+  """Returns one line about an evaluation, from its settings."""
   step = "" if settings["step"] is None else f", step {settings['step']}"
-  # A server has its own type, which the settings do not hold.
+  # A server's dtype is not known here.
   dtype = f", {settings['dtype']}" if settings["engine"] == "builtin" else ""
   style = "next step" if settings["mode"] == "stepwise" else settings["style"]
   return (
@@ -52,13 +52,13 @@ def heading(settings: dict) -> str:
 
 
 def as_text(table: dict) -> str:
-  """The table in aligned columns. `table` is what evaluate writes as table.json."""
+  """Returns the table in aligned columns. `table` is the content of table.json."""
   lines = aligned(_rows(table["benchmarks"]))
   return "\n".join([heading(table["settings"]), *lines, _average(table), _FOOT])
 
 
 def as_markdown(table: dict) -> str:
-  """The table in Markdown."""
+  """Returns the table in Markdown. `table` is the content of table.json."""
   rows = _rows(table["benchmarks"])
   head, *body = (f"| {' | '.join(row)} |" for row in rows)
   rule = "|---|" + "---:|" * (len(rows[0]) - 1)
@@ -67,11 +67,12 @@ def as_markdown(table: dict) -> str:
 
 
 def _average(table: dict) -> str:
+  """Returns the line below the table with the paper's average."""
   return f"average of the greedy and avg@k figures: {100 * table['average']:.1f}"
 
 
 def _rows(benchmarks: dict[str, dict]) -> list[list[str]]:
-  """The head and a row for each benchmark, all cells as text."""
+  """Returns the head and one row per benchmark, all cells as text."""
   names = _figure_names(benchmarks)
   heads = [name.replace("_at_", "@") for name in names]
   rows = [["benchmark", "problems", *heads, "unfinished"]]
@@ -81,22 +82,23 @@ def _rows(benchmarks: dict[str, dict]) -> list[list[str]]:
       problems.append(str(shape["problems"]))
       unfinished.append(f"{100 * shape['unfinished']:.1f}")
     cells = [_cell(found.get(name)) for name in names]
-    # One number of problems where all passes have the same.
+    # The number of problems appears once if all passes have the same.
     rows.append([benchmark, "/".join(dict.fromkeys(problems)), *cells, "/".join(unfinished)])
   return rows
 
 
 def _figure_names(benchmarks: dict[str, dict]) -> list[str]:
-  """The figures that any benchmark has: greedy, then those of each k in the order of _ORDER."""
+  """Returns the names of all figures: greedy, then for each k the kinds in the order of _ORDER."""
   places = {}
   for name in set().union(*benchmarks.values()):
     if match := _FIGURE.fullmatch(name):
       kind, k = match.groups()
-      places[name] = int(k or 0), _ORDER.index(kind)  # greedy has no k and is the first
+      places[name] = int(k or 0), _ORDER.index(kind)  # greedy has no k, so it sorts first
   return sorted(places, key=places.get)
 
 
 def _cell(figure: dict | None) -> str:
+  """Returns a figure in percent with its standard error, "-" if it was not measured."""
   if figure is None:
     return "-"
   error = "" if figure["se"] is None else f" +- {100 * figure['se']:.1f}"

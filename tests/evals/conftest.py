@@ -1,4 +1,4 @@
-"""An engine whose responses a test writes down, and what goes with it."""
+"""An engine with responses given by the test, and fixtures around it."""
 
 import pytest
 

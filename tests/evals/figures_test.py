@@ -54,13 +54,13 @@ def test_one_problem_has_no_error():
   [
     (["7", "7", "1"], True),
     (["1", "1", "7"], False),
-    (["7", "1", "1", "7"], True),  # equal: the first one given counts
+    (["7", "1", "1", "7"], True),  # a tie: the first one counts
     (["1", "7", "7", "1"], False),
-    ([None, None, None, "7"], True),  # no answer, no vote
+    ([None, None, None, "7"], True),  # without an answer there is no vote
     ([None, None], False),
     (["1", "2", "3", "7", "7"], True),
     (["0.5", "7", "1/2", "7", r"\frac{1}{2}"], False),  # three ways of writing one wrong answer
-    (["0.5", "7", "1/2", "7", r"\frac{1}{3}"], False),  # two against two, and 0.5 was first
+    (["0.5", "7", "1/2", "7", r"\frac{1}{3}"], False),  # two against two, and 0.5 comes first
   ],
 )
 def test_majority(answers, right):

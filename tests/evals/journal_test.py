@@ -1,4 +1,4 @@
-"""What is written down is not sampled again."""
+"""Recorded responses are not sampled again."""
 
 import json
 
@@ -13,7 +13,7 @@ PROMPTS = [Prompt(f"p{i}", (1, 2, i)) for i in range(5)]
 
 
 def sample(engine, path, prompts=PROMPTS, n=2):
-  """({prompt id: group}, the counts told)."""
+  """Returns ({prompt id: group}, the counts that were reported)."""
   counts = []
   groups = Journal(engine, path, counts.append).sample(prompts, n, PARAMS)
   return {group[0].prompt_id: group for group in groups}, counts
@@ -23,7 +23,7 @@ def respond(id, sample):
   return f"{id}/{sample} <think>é\n</think>"
 
 
-def test_replays_what_it_wrote(scripted, tmp_path):
+def test_replays_recorded_groups(scripted, tmp_path):
   path = tmp_path / "folder" / "j.jsonl"
   first, counts = sample(scripted(respond), path)
   assert counts == [2, 4, 6, 8, 10]
@@ -36,15 +36,15 @@ def test_replays_what_it_wrote(scripted, tmp_path):
     assert again[id][0].sampler_logprobs == pytest.approx(group[0].sampler_logprobs, abs=1e-5)
 
 
-def test_goes_on_where_it_stopped(scripted, tmp_path):
+def test_continues_where_it_stopped(scripted, tmp_path):
   path = tmp_path / "j.jsonl"
   with pytest.raises(KeyboardInterrupt):
     sample(scripted(respond, stop_after=3), path)
-  with path.open("a") as file:  # a process that is killed in the middle of a line
+  with path.open("a") as file:  # as if the process was killed in the middle of a line
     file.write('{"prompt_id": "p1", "prom')
   engine = scripted(respond)
   found, _ = sample(engine, path)
-  assert engine.asked == ["p1", "p0"]  # p4, p3, p2 were written
+  assert engine.asked == ["p1", "p0"]  # p4, p3, p2 were recorded
   whole, _ = sample(scripted(respond), tmp_path / "whole.jsonl")
   text = lambda groups: {id: [one.text for one in group] for id, group in groups.items()}
   assert text(found) == text(whole)
@@ -55,11 +55,11 @@ def test_goes_on_where_it_stopped(scripted, tmp_path):
 def test_refuses_other_prompts(scripted, tmp_path, prompts, n):
   path = tmp_path / "j.jsonl"
   sample(scripted(respond), path)
-  with pytest.raises(ValueError, match="holds other responses for 'p0'.*another --output"):
+  with pytest.raises(ValueError, match="'p0'.*--output"):
     sample(scripted(respond), path, prompts, n)
 
 
-def test_stepwise_episodes_go_on_inside(scripted, solver, tmp_path):
+def test_stepwise_episodes_continue_in_the_middle(scripted, solver, tmp_path):
   """Stopped in the second turn: the first turns are not sampled again."""
   turns = lambda id, sample: (
     "<think>a</think>1. one" if id.endswith("/0") else r"<think>b</think>2. \boxed{3}"

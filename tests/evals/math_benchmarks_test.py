@@ -1,4 +1,4 @@
-r"""Benchmarks: problems from files and the hub; what counts as an answer."""
+r"""Benchmarks: problems from files and the hub, gold answers, final answers."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_real_answers(shared):
     "36",
     "45",
   ]  # 27.0 in the file
-  assert load("minerva_math")[0].answer == "1.6"  # the box of its solution
+  assert load("minerva_math")[0].answer == "1.6"  # boxed in its solution
   assert load("aime24")[0].id == "aime24-60"
 
 
@@ -66,13 +66,13 @@ def test_own_file(tmp_path):
 @pytest.mark.parametrize(
   "row, complaint",
   [
-    ({"answer": "1"}, r"mine.jsonl:2: no text under 'problem' or 'question'; it has answer"),
-    ({"problem": "p"}, r"mine.jsonl:2: no gold answer"),
-    ({"problem": "p", "solution": "no box"}, r"mine.jsonl:2: no gold answer"),
-    ({"problem": "p", "answer": True}, r"mine.jsonl:2: no gold answer"),
-    ({"problem": "p", "answer": float("nan")}, r"mine.jsonl:2: no gold answer"),
-    ({"problem": "p", "answer": " "}, r"mine.jsonl:2: no gold answer"),
-    ({"problem": "p", "answer": 1, "id": 5}, r"mine.jsonl:2: the id 'mine-5' already names .*:1"),
+    ({"answer": "1"}, r"mine.jsonl:2: .*'problem' or 'question'.* answer"),
+    ({"problem": "p"}, r"mine.jsonl:2: .*'answer'"),
+    ({"problem": "p", "solution": "no box"}, r"mine.jsonl:2: .*'answer'"),
+    ({"problem": "p", "answer": True}, r"mine.jsonl:2: .*'answer'"),
+    ({"problem": "p", "answer": float("nan")}, r"mine.jsonl:2: .*'answer'"),
+    ({"problem": "p", "answer": " "}, r"mine.jsonl:2: .*'answer'"),
+    ({"problem": "p", "answer": 1, "id": 5}, r"mine.jsonl:2: .*'mine-5' .*:1"),
   ],
 )
 def test_broken_rows(tmp_path, row, complaint):
@@ -83,12 +83,12 @@ def test_broken_rows(tmp_path, row, complaint):
 
 @pytest.mark.parametrize("spec", ["amc24", "arithmetic:x", "arithmetic:0", "math500:3", ""])
 def test_unknown(spec):
-  with pytest.raises(ValueError, match="is unknown; use amc23"):
+  with pytest.raises(ValueError, match=f"{spec!r}.*amc23"):
     M.load_benchmark(spec)
 
 
 def hub(monkeypatch, found):
-  """Puts rows in the hub's place; returns what was asked of it."""
+  """Replaces the hub by given rows; returns the requests that it received."""
   asked = []
 
   def hub_rows(*names):
@@ -114,7 +114,7 @@ def test_hub_takes_the_year(monkeypatch):
 
 def test_hub_that_changed(monkeypatch):
   hub(monkeypatch, [{"question": "q", "answer": "1"}] * 271)
-  with pytest.raises(ValueError, match=r"271 problems where minerva_math has 272"):
+  with pytest.raises(ValueError, match=r"271 .*minerva_math.*272"):
     M.load_benchmark("minerva_math")
 
 

@@ -23,7 +23,7 @@ def arm(tmp_path):
         folder.mkdir(parents=True)
         for stem, n in (("greedy", 1), (f"sampled-{K}", K)):
           lines = [{"id": f"p{p}", "samples": right(p, n)} for p in range(PROBLEMS)]
-          order = reversed(lines) if seed else lines  # only ids tell which problem it is
+          order = reversed(lines) if seed else lines  # shuffled: only the ids identify the problems
           (folder / f"{stem}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in order))
           (folder / f"{stem}.rollouts.jsonl").write_text("not read")
         evaluations.setdefault(seed, {})[mode] = folder.parent
@@ -58,7 +58,7 @@ def test_each_arm_in_its_own_form_and_in_both(arm):
   assert 0 < low < 0.5 < high <= 1
 
 
-def test_the_text_has_every_figure_and_what_it_cost(arm):
+def test_the_text_has_every_figure_and_the_cost(arm):
   srl = arm("srl", {"whole": 0, "stepwise": 5 / 6}, seeds=3)
   text, data = miniature_table.table([srl])
   assert data["compute"]["srl"] == {"steps": 3, "sampled_tokens": 30, "seconds": 9}
@@ -70,7 +70,7 @@ def test_the_text_has_every_figure_and_what_it_cost(arm):
 
 
 def test_arms_are_paired_problem_by_problem(arm):
-  """The same mean on the same problems differs by nothing, with no width."""
+  """Equal results give a difference of 0 and an interval of width 0."""
   both = {"whole": 1 / 2, "stepwise": 1 / 2}
   _, data = miniature_table.table([arm("srl", both, 2), arm("srl_no_filter", both, 2)])
   found = data["own"]["pairs"]["srl - srl_no_filter"]["greedy"]

@@ -12,7 +12,7 @@ SETTINGS = {"mode": "whole", "style": "think", "max_tokens": 4096}
 
 
 def test_the_figures_have_the_averages_that_the_paper_prints():
-  """A slip of a digit would show, but for rows whose printed mean is not that of their figures."""
+  """Detects typing errors, except in rows with a printed mean that differs from their figures'."""
   off = {}
   for name, figures in paper.PAPER.items():
     mean = sum(figures) / len(figures)
@@ -21,7 +21,7 @@ def test_the_figures_have_the_averages_that_the_paper_prints():
   assert off == {"srl_math": 26.9}
 
 
-def test_ours_stand_above_the_papers(tmp_path):
+def test_ours_are_above_the_papers(tmp_path):
   at, greedy, missing = tmp_path / "at_2", tmp_path / "greedy", tmp_path / "missing"
   for folder, table in (
     (at, {"amc23": {"greedy": {"value": 0.5}, "avg_at_2": {"value": 0.25}, "passes": PASSES}}),

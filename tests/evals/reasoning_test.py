@@ -82,7 +82,7 @@ def test_difference():
 
 
 def evaluation(folder, responses):
-  """Writes what evaluate leaves: {id: a greedy response}."""
+  """Writes the files of evaluate for {id: greedy response}."""
   settings = dict(model=folder.name, step=None, mode="whole", style="think", temperature=1.0)
   settings |= dict(max_tokens=9, engine="builtin", dtype="float32")
   (folder / "amc23").mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_refuses(tmp_path):
   ids=["zeros", "one", "outlier", "even", "rare outlier"],
 )
 def test_histogram_shows_every_response(values):
-  """The bars' heights sum to all responses: none falls off the end of the axis."""
+  """The heights sum to 1: no response is beyond the end of the axis."""
   picture = xml.fromstring(plots.page(["a"], [plots.histogram("t", {"a": values})]))
   (outline,) = (e for e in picture.iter() if e.tag.endswith("polygon"))
   points = [tuple(map(float, pair.split(","))) for pair in outline.get("points").split()]

@@ -1,4 +1,4 @@
-"""Tables name what was measured, and hold every finished pass."""
+"""Tables state the settings and contain every finished pass."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""SEARCH/REPLACE edits: from the text of a response to new contents of files.
+"""SEARCH/REPLACE edits: from the text of a response to the new contents of files.
 
 The format is that of Agentless (OpenAutoCoder/Agentless, agentless/repair/repair.py), which SWE-RL
 and the paper use:
@@ -12,11 +12,11 @@ and the paper use:
     >>>>>>> REPLACE
     ```
 
-Where we differ from Agentless Mini: a response is read line by line and not by a pattern, so a
+Differences from Agentless Mini: a response is parsed line by line and not by a pattern, so that a
 fence inside a docstring does not end an edit; any word after the fence is accepted (and counted as
-lenient); SEARCH is a run of whole lines, not any piece of text; an empty REPLACE deletes. As there:
-several edits may be in one fence and share its path, SEARCH is exact, every occurrence is replaced,
-and an edit that fails is dropped while the others still count.
+lenient); SEARCH consists of whole lines instead of any text; an empty REPLACE deletes. As there,
+several edits may share a fence and its path, SEARCH is exact, every occurrence is replaced, and an
+edit that fails is dropped while the others are applied.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ SEARCH, DIVIDER, REPLACE = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 FENCE = "```"
 STRICT_WORD = "python"
 
-# What became of an edit. The first two are in the patch.
+# Outcomes of an edit. The first two changed the file.
 APPLIED, SEVERAL = "applied", "several"
 # Malformed: the text between the markers is not an edit.
 UNCLOSED, NO_DIVIDER, NO_PATH, NO_FENCE = "unclosed", "no_divider", "no_path", "no_fence"
 MALFORMED = (UNCLOSED, NO_DIVIDER, NO_PATH, NO_FENCE)
-# Well-formed, and without effect.
+# Well-formed, but without effect.
 NOT_SHOWN, EMPTY_SEARCH, NOT_FOUND = "not_shown", "empty_search", "not_found"
 OVERLAPS, NO_CHANGE, REPEATED = "overlaps", "no_change", "repeated"
 
@@ -41,10 +41,10 @@ class Edit:
   """A block between SEARCH and REPLACE markers.
 
   Attributes:
-    path: of the file, "" where the response names none.
+    path: of the file, "" if the response states none.
     body: the lines between the two markers, without line ends.
     malformed: a reason of MALFORMED, or None.
-    lenient: the fence has another word than "python", so Agentless Mini would not read it.
+    lenient: whether the word after the fence is not "python", which Agentless Mini requires.
   """
 
   path: str
@@ -53,7 +53,7 @@ class Edit:
   lenient: bool = False
 
   def readings(self) -> list[tuple[list[str], list[str]]]:
-    """The pairs of SEARCH and REPLACE lines; more than one where a text has a divider in it."""
+    """Returns all (SEARCH lines, REPLACE lines); several if the text itself contains a divider."""
     pairs = []
     for i, line in enumerate(self.body):
       if line.rstrip() == DIVIDER:
@@ -63,13 +63,13 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of an edit.
+  """The result of an edit.
 
   Attributes:
     path: the edit's.
-    outcome: one of the words above.
-    found: how often SEARCH was found.
-    ambiguous: several of its lines could be the divider, by what the file holds.
+    outcome: one of the constants above.
+    found: number of occurrences of SEARCH.
+    ambiguous: whether several lines could be the divider, given the file's contents.
     lenient: the edit's.
   """
 
@@ -81,17 +81,19 @@ class Outcome:
 
 
 def parse(text: str) -> list[Edit]:
-  """Returns the edits of a response, malformed ones included, in their order.
+  """Returns the edits of a response in order, including malformed ones.
 
   Args:
     text: the response without its monologue.
   """
   lines = text.split("\n")
-  edits, path, word = [], "", None  # word: what follows the open fence's back-ticks; None: no fence
+  # word: the text after the back-ticks of the open fence; None outside fences.
+  edits, path, word = [], "", None
   at = 0
   while at < len(lines):
     line = lines[at].strip()
     if line.startswith(FENCE):
+      # A fence opens if none is open, and otherwise closes.
       word = line.strip("`").strip().lower() if word is None else None
       path = ""
     elif line == SEARCH:
@@ -99,13 +101,13 @@ def parse(text: str) -> list[Edit]:
       edits.append(edit)
       continue
     elif word is not None and line:
-      path = clean_path(line)
+      path = clean_path(line)  # the last line before SEARCH counts
     at += 1
   return edits
 
 
 def _read_edit(lines: Sequence[str], at: int, path: str, word: str | None) -> tuple[Edit, int]:
-  """Returns the edit whose body begins at lines[at], and the index of the line after it."""
+  """Returns the edit with its body starting at lines[at], and the index of the line after it."""
   end = at
   while end < len(lines) and lines[end].strip() not in (REPLACE, SEARCH):
     end += 1
@@ -119,12 +121,12 @@ def _read_edit(lines: Sequence[str], at: int, path: str, word: str | None) -> tu
     malformed = NO_FENCE
   elif not path:
     malformed = NO_PATH
-  # The line after an unclosed edit is the next edit's marker.
+  # An unclosed edit ends at the next edit's SEARCH marker, which `parse` must see.
   return Edit(path, body, malformed, word != STRICT_WORD), end + (malformed != UNCLOSED)
 
 
 def clean_path(line: str) -> str:
-  """Returns a line without what models write around a path: #, back-ticks, quotes, bullets, ./ ."""
+  """Returns a path without the decoration that models add: #, back-ticks, quotes, bullets, ./ ."""
   path = line.strip().lstrip("#").strip()
   if path.startswith(("- ", "* ")):
     path = path[2:].strip()
@@ -133,7 +135,7 @@ def clean_path(line: str) -> str:
 
 
 def render(edits: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> str:
-  """Returns edits, (path, SEARCH lines, REPLACE lines) each, as a response; `parse` reads it."""
+  """Returns edits, (path, SEARCH lines, REPLACE lines) each, as a response that `parse` reads."""
   blocks = []
   for path, search, replace in edits:
     lines = [f"{FENCE}{STRICT_WORD}", f"### {path}", SEARCH, *search, DIVIDER, *replace, REPLACE]
@@ -145,10 +147,10 @@ def render(edits: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> str:
 
 
 def apply(edits: Sequence[Edit], files: Mapping[str, str]) -> tuple[dict[str, str], list[Outcome]]:
-  """Applies edits in their order.
+  """Applies edits in order.
 
-  SEARCH has to be in the file as it was shown; it is then replaced in the text as the edits before
-  have left it.
+  SEARCH is looked up in the file as the policy saw it, and replaced in the text that earlier edits
+  left.
 
   Args:
     edits: from `parse`.
@@ -175,7 +177,13 @@ def apply(edits: Sequence[Edit], files: Mapping[str, str]) -> tuple[dict[str, st
 
 
 def _apply_one(edit: Edit, original: str, text: str) -> tuple[str, Outcome]:
-  """Returns the new text and the outcome."""
+  """Returns the new text and the outcome of one edit.
+
+  Args:
+    edit: well-formed.
+    original: the file as the policy saw it.
+    text: the file after the edits before this one.
+  """
   readings = [(search, replace) for search, replace in edit.readings() if search]
   if not readings:
     return text, Outcome(edit.path, EMPTY_SEARCH)
@@ -183,12 +191,12 @@ def _apply_one(edit: Edit, original: str, text: str) -> tuple[str, Outcome]:
   usable = [(search, replace) for search, replace in readings if _find(lines, search)]
   if not usable:
     return text, Outcome(edit.path, NOT_FOUND)
-  # Of two readings that fit, the longer SEARCH has the divider's line where the file has it too.
+  # If several readings match, the longest SEARCH is right: the file has the divider's line too.
   search, replace = usable[-1]
   if search == replace:
     return text, Outcome(edit.path, NO_CHANGE)
   places = _find(_split(text)[0], search)
-  if not places:  # an edit before this one has changed these lines
+  if not places:  # an earlier edit changed these lines
     return text, Outcome(edit.path, OVERLAPS)
   kind = SEVERAL if len(places) > 1 else APPLIED
   outcome = Outcome(edit.path, kind, len(places), ambiguous=len(usable) > 1)
@@ -196,9 +204,9 @@ def _apply_one(edit: Edit, original: str, text: str) -> tuple[str, Outcome]:
 
 
 def _split(text: str) -> tuple[list[str], list[str]]:
-  """Returns a text's lines and the end of each: "\\n", "\\r\\n", or "" for a last one without.
+  """Returns a text's lines and their line ends: "\\n", "\\r\\n", or "" for an unended last line.
 
-  Only line feeds separate lines: str.splitlines would also cut at form feeds and others.
+  Only line feeds separate lines; str.splitlines would also split at form feeds and others.
   """
   lines, ends = [], []
   pieces = text.split("\n")
@@ -212,7 +220,7 @@ def _split(text: str) -> tuple[list[str], list[str]]:
 
 
 def _find(lines: Sequence[str], search: Sequence[str]) -> list[int]:
-  """Returns where a run of lines begins, without overlaps."""
+  """Returns the indices at which `search` occurs in `lines`, without overlaps."""
   places, at, n = [], 0, len(search)
   while at + n <= len(lines):
     if lines[at] == search[0] and list(lines[at : at + n]) == list(search):
@@ -224,24 +232,30 @@ def _find(lines: Sequence[str], search: Sequence[str]) -> list[int]:
 
 
 def _replace(text: str, places: list[int], search: list[str], replace: list[str]) -> str:
-  """Replaces the lines at `places`. Lines that SEARCH and REPLACE share keep their bytes.
+  """Returns the text with the lines at `places` replaced; unchanged lines keep their line ends.
 
-  New lines end as the file's lines there, and a last line without a line end stays without.
+  New lines get the line end that the file uses there. A last line without a line end keeps none.
+
+  Args:
+    text: of the file.
+    places: indices of the first line of each occurrence, ascending.
+    search, replace: the lines of the edit.
   """
-  head = 0  # lines that both begin with
+  head = 0  # number of equal lines at the beginning of both
   while head < min(len(search), len(replace)) and search[head] == replace[head]:
     head += 1
-  tail = 0  # lines that both end with
+  tail = 0  # number of equal lines at the end of both
   while tail < min(len(search), len(replace)) - head and search[-1 - tail] == replace[-1 - tail]:
     tail += 1
   new = replace[head : len(replace) - tail]
   lines, ends = _split(text)
   unended = bool(ends) and not ends[-1]
-  for place in reversed(places):
+  for place in reversed(places):  # from the end, so that earlier indices stay valid
     begin, end = place + head, place + len(search) - tail
     line_end = next((e for e in ends[place:] if e), "") or next((e for e in ends if e), "\n")
     if unended:
-      ends[-1] = line_end  # for the time of the change; the last line may become another one
+      # Temporarily: the change may append lines after what is now the last line.
+      ends[-1] = line_end
     lines[begin:end] = new
     ends[begin:end] = [line_end] * len(new)
   if unended and ends:

@@ -1,16 +1,16 @@
-"""Run by the interpreter of swebench's environment (official.py makes it), never imported.
+"""A server for swebench's environment (see official.py); run by its interpreter, never imported.
 
-Reads a request in JSON on each line of standard input, and answers with a line of JSON each:
+Each line of standard input is a request in JSON, answered by one line of JSON:
 
   {"do": "grade", "row": {...}, "patch": "...", "log": "FILE", "log_parser": "..."}
       -> swebench's report of an instance with the status of its tests
   {"do": "releases", "project": "Sphinx"}
       -> a list of source releases: version, minor, uploaded (ISO 8601 or null), file
   {"do": "download", "project": "Sphinx", "version": "3.4.3", "folder": "DIR"} -> the file's path
-  {"do": "docker"} -> {"version": "..."}, or an error, of the docker or podman service
+  {"do": "docker"} -> {"version": "..."} of the docker or podman service, or an error
 
-An error is {"error": "..."}. Releases are found by pip's finder in the package index that pip is
-configured with: `pip download` would run the release's setup.py to learn its metadata.
+An error is {"error": "..."}. Releases are listed by pip's package finder from the index that pip is
+configured with; `pip download` would run the release's setup.py to learn its metadata.
 """
 
 import functools
@@ -20,24 +20,29 @@ import sys
 
 
 def main():
+  """Answers requests until standard input is closed."""
+  # Answers go to the original standard output. File descriptor 1 then becomes standard error, so
+  # that output of libraries does not mix with answers.
   answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-  os.dup2(2, 1)  # what libraries print is no answer
+  os.dup2(2, 1)
   for line in sys.stdin:
     request = json.loads(line)
     do = {"grade": grade, "releases": releases, "download": download, "docker": docker}
     try:
       answer = do[request.pop("do")](**request)
-    except Exception as error:  # of three libraries and of the network; the caller has the message
+    except Exception as error:  # three libraries and the network may fail; the caller reports it
       answer = {"error": f"{type(error).__name__}: {error}"}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
 
 def grade(row, patch, log, log_parser):
+  """Returns swebench's report for an instance, from the log of a test run."""
   from swebench.harness.constants import EvalType
   from swebench.harness.grading import get_eval_report
   from swebench.types import TestSpec
 
+  # Only the fields that grading reads; image and script are those of docker.
   spec = TestSpec(
     instance_id=row["instance_id"],
     image="",
@@ -55,7 +60,8 @@ def grade(row, patch, log, log_parser):
 
 @functools.cache
 def _candidates(project):
-  """pip's session, and its candidates of a project that are source releases, by version."""
+  """Returns pip's session and {version: candidate} of a project's source releases."""
+  # pip has no public API for this; official.py pins pip's version.
   from pip._internal.commands import create_command
 
   command = create_command("index")
@@ -70,6 +76,7 @@ def _candidates(project):
 
 
 def releases(project):
+  """Returns the source releases of a project, sorted by version."""
   _, found = _candidates(project)
   listed = []
   for candidate in sorted(found.values(), key=lambda candidate: candidate.version):
@@ -86,6 +93,7 @@ def releases(project):
 
 
 def download(project, version, folder):
+  """Downloads a source release, verifies the index's hash and returns the file's path."""
   from pip._internal.network.download import Downloader
 
   session, found = _candidates(project)
@@ -98,6 +106,7 @@ def download(project, version, folder):
 
 
 def docker():
+  """Returns the version of the docker or podman service."""
   import docker
 
   return {"version": docker.from_env().version()["Version"]}

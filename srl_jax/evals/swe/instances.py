@@ -1,4 +1,4 @@
-"""Instances of SWE-bench: an issue, the commit that it speaks of, the fix and its tests."""
+"""Loads instances of SWE-bench: an issue, the commit it refers to, the fix and its tests."""
 
 import dataclasses
 import json
@@ -16,18 +16,19 @@ VERIFIED, SPLIT = "SWE-bench/SWE-bench_Verified", "test"
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-  """A row.
+  """One instance, a row of the data set.
 
   Attributes:
     id: "owner__name-number".
     repo: "owner/name".
     base_commit: the commit to change.
     issue: its text.
-    patch: the fix, in git's format; "" where the row has none.
-    test_patch: changes of the tests; "" where the row has none.
-    fail_to_pass, pass_to_pass: names of tests.
+    patch: the fix, in git's format; "" if the row has none.
+    test_patch: changes of the tests; "" if the row has none.
+    fail_to_pass: names of tests that fail before the fix and pass after it.
+    pass_to_pass: names of tests that pass before and after it.
     version: of the repository, such as "3.1".
-    created_at: time of the fix, ISO 8601; "" where the row has none.
+    created_at: time of the fix, ISO 8601; "" if the row has none.
   """
 
   id: str
@@ -42,7 +43,7 @@ class Instance:
   created_at: str = ""
 
   def gold_files(self) -> list[str]:
-    """The files that the fix changes, in its order: what the oracle setting shows."""
+    """Returns the files that the fix changes, in its order; the oracle setting shows these."""
     return patches.paths_of(self.patch)
 
 
@@ -50,31 +51,33 @@ def load(spec: str, limit: int | None = None) -> list[Instance]:
   """Returns the instances of a file of JSON lines or of a dataset on the Hugging Face hub.
 
   Args:
-    spec: path of a file, or the hub's name (its split "test" is read).
-    limit: the first so many only.
+    spec: path of a file, or the name of a dataset (its split "test" is read).
+    limit: only the first so many; None for all.
 
   Raises:
-    UserError: no such file or dataset, a row without a column that every row needs, or the same id
-      for two different rows.
+    UserError: the file or dataset does not exist, a row lacks a required column, or two different
+      rows have the same id.
   """
   is_file = pathlib.Path(spec).suffix in (".jsonl", ".json")
   return _read(rows.json_lines(spec) if is_file else rows.hub_rows(spec, SPLIT))[:limit]
 
 
 def _read(found: Iterable[tuple[str, dict[str, Any]]]) -> list[Instance]:
+  """Returns the instances of rows; identical rows count once."""
   instances: dict[str, Instance] = {}
   for place, row in found:
     instance = _instance(place, row)
     if instances.setdefault(instance.id, instance) != instance:
-      raise UserError(f"{place}: the id {instance.id!r} already names another row; remove one")
+      raise UserError(f"{place}: the id {instance.id!r} belongs to another row too; remove one")
   return list(instances.values())
 
 
 def _instance(place: str, row: dict[str, Any]) -> Instance:
+  """Returns a row as an Instance; UserError if a required column is missing."""
   for key in ("instance_id", "repo", "base_commit", "problem_statement"):
     if not isinstance(row.get(key), str) or not row[key].strip():
       raise UserError(f"{place}: no text under {key!r}; it has {', '.join(row)}")
-  if "/" in row["instance_id"]:
+  if "/" in row["instance_id"]:  # ids become names of files
     raise UserError(f"{place}: instance_id {row['instance_id']!r} has a slash in it")
   return Instance(
     id=row["instance_id"],
@@ -91,13 +94,13 @@ def _instance(place: str, row: dict[str, Any]) -> Instance:
 
 
 def _names(place: str, row: dict[str, Any], key: str) -> tuple[str, ...]:
-  """A column of test names: a list, or its JSON text, as the hub has it."""
+  """Returns a column of test names: a list, or a list as JSON text, the form on the hub."""
   value = row.get(key) or []
   if isinstance(value, str):
     try:
       value = json.loads(value)
     except ValueError as error:
-      raise UserError(f"{place}: {key} is no JSON ({error})") from error
+      raise UserError(f"{place}: {key} is not JSON ({error})") from error
   if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-    raise UserError(f"{place}: {key} is no list of tests' names")
+    raise UserError(f"{place}: {key} is not a list of test names")
   return tuple(value)

@@ -1,4 +1,4 @@
-"""Which predictions resolve their issue: the tests of SWE-bench, run for real.
+"""Judges which predictions resolve their issue, by running the tests of SWE-bench.
 
   python -m srl_jax.evals.swe.judge --data=FILE --predictions=DIR/predictions.jsonl --output=DIR \\
       --by=sandbox
@@ -7,17 +7,17 @@
   python -m srl_jax.evals.swe.judge --data=FILE --output=DIR --by=sandbox --gold
 
 docker      the official harness, swebench 5, with its images: the figures of the paper's Table 4.
-            Needs a docker or podman service, 120 GB of disk and more, and the hub's rows.
+            Needs a docker or podman service, 120 GB of disk or more, and the hub's rows.
 sandbox     bubblewrap on this machine, graded by swebench's own code, on the commits of
-            --repositories or else on source releases from the package index that are near them. Not
-            Table 4: an environment that passes with the gold patch is found for a part of the rows.
-REPORT.json what sb-cli or the official harness on another machine has given.
+            --repositories, or else on source releases from the package index that are close to
+            them. Not Table 4: only some rows have an environment in which the gold patch passes.
+REPORT.json a report of sb-cli, or of the official harness on another machine.
 
---gold judges the gold patches: it validates the environments, which the sandbox then keeps in
---cache. DIR/judged.jsonl has a line for each instance: instance_id, resolved (true, false, or null
-with the reason), reason, f2p and p2p (tests of FAIL_TO_PASS and PASS_TO_PASS that pass, of how
-many), by, and patch, a checksum. The same command again continues where it was stopped. In a
-folder of evaluate_swe its table is written anew.
+--gold judges the gold patches and so validates the environments; the sandbox then keeps them in
+--cache. DIR/judged.jsonl has one line per instance: instance_id, resolved (true, false, or null if
+it could not be judged), reason, f2p and p2p (passed/all of FAIL_TO_PASS and PASS_TO_PASS), by, and
+patch, a checksum. The same command continues an interrupted run. In a folder of evaluate_swe its
+table is updated.
 """
 
 import concurrent.futures
@@ -47,7 +47,7 @@ _WORKERS = flags.DEFINE_integer("workers", 1, "Instances side by side.", 1)
 _TIMEOUT = flags.DEFINE_integer("timeout", 1800, "Seconds of a test run.", 1)
 
 JUDGED = "judged.jsonl"
-GOLD = "gold"  # before `by` in the lines of gold patches
+GOLD = "gold"  # prefix of `by` in the lines of gold patches
 
 
 def main(argv: list[str]) -> None:
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
   _check_flags()
   output, by = pathlib.Path(_OUTPUT.value), _name_of_judge()
   with folders.locked(output):
+    # None selects the gold patches.
     patches = None if _GOLD.value else read_predictions(pathlib.Path(_PREDICTIONS.value))
     done = read_done(output / JUDGED, by, patches)
     if _BY.value == "sandbox":
@@ -63,16 +64,18 @@ def main(argv: list[str]) -> None:
       try:
         _judge_in_sandbox(todo, patches, by, output / JUDGED)
       except KeyboardInterrupt:
-        print(f"\nstopped; the same command continues from what {output} holds", flush=True)
+        print(f"\nstopped; the same command continues from the lines in {output}", flush=True)
         raise SystemExit(130) from None
     else:
       _take_over(patches, by, output)
   print(summary(_lines(output / JUDGED)))
+  # The folder is a setting's of evaluate_swe: its table gets the verdicts.
   if (output / "repairs.jsonl").exists() and (output.parent / "settings.json").exists():
     print(table.write(output.parent))
 
 
 def _check_flags() -> None:
+  """Raises UserError for flags that do not go together."""
   if _BY.value not in ("docker", "sandbox") and not _BY.value.endswith(".json"):
     raise UserError(f"--by={_BY.value}: use docker, sandbox or a report's file, NAME.json")
   if _GOLD.value == bool(_PREDICTIONS.value):
@@ -84,7 +87,7 @@ def _check_flags() -> None:
 
 
 def _name_of_judge() -> str:
-  """What judges, as the lines and the table name it."""
+  """Returns the judge's name for the lines and the table."""
   if _BY.value == "docker":
     name = f"docker, swebench {official.SWEBENCH}"
   elif _BY.value == "sandbox":
@@ -95,31 +98,32 @@ def _name_of_judge() -> str:
 
 
 def read_predictions(path: pathlib.Path) -> dict[str, str]:
-  """{instance id: patch} of a file in SWE-bench's form; "" for an empty prediction.
+  """Returns {instance id: patch} of a file in SWE-bench's form; "" for an empty prediction.
 
-  Raises UserError for a line of another form or two lines of one instance.
+  Raises:
+    UserError: a line has another form, or two lines are for the same instance.
   """
   found: dict[str, str] = {}
   for place, row in rows.json_lines(path):
     id, patch = row.get("instance_id"), row.get("model_patch", "") or ""
     if not isinstance(id, str) or not isinstance(patch, str):
-      raise UserError(f"{place}: no texts under instance_id and model_patch; it has {list(row)}")
+      raise UserError(f"{place}: instance_id or model_patch is not a string; it has {list(row)}")
     if id in found:
-      raise UserError(f"{place}: a second prediction for {id!r}; remove one")
+      raise UserError(f"{place}: a second prediction for {id!r}: remove one")
     found[id] = patch
   return found
 
 
 def _instances(patches: dict[str, str] | None) -> list[Instance]:
-  """The rows to judge: all of --data, or those with a prediction."""
+  """Returns the rows to judge: all of --data, or those with a prediction."""
   chosen = instances.load(_DATA.value)
   if patches is None:
     return chosen
   unknown = patches.keys() - {instance.id for instance in chosen}
   if unknown:
     raise UserError(
-      f"--data={_DATA.value}: no row for {sorted(unknown)[0]!r} ({len(unknown)} in all), which has"
-      " a prediction; give the data that was evaluated"
+      f"--data={_DATA.value} has no row for {sorted(unknown)[0]!r} ({len(unknown)} in all), which"
+      " has a prediction; give the data that was evaluated"
     )
   return [instance for instance in chosen if instance.id in patches]
 
@@ -128,18 +132,20 @@ def _instances(patches: dict[str, str] | None) -> list[Instance]:
 
 
 def checksum(patch: str) -> str:
-  """Of a patch, as the lines of judged.jsonl have it."""
+  """Returns the checksum of a patch, as in judged.jsonl."""
   return hashlib.sha256(patch.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _lines(path: pathlib.Path) -> list[dict]:
+  """Returns the lines of a file that may not exist; a truncated last line is removed."""
   return [row for _, row in rows.json_lines(path)] if folders.cut_to_whole_lines(path) else []
 
 
 def read_done(path: pathlib.Path, by: str, patches: dict[str, str] | None) -> set[str]:
-  """The ids that are judged already. Lines without a verdict or of another patch are removed.
+  """Returns the ids that are judged already; removes lines without a verdict or of another patch.
 
-  Raises UserError if the file is another judge's.
+  Raises:
+    UserError: the file was written by another judge.
   """
   lines = _lines(path)
   kept = []
@@ -147,6 +153,7 @@ def read_done(path: pathlib.Path, by: str, patches: dict[str, str] | None) -> se
     if line["by"] != by:
       raise UserError(f"{path} is by {line['by']!r}, not {by!r}: give another --output")
     same = patches is None or line["patch"] == checksum(patches.get(line["instance_id"], ""))
+    # Instances that could not be judged are tried again: the environment may work now.
     if line["resolved"] is not None and same:
       kept.append(line)
   if len(kept) < len(lines):
@@ -155,15 +162,17 @@ def read_done(path: pathlib.Path, by: str, patches: dict[str, str] | None) -> se
 
 
 def judged_line(id: str, by: str, patch: str, about: dict) -> dict:
+  """Returns a line of judged.jsonl; `about` has the verdict and its details."""
   blank = {"instance_id": id, "resolved": None, "reason": "", "f2p": None, "p2p": None}
   return {**blank, **about, "by": by, "patch": checksum(patch)}
 
 
 def summary(lines: Iterable[dict]) -> str:
-  """How many of the lines are resolved, and why the others are not, in one line."""
+  """Returns one line with the number of resolved instances and the reasons for the others."""
   lines, reasons = list(lines), {}
   for line in lines:
     if not line["resolved"]:
+      # Reasons may end in details; only the part before them is counted.
       reason = re.split("[:;(]", line["reason"])[0].strip()
       kind = reason if line["resolved"] is False else f"not judged, {reason}"
       reasons[kind] = reasons.get(kind, 0) + 1
@@ -178,6 +187,7 @@ def summary(lines: Iterable[dict]) -> str:
 def _judge_in_sandbox(
   todo: list[Instance], patches: dict[str, str] | None, by: str, path: pathlib.Path
 ) -> None:
+  """Judges instances in the sandbox and appends each line as soon as it is known."""
   if not todo:
     return
   if complaint := sandbox.missing():
@@ -201,7 +211,7 @@ def _judge_in_sandbox(
 
 
 def _side_by_side(work: Callable, items: list, workers: int):
-  """Yields work(item) of all items as they end; after an error or Ctrl-C no further one begins."""
+  """Yields work(item) in order of completion; after an error or Ctrl-C no further item starts."""
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     futures = [pool.submit(work, item) for item in items]
     try:
@@ -213,6 +223,7 @@ def _side_by_side(work: Callable, items: list, workers: int):
 
 
 def _verdict(instance: Instance, patch: str, gold: bool, bench: trials.Bench) -> dict:
+  """Returns the verdict on one instance; with `gold`, the validation of its environment."""
   if gold:
     found = trials.validated(instance, bench)
     passed = f"{len(found['p2p'])}/{len(instance.pass_to_pass)}"
@@ -229,6 +240,7 @@ def _verdict(instance: Instance, patch: str, gold: bool, bench: trials.Bench) ->
 
 
 def _try_one(verdict: Callable[[], dict]) -> dict:
+  """Returns the verdict, or null with the reason if the instance cannot be judged."""
   try:
     return verdict()
   except (trials.NotJudged, UserError) as error:
@@ -236,6 +248,7 @@ def _try_one(verdict: Callable[[], dict]) -> dict:
 
 
 def _said(line: dict) -> str:
+  """Returns the printed line for one instance."""
   verdict = {True: "resolved", False: "not resolved", None: "not judged"}[line["resolved"]]
   tests = f"  F2P {line['f2p']}  P2P {line['p2p']}" if line["f2p"] else ""
   reason = f"  ({line['reason']})" if line["reason"] else ""
@@ -243,7 +256,7 @@ def _said(line: dict) -> str:
 
 
 def _take_over(patches: dict[str, str] | None, by: str, output: pathlib.Path) -> None:
-  """Writes what the official harness finds, here by docker or elsewhere, in one piece."""
+  """Writes the results of the official harness, run here by docker or elsewhere."""
   if _BY.value == "docker":
     found = official.judge_by_docker(
       _DATA.value,
@@ -256,7 +269,7 @@ def _take_over(patches: dict[str, str] | None, by: str, output: pathlib.Path) ->
     )
   else:
     found = official.read_report(pathlib.Path(_BY.value))
-  chosen = patches if patches is not None else dict.fromkeys(found, "")
+  chosen = patches if patches is not None else dict.fromkeys(found, "")  # --gold: all in the report
   lines = []
   for id, patch in chosen.items():
     missing = {"resolved": None, "reason": "not in the report"}

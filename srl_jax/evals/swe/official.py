@@ -1,4 +1,4 @@
-"""swebench itself, in a separate environment: its grading, its docker harness, its reports."""
+"""Runs swebench in a separate environment: its grading, its docker harness, its reports."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from srl_jax.data import rows
 from srl_jax.errors import UserError
 
 SWEBENCH = "5.0.2"
-# pip from 26 on knows when a release was uploaded.
+# pip 26 and later know the upload time of a release.
 _PACKAGES = (f"swebench=={SWEBENCH}", "pip==26.0.1")
 _SCRIPT = pathlib.Path(__file__).with_name("in_environment.py")
 
@@ -26,10 +26,12 @@ Call = Callable[..., Any]
 def environment(cache: pathlib.Path) -> pathlib.Path:
   """Returns the interpreter of swebench's environment in `cache`, made on first use (490 MB).
 
-  Raises UserError if it cannot be installed.
+  Raises:
+    UserError: it cannot be installed.
   """
   folder = cache.resolve() / f"swebench-{SWEBENCH}"
   python = folder / "bin" / "python"
+  # `.done` is written last, so a partial installation is removed and made again.
   if not (folder / ".done").exists():
     print(f"making {folder} with swebench {SWEBENCH}, a minute or two ...", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -46,9 +48,9 @@ def environment(cache: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def harness(cache: pathlib.Path) -> Iterator[Call]:
-  """Yields call(do, **request) -> the answer of in_environment.py; UserError for an error.
+  """Yields call(do, **request), which returns in_environment.py's answer; UserError for an error.
 
-  Several threads may call it; they are answered one after another.
+  It may be called from several threads; a lock serialises the calls.
   """
   process = subprocess.Popen(
     [str(environment(cache)), str(_SCRIPT)],
@@ -67,7 +69,7 @@ def harness(cache: pathlib.Path) -> Iterator[Call]:
       process.stdin.flush()
       line = process.stdout.readline()
     if not line:
-      raise UserError(f"swebench's environment ended at {do!r}: remove its folder in {cache}")
+      raise UserError(f"swebench's environment exited during {do!r}: remove its folder in {cache}")
     answer = json.loads(line)
     if isinstance(answer, dict) and answer.keys() == {"error"}:
       raise UserError(f"{do}: {answer['error']}")
@@ -93,21 +95,24 @@ def judge_by_docker(
   seconds: int,
   gold: bool,
 ) -> dict[str, dict]:
-  """Runs the official harness, `swebench eval`, and returns what it found; see `read_report`.
+  """Runs the official harness, `swebench eval`, and returns its results; see `read_report`.
 
-  Its results are kept by a run id with the checksum of the predictions: the harness takes up what
-  it has under an id without a look at the patches.
+  The harness caches results by run id without comparing patches, so the run id contains a checksum
+  of the predictions.
 
   Args:
-    data: name on the hub, the harness's short name, or a file whose rows have image and
+    data: a dataset on the hub, the harness's short name, or a file of rows with image and
       eval_script.
     predictions: file; not read with `gold`.
-    folder: takes the harness's logs and report.
-    workers: instances side by side.
-    seconds: limit of each instance.
+    folder: for the harness's logs and report.
+    cache: contains swebench's environment.
+    workers: instances judged in parallel.
+    seconds: time limit per instance.
     gold: judge the reference patches.
 
-  Raises UserError for a file of classic rows, and where no docker or podman service answers.
+  Raises:
+    UserError: the rows lack image or eval_script, no docker or podman service answers, or the
+      harness fails.
   """
   check_rows(data)
   python = environment(cache)
@@ -120,6 +125,8 @@ def judge_by_docker(
   command += ["--workers", str(workers), "--timeout", str(seconds), "--report-dir", "."]
   begun = time.time()
   done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL)
+  # Reports of earlier runs have the same name; only a new one counts. One second of tolerance is
+  # for file systems with coarse times.
   reports = [path for path in folder.glob(f"*{run_id}*.json") if path.stat().st_mtime >= begun - 1]
   if done.returncode or not reports:
     raise UserError(f"{' '.join(command)} failed (code {done.returncode}); its logs: {folder}")
@@ -142,14 +149,14 @@ def _check_service(cache: pathlib.Path) -> None:
 
 
 def _dataset(data: str) -> str:
-  """--data as the harness takes it: a path, its short name of Verified, or another name."""
+  """Returns --data in the harness's form: a path, its short name of Verified, or another name."""
   if pathlib.Path(data).is_file():
     return str(pathlib.Path(data).resolve())
   return "verified" if data.lower().endswith("swe-bench_verified") else data
 
 
 def check_rows(data: str) -> None:
-  """Raises UserError for a file whose rows swebench 5 cannot run."""
+  """Raises UserError for a file with rows that swebench 5 cannot run."""
   if pathlib.Path(data).suffix not in (".jsonl", ".json"):
     return
   for place, row in rows.json_lines(data):
@@ -162,6 +169,7 @@ def check_rows(data: str) -> None:
 
 
 def _add_tests(found: dict[str, dict], report: dict) -> None:
+  """Adds the counts of passed tests from the harness's report of single instances."""
   for instance, about in report.items():
     if instance in found and "tests_status" in about:
       found[instance] |= counts(about)
@@ -171,24 +179,28 @@ def _add_tests(found: dict[str, dict], report: dict) -> None:
 
 
 def read_report(path: pathlib.Path) -> dict[str, dict]:
-  """Reads a report of the official harness or of sb-cli.
+  """Returns the results in a report of the official harness or of sb-cli.
 
-  Returns {instance id: {resolved, reason}} of all ids in it. Failures of the infrastructure are
-  null; errors of a single instance count as not resolved, as the harness itself counts them.
+  Returns:
+    {instance id: {resolved, reason}} of all ids in it. resolved is None after a failure of the
+    infrastructure, and False after an error of a single instance, which the harness counts in the
+    same way.
 
-  Raises UserError for anything else.
+  Raises:
+    UserError: the file is not such a report.
   """
   try:
     report = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
-    raise UserError(f"{path}: no report of the official harness ({error})") from error
+    raise UserError(f"{path} is not a report of the official harness ({error})") from error
   if not isinstance(report, dict) or not isinstance(report.get("resolved_ids"), list):
-    raise UserError(f"{path}: no report of the official harness: it has no list resolved_ids")
+    raise UserError(f"{path} is not a report of the official harness: no list resolved_ids")
   found: dict[str, dict] = {}
+  # (key of the report, resolved, reason). The sets overlap; later ones override earlier ones.
   kinds = (
     ("submitted_ids", None, "incomplete"),
     ("completed_ids", False, "tests"),
-    ("failed_ids", False, "tests"),  # of sb-cli, as are pending_ids
+    ("failed_ids", False, "tests"),  # only in reports of sb-cli, like pending_ids
     ("pending_ids", None, "incomplete"),
     ("unresolved_ids", False, "tests"),
     ("incomplete_ids", None, "incomplete"),
@@ -197,14 +209,14 @@ def read_report(path: pathlib.Path) -> dict[str, dict]:
     ("infra_failure_ids", None, "infrastructure"),
     ("resolved_ids", True, ""),
   )
-  for key, resolved, reason in kinds:  # later ones count: the report's sets overlap
+  for key, resolved, reason in kinds:
     for instance in report.get(key) or []:
       found[instance] = {"resolved": resolved, "reason": reason}
   return found
 
 
 def counts(about: dict) -> dict[str, str]:
-  """{f2p, p2p} as passed/all, from the tests_status of an instance's report."""
+  """Returns {f2p, p2p} as "passed/all", from the tests_status of an instance's report."""
   found = {}
   for name, key in (("f2p", "FAIL_TO_PASS"), ("p2p", "PASS_TO_PASS")):
     status = about["tests_status"][key]

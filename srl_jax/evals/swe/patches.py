@@ -1,4 +1,4 @@
-"""Patches: from new contents of files to the text that a judge applies, and its properties."""
+"""Makes patches from the new contents of files, and tests properties that matter to a judge."""
 
 import ast
 import pathlib
@@ -10,32 +10,33 @@ from collections.abc import Mapping, Sequence
 
 from srl_jax.errors import UserError
 
-# Why a prediction is empty, in the order in which the reasons are looked for.
-TOO_LONG, NO_FILE = "too_long", "no_file"  # no prompt could be made
+# The reasons for an empty prediction, in the order of the stages at which they occur.
+TOO_LONG, NO_FILE = "too_long", "no_file"  # there is no prompt
 CUT_OFF, NO_EDIT, NOT_APPLIED = "cut_off", "no_edit", "not_applied"
 SYNTAX, BLANK_LINES = "syntax", "blank_lines"
 EMPTY_REASONS = (TOO_LONG, NO_FILE, CUT_OFF, NO_EDIT, NOT_APPLIED, SYNTAX, BLANK_LINES)
 
-# A git without the settings of its user: autocrlf, noprefix and others would break a patch.
+# git without the user's settings: autocrlf, noprefix and others would break a patch.
 GIT_ENVIRONMENT = {
   "GIT_CONFIG_GLOBAL": "/dev/null",
   "GIT_CONFIG_NOSYSTEM": "1",
   "LC_ALL": "C.UTF-8",
   "PATH": "/usr/local/bin:/usr/bin:/bin",
 }
-# Files that can decide what a test run reports; see `touches`.
+# Files that can decide the result of a test run; see `touches`.
 _CONFIGURATION = (".cfg", ".toml", ".ini", ".pth")
 _BY_NAME = ("conftest.py", "sitecustomize.py", "usercustomize.py", "setup.py")
 _HEADER = re.compile(rb'^(?:\+\+\+|---) "?[ab]/(.*?)"?\t?$', re.MULTILINE)
 
 
 def git(*arguments: str, folder: pathlib.Path, stdin: bytes | None = None, codes=(0,)) -> bytes:
-  """Returns what git prints, run without any settings of a user; UserError if git fails.
+  """Returns git's standard output, run without the user's settings; UserError if git fails.
 
   Args:
+    arguments: of git.
     folder: current directory.
     stdin: its input.
-    codes: exit codes that are no failure.
+    codes: exit codes that are not failures.
   """
   try:
     done = subprocess.run(
@@ -43,7 +44,7 @@ def git(*arguments: str, folder: pathlib.Path, stdin: bytes | None = None, codes
       cwd=folder,
       input=stdin,
       capture_output=True,
-      # The folder may be inside a repository that has nothing to do with it.
+      # git must not find a repository above the folder.
       env={**GIT_ENVIRONMENT, "GIT_CEILING_DIRECTORIES": str(folder.resolve().parent)},
     )
   except FileNotFoundError as error:
@@ -55,10 +56,11 @@ def git(*arguments: str, folder: pathlib.Path, stdin: bytes | None = None, codes
 
 
 def diff(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> bytes:
-  """Returns the patch in git's format between two sets of files, b"" if nothing differs.
+  """Returns the patch in git's format between two sets of files, b"" if they are equal.
 
-  It is made by `git diff` on bytes: a file's last line may have no line end, and lines may hold
-  form feeds or carriage returns, all of which Python's difflib gets wrong in patches.
+  `git diff` makes it from bytes: a file's last line may have no line end, and lines may contain
+    form
+  feeds or carriage returns; Python's difflib writes invalid patches for all of these.
 
   Args:
     old, new: {path: content}, with the same paths.
@@ -70,13 +72,13 @@ def diff(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> bytes:
         target = folder / side / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    # With the folders' own names as prefixes the paths are a/PATH and b/PATH.
+    # Without prefixes, the folders' names make the paths a/PATH and b/PATH.
     options = ("--no-index", "--no-prefix", "--no-color", "--no-ext-diff", "--text")
-    return git("diff", *options, "a", "b", folder=folder, codes=(0, 1))
+    return git("diff", *options, "a", "b", folder=folder, codes=(0, 1))  # 1: there are differences
 
 
 def paths_of(patch: str) -> list[str]:
-  """Returns the paths in a patch's headers, old and new ones, each once, in their order."""
+  """Returns the paths in a patch's headers, old and new ones, unique and in order."""
   found = _HEADER.findall(patch.encode("utf-8", "surrogateescape"))
   return list(dict.fromkeys(path.decode("utf-8", "replace") for path in found))
 
@@ -87,8 +89,8 @@ def paths_of(patch: str) -> list[str]:
 def refusal(path: str, old: str, new: str) -> str | None:
   """Returns why a changed file makes the whole prediction empty: SYNTAX, BLANK_LINES or None.
 
-  A Python file must parse, unless it did not before either: code of Python 2 is not our fault. As
-  in Agentless Mini, a change of blank lines alone is no patch.
+  A Python file must parse, unless it did not parse before (code of Python 2). As in Agentless Mini,
+  a change of blank lines alone is not a patch.
   """
   if path.endswith(".py") and _tree(old) is not None and _tree(new) is None:
     return SYNTAX
@@ -98,23 +100,24 @@ def refusal(path: str, old: str, new: str) -> str | None:
 
 
 def _without_blank_lines(text: str) -> list[str]:
+  """Returns the lines that are not blank."""
   return [line for line in text.split("\n") if line.strip()]
 
 
 def _tree(text: str) -> ast.Module | None:
-  """The syntax tree, None for a text that this Python does not parse."""
+  """Returns the syntax tree, None for a text that this Python does not parse."""
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # invalid escapes of old code
+      warnings.simplefilter("ignore")  # of invalid escape sequences in old code
       return ast.parse(text.removeprefix("\ufeff"))
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return None
 
 
 def normal_form(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-  """Returns what two patches of the same files share if they do the same; votes count by it.
+  """Returns a form that is equal for patches with the same effect; votes are counted by it.
 
-  As in Agentless: the new code as `ast.unparse` writes it, without comments and docstrings; files
+  As in Agentless: the new code as written by `ast.unparse`, without comments and docstrings. Files
   in which nothing else changes are left out.
 
   Args:
@@ -129,13 +132,14 @@ def normal_form(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[tuple[s
 
 
 def _normal_text(path: str, text: str) -> str:
+  """Returns a file's code without comments and docstrings; any other text unchanged."""
   tree = _tree(text) if path.endswith(".py") else None
   if tree is None:
     return text
   for node in ast.walk(tree):
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-      node.body = node.body[1:] or [ast.Pass()]
+      node.body = node.body[1:] or [ast.Pass()]  # a body must not be empty
   try:
     return ast.unparse(tree)
   except RecursionError:
@@ -143,11 +147,11 @@ def _normal_text(path: str, text: str) -> str:
 
 
 def vote(forms: Sequence[tuple | None]) -> int | None:
-  """Returns the index of the first patch of the most frequent normal form, None if there is none.
+  """Returns the index of the first patch with the most frequent normal form, None if all are empty.
 
   Args:
-    forms: normal form of each sample's patch, None for an empty one, which has no vote. Of forms
-      with equally many votes the first one wins.
+    forms: normal form of each sample's patch; None for an empty patch, which does not vote. Of
+      forms with equally many votes the first one wins.
   """
   counts: dict[tuple, int] = {}
   for form in forms:
@@ -159,10 +163,10 @@ def vote(forms: Sequence[tuple | None]) -> int | None:
 
 
 def touches(patch: str) -> list[str]:
-  """Returns the patch's paths that could change what a test run reports, for the table's flag.
+  """Returns the patch's paths that could change the result of a test run, for the table's flag.
 
-  A conftest.py that sets every report to "passed" is graded as resolved by the official harness, so
-  tests, conftest.py, configuration files and modules that Python loads by itself are flagged.
+  The official harness resolves an instance if a conftest.py sets every report to "passed", so
+  tests, conftest.py, configuration files and modules that Python imports at start-up are flagged.
   """
   flagged = []
   for path in paths_of(patch):
@@ -173,7 +177,7 @@ def touches(patch: str) -> list[str]:
 
 
 def is_test(path: str) -> bool:
-  """Whether a file is a test: by its name, or by a folder of its path."""
+  """Returns whether a file is a test, by its name or by a folder in its path."""
   *folders, name = path.split("/")
   if name.startswith("test_") or name.endswith("_test.py") or name in ("tests.py", "test.py"):
     return True

@@ -1,6 +1,6 @@
-"""The two prompts: one for the names of the files to change, one for changes of files.
+"""The two prompts: which files to change (localisation), and how to change them (repair).
 
-The wording is ours; the form of the answers is that of Agentless Mini (edits.py), which the paper
+The wording is ours; the format of the answers is that of Agentless Mini (edits.py), which the paper
 uses for Table 4. A file may replace either prompt.
 """
 
@@ -13,7 +13,7 @@ from srl_jax.data.tokenizer import EncodedPrompt
 from srl_jax.errors import UserError
 from srl_jax.evals.swe import edits, repositories
 
-MOST_FILES = 5  # that localisation may name, as in Agentless Mini
+MOST_FILES = 5  # limit of localisation, as in Agentless Mini
 
 SYSTEM = {
   "plain": "You are a software engineer who fixes issues of code repositories.",
@@ -88,8 +88,12 @@ in the file. Write a fence for each edit.
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-  """The prompts. Fields: system; localize, with {issue}, {tree} and {n}; repair, with {issue} and
-  {files}.
+  """The prompts.
+
+  Attributes:
+    system: the system message.
+    localize: user message with the fields {issue}, {tree} and {n}.
+    repair: user message with the fields {issue} and {files}.
   """
 
   system: str
@@ -97,18 +101,19 @@ class Wording:
   repair: str
 
   def localize_messages(self, issue: str, tree: str) -> list[dict[str, str]]:
-    """The chat messages for the names of the files to change."""
+    """Returns the chat messages that request the names of the files to change."""
     return self._messages(self.localize, {"issue": issue, "tree": tree, "n": str(MOST_FILES)})
 
   def repair_messages(self, issue: str, files: Mapping[str, str]) -> list[dict[str, str]]:
-    """The chat messages for edits of `files`, {path: text}."""
+    """Returns the chat messages that request edits of `files`, {path: text}."""
     parts = []
     for path, text in files.items():
       parts.append(f"### {path}\n{text.removesuffix(chr(10))}")
     return self._messages(self.repair, {"issue": issue, "files": "\n\n".join(parts)})
 
   def _messages(self, template: str, values: Mapping[str, str]) -> list[dict[str, str]]:
-    # One pass: an issue may hold braces, also such as {files}.
+    """Returns the system message and a user message with all fields filled in."""
+    # One pass over the template: a value such as the issue may itself contain "{files}".
     names = "|".join(values)
     user = re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], template)
     return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
@@ -118,10 +123,12 @@ def wording(style: str, localize_file: str | None, repair_file: str | None) -> W
   """Returns the prompts of a style, "plain" or "think".
 
   Args:
+    style: selects the system message.
     localize_file, repair_file: text files that replace our user messages, with the same fields in
       braces.
 
-  Raises UserError for a file that is missing or lacks a field.
+  Raises:
+    UserError: a file cannot be read or lacks a field.
   """
   localize = _template(localize_file, LOCALIZE, ("issue", "tree"), "--localize_prompt")
   repair = _template(repair_file, REPAIR, ("issue", "files"), "--repair_prompt")
@@ -129,6 +136,7 @@ def wording(style: str, localize_file: str | None, repair_file: str | None) -> W
 
 
 def _template(file: str | None, default: str, fields: Sequence[str], flag: str) -> str:
+  """Returns the text of a file, or the default without one; UserError if a field is missing."""
   if not file:
     return default
   try:
@@ -137,7 +145,7 @@ def _template(file: str | None, default: str, fields: Sequence[str], flag: str) 
     raise UserError(f"{flag}={file}: cannot be read ({error}); give a text file") from error
   for field in fields:
     if f"{{{field}}}" not in text:
-      raise UserError(f"{flag}={file}: it lacks {{{field}}}, where the {field} would be written")
+      raise UserError(f"{flag}={file}: the field {{{field}}} is missing, which takes the {field}")
   return text
 
 
@@ -150,7 +158,7 @@ class Packed:
 
   Attributes:
     shown: {path: text} of the files in it.
-    left_out: {path: why it is not in it}.
+    left_out: {path: reason} of the files that are not in it.
     messages: of the prompt, [] if no file fits.
     prompt: its tokens, None if no file fits.
   """
@@ -169,16 +177,17 @@ def pack(
   encode: Callable[[list[dict[str, str]]], EncodedPrompt],
   max_tokens: int,
 ) -> Packed:
-  """Returns the prompt with as many of the files as fit, each whole, in their order.
+  """Returns the prompt with as many whole files as fit, in order.
 
-  A file that does not fit is left out, and smaller ones after it may still get in.
+  A file that does not fit is left out; smaller ones after it may still fit.
 
   Args:
+    issue: its text.
     paths: of the files, the most important one first.
-    read: the content of a path, or None.
+    read: returns the content of a path, or None.
     words: the prompts.
     encode: messages -> tokens.
-    max_tokens: of the prompt.
+    max_tokens: limit of the prompt.
   """
   shown, left_out, messages, prompt = {}, {}, [], None
   for path in paths:
@@ -188,8 +197,9 @@ def pack(
       continue
     decoded = repositories.decode(content)
     if decoded is None or decoded[1] != "utf-8":
-      left_out[path] = "not UTF-8"  # a patch, which is JSON text, could not hold its lines
+      left_out[path] = "not UTF-8"  # predictions are JSON text, which cannot hold its bytes
       continue
+    # The whole prompt is encoded again for each file: tokens of parts do not add up exactly.
     more = {**shown, path: decoded[0]}
     longer = words.repair_messages(issue, more)
     encoded = encode(longer)
@@ -202,14 +212,14 @@ def pack(
 
 # ---------------------------------------------------------------------------------- localisation
 
-_NUMBER = re.compile(r"\d+[.)]\s+")
+_NUMBER = re.compile(r"\d+[.)]\s+")  # of an item in a numbered list
 
 
 def named_files(text: str, names: Sequence[str]) -> tuple[list[str], int]:
-  """Returns the files that a response names, MOST_FILES at most, and how many lines are lenient.
+  """Returns the files that a response names, at most MOST_FILES, and the number of lenient lines.
 
-  A line counts if it is a path of the repository once bullets, numbers, back-ticks and "./" are
-  taken away; Agentless Mini takes lines only that are nothing but a path, and has no limit.
+  A line counts if it is a path of the repository after bullets, numbers, back-ticks and "./" are
+  removed. Agentless Mini accepts only lines that are nothing but a path, and has no limit.
 
   Args:
     text: the response without its monologue.

@@ -1,8 +1,8 @@
-"""How the tests of a repository are run without its docker image: interpreter, packages, command.
+"""Recipes for running a repository's tests without its docker image: Python, packages, command.
 
-A recipe belongs to the versions that its interpreter and pins were tried with. The interpreter is
-a part of it: unittest, for example, names tests in another way from Python 3.8 on, and the lists of
-the benchmark have the names of 3.6.
+A recipe applies to the versions with which its interpreter and pins were tried. The interpreter
+matters: the benchmark lists the test names that Python 3.6 prints, and unittest prints others from
+Python 3.8 on.
 """
 
 import dataclasses
@@ -20,16 +20,17 @@ Version = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How the tests of some versions of a repository are run.
+  """How to run the tests of some versions of a repository.
 
   Attributes:
-    name: names its environment.
+    name: of its environment.
     first, last: versions (major, minor), both included.
     project: the name of its source releases on the package index.
-    pythons: versions of Python that may run it, the best first.
-    packages: requirements, installed from wheels alone, so that no code of a package runs outside
+    pythons: versions of Python that can run it, the best first.
+    packages: requirements, installed from wheels only, so that no code of a package runs outside
       the sandbox. The repository itself is found by PYTHONPATH.
-    command: the paths that a test patch changes -> the command, in the repository's folder.
+    command: maps the paths that a test patch changes to the command, run in the repository's
+      folder.
     log_parser: swebench's name for the parser of its output.
   """
 
@@ -44,13 +45,13 @@ class Recipe:
 
 
 def _pytest(paths: Sequence[str]) -> str:
-  """pytest on the test files."""
+  """Returns the command that runs pytest on the test files."""
   files = [path for path in paths if path.rpartition("/")[2].startswith("test_")]
   return f"python -m pytest -rA -p no:cacheprovider --tb=short {' '.join(files)}"
 
 
 def _django(paths: Sequence[str]) -> str:
-  """Django's own runner: its labels are modules below tests/."""
+  """Returns the command of Django's own runner; its labels are modules below tests/."""
   labels = []
   for path in paths:
     if path.endswith(".py"):
@@ -59,6 +60,7 @@ def _django(paths: Sequence[str]) -> str:
   return f"python tests/runtests.py {options} {' '.join(labels)}"
 
 
+# Upper bounds: newer releases of these packages removed names that Sphinx 3 to 5 imports.
 _SPHINX_PACKAGES = (
   *("Jinja2<3.0", "markupsafe<=2.0.1", "alabaster<0.7.12", "Pygments<2.14", "snowballstemmer<2.3"),
   *(
@@ -73,6 +75,7 @@ _SPHINX_PACKAGES = (
 
 
 def _sphinx(name: str, first: Version, last: Version, pythons, docutils: str) -> Recipe:
+  """Returns a recipe for some versions of Sphinx, which differ in Python and docutils."""
   packages = (docutils, *_SPHINX_PACKAGES)
   return Recipe(name, first, last, "Sphinx", pythons, packages, _pytest, "parse_log_sphinx")
 
@@ -90,7 +93,7 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
       (3, 2),
       "Django",
       ("3.6",),
-      # Exact versions: the pip of Python 3.6 may take newer ones that do not run on it.
+      # Exact versions: Python 3.6's pip may select newer ones that do not run on it.
       ("asgiref==3.4.1", "typing_extensions==4.1.1", "pytz==2023.3", "sqlparse==0.4.4"),
       _django,
       "parse_log_django",
@@ -100,7 +103,7 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
 
 
 def recipe_of(repo: str, version: Version) -> Recipe | None:
-  """The recipe for a version of a repository, None if there is none."""
+  """Returns the recipe for a version of a repository, None if there is none."""
   for recipe in RECIPES.get(repo, ()):
     if recipe.first <= version <= recipe.last:
       return recipe
@@ -108,7 +111,7 @@ def recipe_of(repo: str, version: Version) -> Recipe | None:
 
 
 def known() -> str:
-  """What there are recipes for, as a text."""
+  """Returns the repositories and versions with recipes, as a text for messages."""
   found = []
   for repo, recipes in RECIPES.items():
     first, last = recipes[0].first, recipes[-1].last
@@ -117,7 +120,7 @@ def known() -> str:
 
 
 def test_files(test_patch: str) -> list[str]:
-  """The paths that a test patch changes; tests are restored to them before they are run."""
+  """Returns the test files that a test patch changes; they are restored before the tests run."""
   return [path for path in paths_of(test_patch) if is_test(path) or path.endswith(".py")]
 
 
@@ -126,7 +129,13 @@ def test_files(test_patch: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Interpreter:
-  """A Python. Fields: executable; prefix, the folder of its standard library; version, "3.9.18"."""
+  """A Python interpreter.
+
+  Attributes:
+    executable: its path.
+    prefix: the folder that contains its standard library.
+    version: such as "3.9.18".
+  """
 
   executable: pathlib.Path
   prefix: pathlib.Path
@@ -134,16 +143,18 @@ class Interpreter:
 
 
 def find_python(versions: Sequence[str]) -> Interpreter | None:
-  """The first of some versions ("3.9") that is on PATH or among pyenv's, None if there is none."""
+  """Returns the first interpreter of the given versions ("3.9") on PATH or in pyenv, or None."""
   for version in versions:
     for path in _candidates(version):
       found = _look_at(path)
+      # With a dot at the end, "3.1" does not match "3.11.7".
       if found and f"{found.version}.".startswith(f"{version}."):
         return found
   return None
 
 
 def _candidates(version: str) -> list[pathlib.Path]:
+  """Returns the executables to try for a version: on PATH, then pyenv's, newest first."""
   on_path = shutil.which(f"python{version}")
   pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
   found = sorted(pyenv.glob(f"versions/{version}.*/bin/python"), reverse=True)
@@ -151,7 +162,7 @@ def _candidates(version: str) -> list[pathlib.Path]:
 
 
 def _look_at(executable: pathlib.Path) -> Interpreter | None:
-  """What an executable is; None if it does not run (pyenv's shims may not)."""
+  """Returns the interpreter of an executable; None if it does not run (pyenv's shims may fail)."""
   code = "import sys; print(sys.executable, sys.base_prefix, '%d.%d.%d' % sys.version_info[:3])"
   done = subprocess.run([executable, "-c", code], capture_output=True, text=True)
   parts = done.stdout.split()
@@ -164,9 +175,11 @@ def environment_of(recipe: Recipe, cache: pathlib.Path) -> tuple[pathlib.Path, I
   """Returns the virtual environment of a recipe, made on first use, and its interpreter.
 
   Args:
-    cache: folder that has environments/.
+    recipe: defines interpreter and packages.
+    cache: folder that contains environments/.
 
-  Raises UserError if no interpreter fits or a package cannot be installed.
+  Raises:
+    UserError: no interpreter is found, or a package cannot be installed.
   """
   python = find_python(recipe.pythons)
   if python is None:
@@ -174,6 +187,7 @@ def environment_of(recipe: Recipe, cache: pathlib.Path) -> tuple[pathlib.Path, I
     raise UserError(f"needs Python {names}, which is neither on PATH nor among pyenv's versions")
   folder = cache.resolve() / "environments" / f"{recipe.name}-python{python.version}"
   done = folder / ".done"
+  # `.done` has the packages that were installed: after a change of the recipe it is made again.
   wanted = "\n".join(recipe.packages)
   if not done.exists() or done.read_text(encoding="utf-8") != wanted:
     shutil.rmtree(folder, ignore_errors=True)
@@ -186,6 +200,7 @@ def environment_of(recipe: Recipe, cache: pathlib.Path) -> tuple[pathlib.Path, I
 
 
 def _run(command: list[str]) -> None:
+  """Runs a command; UserError with the last line of its errors if it fails."""
   done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
   if done.returncode:
     said = done.stderr.strip().split("\n")[-1][:300]

@@ -1,4 +1,4 @@
-"""Source releases in the place of commits: what an offline judge runs tests on."""
+"""Source releases as substitutes for commits, for judging offline."""
 
 import dataclasses
 import datetime
@@ -15,7 +15,14 @@ from srl_jax.evals.swe.official import Call
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-  """A source release. Fields: project; version; minor, (major, minor); uploaded."""
+  """A source release.
+
+  Attributes:
+    project: its name on the package index.
+    version: such as "3.4.3".
+    minor: (major, minor).
+    uploaded: time of the upload.
+  """
 
   project: str
   version: str
@@ -24,10 +31,11 @@ class Release:
 
 
 def listed(call: Call, project: str) -> list[Release]:
-  """All source releases of a project whose date is known.
+  """Returns all source releases of a project with a known time of upload.
 
   Args:
     call: see official.harness.
+    project: name on the package index.
   """
   found = []
   for row in call("releases", project=project):
@@ -40,14 +48,16 @@ def listed(call: Call, project: str) -> list[Release]:
 def nearest(
   releases: Sequence[Release], version: tuple[int, int], created_at: str, n: int
 ) -> list[Release]:
-  """Returns the n releases next to a time, the nearest first, before and after it.
+  """Returns the n releases closest to a time, before or after it, the closest first.
 
-  A commit on the way to version 3.1 is between the releases of 3.0 and of 3.1, so only these two
-  are looked at.
+  A commit on the way to version 3.1 is between the releases of 3.0 and 3.1, so only these two
+  series are considered.
 
   Args:
-    version: that the commit belongs to.
-    created_at: ISO 8601, the time of the fix; the base commit is older, as a rule by days.
+    releases: of the project.
+    version: of the commit.
+    created_at: time of the fix, ISO 8601; the base commit is usually some days older.
+    n: how many.
   """
   minors = sorted({release.minor for release in releases})
   before = [minor for minor in minors if minor < version]
@@ -58,6 +68,7 @@ def nearest(
 
 
 def _time(text: str) -> datetime.datetime:
+  """Returns an ISO 8601 time; UTC if it has no zone."""
   time = datetime.datetime.fromisoformat(text)
   return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
@@ -67,12 +78,14 @@ def unpacked(call: Call, release: Release, cache: pathlib.Path) -> pathlib.Path:
 
   Args:
     call: see official.harness.
-    cache: folder that has releases/.
+    release: which one.
+    cache: folder that contains releases/.
   """
   folder = cache.resolve() / "releases" / f"{release.project}-{release.version}"
   if folder.is_dir():
     return folder
   folder.parent.mkdir(parents=True, exist_ok=True)
+  # Unpacked beside its final place and moved at the end, so that `folder` is always complete.
   with tempfile.TemporaryDirectory(dir=folder.parent) as name:
     file = call("download", project=release.project, version=release.version, folder=name)
     files = pathlib.Path(name) / "files"
@@ -84,6 +97,7 @@ def unpacked(call: Call, release: Release, cache: pathlib.Path) -> pathlib.Path:
 
 
 def _unpack(file: pathlib.Path, folder: pathlib.Path) -> None:
+  """Unpacks an archive into a folder; UserError if this Python cannot do so safely."""
   if file.suffix == ".zip":
     with zipfile.ZipFile(file) as archive:
       archive.extractall(folder)
@@ -91,4 +105,5 @@ def _unpack(file: pathlib.Path, folder: pathlib.Path) -> None:
   if not hasattr(tarfile, "data_filter"):
     raise UserError("unpacking a release safely needs Python 3.11.4 or newer: update Python")
   with tarfile.open(file) as archive:
-    archive.extractall(folder, filter="data")  # nothing outside the folder, no devices
+    # The filter rejects members outside the folder, and devices.
+    archive.extractall(folder, filter="data")

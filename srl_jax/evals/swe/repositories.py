@@ -1,4 +1,4 @@
-"""Files of a repository as they were at a commit, read from a bare clone without a checkout.
+"""Reads files of a repository at a commit from a bare clone, without a checkout.
 
 launch/swe_repositories.sh makes the clones: DIR/owner__name.git.
 """
@@ -16,7 +16,12 @@ REMEDY = "make the clones with launch/swe_repositories.sh DIR and give --reposit
 
 @dataclasses.dataclass(frozen=True)
 class Repository:
-  """A commit of a repository. Fields: folder, of git's objects; commit, or any name of a tree."""
+  """A commit of a repository.
+
+  Attributes:
+    folder: the bare clone.
+    commit: its hash, or any other name of a tree.
+  """
 
   folder: pathlib.Path
   commit: str
@@ -27,18 +32,19 @@ class Repository:
     listing = git("ls-tree", "-r", "-z", "--full-tree", self.commit, folder=self.folder)
     found = {}
     for entry in listing.split(b"\0")[:-1]:
+      # An entry is "MODE TYPE HASH\tPATH".
       about, _, path = entry.partition(b"\t")
       mode, _, blob = about.decode().split()
-      if mode in ("100644", "100755"):  # no links, no submodules
+      if mode in ("100644", "100755"):  # neither symbolic links nor submodules
         found[path.decode("utf-8", "surrogateescape")] = blob
     return found
 
   def names(self) -> list[str]:
-    """The paths of all regular files, sorted."""
+    """Returns the paths of all regular files, sorted."""
     return sorted(self._blobs)
 
   def read(self, path: str) -> bytes | None:
-    """A file's content, None if there is no such file."""
+    """Returns a file's content, None if there is no such file."""
     blob = self._blobs.get(path)
     return None if blob is None else git("cat-file", "blob", blob, folder=self.folder)
 
@@ -46,7 +52,8 @@ class Repository:
 def open_repository(root: pathlib.Path, repo: str, commit: str) -> Repository:
   """Returns a commit of the clone of `repo` ("owner/name") in `root`.
 
-  Raises UserError if there is no clone or it does not have the commit.
+  Raises:
+    UserError: there is no clone, or it does not have the commit.
   """
   folder = root / f"{repo.replace('/', '__')}.git"
   if not folder.is_dir():
@@ -54,7 +61,7 @@ def open_repository(root: pathlib.Path, repo: str, commit: str) -> Repository:
   try:
     git("cat-file", "-e", f"{commit}^{{commit}}", folder=folder)
   except UserError as error:
-    raise UserError(f"{folder}: it has no commit {commit}; {REMEDY}, which fetches") from error
+    raise UserError(f"{folder} has no commit {commit}; {REMEDY}, which fetches") from error
   return Repository(folder, commit)
 
 
@@ -62,9 +69,9 @@ def open_repository(root: pathlib.Path, repo: str, commit: str) -> Repository:
 
 
 def decode(content: bytes) -> tuple[str, str] | None:
-  """Returns a source file's text and its encoding, so that text.encode(encoding) is the content.
+  """Returns a source file's (text, encoding), with text.encode(encoding) equal to the content.
 
-  The encoding is UTF-8 or what the file itself declares (PEP 263). None for anything else.
+  The encoding is UTF-8 or the one that the file declares (PEP 263). None for anything else.
   """
   try:
     return content.decode("utf-8"), "utf-8"
@@ -76,6 +83,7 @@ def decode(content: bytes) -> tuple[str, str] | None:
     text = content.decode(encoding)
   except (SyntaxError, UnicodeDecodeError, LookupError):
     return None
+  # Some codecs decode several byte sequences to one character; such a file cannot be written back.
   return (text, encoding) if text.encode(encoding) == content else None
 
 
@@ -83,10 +91,11 @@ def decode(content: bytes) -> tuple[str, str] | None:
 
 
 def source_names(names: list[str], repo: str) -> list[str]:
-  """Returns the Python files that localisation is shown.
+  """Returns the Python files that the localisation prompt lists.
 
-  Tests are left out, as in Agentless Mini, but for pytest's own repository, whose package has such
-  names. conftest.py is left out as well: a patch of it can decide what a test run reports.
+  Tests are excluded, as in Agentless Mini, except for pytest's own repository, in which the package
+  itself has such names. conftest.py is excluded too, because it can decide the result of a test
+  run.
   """
   pytest_itself = repo == "pytest-dev/pytest"
   found = []
@@ -100,15 +109,16 @@ def source_names(names: list[str], repo: str) -> list[str]:
 
 
 def _named_test(path: str) -> bool:
+  """Returns whether any part of a path begins with "test"."""
   return any(part.startswith("test") for part in path.split("/"))
 
 
 def tree(names: list[str], indent: int = 2) -> str:
-  """Returns paths as a tree: a name on each line, folders with a slash, children indented."""
+  """Returns paths as a tree: one name per line, folders with a slash, children indented."""
   lines, open_folders = [], []
   for path in sorted(names):
     *folders, name = path.split("/")
-    shared = 0  # folders that this path has in common with the one before
+    shared = 0  # number of leading folders in common with the previous path
     while shared < min(len(folders), len(open_folders)):
       if folders[shared] != open_folders[shared]:
         break

@@ -1,17 +1,17 @@
-"""Runs code that a model wrote, in bubblewrap: no network, nothing of this machine to write to.
+"""Runs untrusted code in bubblewrap: without network, and without write access to this machine.
 
-What a box has: a read-only /usr, the folders that are named, and a copy of the tree in memory at
+A box has a read-only /usr, the folders that are given, and a copy of the tree in memory at
 /testbed. It has separate namespaces (users, processes, IPC, host name, network with loopback only),
-no capabilities, no way to get new privileges or a further user namespace, an empty environment, and
-bounds on time, memory, processes, disk and output. When it ends, every process in it ends, daemons
-too.
+no capabilities, no way to gain privileges or to create a further user namespace, an empty
+environment, and limits on time, memory, processes, disk and output. When it ends, all of its
+processes end, including daemons.
 
-What it does not have is a filter of system calls: a fault of the kernel is a way out. For code that
-may be written to attack, and not only to be wrong, use a virtual machine that holds nothing.
+System calls are not filtered, so a vulnerability of the kernel is a way out. For code that may be
+written to attack, and not only to be wrong, use a virtual machine without anything of value.
 
 As root, two boxes are nested. The outer one mounts (it may read folders that only root can read)
-and drops to a user id that no other process has, since neither capabilities nor the bound on
-processes hold for root; the inner one is the box that an ordinary user gets.
+and switches to an unused user id, because root is exempt from the limit on processes and keeps
+capabilities; the inner one is the box that an ordinary user gets.
 """
 
 import contextlib
@@ -31,25 +31,25 @@ from srl_jax.errors import UserError
 
 TESTBED, SOURCE, FILES = "/testbed", "/source", "/files"
 _MEBIBYTE = 1 << 20
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2  # between two checks of time and memory
 _CHUNK = 1 << 16
 _boxes = itertools.count()
 
-# How a run ended.
+# Values of Run.ended.
 EXITED, TIME, MEMORY, OUTPUT = "exited", "time", "memory", "output"
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Bounds of a box.
+  """Limits of a box.
 
-  Fields:
+  Attributes:
     seconds: wall-clock time.
-    memory: MiB, of each process (address space) and of all together (resident). The copy of the
-      tree and /tmp are in memory as well, and are bounded by `disk`.
-    processes: at a time, threads included.
-    disk: MiB, of the tree's copy, and again of /tmp.
-    output: MiB, of what is printed.
+    memory: MiB, per process (address space) and in total (resident). The copy of the tree and /tmp
+      are in memory too, and limited by `disk`.
+    processes: at the same time, including threads.
+    disk: MiB, for the tree's copy, and again for /tmp.
+    output: MiB of printed output.
   """
 
   seconds: float = 1800.0
@@ -61,7 +61,14 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a box gave: its output, exit code (None unless it exited), seconds, and how it ended."""
+  """The result of a box.
+
+  Attributes:
+    output: standard output and error.
+    code: exit code; None if a limit ended the box.
+    seconds: wall-clock time.
+    ended: EXITED, or the limit that was exceeded.
+  """
 
   output: bytes
   code: int | None
@@ -78,25 +85,25 @@ def run(
   environment: Mapping[str, str] | None = None,
   limits: Limits | None = None,
 ) -> Run:
-  """Runs a script of bash in a new box, in a copy of `tree`.
+  """Runs a bash script in a new box, in a copy of `tree`.
 
   Args:
-    script: the current directory is /testbed, the copy; its output is kept, both streams in one.
+    script: run in /testbed, the copy; both of its output streams are kept as one.
     tree: folder that is copied.
     files: {name: content} of further files, read-only in /files.
-    readable: folders that are there read-only under their own paths, an interpreter's for example.
-    environment: variables, besides PATH, HOME and LANG; nothing of ours is passed on.
-    limits: bounds.
+    readable: folders that the box can read under their own paths, such as an interpreter's.
+    environment: variables besides PATH, HOME and LANG; none of this process are passed on.
+    limits: of the box.
 
   Raises:
-    UserError: no bubblewrap, or no user namespaces. Nothing is ever run without a box.
+    UserError: bubblewrap or user namespaces are missing. Nothing ever runs without a box.
   """
   if complaint := missing():
     raise UserError(complaint)
   limits = limits or Limits()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    folder.chmod(0o755)  # as root the box reads it as another user
+    folder.chmod(0o755)  # as root, the box reads it as another user
     for file, content in {**(files or {}), "script.sh": script.encode()}.items():
       (folder / file).write_bytes(content)
     mounts = [(SOURCE, str(tree)), (FILES, str(folder))]
@@ -107,10 +114,10 @@ def run(
 
 
 def _inside(limits: Limits) -> str:
-  """The first command in a box: it copies the tree and starts the script within its limits."""
+  """Returns the first command in a box: copies the tree and starts the script within its limits."""
   memory, disk = limits.memory * _MEBIBYTE, limits.disk * _MEBIBYTE
   bounds = f"--nproc={limits.processes} --as={memory} --fsize={disk} --core=0 --nofile=4096"
-  copy = f"cp -r {SOURCE}/. {TESTBED}"  # without -p: the box's user owns what it may change
+  copy = f"cp -r {SOURCE}/. {TESTBED}"  # without -p, so that the box's user owns the copy
   return f"{copy} && cd {TESTBED} && exec prlimit {bounds} bash {FILES}/script.sh"
 
 
@@ -119,7 +126,7 @@ def _inside(limits: Limits) -> str:
 
 @functools.cache
 def missing() -> str | None:
-  """Why no box can be made here, with the remedy; None if all is well."""
+  """Returns why no box can be made here, with the remedy; None if one can."""
   tools = ["bwrap", "prlimit", "bash"] + (["setpriv"] if os.geteuid() == 0 else [])
   for tool in tools:
     if shutil.which(tool) is None:
@@ -128,6 +135,7 @@ def missing() -> str | None:
         f"the sandbox needs {tool}: install it (Debian, Ubuntu: apt install {package}), or judge"
         " with --by=docker; nothing is run without a sandbox"
       )
+  # The only reliable test is to make a box.
   with tempfile.TemporaryDirectory() as folder, _box([(SOURCE, folder)], {}, Limits()) as command:
     done = subprocess.run(
       [*command, "true"], capture_output=True, text=True, stdin=subprocess.DEVNULL
@@ -146,9 +154,12 @@ def missing() -> str | None:
 def _box(
   mounts: Sequence[tuple[str, str]], environment: dict[str, str], limits: Limits
 ) -> Iterator[list[str]]:
-  """Yields bubblewrap's command line, without the command that it is to run.
+  """Yields bubblewrap's command line, to which the command to run is appended.
 
-  mounts: (path in the box, path of this machine), read-only.
+  Args:
+    mounts: (path in the box, path on this machine), read-only.
+    environment: variables in the box.
+    limits: of the box; only `disk` is used here.
   """
   is_root = os.geteuid() == 0
   user = _spare_user() if is_root else os.geteuid()
@@ -168,20 +179,20 @@ def _box(
       yield ["bwrap", *namespaces, *_LOCKED, *options, "--"]
 
 
-# What an ordinary user's box takes away.
+# An ordinary user's box.
 _LOCKED = ("--unshare-user", "--disable-userns", "--cap-drop", "ALL")
-# Root's outer box: setpriv needs these three to become another user.
+# Root's outer box: setpriv needs these three capabilities to become another user.
 _KEPT = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
 _KEPT += ("--cap-add", "CAP_SETPCAP")
 
 
 def _spare_user() -> int:
-  """A user id for one box: the kernel counts the processes of a user, not of a box."""
+  """Returns a user id for one box: the kernel limits processes per user, not per box."""
   return 1_000_000_000 + (os.getpid() * 256 + next(_boxes) % 256) % 1_000_000_000
 
 
 def _as_user(user: int) -> list[str]:
-  """The command that becomes another user for good and makes the inner box."""
+  """Returns the command that permanently becomes another user and makes the inner box."""
   become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"]
   become += ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--"]
   inner = ["bwrap", *_LOCKED, "--die-with-parent", "--bind", "/", "/", "--dev-bind", "/dev", "/dev"]
@@ -189,23 +200,27 @@ def _as_user(user: int) -> list[str]:
 
 
 def _tree(mounts: Sequence[tuple[str, str]], size: int) -> list[str]:
-  """What can be written, `size` bytes each and in memory, and the mounts; all else is read-only."""
+  """Returns options for the writable folders (in memory, `size` bytes each) and the mounts.
+
+  Everything else is read-only.
+  """
   options = []
   for folder, mode in ((TESTBED, "0777"), ("/tmp", "1777"), ("/dev/shm", "1777")):
     options += ["--perms", mode, "--size", str(size), "--tmpfs", folder]
   for inside, outside in mounts:
-    for parent in reversed(pathlib.Path(inside).parents[:-1]):  # bubblewrap's own are 0700
+    # bubblewrap would create parent folders with mode 0700, which another user cannot enter.
+    for parent in reversed(pathlib.Path(inside).parents[:-1]):
       options += ["--perms", "0755", "--dir", str(parent)]
     options += ["--ro-bind", outside, inside]
   return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def _system(etc: Sequence[pathlib.Path]) -> list[str]:
-  """The read-only part of this machine that programs need, and kernel file systems."""
+  """Returns options for the read-only parts of this machine that programs need, /proc and /dev."""
   options = ["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev"]
   for name in ("bin", "sbin", "lib", "lib32", "lib64"):
     path = pathlib.Path("/") / name
-    if path.is_symlink():  # into /usr
+    if path.is_symlink():  # on most systems into /usr
       options += ["--symlink", os.readlink(path), str(path)]
     elif path.is_dir():
       options += ["--ro-bind", str(path), str(path)]
@@ -217,7 +232,7 @@ def _system(etc: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _write_etc(folder: pathlib.Path, user: int) -> list[pathlib.Path]:
-  """The files of /etc that a box has: no names of this machine are in them."""
+  """Writes a box's files of /etc, which contain no names of this machine; returns their paths."""
   contents = {
     "passwd": f"sandbox:x:{user}:{user}:sandbox:/tmp:/bin/sh\n",
     "group": f"sandbox:x:{user}:\n",
@@ -233,7 +248,7 @@ def _write_etc(folder: pathlib.Path, user: int) -> list[pathlib.Path]:
 
 
 def _watch(command: Sequence[str], limits: Limits) -> Run:
-  """Runs a box's command and ends it at the first limit that it passes."""
+  """Runs a box's command and kills it at the first limit that it exceeds."""
   start = time.monotonic()
   process = subprocess.Popen(
     command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -246,7 +261,7 @@ def _watch(command: Sequence[str], limits: Limits) -> Run:
       while ended is None:
         ready = selector.select(_POLL_SECONDS)
         chunk = os.read(process.stdout.fileno(), _CHUNK) if ready else None
-        if chunk == b"":
+        if chunk == b"":  # all processes closed the output
           break
         output += chunk or b""
         now = time.monotonic()
@@ -254,15 +269,15 @@ def _watch(command: Sequence[str], limits: Limits) -> Run:
           ended = OUTPUT
         elif now - start > limits.seconds:
           ended = TIME
-        elif now >= next_look:
+        elif now >= next_look:  # reading /proc at every chunk of output would be slow
           next_look = now + _POLL_SECONDS
           if resident_bytes(process.pid) > limits.memory * _MEBIBYTE:
             ended = MEMORY
     if ended is None and not _ends_by(process, start + limits.seconds):
-      ended = TIME  # it has closed its output and still runs
+      ended = TIME  # it closed its output but did not exit
   finally:
-    # With bubblewrap's own process all others of the box end: its child is the init process of
-    # their namespace, and that one ends with its parent.
+    # Killing bubblewrap ends all processes of the box: its child is the init process of their
+    # namespace, and dies with its parent.
     process.kill()
     process.wait()
     process.stdout.close()
@@ -272,7 +287,7 @@ def _watch(command: Sequence[str], limits: Limits) -> Run:
 
 
 def _ends_by(process: subprocess.Popen, deadline: float) -> bool:
-  """Waits for a process until the deadline (time.monotonic); returns whether it has ended."""
+  """Waits for a process until the deadline (time.monotonic); returns whether it ended."""
   try:
     process.wait(max(0.0, deadline - time.monotonic()))
   except subprocess.TimeoutExpired:
@@ -281,7 +296,7 @@ def _ends_by(process: subprocess.Popen, deadline: float) -> bool:
 
 
 def resident_bytes(root: int) -> int:
-  """The resident memory of a process and all its descendants, as /proc counts it."""
+  """Returns the resident memory of a process and all its descendants, from /proc."""
   page = os.sysconf("SC_PAGE_SIZE")
   parents, sizes = {}, {}
   for entry in os.listdir("/proc"):
@@ -289,16 +304,18 @@ def resident_bytes(root: int) -> int:
       continue
     try:
       stat = pathlib.Path("/proc", entry, "stat").read_bytes()
-    except OSError:  # it has just ended
+    except OSError:  # it ended in the meantime
       continue
-    # The name in parentheses may hold anything; the fields after it are state, parent, ...
+    # The name in parentheses may contain anything; the fields after it are state, parent, ...
     fields = stat.rpartition(b")")[2].split()
     parents[int(entry)], sizes[int(entry)] = int(fields[1]), int(fields[21]) * page
   return sum(size for pid, size in sizes.items() if _descends(pid, root, parents))
 
 
 def _descends(pid: int, root: int, parents: Mapping[int, int]) -> bool:
-  for _ in range(1000):  # a table that was read while processes ended may have a loop
+  """Returns whether `root` is a process or one of its ancestors."""
+  # Bounded: processes that ended while /proc was read may make the table cyclic.
+  for _ in range(1000):
     if pid == root:
       return True
     if pid not in parents:

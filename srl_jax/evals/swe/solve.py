@@ -1,15 +1,15 @@
-"""From instances to predictions: the settings oracle and end_to_end, with one engine.
+"""Solves instances in the settings oracle and end_to_end: from instances to predictions.
 
 A setting's folder:
 
   prompts.jsonl              every prompt: instance_id, stage, messages, tokens
-  localize.rollouts.jsonl    every response with its tokens, as it was sampled (evals.journal)
-  repair.rollouts.jsonl
+  localize.rollouts.jsonl    every response with its tokens, written when it is sampled
+  repair.rollouts.jsonl      (evals.journal)
   locations.jsonl            end_to_end: instance_id, response, files, lenient, and whether the gold
                              files are among them
-  repairs.jsonl              a line for each instance: files shown and left out, the samples with
-                             what became of their edits, the chosen patch or why it is empty
-  predictions.jsonl          SWE-bench's own form, a line for every instance
+  repairs.jsonl              a line per instance: files shown and left out, the samples with the
+                             outcomes of their edits, the chosen patch or why it is empty
+  predictions.jsonl          SWE-bench's own form, a line per instance
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ class Solver:
   """How instances are solved.
 
   Attributes:
-    engine: samples.
+    engine: samples responses.
     encode: messages -> tokens.
     words: the prompts.
     clones: folder of the bare clones.
-    params: max_tokens and seed of every response; the temperature is that of several samples.
-    samples: of a repair; 1: greedy decoding. Localisation is one greedy response.
-    max_prompt_tokens: of any prompt.
-    name: the model's, for predictions.jsonl.
-    progress: called with a stage's name and its responses so far.
+    params: max_tokens and seed of every response; the temperature applies to several samples.
+    samples: per repair; 1 means greedy decoding. Localisation is one greedy response.
+    max_prompt_tokens: limit of any prompt.
+    name: the model's name in predictions.jsonl.
+    progress: called with a stage's name and the number of its responses so far.
   """
 
   engine: Engine
@@ -60,7 +60,7 @@ class Solver:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """An instance before its repair: the prompt, and the reason where there is none."""
+  """An instance with its repair prompt, or with the reason why there is none."""
 
   instance: Instance
   packed: prompting.Packed
@@ -68,7 +68,7 @@ class Request:
 
 
 def solve(solver: Solver, setting: str, found: Sequence[Instance], folder: pathlib.Path) -> None:
-  """Solves all instances in a setting, or what is left of them, and writes its folder."""
+  """Solves all instances in a setting and writes its folder; recorded responses are reused."""
   folder.mkdir(parents=True, exist_ok=True)
   named, prompts = None, []
   if setting == END_TO_END:
@@ -86,16 +86,22 @@ def solve(solver: Solver, setting: str, found: Sequence[Instance], folder: pathl
 
 
 def _write(path: pathlib.Path, lines: Sequence[dict]) -> None:
-  """JSON lines in ASCII: the harness splits files where str.splitlines does, inside texts too."""
+  """Writes JSON lines in ASCII.
+
+  The harness splits files by str.splitlines, which also splits at some non-ASCII characters in
+  texts.
+  """
   folders.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _prediction(line: dict, name: str) -> dict[str, str]:
+  """Returns a line of predictions.jsonl; an empty patch is an empty prediction."""
   patch = line["patch"]
   return {"instance_id": line["instance_id"], "model_name_or_path": name, "model_patch": patch}
 
 
 def _prompts(requests: Sequence[Request]) -> list[Prompt]:
+  """Returns the prompts of the requests that have one."""
   prompts = []
   for request in requests:
     if request.packed.prompt:
@@ -104,6 +110,7 @@ def _prompts(requests: Sequence[Request]) -> list[Prompt]:
 
 
 def _prompt_line(instance: Instance, stage: str, messages, encoded: EncodedPrompt) -> dict:
+  """Returns a line of prompts.jsonl."""
   tokens = len(encoded.token_ids)
   return {"instance_id": instance.id, "stage": stage, "tokens": tokens, "messages": messages}
 
@@ -111,7 +118,7 @@ def _prompt_line(instance: Instance, stage: str, messages, encoded: EncodedPromp
 def _sample(
   solver: Solver, folder: pathlib.Path, stage: str, prompts: list[Prompt], n: int
 ) -> dict[str, list[Rollout]]:
-  """{instance id: its responses}; one each by greedy decoding, several by chance."""
+  """Returns {instance id: its responses}; a single one by greedy decoding, several by sampling."""
   show = lambda count: solver.progress(f"{folder.name} {stage}", count)
   journal = Journal(solver.engine, folder / f"{stage}.rollouts.jsonl", show)
   temperature = solver.params.temperature if n > 1 else 0.0
@@ -125,7 +132,8 @@ def _sample(
 def _localize(
   solver: Solver, found: Sequence[Instance], folder: pathlib.Path
 ) -> tuple[dict[str, list[str]], list[dict]]:
-  """({instance id: files to change}, lines of prompts.jsonl); also writes locations.jsonl."""
+  """Returns ({instance id: files to change}, lines of prompts.jsonl); writes locations.jsonl."""
+  # First all prompts, so that they are sampled in one batch; a tree that is too long has none.
   names, encoded, lines = {}, {}, []
   for instance in found:
     repository = repositories.open_repository(solver.clones, instance.repo, instance.base_commit)
@@ -138,6 +146,7 @@ def _localize(
       lines.append(_prompt_line(instance, LOCALIZE, messages, prompt))
   prompts = [Prompt(id, tuple(prompt.token_ids)) for id, prompt in encoded.items()]
   groups = _sample(solver, folder, LOCALIZE, prompts, 1)
+  # Then a line per instance, including those without a response.
   named, locations = {}, []
   for instance in found:
     location: dict[str, Any] = {"instance_id": instance.id, "too_long": instance.id not in encoded}
@@ -156,6 +165,7 @@ def _localize(
 
 
 def _answer(text: str, prompt: EncodedPrompt) -> str:
+  """Returns a response without its think blocks."""
   return outside_think_blocks(text, think_opened=prompt.think_opened)
 
 
@@ -163,7 +173,7 @@ def _answer(text: str, prompt: EncodedPrompt) -> str:
 
 
 def _request(solver: Solver, instance: Instance, named: dict[str, list[str]] | None) -> Request:
-  """The repair prompt of an instance, on its gold files or on those that localisation named."""
+  """Returns an instance's repair prompt, with its gold files or those that localisation named."""
   paths = instance.gold_files() if named is None else named[instance.id]
   repository = repositories.open_repository(solver.clones, instance.repo, instance.base_commit)
   packed = prompting.pack(
@@ -177,7 +187,7 @@ def _request(solver: Solver, instance: Instance, named: dict[str, list[str]] | N
 
 
 def _repair(request: Request, rollouts: Sequence[Rollout]) -> dict:
-  """A line of repairs.jsonl."""
+  """Returns a line of repairs.jsonl: all samples, and the patch chosen by vote."""
   packed, samples, forms = request.packed, [], []
   for rollout in rollouts:
     sample, form = _sample_outcome(packed, rollout)
@@ -187,7 +197,7 @@ def _repair(request: Request, rollouts: Sequence[Rollout]) -> dict:
   patch = samples[chosen]["patch"] if chosen is not None else ""
   reason = ""
   if chosen is None:
-    # Of several empty samples the one that got farthest gives the reason.
+    # The reason of the sample that reached the latest stage.
     reasons = [sample["reason"] for sample in samples] or [request.reason]
     reason = max(reasons, key=patches.EMPTY_REASONS.index)
   return {
@@ -204,7 +214,7 @@ def _repair(request: Request, rollouts: Sequence[Rollout]) -> dict:
 
 
 def _sample_outcome(packed: prompting.Packed, rollout: Rollout) -> tuple[dict, tuple | None]:
-  """(a response with what became of its edits, normal form of its patch or None)."""
+  """Returns (a response with the outcomes of its edits, normal form of its patch or None)."""
   found = edits.parse(_answer(rollout.text, packed.prompt))
   changed, outcomes = edits.apply(found, packed.shown)
   cut_off = rollout.finish_reason != "stop"
@@ -212,6 +222,7 @@ def _sample_outcome(packed: prompting.Packed, rollout: Rollout) -> tuple[dict, t
   patch, form = "", None
   if not reason:
     old = {path: packed.shown[path] for path in changed}
+    # The paths that changed, before and after, as bytes for git.
     encoded = ({path: text.encode() for path, text in side.items()} for side in (old, changed))
     patch, form = patches.diff(*encoded).decode(), patches.normal_form(old, changed)
   sample = {
@@ -226,7 +237,8 @@ def _sample_outcome(packed: prompting.Packed, rollout: Rollout) -> tuple[dict, t
 
 
 def _empty_reason(shown, changed, outcomes: Sequence[edits.Outcome], cut_off: bool) -> str:
-  """Why a response gives no patch, "" if it gives one."""
+  """Returns why a response gives no patch, "" if it gives one."""
+  # A truncated response still counts if one of its complete edits applies.
   if not changed:
     well_formed = any(outcome.outcome not in edits.MALFORMED for outcome in outcomes)
     if well_formed:

@@ -1,10 +1,10 @@
-"""The figures of SWE-bench evaluations, the paper's Table 4 beside them, and paired differences.
+"""The results of SWE-bench evaluations, beside the paper's Table 4, with paired differences.
 
   python -m srl_jax.evals.swe.table --evaluations=base=evals/swe/base,srl=evals/swe/srl \\
       --output=evals/swe/table.txt
 
-A name before a folder is free; base, swe_gym_7b and srl have figures in the paper. Two and more
-evaluations are compared with the first one, on the instances that both have, by a paired bootstrap.
+The name before a folder can be any; base, swe_gym_7b and srl have figures in the paper. Further
+evaluations are compared with the first one by a paired bootstrap over their common instances.
 """
 
 import json
@@ -22,9 +22,9 @@ from srl_jax.evals.figures import mean_and_error
 from srl_jax.evals.swe import edits, patches
 
 ORACLE, END_TO_END = "oracle", "end_to_end"
-VERIFIED_SIZE = 500
-# Table 4: resolved in percent, (oracle file edit, end to end). Whole counts of 500 instances; the
-# standard errors follow from them.
+VERIFIED_SIZE = 500  # instances of SWE-bench Verified
+# Table 4: resolved in percent, (oracle file edit, end to end). All are whole counts of 500
+# instances, from which the standard errors follow.
 PAPER = {"base": (5.8, 3.2), "swe_gym_7b": (8.4, 4.2), "srl": (14.8, 8.6)}
 _HEAD = ["", "n", "resolved", "judged", "patch", "well-formed", "strict", "applied", "too long"]
 _HEAD += ["cut off", "all files", "any file", "shown", "flagged", "tokens"]
@@ -32,7 +32,7 @@ _FOOT = (
   "in percent of all instances, +- the standard error over them; resolved: an instance that is not"
   " judged counts as not resolved; strict: in a fence that begins with ```python; all files, any"
   " file: of those that the fix changes, named by localisation; shown: files in the prompt;"
-  " flagged: patches that touch tests, conftest.py or configuration; tokens: of a response"
+  " flagged: patches that touch tests, conftest.py or configuration; tokens: per response"
 )
 
 flags = command_line.own_flags()
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
 
 
 def read(folder: pathlib.Path) -> dict[str, list[dict]] | None:
-  """{repairs, locations, judged} of a setting's folder, lines each; None if it has no repairs."""
+  """Returns {repairs, locations, judged} of a setting's folder, or None if it is empty."""
   if not (folder / "repairs.jsonl").exists():
     return None
   found = {}
@@ -72,16 +72,16 @@ def read(folder: pathlib.Path) -> dict[str, list[dict]] | None:
 
 
 def figures(lines: Mapping[str, Sequence[dict]]) -> dict:
-  """The figures of a setting, in [0, 1] but for counts and tokens.
+  """Returns the figures of a setting; shares are in [0, 1].
 
   Args:
     lines: from `read`.
 
   Returns:
-    n; resolved ({value, se}, None where nothing is judged); judged (share) and by; patch,
-    well_formed, strict, applied, cut_off (means over samples, then over instances); too_long;
-    empty ({reason: instances}); all_found, any_found (None but for end_to_end); shown; flagged;
-    several, ambiguous (edits); tokens; by_repository ({repository: {n, patch, resolved}}).
+    n; resolved ({value, se}, None if nothing is judged); judged (share) and by; patch, well_formed,
+    strict, applied, cut_off (means over samples, then over instances); too_long; empty ({reason:
+    instances}); all_found, any_found (None except for end_to_end); shown; flagged; several,
+    ambiguous (numbers of edits); tokens; by_repository ({repository: {n, patch, resolved}}).
   """
   repairs = lines["repairs"]
   verdicts = _verdicts(lines)
@@ -108,18 +108,18 @@ def figures(lines: Mapping[str, Sequence[dict]]) -> dict:
 
 
 def resolved(repairs: Sequence[dict], verdicts: Mapping[str, dict]) -> list[bool]:
-  """Whether each instance is resolved; one that is not judged is not."""
+  """Returns whether each instance is resolved; one that is not judged counts as not resolved."""
   judged = [verdicts.get(line["instance_id"], {}) for line in repairs]
   return [verdict.get("resolved") is True for verdict in judged]
 
 
 def _verdicts(lines: Mapping[str, Sequence[dict]]) -> dict[str, dict]:
-  """{instance id: line of judged.jsonl}."""
+  """Returns {instance id: line of judged.jsonl}."""
   return {line["instance_id"]: line for line in lines["judged"]}
 
 
 def _sample_shares(line: dict) -> dict[str, float]:
-  """Shares of an instance's samples; 0 where there is no prompt and so no sample."""
+  """Returns shares over an instance's samples; 0 without a prompt, and so without samples."""
   kept = {"well_formed": [], "strict": [], "applied": [], "cut_off": [], "tokens": []}
   for sample in line["samples"]:
     well_formed = [edit for edit in sample["edits"] if edit["outcome"] not in edits.MALFORMED]
@@ -133,6 +133,7 @@ def _sample_shares(line: dict) -> dict[str, float]:
 
 
 def _edit_counts(repairs: Sequence[dict]) -> dict[str, int]:
+  """Returns the number of edits that were found several times, and of ambiguous ones."""
   counts = {"several": 0, "ambiguous": 0}
   for line in repairs:
     for sample in line["samples"]:
@@ -143,6 +144,7 @@ def _edit_counts(repairs: Sequence[dict]) -> dict[str, int]:
 
 
 def _counts(words) -> dict[str, int]:
+  """Returns {word: number of occurrences}."""
   counts: dict[str, int] = {}
   for word in words:
     counts[word] = counts.get(word, 0) + 1
@@ -150,8 +152,10 @@ def _counts(words) -> dict[str, int]:
 
 
 def _by_repository(repairs: Sequence[dict], verdicts: Mapping[str, dict]) -> dict[str, dict]:
+  """Returns the counts of instances, patches and resolved instances per repository."""
   found: dict[str, dict] = {}
   for line, is_resolved in zip(repairs, resolved(repairs, verdicts)):
+    # "owner__name-number" -> "owner/name".
     repository = line["instance_id"].rpartition("-")[0].replace("__", "/")
     about = found.setdefault(repository, {"n": 0, "patch": 0, "resolved": 0})
     about["n"] += 1
@@ -182,23 +186,25 @@ def write(output: pathlib.Path) -> str:
 
 
 def _all_figures(output: pathlib.Path) -> dict[str, dict]:
+  """Returns {setting: figures} of an evaluation's folder; UserError if it has none."""
   found = {}
   for setting in (ORACLE, END_TO_END):
     lines = read(output / setting)
     if lines:
       found[setting] = figures(lines)
   if not found:
-    raise UserError(f"{output}: no evaluation of evaluate_swe is there yet")
+    raise UserError(f"{output} has no results of evaluate_swe yet")
   return found
 
 
 def is_table_4(about: Mapping) -> bool:
-  """Whether figures may be called Table 4: the official harness, on all instances."""
+  """Returns whether figures are comparable to Table 4: the official harness, on all instances."""
   official = str(about["by"]).startswith(("docker", "report"))
   return official and about["n"] == VERIFIED_SIZE and about["judged"] == 1
 
 
 def _title(found: Mapping[str, dict]) -> str:
+  """Returns the first line; it states whether the figures are comparable to Table 4."""
   if all(is_table_4(about) for about in found.values()):
     return "SWE-bench Verified, Table 4"
   judges = ", ".join(dict.fromkeys(str(about["by"] or "not judged") for about in found.values()))
@@ -207,7 +213,7 @@ def _title(found: Mapping[str, dict]) -> str:
 
 
 def _heading(settings: Mapping) -> str:
-  """One line on what was measured."""
+  """Returns one line about the evaluation, from its settings."""
   step = "" if settings["step"] is None else f", step {settings['step']}"
   how = "greedy"
   if settings["samples"] > 1:
@@ -220,6 +226,7 @@ def _heading(settings: Mapping) -> str:
 
 
 def _row(name: str, about: Mapping) -> list[str]:
+  """Returns the cells of a setting, in the order of _HEAD."""
   cells = [name, str(about["n"]), _with_error(about["resolved"]), _percent(about["judged"])]
   shares = ("patch", "well_formed", "strict", "applied", "too_long", "cut_off")
   cells += [_percent(about[key]) for key in shares]
@@ -228,6 +235,7 @@ def _row(name: str, about: Mapping) -> list[str]:
 
 
 def _details(found: Mapping[str, dict]) -> list[str]:
+  """Returns lines below the table: reasons for empty predictions, and counts per repository."""
   lines = []
   for setting, about in found.items():
     empty = ", ".join(f"{reason} {count}" for reason, count in sorted(about["empty"].items()))
@@ -241,10 +249,12 @@ def _details(found: Mapping[str, dict]) -> list[str]:
 
 
 def _percent(value: float | None) -> str:
+  """Returns a share in percent, "-" for None."""
   return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _with_error(figure: Mapping | None) -> str:
+  """Returns a figure in percent with its standard error, "-" for None."""
   if figure is None:
     return "-"
   error = "" if figure["se"] is None else f" +- {100 * figure['se']:.1f}"
@@ -252,6 +262,7 @@ def _with_error(figure: Mapping | None) -> str:
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
+  """Returns the lines of a Markdown table."""
   head, *body = (f"| {' | '.join(row)} |" for row in table)
   return [head, "|---|" + "---:|" * (len(table[0]) - 1), *body]
 
@@ -260,7 +271,7 @@ def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def side_by_side(found: Mapping[str, pathlib.Path]) -> str:
-  """The figures of several evaluations, the paper's in the same rows, and their differences.
+  """Returns the figures of several evaluations beside the paper's, and their differences.
 
   Args:
     found: {name: folder of evaluate_swe}.
@@ -285,7 +296,7 @@ def side_by_side(found: Mapping[str, pathlib.Path]) -> str:
 
 
 def _paper(name: str, column: int) -> str:
-  """The paper's figure with its standard error, from the share of 500."""
+  """Returns the paper's figure; its standard error is that of a share of 500."""
   if name not in PAPER:
     return "-"
   share = PAPER[name][column] / 100
@@ -295,7 +306,7 @@ def _paper(name: str, column: int) -> str:
 def _difference(
   first: str, other: str, setting: str, found: Mapping[str, pathlib.Path]
 ) -> list[str]:
-  """A line with other minus first on their common instances, none where there are none."""
+  """Returns a line with other minus first over their common instances; [] without any."""
   by_id = []
   for name in (other, first):
     lines = read(found[name] / setting)
@@ -306,6 +317,7 @@ def _difference(
   common = sorted(by_id[0].keys() & by_id[1].keys())
   if not common:
     return []
+  # One seed each: the arrays are [1, instances].
   arms = [np.array([[verdicts[id] for id in common]], float) for verdicts in by_id]
   mean, low, high, _ = paired.difference(*arms)
   interval = f"[{100 * low:.1f}, {100 * high:.1f}]"

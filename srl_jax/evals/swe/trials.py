@@ -1,8 +1,8 @@
-"""One instance in the sandbox: the tree it is tried on, its tests, and their grading by swebench.
+"""Tests one instance in the sandbox: the tree for it, the test run, and grading by swebench.
 
-Without docker images there is no environment that the benchmark vouches for, so one is looked for
-and validated once: on a tree the tests FAIL_TO_PASS must fail without the gold patch and pass with
-it. Those of PASS_TO_PASS that pass with the gold patch there are the ones that count afterwards.
+Without docker images there is no official environment, so one is searched for and validated once:
+in it, the tests FAIL_TO_PASS must fail without the gold patch and pass with it. Only those tests of
+PASS_TO_PASS count later that pass there with the gold patch.
 """
 
 import dataclasses
@@ -22,27 +22,34 @@ from srl_jax.evals.swe.instances import Instance
 from srl_jax.evals.swe.patches import git
 from srl_jax.evals.swe.recipes import Recipe
 
-# Threads that judge side by side share the cache; one at a time fills it.
+# Threads share the cache; this lock lets one at a time add to it.
 _filling = threading.RLock()
+# Marks that swebench's log parsers look for.
 START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
 EXIT_CODE = ">>>>> Test Exit Code"
-# Exit codes of a script whose tests are not run, and what the result is called then.
+# Exit codes of a script that does not reach the tests, and the reason that is recorded.
 _TEST_PATCH_FAILED, _MODEL_PATCH_FAILED = 97, 98
 _NOT_RUN = {_TEST_PATCH_FAILED: "test_patch_not_applied", _MODEL_PATCH_FAILED: "not_applied"}
-_MOST_RELEASES = 10
-_RELEASES, _COMMITS = "releases", "commits"  # folders of the cache, with the trees
-# How a tree becomes the base commit's.
+_MOST_RELEASES = 10  # that are tried per instance, each with two test runs
+_RELEASES, _COMMITS = "releases", "commits"  # subfolders of the cache with the trees
+# How a tree becomes the base commit's: a release before the fix is used unchanged; from one after
+# the fix, both patches are reverted.
 AS_IT_IS, BACKWARDS = "as it is", "patches taken back"
 
 
 class NotJudged(Exception):
-  """An instance that cannot be judged here; the message is the reason."""
+  """Raised for an instance that cannot be judged here; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """What the sandbox judges with. Fields: cache, its folder; call, see official.harness; clones,
-  folder of bare clones or None for releases; limits of a test run.
+  """The setup for judging in the sandbox.
+
+  Attributes:
+    cache: folder of environments, trees and validations.
+    call: see official.harness.
+    clones: folder of bare clones, or None for releases.
+    limits: of a test run.
   """
 
   cache: pathlib.Path
@@ -53,7 +60,13 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-  """Files to try on. Fields: folder; name, for the record; direction, AS_IT_IS or BACKWARDS."""
+  """Files to run tests on.
+
+  Attributes:
+    folder: that contains them.
+    name: for the record.
+    direction: AS_IT_IS or BACKWARDS.
+  """
 
   folder: pathlib.Path
   name: str
@@ -62,8 +75,13 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A test run. Fields: ended, as sandbox.Run's, or a value of _NOT_RUN; f2p and p2p, the tests of
-  each list that pass; resolved, by swebench; seconds.
+  """The result of a test run.
+
+  Attributes:
+    ended: of sandbox.Run, or a value of _NOT_RUN.
+    f2p, p2p: the tests of FAIL_TO_PASS and PASS_TO_PASS that pass.
+    resolved: swebench's verdict.
+    seconds: wall-clock time.
   """
 
   ended: str
@@ -74,12 +92,15 @@ class Result:
 
 
 def validated(instance: Instance, bench: Bench) -> dict:
-  """Returns the instance's environment, found and validated on first use and kept in the cache.
+  """Returns the instance's environment, validated on first use and kept in the cache.
 
-  Returns: {tree, direction, recipe, python, p2p, seconds, tried}.
+  Returns:
+    {tree, direction, recipe, python, p2p, seconds, tried}.
 
-  Raises NotJudged with the reason where there is none.
+  Raises:
+    NotJudged: there is none; the message is the reason.
   """
+  # The stamp covers everything that the validation depends on; a change of it validates anew.
   facts = [dataclasses.astuple(instance), dataclasses.astuple(bench.limits), _recipe_text(instance)]
   stamp = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
   kind = _COMMITS if bench.clones is not None else _RELEASES
@@ -89,19 +110,20 @@ def validated(instance: Instance, bench: Bench) -> dict:
     found = {"stamp": stamp, **_validate(instance, bench)}
     file.parent.mkdir(parents=True, exist_ok=True)
     folders.write_json(file, found)
+  # Failures are cached too, so that they are not searched for again.
   if "reason" in found:
     raise NotJudged(found["reason"])
   return found
 
 
 def _recipe_text(instance: Instance) -> list:
-  """What identifies the recipes of an instance's repository: a change of theirs looks anew."""
+  """Returns the contents of the recipes for an instance's repository, for the stamp."""
   known = recipes.RECIPES.get(instance.repo, ())
   return [(recipe.name, recipe.pythons, recipe.packages, recipe.log_parser) for recipe in known]
 
 
 def _validate(instance: Instance, bench: Bench) -> dict:
-  """The environment, or {"reason": why there is none}."""
+  """Returns the first environment that passes, or {"reason": why there is none}."""
   if not instance.test_patch or not instance.fail_to_pass:
     return {"reason": "the row has no tests"}
   version = _version(instance)
@@ -110,7 +132,7 @@ def _validate(instance: Instance, bench: Bench) -> dict:
     return {"reason": f"no recipe for {instance.repo} {instance.version}; known: {recipes.known()}"}
   try:
     _environment_of(recipe, bench)
-  except UserError as error:  # not kept in the cache: an interpreter may be installed
+  except UserError as error:  # raised instead of cached: the interpreter may be installed later
     raise NotJudged(f"no environment: {error}") from error
   tried = []
   for tree, own in _trees(instance, recipe, bench):
@@ -124,11 +146,13 @@ def _validate(instance: Instance, bench: Bench) -> dict:
 
 
 def _environment_of(recipe: Recipe, bench: Bench) -> tuple[pathlib.Path, recipes.Interpreter]:
+  """Returns the recipe's virtual environment and interpreter; one thread at a time makes it."""
   with _filling:
     return recipes.environment_of(recipe, bench.cache)
 
 
 def _version(instance: Instance) -> tuple[int, int] | None:
+  """Returns the instance's version as (major, minor), None if it is not of this form."""
   parts = instance.version.split(".")
   if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
     return None
@@ -138,7 +162,8 @@ def _version(instance: Instance) -> tuple[int, int] | None:
 def _try_tree(
   instance: Instance, tree: Tree, recipe: Recipe, bench: Bench
 ) -> tuple[dict | None, str]:
-  """(the validated environment, "") or (None, why it is none)."""
+  """Returns (the validated environment, "") or (None, why the tree is not usable)."""
+  # Without the gold patch no test of FAIL_TO_PASS may pass; with it, all of them must.
   before = run(instance, "", tree, recipe, bench)
   if before.f2p:
     return None, f"{len(before.f2p)} of FAIL_TO_PASS pass without the patch"
@@ -161,11 +186,13 @@ def _try_tree(
 def judge(instance: Instance, patch: str, bench: Bench) -> dict:
   """Judges a patch in the validated environment: {resolved, reason, f2p, p2p, tree, seconds}.
 
-  Raises NotJudged where there is no environment.
+  Raises:
+    NotJudged: there is no environment.
   """
   environment = validated(instance, bench)
   recipe = next(r for r in recipes.RECIPES[instance.repo] if r.name == environment["recipe"])
   tree = _tree_again(instance, environment, recipe, bench)
+  # Only the tests of PASS_TO_PASS that pass with the gold patch in this environment count.
   counting = dataclasses.replace(instance, pass_to_pass=tuple(environment["p2p"]))
   result = run(counting, patch, tree, recipe, bench)
   reason = "tests" if result.ended == sandbox.EXITED else result.ended
@@ -194,18 +221,19 @@ def _trees(instance: Instance, recipe: Recipe, bench: Bench) -> Iterator[tuple[T
   found = releases.listed(bench.call, recipe.project)
   version = _version(instance)
   near = releases.nearest(found, version, instance.created_at or "1970-01-01", _MOST_RELEASES)
+  # Releases before the fix are preferred: reverting patches is a larger change of the tree.
   for direction, options in ((AS_IT_IS, ()), (BACKWARDS, ("-R",))):
     for release in near:
       with _filling:
         folder = releases.unpacked(bench.call, release, bench.cache)
-      own = recipes.recipe_of(instance.repo, release.minor)
+      own = recipes.recipe_of(instance.repo, release.minor)  # the release may be of another series
       both = (instance.patch, instance.test_patch)
       if own and all(_applies(patch, folder, options) for patch in both):
         yield Tree(folder, folder.name, direction), own
 
 
 def _tree_again(instance: Instance, environment: dict, recipe: Recipe, bench: Bench) -> Tree:
-  """The tree of a validated environment, without the network if the cache still has it."""
+  """Returns the tree of a validated environment, without network access if it is in the cache."""
   for kind in (_RELEASES, _COMMITS):
     folder = bench.cache.resolve() / kind / environment["tree"]
     if folder.is_dir():
@@ -213,10 +241,11 @@ def _tree_again(instance: Instance, environment: dict, recipe: Recipe, bench: Be
   for tree, _ in _trees(instance, recipe, bench):
     if tree.name == environment["tree"]:
       return tree
-  raise NotJudged(f"the tree {environment['tree']} is not there any more")
+  raise NotJudged(f"the tree {environment['tree']} is no longer available")
 
 
 def _applies(patch: str, folder: pathlib.Path, options: tuple[str, ...]) -> bool:
+  """Returns whether git can apply a patch to a tree."""
   try:
     git("apply", "--check", *options, "-", folder=folder, stdin=patch.encode())
   except UserError:
@@ -225,12 +254,13 @@ def _applies(patch: str, folder: pathlib.Path, options: tuple[str, ...]) -> bool
 
 
 def _commit_tree(instance: Instance, bench: Bench) -> Tree:
-  """The files of the base commit itself, from the clone."""
+  """Returns the files of the base commit itself, exported from the clone on first use."""
   repository = repositories.open_repository(bench.clones, instance.repo, instance.base_commit)
   name = f"{instance.repo.replace('/', '__')}-{instance.base_commit[:12]}"
   folder = bench.cache.resolve() / _COMMITS / name
   if not folder.is_dir():
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Unpacked beside its final place and renamed at the end, so that `folder` is always complete.
     with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
       files = pathlib.Path(partial) / "files"
       files.mkdir()
@@ -244,17 +274,21 @@ def _commit_tree(instance: Instance, bench: Bench) -> Tree:
 
 
 def run(instance: Instance, patch: str, tree: Tree, recipe: Recipe, bench: Bench) -> Result:
-  """Runs an instance's tests with a patch in the sandbox and grades their log.
+  """Runs an instance's tests with a patch in the sandbox and grades the log.
 
   Args:
     instance: its fail_to_pass and pass_to_pass are graded.
     patch: the model's, the gold one, or "".
+    tree: the files to patch.
+    recipe: interpreter, packages and command.
+    bench: cache and limits.
 
-  Raises UserError if the environment cannot be made.
+  Raises:
+    UserError: the environment cannot be made.
   """
   environment, python = _environment_of(recipe, bench)
   readable = [environment]
-  if not python.prefix.is_relative_to("/usr"):
+  if not python.prefix.is_relative_to("/usr"):  # /usr is in every box
     readable.append(python.prefix)
   files = {"model.patch": patch, "gold.patch": instance.patch, "test.patch": instance.test_patch}
   done = sandbox.run(
@@ -277,6 +311,7 @@ def run(instance: Instance, patch: str, tree: Tree, recipe: Recipe, bench: Bench
 def _grade(
   instance: Instance, patch: str, recipe: Recipe, done: sandbox.Run, bench: Bench
 ) -> Result:
+  """Returns the result of a test run, graded by swebench from its log."""
   row = {
     "instance_id": instance.id,
     "repo": instance.repo,
@@ -285,7 +320,7 @@ def _grade(
     "PASS_TO_PASS": instance.pass_to_pass,
   }
   with tempfile.NamedTemporaryFile(suffix=".txt") as log:
-    # swebench reads UTF-8, and what the tests print may be anything.
+    # swebench reads UTF-8, but tests may print any bytes.
     log.write(done.output.decode(errors="replace").encode())
     log.flush()
     report = bench.call("grade", row=row, patch=patch, log=log.name, log_parser=recipe.log_parser)
@@ -295,20 +330,22 @@ def _grade(
     ended=done.ended,
     f2p=passed("FAIL_TO_PASS"),
     p2p=passed("PASS_TO_PASS"),
+    # swebench does not know that a limit ended the run.
     resolved=report["resolved"] and done.ended == sandbox.EXITED,
     seconds=done.seconds,
   )
 
 
 def _script(instance: Instance, direction: str, command: Callable) -> str:
-  """The script of a test run: the model's patch, the tests as they are to be, then the tests.
+  """Returns the script of a test run: apply the model's patch, restore the tests, run them.
 
-  Tests that the test patch changes are put back before, so that a model's patch of them counts for
-  nothing, as in the official harness.
+  Test files that the test patch changes are restored first, so that a model's changes of them have
+  no effect, as in the official harness.
   """
   tests = recipes.test_files(instance.test_patch)
   quoted = " ".join(map(shlex.quote, tests))
   lines = ['git() { command git -c core.autocrlf=false "$@"; }']
+  # Reverting both patches turns a release after the fix into the base commit's state.
   if direction == BACKWARDS:
     for name in ("test", "gold"):
       lines.append(f"git apply -R /files/{name}.patch || exit {_TEST_PATCH_FAILED}")

@@ -1,4 +1,4 @@
-"""Judging: reports of others, the docker route's refusals, and real tests in the sandbox."""
+"""Judging: external reports, refusals of the docker route, real tests in the sandbox."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ needs_sandbox = pytest.mark.skipif(sandbox.missing() is not None, reason=str(san
 
 
 def command(*flags, code=0):
-  """What the judge prints."""
+  """Runs the judge and returns its output."""
   done = subprocess.run(
     [sys.executable, "-m", "srl_jax.evals.swe.judge", *flags],
     cwd=ROOT,
@@ -71,7 +71,7 @@ def test_report_of_another_machine(tmp_path):
   said = command(f"--predictions={predictions}", f"--output={tmp_path}/out", f"--by={report}")
   assert "1 of 7 resolved" in said
   lines = read_lines(tmp_path / "out" / "judged.jsonl")
-  assert list(lines) == list("abcdefg")  # a line for each prediction, none for others
+  assert list(lines) == list("abcdefg")  # one line per prediction
   verdicts = {id: (line["resolved"], line["reason"]) for id, line in lines.items()}
   assert verdicts == {
     "a": (True, ""),
@@ -105,8 +105,8 @@ def test_the_table_of_the_evaluation_is_written_anew(tmp_path):
   assert figures["resolved"]["value"] == 0.4 and figures["by"] == "report report.json"
 
 
-# A stand-in for the environment of swebench, since no docker service is here: its `python` answers
-# that docker is there, and its `swebench` writes what `swebench eval` writes.
+# Replaces swebench's environment, as there is no docker service here: its `python` reports a
+# docker\n# service, and its `swebench` writes the files of `swebench eval`.
 SERVICE = """#!/bin/sh
 read request
 echo '{"version": "28"}'
@@ -128,7 +128,7 @@ pathlib.Path(f"model.{run}.json").write_text(json.dumps(report))
 
 
 def test_docker(tmp_path):
-  """The hub's rows by the harness's name; other predictions are another run."""
+  """The hub's rows under the harness's name; other predictions get another run id."""
   folder = tmp_path / "cache" / f"swebench-{official.SWEBENCH}"
   (folder / "bin").mkdir(parents=True)
   (folder / ".done").touch()
@@ -152,14 +152,14 @@ def test_docker(tmp_path):
 def test_no_report(tmp_path):
   for text in ("[]", "{}", "no"):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UserError, match="no report of the official harness"):
+    with pytest.raises(UserError, match="r.json"):
       official.read_report(tmp_path / "r.json")
 
 
 def test_docker_refuses_classic_rows_by_name(shared):
   """swebench 5 runs the hub's rows, which have image and eval_script."""
   classic = shared / "data" / "swe" / "swebench_verified_mini_30.jsonl"
-  with pytest.raises(UserError, match="image and eval_script.*--data=verified"):
+  with pytest.raises(UserError, match="image .*eval_script.*--data=verified"):
     official.check_rows(str(classic))
   official.check_rows("verified")
 
@@ -168,11 +168,11 @@ def test_docker_refuses_classic_rows_by_name(shared):
   "flags, complaint",
   [
     (["--by=podman", "--gold"], "--by=podman"),
-    (["--by=sandbox"], "--predictions=FILE or --gold"),
-    (["--by=sandbox", "--gold", "--predictions=p"], "--predictions=FILE or --gold"),
-    (["--by=r.json", "--gold"], "needs no gold"),
-    (["--by=docker", "--gold", "--repositories=d"], "for --by=sandbox"),
-    (["--by=sandbox", "--predictions=none.jsonl"], "none.jsonl does not exist"),
+    (["--by=sandbox"], "--predictions"),
+    (["--by=sandbox", "--gold", "--predictions=p"], "--predictions"),
+    (["--by=r.json", "--gold"], "--gold"),
+    (["--by=docker", "--gold", "--repositories=d"], "--by=sandbox"),
+    (["--by=sandbox", "--predictions=none.jsonl"], "none.jsonl"),
   ],
 )
 def test_bad_flags(tmp_path, flags, complaint):
@@ -185,7 +185,7 @@ def test_predictions_of_another_form(tmp_path):
   assert judge.read_predictions(file) == {"a": ""}
   for text in ('{"id": "a"}', '{"instance_id": "a"}\n{"instance_id": "a"}'):
     file.write_text(text)
-    with pytest.raises(UserError, match="instance_id|a second prediction"):
+    with pytest.raises(UserError, match=r"p\.jsonl:\d"):
       judge.read_predictions(file)
 
 
@@ -195,7 +195,7 @@ def test_lines_of_changed_patches_are_judged_again(tmp_path):
   lines = [judge.judged_line(id, "s", patch, {"resolved": verdict}) for id, verdict, patch in about]
   path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"instance_id": "d"')
   done = judge.read_done(path, "s", {"a": "x", "b": "new", "c": "z"})
-  assert done == {"a"} and list(read_lines(path)) == ["a"]  # no verdict is no judgement
+  assert done == {"a"} and list(read_lines(path)) == ["a"]  # a line without a verdict
 
 
 # ---------------------------------------------------------------------------------- the sandbox
@@ -203,7 +203,7 @@ def test_lines_of_changed_patches_are_judged_again(tmp_path):
 
 @pytest.fixture(scope="session")
 def cache():
-  """Environments are kept between runs, as the compiled programs are."""
+  """Environments are cached between test runs, like compiled programs."""
   return ROOT / "tests" / ".cache" / "swe"
 
 
@@ -267,7 +267,7 @@ os._exit(0)
 @pytest.mark.slow
 def test_no_docker_service(cache, call, monkeypatch, tmp_path):
   monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-  with pytest.raises(UserError, match="no docker service answers.*--by=sandbox"):
+  with pytest.raises(UserError, match="--by=docker.*--by=sandbox"):
     official.judge_by_docker(
       "verified", tmp_path, tmp_path / "out", cache=cache, workers=1, seconds=1, gold=True
     )
@@ -298,7 +298,7 @@ def test_toy_predictions(toy_bench, row):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["../outside.py", "link/outside.py"])
 def test_patches_outside_the_tree(toy_bench, row, path, tmp_path):
-  """Refused as a whole, the fix in them included: git and patch take no such paths."""
+  """git and patch reject such paths, and with them the whole patch including its fix."""
   link = new_file("link", str(tmp_path)).replace("100644", "120000")
   patch = row.patch + link + "\\ No newline at end of file\n" + new_file(path, "x = 1\n")
   found = trials.judge(row, patch, toy_bench)
@@ -310,7 +310,7 @@ def test_patches_outside_the_tree(toy_bench, row, path, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/etc/outside.py", ".git/config"])
 def test_odd_paths_are_inside_the_tree(toy_bench, row, path):
-  """git takes a slash away, and patch accepts .git: both change the box's copy alone."""
+  """git strips a slash, and patch accepts .git: both only change the copy in the box."""
   found = trials.judge(row, row.patch + new_file(path, "x = 1\n"), toy_bench)
   assert found["resolved"] and not pathlib.Path("/etc/outside.py").exists()
 
@@ -318,10 +318,10 @@ def test_odd_paths_are_inside_the_tree(toy_bench, row, path):
 @needs_sandbox
 @pytest.mark.slow
 def test_tests_are_put_back(toy_bench, row):
-  """A patch of the tests counts for nothing: the test patch decides what they are."""
+  """A patch of the tests has no effect: they are restored from the test patch."""
   in_the_way = new_file("tests/test_calc.py/x.py", "x = 1\n")
   found = trials.judge(row, row.patch + in_the_way, toy_bench)
-  assert found["resolved"] is False  # a verdict, whatever the patch puts in the tests' way
+  assert found["resolved"] is False  # a verdict, although the patch blocks the tests' paths
   emptied = change("tests/test_calc.py", MORE_TEST.partition("\n\ndef test_add")[0], "")
   assert not trials.judge(row, emptied, toy_bench)["resolved"]
 
@@ -360,7 +360,7 @@ def needs_python(*versions):
 
 
 def commented_out(patch):
-  """The patch with a comment in the place of each line that it adds."""
+  """Returns the patch with each added line replaced by a comment."""
   lines = []
   for line in patch.split("\n"):
     added = line.startswith("+") and not line.startswith("+++")
@@ -413,7 +413,7 @@ def pytest_runtest_makereport(item, call):
 @needs_sandbox
 @pytest.mark.slow
 def test_a_forging_conftest_is_flagged(shared, tmp_path, cache, call):
-  """swebench grades it as resolved, here as in docker: the flag is what remains."""
+  """swebench grades it as resolved, here as in docker; only the flag reveals it."""
   needs_python("3.9")
   rows_of(shared, ["sphinx-doc__sphinx-8721"], tmp_path / "rows.jsonl")
   (row,) = instances.load(str(tmp_path / "rows.jsonl"))

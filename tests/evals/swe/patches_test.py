@@ -67,7 +67,7 @@ def test_rows_with_lists_or_json_text(shared):
     ('{"instance_id": "a"}', "'repo'"),
     (
       '{"instance_id": "a", "repo": "o/n", "base_commit": "c", "problem_statement": " "}',
-      "no text",
+      "problem_statement",
     ),
     (
       '{"instance_id": "a", "repo": "o/n", "base_commit": "c", "problem_statement": "i",'

@@ -1,4 +1,4 @@
-"""Instances -> predictions on a toy repository, with responses that the test writes."""
+"""Instances -> predictions on a toy repository, with responses given by the test."""
 
 import dataclasses
 import json
@@ -75,21 +75,21 @@ def test_oracle_shows_the_gold_files(run, toy):
   [
     ("There is no bug.", patches.NO_EDIT),
     (GOLD.replace("=======", "===="), patches.NO_EDIT),
-    (f"<think>{GOLD}</think>No.", patches.NO_EDIT),  # a monologue is no answer
+    (f"<think>{GOLD}</think>No.", patches.NO_EDIT),  # an edit inside the monologue
     (NOT_FOUND, patches.NOT_APPLIED),
     (SYNTAX, patches.SYNTAX),
     (BLANK, patches.BLANK_LINES),
   ],
 )
 def test_empty_predictions(run, response, reason):
-  """They have a line all the same, and the reason is recorded."""
+  """They have a line too, with the reason."""
   line, prediction = run(lambda id, sample: response)
   assert (line["patch"], line["reason"], line["chosen"]) == ("", reason, None)
   assert prediction["model_patch"] == ""
 
 
 def test_a_response_that_was_cut_off(run, scripted):
-  """What it has finished counts; only an empty one is called cut off."""
+  """Its complete edits count; it is called cut off only if it has none."""
 
   class Cut(scripted):
     def sample(self, prompts, n, params):
@@ -118,7 +118,7 @@ def test_vote(run):
 
 
 def test_end_to_end(run, scripted):
-  """Localisation sees names without tests; its files are what repair is shown."""
+  """Localisation lists files without tests; repair is shown the files that it names."""
   answers = iter(["helpers/text.py\n- `calc.py`\nnone.py", GOLD])
   line, prediction = run(lambda id, sample: next(answers), setting=solve.END_TO_END)
   assert line["files"] == ["helpers/text.py", "calc.py"] and prediction["model_patch"]
@@ -154,7 +154,7 @@ def test_flags_what_decides_a_test_run(run, toy, scripted, tmp_path):
 
 
 def test_continues_after_a_stop(run, scripted):
-  """What was sampled before is not sampled again, in both stages."""
+  """Recorded responses are not sampled again, in either stage."""
   respond = lambda id, sample: "calc.py\n" + GOLD
   with pytest.raises(KeyboardInterrupt):
     run(None, setting=solve.END_TO_END, engine=scripted(respond, stop_after=1))
