@@ -1,12 +1,12 @@
-"""Teaches the format to a model that does not follow it: a short SFT on the built-in problems.
+"""A short SFT on the built-in problems, for models that do not follow the response format.
 
   launch/run.sh configs/format_warmup.py:model=HuggingFaceTB/SmolLM2-135M-Instruct
   launch/run.sh configs/srl_math.py:model=...,tiny --config.init_from=runs/format_warmup
 
-The paper asks for a student that follows instructions (5.4): rollouts without the think block all
-get the same penalty, no group is kept, and SRL has nothing to learn from. Qwen2.5-7B-Instruct needs
-none of this; models of 135M and 0.5B parameters do. The problems are sums, so the mathematics of
-the real data is not touched, only the form: a think block, then one step.
+The paper requires a student that follows instructions (5.4): if no response has the think block,
+all get the same penalty, no group is kept, and SRL has no signal. Qwen2.5-7B-Instruct does not need
+this warm-up; models of 135M and 0.5B parameters do. The problems are additions and subtractions, so
+that the model learns the format (a think block, then one step) and nothing about the real data.
 """
 
 from srl_jax.config import defaults, parse_arg
@@ -21,7 +21,7 @@ def get_config(arg=None):
   config.mesh = "cpu"
 
   config.data.source = "arithmetic"
-  config.data.path = "mix:2000"
+  config.data.path = "mix:2000"  # single steps and whole solutions, with monologues
   config.data.holdout = 4
   config.data.max_prompt_tokens = 320
 

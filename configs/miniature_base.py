@@ -1,15 +1,15 @@
-"""Makes the base of the quickstart: a short supervised warm-up on built-in problems, mostly easy.
+"""Makes the quickstart's base model: a short supervised warm-up on built-in problems, mostly easy.
 
   launch/run.sh configs/miniature_base.py                             about 4 minutes on 2 CPU cores
   python -m srl_jax.export --workdir=runs/miniature_base --output=base
 
-It learns both forms, the next step and the whole solution, from problems of one to six steps of
-which six are rare, and stops by rule: when greedy decoding gives, word for word, a given share of
-the next steps of hard calibration problems, and at least a quarter of that share of the first, of
-the second, ... of the sixth steps. That is the paper's "baseline competence" (5.4): it
-follows the format and solves easy problems; a hard one, six such steps in a row, it never solves.
-configs/miniature/model.safetensors was made by this file on one core (`taskset -c 0`): sums are
-rounded otherwise on two, and after hundreds of steps at this learning rate that is another base.
+The model learns both forms, single steps and whole solutions, from problems of one to six steps, of
+which six are rare. Training stops when greedy decoding reproduces a given share of the single steps
+of hard calibration problems exactly, and at least a quarter of that share at each position from
+first to sixth. This is the paper's "baseline competence" (5.4): the model follows the format and
+solves easy problems, but never a hard one, which takes six such steps in a row.
+This file made configs/miniature/model.safetensors on one core (`taskset -c 0`). Two cores round
+sums differently, which gives another model after hundreds of steps at this learning rate.
 """
 
 import pathlib
@@ -37,7 +37,7 @@ def get_config(arg=None):
   config.rollout.max_tokens = 32
   config.rollout.width = 128
 
-  config.optimizer.lr = 3e-3
+  config.optimizer.lr = 3e-3  # 0.1M parameters from random weights
   config.optimizer.schedule = "constant"
   config.optimizer.b2 = 0.95
 

@@ -3,14 +3,14 @@
   launch/table_miniature.sh                                     all rows, several seeds, the table
   launch/run.sh configs/miniature_row.py:row=rlvr,seed=1 --workdir=runs/rlvr     one of them
 
-Base, training problems, optimiser and batch are the quickstart's. Rows of whole solutions (rlvr,
-one_step) ask for all six steps in one response. On a CPU such an optimiser step takes about eight
-times as long as one of SRL (six times the tokens, longer rows, more groups that the filter drops),
-so they make an eighth of the steps: about the same compute.
+Base model, training problems, optimiser and batch are the quickstart's. Rows of whole solutions
+(rlvr, one_step) have all six steps in one response. On a CPU their optimiser steps take about eight
+times as long as SRL's (six times the tokens, longer rows, more groups dropped by the filter), so
+they take an eighth of the steps: about the same compute.
 
-Arguments: row; seed; steps, of SRL, where the quickstart's are too many. row=rlvr_after is RLVR as
-a second stage, half as long and more careful (with --config.init_from=WORKDIR), and srl_long is SRL
-for as long as SRL and that stage together.
+Arguments: row; seed; steps, the number of SRL's steps if not the quickstart's. row=rlvr_after is
+RLVR as a second stage, with half the steps and a third of the learning rate (with
+--config.init_from=WORKDIR); srl_long is SRL with the compute of SRL and that stage.
 """
 
 from configs import quickstart
@@ -19,7 +19,7 @@ from srl_jax.errors import UserError
 
 ROWS = ("srl", "srl_no_filter", "srl_long", "one_step", "rlvr", "rlvr_after")
 ROWS += ("sft_outline", "sft_reasoning")
-WHOLE_COST = 8  # a step of whole solutions, in steps of SRL
+WHOLE_COST = 8  # cost of an optimiser step with whole solutions, in steps of SRL
 
 
 def get_config(arg=None):
@@ -28,7 +28,7 @@ def get_config(arg=None):
     raise UserError(f"config argument row={args.row!r}: use one of {', '.join(ROWS)}")
   config = quickstart.get_config(f"seed={args.seed}")
   config.train.steps = args.steps or config.train.steps
-  config.eval.benchmark = ""  # the table measures the finished runs
+  config.eval.benchmark = ""  # the table's script measures the finished runs
   config.eval.samples = 8  # of avg@8 and pass@8 in the table
   if args.row.startswith("srl"):
     config.algorithm.dynamic_sampling = args.row != "srl_no_filter"
@@ -40,11 +40,11 @@ def get_config(arg=None):
     whole_solutions(config)
     config.method = "one_step" if args.row == "one_step" else "rlvr"
     config.train.steps //= WHOLE_COST
-    config.batch.tokens_per_device = 352  # rows of two responses: attention grows with the square
-    # The paper's: over six steps the quickstart's would leave hardly one response right.
+    config.batch.tokens_per_device = 352  # two responses per row: attention is quadratic in a row
+    # The paper's value. At the quickstart's 1.2, hardly any response of six steps would be correct.
     config.rollout.temperature = 1.0
   if config.method == "rlvr":
-    config.algorithm.std_epsilon = 0.0  # eight rewards of 0 or 1: any that differ
+    config.algorithm.std_epsilon = 0.0  # rewards are 0 or 1: keep every group in which any differ
   if args.row == "rlvr_after":
     config.optimizer.lr /= 3
     config.train.steps //= 2
@@ -54,13 +54,13 @@ def get_config(arg=None):
 
 
 def whole_solutions(config):
-  """One response for all steps, as long as the expert's with scratch work (146 tokens at most)."""
+  """Sets the limits for responses with all steps: the expert's have at most 146 tokens."""
   config.rollout.max_tokens = config.eval.max_tokens = 160
   config.eval.mode = "whole"
 
 
 def supervised(config, reasoning: bool):
-  """SFT on the expert's solutions: ten epochs of them at the quickstart's number of steps."""
+  """Changes a config to SFT on the expert's solutions: a quarter of SRL's steps, ten epochs."""
   config.method = "sft"
   config.train.steps //= 4
   config.optimizer.schedule = "cosine"

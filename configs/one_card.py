@@ -1,12 +1,12 @@
-"""SRL on one GPU: a step takes less than a minute on an H100, an evening gives a curve.
+"""SRL on one GPU: a step takes less than a minute on an H100, a training curve one evening.
 
   launch/run.sh configs/one_card.py                                         0.5B on s1K-1.1
   launch/run.sh configs/one_card.py:model=Qwen/Qwen2.5-1.5B-Instruct
   launch/run.sh configs/one_card.py:data=FILE.jsonl,problem=COLUMN,solution=COLUMN,answer=COLUMN
 
-The whole model is trained, with float32 weights and moments: 16 bytes a weight. Arguments: those of
-srl_math.py. Models of up to 3B parameters often miss the form of a step at first; the prompt shows
-a worked answer and opens the think block for them (docs/rollouts.md has the figures).
+All weights are trained, with float32 weights and moments: 16 bytes per weight. Arguments: those of
+srl_math.py. Models of up to 3B parameters often miss the format of a step at first; therefore the
+prompt shows a worked answer and opens the think block (docs/rollouts.md has the figures).
 """
 
 from configs import srl_math
@@ -20,7 +20,7 @@ def get_config(arg=None):
 
 
 def configure(args):
-  """The config for parsed arguments."""
+  """Returns the config for parsed arguments."""
   config = srl_math.configure(args)
   config.mesh = "fsdp=1"
   config.data.holdout = 30
@@ -31,7 +31,7 @@ def configure(args):
   config.batch.prompts = 64
   config.batch.tokens_per_device = 16384
   config.algorithm.max_rounds = 3
-  config.optimizer.lr = 1e-6  # small models and batches learn at twice the paper's rate
+  config.optimizer.lr = 1e-6  # twice the paper's: small models and batches tolerate it
   config.train.steps = 300
   config.train.eval_every = 25
   config.train.save_every = 25

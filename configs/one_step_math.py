@@ -3,9 +3,9 @@
   launch/run.sh configs/one_step_math.py                              8 x H100
   launch/run.sh configs/one_step_math.py:model=DIR,data=FILE,tiny     a laptop's CPU
 
-One response holds the whole solution, think blocks anywhere; the text outside them is compared
-with the expert's whole solution. Everything else, the arguments too, is as in srl_math.py. A
-problem is one prompt here, not one for each step, so 30 epochs are some 55 steps.
+One response contains the whole solution, with think blocks anywhere; the text outside them is
+compared with the expert's whole solution. Everything else is as in srl_math.py, including the
+arguments. A problem is one prompt here instead of one per step, so 30 epochs are some 55 steps.
 
 The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 52.5, 13.3, 10.0,
 34.9; 50.0, 16.7, 13.3, 36.4 with one prompt for each step (SRL).

@@ -3,8 +3,8 @@
   launch/run.sh configs/quickstart.py              5 to 7 minutes on 2 CPU cores
   launch/run.sh configs/quickstart.py:seed=1       another seed
 
-The base (configs/miniature/, made by configs/miniature_base.py) follows the format and solves easy
-problems; of the hard ones it solves, turn by turn and by greedy decoding, next to none.
+The base model (configs/miniature/, made by configs/miniature_base.py) follows the format and solves
+easy problems, but hardly any of the hard ones turn by turn with greedy decoding.
 """
 
 import pathlib
@@ -24,11 +24,11 @@ def get_config(arg=None):
 
   config.data.source = "arithmetic"
   config.data.path = "hard:400"
-  config.data.keep_last_step = True  # or boxing the answer is never trained
+  config.data.keep_last_step = True  # otherwise boxing the answer is never trained
   config.data.holdout = 100
   config.data.max_prompt_tokens = 96
 
-  # Above the paper's 1.0: where eight rollouts make the same mistake nothing is learned from it.
+  # Above the paper's 1.0: if all eight rollouts make the same mistake, the group has no signal.
   config.rollout.temperature = 1.2
   config.rollout.max_tokens = 32
   config.rollout.width = 128

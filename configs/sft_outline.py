@@ -3,8 +3,8 @@
   launch/run.sh configs/sft_outline.py                                8 x H100
   launch/run.sh configs/sft_outline.py:model=DIR,data=FILE,tiny       a laptop's CPU
 
-The response to learn is the solution that SRL takes its steps from, without the reasoning before
-it. The prompt is Qwen2.5-Math's, which the paper evaluates with. Arguments: those of srl_math.py.
+The response to learn is the solution from which SRL takes its steps, without the reasoning before
+it. The prompt is Qwen2.5-Math's, as in the paper's evaluation. Arguments: those of srl_math.py.
 Optimiser: Table 5.
 
 The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 27.5, 3.3, 6.7,

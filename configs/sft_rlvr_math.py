@@ -2,8 +2,8 @@
 
   launch/run.sh configs/sft_outline.py && launch/run.sh configs/sft_rlvr_math.py      8 x H100
 
-It starts from the best checkpoint of runs/sft_outline; --config.init_from=WORKDIR (or a Hugging
-Face folder) names another. Arguments: those of srl_math.py. Hyperparameters: Table 6.
+Training starts from the best checkpoint of runs/sft_outline; --config.init_from=WORKDIR (or a
+Hugging Face folder) selects another. Arguments: those of srl_math.py. Hyperparameters: Table 6.
 
 The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 35.0, 3.3, 6.7,
 30.1; 27.5, 3.3, 6.7, 31.6 after SFT.

@@ -5,8 +5,8 @@
   launch/run.sh configs/srl_math.py:model=Qwen/Qwen2.5-0.5B-Instruct,tiny   a laptop's CPU
 
 Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or
-a folder that srl_jax.prepare wrote; problem, solution and answer, its columns (reasoning, which
-sft_reasoning alone reads); tiny, a small batch with short responses, to see the whole route run.
+a folder written by srl_jax.prepare; problem, solution and answer, its columns (reasoning is used by
+sft_reasoning only); tiny, a small batch with short responses, for a quick run of all stages.
 
 The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 50.0, 16.7, 13.3,
 36.4 after SRL; 50.0, 13.3, 6.7, 34.9 before.
@@ -14,6 +14,7 @@ The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math):
 
 from srl_jax.config import defaults, learn_from, parse_arg
 
+# The columns are those of s1K-1.1.
 ARGUMENTS = dict(
   model="Qwen/Qwen2.5-7B-Instruct",
   data="simplescaling/s1K-1.1",
@@ -30,7 +31,7 @@ def get_config(arg=None):
 
 
 def configure(args):
-  """The config for parsed arguments."""
+  """Returns the config for parsed arguments."""
   config = defaults()
   columns = dict(problem=args.problem, solution=args.solution, answer=args.answer)
   learn_from(config, args.model, args.data, **columns)
@@ -40,7 +41,7 @@ def configure(args):
 
 
 def tiny(config):
-  """The same experiment, small enough for a CPU: three steps on short prompts."""
+  """Reduces the experiment to a CPU's size: three steps on short prompts."""
   config.mesh = "cpu"
   config.dtype = "float32"  # bfloat16 is emulated on most CPUs
   config.data.holdout = 4

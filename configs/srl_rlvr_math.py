@@ -2,9 +2,9 @@
 
   launch/run.sh configs/srl_math.py && launch/run.sh configs/srl_rlvr_math.py         8 x H100
 
-It starts from the best checkpoint of runs/srl_math; --config.init_from=WORKDIR (or a Hugging Face
-folder) names another. The prompt asks for a think block before each step, the form that SRL has
-taught. Arguments: those of srl_math.py. Hyperparameters: Table 6.
+Training starts from the best checkpoint of runs/srl_math; --config.init_from=WORKDIR (or a Hugging
+Face folder) selects another. The prompt requests a think block before each step, the form that SRL
+trained. Arguments: those of srl_math.py. Hyperparameters: Table 6.
 
 The paper's figures, greedy accuracy in % (AMC23, AIME24, AIME25, Minerva Math): 57.5, 20.0, 10.0,
 36.4; 50.0, 16.7, 13.3, 36.4 after SRL.

@@ -4,13 +4,14 @@
   SRL_TPU_NAME=NAME launch/tpu_pod.sh configs/srl_swe.py --config.mesh=v5p-128 --workdir=DIR   a pod
   launch/run.sh configs/srl_swe.py:model=DIR,data=FILE,tiny           a laptop's CPU
 
-An action is a function call; the prompt has the issue and the last two (action, observation) pairs.
+An action is a function call. The prompt contains the issue and the last two (action, observation)
+pairs.
 
 Arguments: model, a Hugging Face name or folder; data, a Hugging Face dataset, a JSON lines file or
-a folder that srl_jax.prepare wrote; split, of a dataset; messages and id, its columns (`id=` where
-there is none); expert, the agent that made the runs, and resolved, whether only those are used that
-resolved their issue (`expert=,resolved=false` for rows without these columns); tiny, to see the
-whole route run.
+a folder written by srl_jax.prepare; split, of a dataset; messages and id, its columns (`id=` for
+none); expert, the agent that made the runs, and resolved, whether to use only runs that resolved
+their issue (`expert=,resolved=false` for rows without these columns); tiny, for a quick run of all
+stages.
 
 The paper's figures, resolve rate in % (oracle file edit, end to end): 14.8, 8.6 after SRL; 5.8, 3.2
 before; 8.4, 4.2 SWE-Gym-7B, which was fine-tuned from the same model.
@@ -26,7 +27,7 @@ def get_config(arg=None):
     arg,
     model="Qwen/Qwen2.5-Coder-7B-Instruct",
     data=SWE_SMITH,
-    split="xml",  # its other splits hold the runs in other forms
+    split="xml",  # the other splits have the runs in other formats
     messages="messages",
     id="traj_id",
     expert="claude-3-7-sonnet-20250219",
@@ -41,18 +42,18 @@ def get_config(arg=None):
   config.data.swe.resolved = args.resolved
   config.data.swe.runs = 5000  # the paper's
   config.data.swe.pairs = 2
-  config.data.keep_last_step = True  # most runs end with submit, which is to be learnt as well
+  config.data.keep_last_step = True  # most runs end with submit, which must be learnt too
   config.data.holdout = 30  # trajectories
-  config.data.max_prompt_tokens = 6144  # measured: 2,000 at the median, 5,600 at most
-  config.rollout.max_tokens = 3072  # the longest action of 537 has 2,200 tokens, 99 % have 1,250
-  config.eval.mode = "off"  # the step reward is validated; actions have no final answer
+  config.data.max_prompt_tokens = 6144  # measured: median 2,000, maximum 5,600
+  config.rollout.max_tokens = 3072  # of 537 actions the longest has 2,200 tokens, 99 % up to 1,250
+  config.eval.mode = "off"  # actions have no final answer; the step reward is validated instead
   if args.tiny:
     tiny(config)
   return config
 
 
 def tiny(config):
-  """The same experiment, small enough for a CPU: two steps on short prompts."""
+  """Reduces the experiment to a CPU's size: two steps on short prompts."""
   config.mesh = "cpu"
   config.dtype = "float32"  # bfloat16 is emulated on most CPUs
   config.data.holdout = 1
@@ -63,7 +64,7 @@ def tiny(config):
   config.rollout.max_tokens = 128
   config.rollout.width = 8
   config.batch.prompts = 2
-  config.batch.tokens_per_device = 4096  # sft_swe.py: the longest response has 2,300 tokens
+  config.batch.tokens_per_device = 4096  # the longest response in sft_swe.py has 2,300 tokens
   config.batch.logprob_chunk = 128
   config.algorithm.max_rounds = 2
   config.train.steps = 2

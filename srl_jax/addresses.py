@@ -1,4 +1,4 @@
-"""Addresses of servers and keys for them: no file and no error message may show a secret."""
+"""Checks addresses of servers and API keys, so that no file and no error message shows a secret."""
 
 import os
 import unicodedata
@@ -7,14 +7,14 @@ from srl_jax.errors import UserError
 
 
 def check_no_secret(url: str, *, place: str, remedy: str) -> None:
-  """Raises UserError, which does not show the address, if a password or a key could be in it.
+  """Raises UserError if an address may contain a password or a key; the error does not show it.
 
   Args:
     url: an address, or several in one text.
-    place: the flag or the key of the config that has it.
+    place: the flag or the config key that has it, for the message.
     remedy: how to give the server a key, as the end of a sentence.
   """
-  # Some characters of other alphabets are an @ once normalized, as urllib does it.
+  # NFKC, as in urllib: some characters of other alphabets become an "@" when normalized.
   url = unicodedata.normalize("NFKC", url)
   if "@" in url or "%40" in url:
     raise UserError(f"{place}: an address with a user name; {remedy}")
@@ -23,19 +23,20 @@ def check_no_secret(url: str, *, place: str, remedy: str) -> None:
 
 
 def api_key(variable: str) -> str | None:
-  """The key in an environment variable, if it has one; UserError for one that no header can hold.
+  """Returns the key in an environment variable, None if it is not set.
 
-  The error does not show the key.
+  Raises:
+    UserError: the key cannot be sent in an HTTP header; the error does not show the key.
   """
   key = os.environ.get(variable)
   if key and not (key.isascii() and key.isprintable()):
     raise UserError(
-      f"{variable}: the key has a character that no key has, such as a line break at its end; set"
-      " it again without"
+      f"{variable}: the key contains a character that is not allowed in a header, such as a line"
+      " break at its end; set it again without"
     )
   return key or None
 
 
 def without_secret(text: str, secret: str | None) -> str:
-  """A server's text as it may be shown: a server may repeat the key that it was given."""
+  """Returns a server's text with the key masked: an error message may repeat the key."""
   return text.replace(secret, "***") if secret else text

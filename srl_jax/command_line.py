@@ -1,7 +1,7 @@
-"""Flags and exit codes of the commands: bad input ends in one line on stderr and exit code 2.
+"""Flags and exit codes of the commands: bad input gives one line on stderr and exit code 2.
 
-Bad input is a flag that does not parse (config overrides included), a config file that raises, a
-UserError, and a path or a disk that the operating system refuses. Every other exception is a bug
+Bad input is a flag that does not parse (including config overrides), a config file that raises, a
+UserError, and a path or a disk that the operating system rejects. Every other exception is a bug
 and keeps its traceback.
 """
 
@@ -23,16 +23,17 @@ from ml_collections.config_flags import config_flags
 
 from srl_jax.errors import UserError
 
+# Errors of a full disk or quota, and errors that a wrong path or missing permissions cause.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _REFUSED += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def own_flags() -> types.SimpleNamespace:
-  """absl's DEFINE functions for the flags of one command, and `values`, which `run` takes.
+  """Returns absl's DEFINE functions for the flags of one command, and `values` for `run`.
 
-  absl's own ones define every flag for the whole process, so no two commands that both have an
-  --output could be imported together.
+  absl's own functions register every flag for the whole process, so two commands that both define
+  --output could not be imported together.
   """
   values = flags.FlagValues()
   of_command = types.SimpleNamespace(values=values)
@@ -43,7 +44,7 @@ def own_flags() -> types.SimpleNamespace:
 
 
 def two_columns(lines: Sequence[tuple[str, Any]]) -> str:
-  """Names and their values as text, the values in one column."""
+  """Returns (name, value) pairs as lines of text, with the values aligned."""
   width = max(len(name) for name, _ in lines)
   return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
@@ -55,12 +56,13 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
 
   Args:
     main: the command.
-    own: its flags, from `own_flags().values`, besides absl's.
+    own: its flags, from `own_flags().values`, in addition to absl's.
   """
   if own is not None:
+    # The command that runs may register its flags globally: --help and config overrides need it.
     flags.FLAGS.append_flag_values(own)
     for name in own:
-      flags.FLAGS.register_flag_by_module(sys.argv[0], own[name])  # for --help
+      flags.FLAGS.register_flag_by_module(sys.argv[0], own[name])  # listed by --help
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -75,7 +77,7 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-  """Bad input that is met in here ends the process with one line and exit code 2."""
+  """Ends the process with one line and exit code 2 if the block raises an error of bad input."""
   try:
     yield
   except UserError as error:
@@ -88,36 +90,38 @@ def in_one_line() -> Iterator[None]:
 
 
 def _refusal(error: OSError) -> str | None:
-  """The message for a path that cannot be used or a full disk; None for any other error."""
+  """Returns the message for an unusable path or a full disk; None for any other error."""
   path = f"{error.filename}: " if error.filename is not None else ""
   if error.errno in _FULL:
-    return f"{path}{error.strerror}: make room on the disk, then give the same command again"
+    return f"{path}{error.strerror}: free some disk space, then run the same command again"
   if path and error.errno in _REFUSED:
     return f"{path}{error.strerror}: check the path and its permissions"
   return None
 
 
 def _fail(message: str) -> None:
+  """Prints one line and exits with code 2."""
   print("error: " + " ".join(message.split()), file=sys.stderr)
   sys.exit(2)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Returns what is left of the command line; ends the process if a flag is wrong."""
+  """Returns the arguments that are not flags; ends the process if a flag is wrong."""
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
-    # Python before 3.11.4 raises ValueError for null bytes, which absl turns into a flag's error.
+    # Python before 3.11.4 raises ValueError for null bytes, which absl reports as a flag's error.
     what = "; a config is a Python file" if "null bytes" in str(error) else ""
     _fail(without_traceback(str(error)) + what)
   except SyntaxError as error:
     place = f"{error.filename}:{error.lineno}: " if error.filename else ""
     _fail(f"{place}{error.msg}; a config is a Python file")
   except Exception as error:  # a config file may raise anything
+    # Either the config file itself failed, which its traceback shows, ...
     for _, file, _ in _config_flags(argv):
       _check_exists(file)
       _check_runs(file, error)
-    # What ml_collections raises for an override of a key that is not there.
+    # ... or ml_collections did not find an overridden key.
     unknown = isinstance(error, AttributeError | KeyError) and _unknown_key(argv)
     if not unknown:
       raise
@@ -131,7 +135,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def without_traceback(message: str) -> str:
-  """A flag error's message without the traceback that an error in a config brings along."""
+  """Returns a flag error's message without the traceback that an error in a config adds."""
   head, traced, tail = message.partition("Error whilst parsing config file:")
   if not traced:
     return message
@@ -140,13 +144,14 @@ def without_traceback(message: str) -> str:
 
 
 def _check_exists(file: str) -> None:
+  """Ends the process if a config file does not exist."""
   path = file.split(":", 1)[0]
   if not os.path.isfile(path):
     _fail(f"config file {path!r} does not exist (looked in {os.path.abspath(path)})")
 
 
 def _check_runs(file: str, error: Exception) -> None:
-  """Ends the process if the config file raised the error, or has no config to give."""
+  """Ends the process if the config file raised the error or does not define get_config."""
   path = file.split(":", 1)[0]
   line = None  # the innermost line of the file in the traceback
   for entry in traceback.extract_tb(error.__traceback__):
@@ -163,6 +168,7 @@ def _config_flags(argv: list[str]) -> Iterator[tuple[str, str, list[str]]]:
   for name in flags.FLAGS:
     if not config_flags.is_config_flag(flags.FLAGS[name]):
       continue
+    # "--config=FILE" or "--config FILE": with one argument per line, one pattern matches both.
     line = "\n".join(argv)
     file = re.search(rf"(?m)^--?{name}[=\n](.*)$", line)
     if file:
@@ -170,8 +176,9 @@ def _config_flags(argv: list[str]) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _unknown_key(argv: list[str]) -> str | None:
-  """Returns the complaint about the first override of a key that its config does not have."""
+  """Returns the message about the first override of a key that is not in its config, or None."""
   for name, file, overrides in _config_flags(argv):
+    # The config is loaded once more without overrides, to learn its keys.
     alone = flags.FlagValues()
     config_flags.DEFINE_config_file(name, flag_values=alone, sys_argv=[])
     alone([argv[0], f"--{name}={file}"])
@@ -185,6 +192,7 @@ def _unknown_key(argv: list[str]) -> str | None:
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+  """Returns all keys of a config with their groups: "data.path"."""
   keys = []
   for key in config:
     keys.append(prefix + key)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from srl_jax.addresses import check_no_secret
 from srl_jax.errors import UserError
 
-# Devices -> mesh. Weights are cut inside a node or a slice (fsdp), copied between nodes (data).
+# Devices -> mesh. Weights are sharded within a node or slice (fsdp) and replicated across (data).
 MESHES = {
   "cpu": "data=1,fsdp=1,tensor=1",
   "h100x1": "data=1,fsdp=1,tensor=1",
@@ -22,14 +22,17 @@ MESHES = {
 
 
 def parse_arg(arg: str | None, **defaults):
-  """Returns the arguments of a config file, `file.py:tiny,model=DIR,lr=1e-6`, with their types.
+  """Returns the arguments of a config file, `file.py:tiny,model=DIR,lr=1e-6`, as typed values.
 
   Args:
-    arg: the text after the colon, or None. A name alone means True.
-    **defaults: each allowed name with its default; the value gets the type of the default.
+    arg: the text after the colon, or None. A name without a value means True.
+    **defaults: each allowed name with its default; values are converted to the default's type.
 
   Returns:
-    ConfigDict of all names. Raises UserError for an unknown name or a value of the wrong type.
+    ConfigDict of all names.
+
+  Raises:
+    UserError: a name is unknown or a value has the wrong type.
   """
   values = ConfigDict(defaults)
   for item in filter(None, (arg or "").split(",")):
@@ -43,6 +46,7 @@ def parse_arg(arg: str | None, **defaults):
 
 
 def _typed(name, text, default):
+  """Returns the text as the type of the default."""
   if isinstance(default, bool):
     if text.lower() in ("true", "false"):
       return text.lower() == "true"
@@ -54,12 +58,12 @@ def _typed(name, text, default):
 
 
 def defaults() -> ConfigDict:
-  """Returns every key with the paper's value or, where it gives none, ours with the reason."""
+  """Returns every key with the paper's value or, if the paper states none, ours with the reason."""
   config = ConfigDict()
   config.method = "srl"  # srl | one_step | rlvr | sft | a name added to srl_jax.tasks.TASKS
   config.seed = 0
-  config.model = "Qwen/Qwen2.5-7B-Instruct"  # a Hugging Face name or folder, dense Qwen or Llama
-  config.init_from = ""  # other start weights: a run's workdir (its best step), a folder, "random"
+  config.model = "Qwen/Qwen2.5-7B-Instruct"  # Hugging Face name or folder; dense Qwen or Llama
+  config.init_from = ""  # other initial weights: a run's workdir (best step), a folder, "random"
   config.dtype = "bfloat16"  # of computation; weights and moments are float32
   config.mesh = "h100x8"  # a name in MESHES, or "data=1,fsdp=8,tensor=1"
 
@@ -69,51 +73,51 @@ def defaults() -> ConfigDict:
   config.data.split = "train"
   config.data.domain = "math"  # math: numbered solutions | swe: an agent's trajectories
   config.data.fields = ConfigDict(dict(id="", problem="", solution="", answer="", reasoning=""))
-  config.data.learn_steps = False  # sft: single steps after short monologues, to teach the form
+  config.data.learn_steps = False  # sft: single steps after short monologues, to teach the format
   config.data.title_hint = False
   config.data.keep_last_step = False  # the paper: k = 1..N-1
   config.data.holdout = 60  # problems
-  config.data.solutions_per_problem = 0  # of SRL, at most; 0: all. The paper's data has one
+  config.data.solutions_per_problem = 0  # for SRL; 0: all. The paper's data has one
   config.data.max_prompt_tokens = 4096
-  config.data.accept_change = False  # go on although the data has changed; else that is refused
-  config.data.swe = ConfigDict()  # of trajectories, data.domain = "swe" (data.runs)
-  config.data.swe.expert = "claude-3-7-sonnet-20250219"  # that made the runs; "": any
+  config.data.accept_change = False  # continue a run although its data has changed
+  config.data.swe = ConfigDict()  # for trajectories, data.domain = "swe" (data.runs)
+  config.data.swe.expert = "claude-3-7-sonnet-20250219"  # agent that made the runs; "": any
   config.data.swe.resolved = True  # only runs that resolved their issue
   config.data.swe.runs = 5000  # at most; 0: all
   config.data.swe.pairs = 2  # (action, observation) pairs in a prompt
-  config.data.swe.validation_steps = 650  # of the held-out trajectories; 0: all
+  config.data.swe.validation_steps = 650  # drawn from the held-out runs; 0: all
 
   config.prompt = ConfigDict()
   config.prompt.system_file = ""  # replaces our system prompt
-  config.prompt.observation_tokens = 1800  # of one of an agent's, 90 % are shorter
+  config.prompt.observation_tokens = 1800  # longest observation shown; 90 % are shorter
   config.prompt.style = "think"  # of whole solutions: plain | think
-  # For models that do not follow the form of a step, see docs/rollouts.md:
+  # For models that do not follow the response format, see docs/rollouts.md:
   config.prompt.example = False  # a worked answer in the system prompt
-  config.prompt.open_think = False  # the prompt ends with an opened think block
+  config.prompt.open_think = False  # the prompt ends with an open think tag
 
   config.reward = ConfigDict()
   config.reward.similarity = "difflib"  # of action and target: a name in srl_jax.rewards
   config.reward.autojunk = False  # difflib: the paper's formula has no junk rule
-  config.reward.format_penalty = -1.0
+  config.reward.format_penalty = -1.0  # reward of a malformed response
 
   config.rollout = ConfigDict()
   config.rollout.engine = "builtin"  # builtin | vllm
-  # vllm: base URLs, commas between; launch/run.sh starts one if "". Several trainer processes get
-  # one after the other in turn, and share the prompts; of a single server the first has all.
+  # vllm: base URLs, separated by commas; launch/run.sh starts a server if "". Several trainer
+  # processes share servers and prompts among them; a single server is used by process 0 alone.
   config.rollout.servers = ""
   config.rollout.public_servers = False  # allow servers outside loopback and private networks
   config.rollout.weights_root = "/dev/shm"  # shared with the servers (their SRL_WEIGHTS_ROOT)
   config.rollout.samples = 8
   config.rollout.temperature = 1.0
   config.rollout.max_tokens = 2048
-  config.rollout.patience = 600.0  # vllm: seconds to wait for a server when all are lost
+  config.rollout.patience = 600.0  # vllm: seconds to wait for a server if none is reachable
   config.rollout.lag = 0  # vllm: 1 samples the next batch while this one trains
-  config.rollout.width = 256  # responses that the built-in engine decodes side by side
+  config.rollout.width = 256  # responses that the built-in engine decodes at the same time
 
   config.algorithm = ConfigDict()
   config.algorithm.clip_low = 0.2
   config.algorithm.clip_high = 0.2
-  config.algorithm.std_epsilon = 0.01  # one wrong digit of a short step, one of eight: 0.015
+  config.algorithm.std_epsilon = 0.01  # one wrong digit in one of eight short steps: std 0.015
   config.algorithm.dynamic_sampling = True
   config.algorithm.max_rounds = 10
   config.algorithm.advantage_ddof = 0  # as in the filter; verl: 1
@@ -134,7 +138,7 @@ def defaults() -> ConfigDict:
   config.batch = ConfigDict()
   config.batch.prompts = 512
   config.batch.tokens_per_device = 16384  # of a micro-batch
-  config.batch.logprob_chunk = 512  # trained tokens of a device with logits in memory at one time
+  config.batch.logprob_chunk = 512  # trained tokens per device that have logits at the same time
   config.batch.remat = "full"  # least memory; matmuls: keep their results; none: fastest
 
   config.train = ConfigDict()
@@ -145,7 +149,7 @@ def defaults() -> ConfigDict:
   config.train.save_every = 10
   config.train.keep = 2
 
-  config.eval = ConfigDict()  # of final answers; the step reward is always validated
+  config.eval = ConfigDict()  # of final answers; the step reward is validated in any case
   config.eval.mode = "whole"  # whole | stepwise | off
   config.eval.benchmark = ""  # measured before and after the run: "arithmetic" or none
   config.eval.samples = 8
@@ -154,12 +158,12 @@ def defaults() -> ConfigDict:
 
   config.log = ConfigDict()
   config.log.tensorboard = True
-  config.log.wandb = ""  # a project's name
+  config.log.wandb = ""  # name of a project
   return config.lock()
 
 
 def learn_from(config, model: str, data: str, **fields: str) -> None:
-  """Sets the model, the data (a file or folder that exists, else a hub dataset) and its columns."""
+  """Sets the model, the data (an existing file or folder, else a hub dataset) and its columns."""
   local = pathlib.Path(data).exists() or data.endswith((".jsonl", ".json"))
   config.model = model
   config.data.source = "jsonl" if local else "hub"
@@ -168,7 +172,7 @@ def learn_from(config, model: str, data: str, **fields: str) -> None:
 
 
 def supervised(config) -> None:
-  """Makes it supervised fine-tuning, as in Table 5 of the paper."""
+  """Changes a config to supervised fine-tuning, as in Table 5 of the paper."""
   config.method = "sft"
   config.optimizer.lr = 5e-6
   config.optimizer.schedule = "cosine"
@@ -177,6 +181,7 @@ def supervised(config) -> None:
   config.train.epochs = 3
 
 
+# Keys with a fixed set of values.
 CHOICES = {
   "dtype": ("bfloat16", "float32"),
   "data.source": ("hub", "jsonl", "arithmetic"),
@@ -191,7 +196,7 @@ CHOICES = {
   "optimizer.schedule": ("constant", "cosine", "linear"),
   "eval.mode": ("whole", "stepwise", "off"),
 }
-# Every number of the config is in one of these two, or in LIMITS.
+# Every numeric key is in one of these two or in LIMITS.
 POSITIVE = (
   *("rollout.samples", "rollout.max_tokens", "rollout.width", "algorithm.max_rounds"),
   *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
@@ -206,18 +211,19 @@ NOT_NEGATIVE = (
   *("algorithm.std_epsilon", "algorithm.clip_low", "algorithm.clip_high", "optimizer.weight_decay"),
   *("train.epochs", "train.steps", "train.eval_every", "train.stop_at"),
 )
-# {key: (lowest, highest, why)}
+# {key: (lowest, highest, reason)}
 LIMITS = {
   "seed": (0, 2**32 - 1, "random keys take 32 bits"),
-  "reward.format_penalty": (-1000, 0, "a broken format may not be paid"),
+  "reward.format_penalty": (-1000, 0, "a malformed response must not be rewarded"),
 }
-LARGEST = 2**31 - 1  # of whole numbers; arrays count in 32 bits
+LARGEST = 2**31 - 1  # of integers; JAX arrays use 32 bits
 
 
 def mesh_spec(config) -> str:
   """Returns config.mesh as "data=1,fsdp=8,tensor=1".
 
-  Raises UserError unless it is a name in MESHES or sizes.
+  Raises:
+    UserError: it is neither a name in MESHES nor a list of sizes.
   """
   # Imported here because it imports JAX, which prepare does not need.
   from srl_jax.policy.sharding import AXES, parse_mesh
@@ -233,7 +239,7 @@ def mesh_spec(config) -> str:
 
 
 def check(config) -> None:
-  """Raises UserError for a value that is out of range, or two that contradict each other."""
+  """Raises UserError for a value that is out of range, or for values that contradict each other."""
   for key, allowed in (CHOICES | _names()).items():
     if _value(config, key) not in allowed:
       raise UserError(
@@ -251,11 +257,11 @@ def check(config) -> None:
 
 
 def _check_numbers(config) -> None:
-  """Raises UserError for a number that is not finite or out of its range."""
+  """Raises UserError for a number that is not finite or out of range."""
   for key in (*POSITIVE, *NOT_NEGATIVE, *LIMITS, "optimizer.b2", "optimizer.warmup"):
     value = _value(config, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-      raise UserError(f"{key}: {value!r} is not a number to compute with")
+      raise UserError(f"{key}: {value!r} is not a finite number")
     if key in POSITIVE and not value > 0:
       raise UserError(f"{key}: {value!r} must be greater than 0")
     if key in NOT_NEGATIVE and not value >= 0:
@@ -269,44 +275,43 @@ def _check_numbers(config) -> None:
 
 
 def check_servers(servers: str) -> None:
-  """Raises UserError for addresses with a password, as a run's config.json is readable by all."""
+  """Raises UserError for addresses with a password: a run's config.json is readable by everyone."""
   check_no_secret(
     servers,
     place="rollout.servers",
-    remedy="the servers know API keys only, which are read from VLLM_API_KEY",
+    remedy="servers accept only API keys, which are read from VLLM_API_KEY",
   )
 
 
 def _value(config, key: str):
-  """The value of "group.name"."""
+  """Returns the value of "group.name"; UserError if the config does not have the key."""
   try:
     return functools.reduce(lambda group, name: group[name], key.split("."), config)
   except (KeyError, TypeError):
-    raise UserError(
-      f"{key}: the config has none; begin it with srl_jax.config.defaults()"
-    ) from None
+    raise UserError(f"{key}: missing in the config; start from srl_jax.config.defaults()") from None
 
 
 def _names() -> dict[str, list[str]]:
-  """Keys with the names that they may have; a config file may have added its own."""
-  # Imported here because tasks and rewards are above this module.
+  """Returns {key: allowed names} for keys to which a config file can add names."""
+  # Imported here because tasks and rewards are above this module in the import order.
   from srl_jax.rewards import SIMILARITIES
   from srl_jax.tasks import methods
 
   return {"method": methods(), "reward.similarity": list(SIMILARITIES)}
 
 
-# A rule is a pair: whether it is broken, and the message.
+# A rule is (whether it is violated, message).
 Rules = list[tuple[bool, str]]
 
 
 def _rules_of_data(config) -> Rules:
+  """Returns the rules about model, prompts and data."""
   return [
     (not config.model, "model: give a Hugging Face name or a folder"),
     (
       (config.prompt.example or config.prompt.open_think) and config.method in ("one_step", "rlvr"),
-      f"prompt.example, prompt.open_think: {config.method}'s responses are whole solutions, these"
-      " are for single steps; set both to False",
+      f"prompt.example, prompt.open_think: responses of {config.method} are whole solutions, but"
+      " these are for single steps; set both to False",
     ),
     (
       config.data.source != "arithmetic" and not config.data.path,
@@ -326,6 +331,7 @@ def _rules_of_data(config) -> Rules:
 
 
 def _rules_of_training(config) -> Rules:
+  """Returns the rules about the number of steps and the optimiser."""
   return [
     (
       not (config.train.steps or config.train.epochs),
@@ -351,7 +357,7 @@ def _rules_of_training(config) -> Rules:
 
 
 def _rules_of_groups(config) -> Rules:
-  """Of groups of sampled responses, which supervised fine-tuning has none of."""
+  """Returns the rules about sampled groups, which supervised fine-tuning does not have."""
   rollout = config.rollout
   return [
     (
@@ -364,7 +370,7 @@ def _rules_of_groups(config) -> Rules:
     ),
     (
       rollout.lag != 0 and rollout.engine == "builtin",
-      f"rollout.lag: the built-in engine samples on-policy; {rollout.lag} must be 0",
+      f"rollout.lag: the built-in engine samples on-policy, so {rollout.lag} must be 0",
     ),
     (
       rollout.engine == "vllm" and not rollout.servers,

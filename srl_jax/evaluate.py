@@ -1,26 +1,27 @@
-"""How well a model solves benchmarks with final answers.
+"""Measures how well a model solves benchmarks with final answers.
 
   python -m srl_jax.evaluate --model=Qwen/Qwen2.5-7B-Instruct --output=evals/base \\
       --benchmarks=amc23,aime24,aime25 --samples=32
   python -m srl_jax.evaluate --model=runs/srl_math --output=evals/srl --style=think \\
       --benchmarks=minerva_math,math500,mine.jsonl
 
-measures greedy decoding and, with --samples=k, avg@k, pass@k and majority@k, each with its standard
-error. The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint, with the
-prompts that the run used. Problems are from the hub, from --data=FOLDER with NAME.jsonl files, or
-from a file.
-Two modes, named in every table: whole (the whole solution in one response, think blocks allowed
-anywhere; the paper's) and stepwise (turn by turn until the answer is boxed, monologues dropped).
+The command measures greedy decoding and, with --samples=k, avg@k, pass@k and majority@k, each with
+its standard error. The model is a Hugging Face folder or name, or a run's workdir: its best
+checkpoint, with the prompts of the run. Problems are loaded from the hub, from --data=FOLDER with
+NAME.jsonl files, or from a file.
+There are two modes, stated in every table: whole (the whole solution in one response, think blocks
+allowed anywhere; the paper's mode) and stepwise (turn by turn until the answer is boxed, without
+the monologues of earlier turns).
 
-OUTPUT/table.{txt,md,json}             the figures of all that this folder holds
-OUTPUT/BENCHMARK/greedy.jsonl          a line for each problem with its responses, graded;
+OUTPUT/table.{txt,md,json}             the figures of all benchmarks in this folder
+OUTPUT/BENCHMARK/greedy.jsonl          a line per problem with its graded responses
                sampled-k.jsonl         k samples each
-               *.rollouts.jsonl        every response with its tokens, as it was sampled
-OUTPUT/settings.json                   what was measured, and how
+               *.rollouts.jsonl        every response with its tokens, written when it is sampled
+OUTPUT/settings.json                   the settings
 
-With --engine=vllm the responses are sampled by servers (launch/vllm_server.sh), which get the
-weights from here. The same command continues where it stopped, and further benchmarks or another
---samples may be added to a folder; another model or other settings are refused.
+With --engine=vllm, servers sample the responses (launch/vllm_server.sh); this command sends them
+the weights. An interrupted command continues where it stopped. Further benchmarks or another
+--samples can be added to a folder; another model or other settings are rejected.
 """
 
 import itertools
@@ -52,10 +53,10 @@ _SAMPLES = flags.DEFINE_integer("samples", 0, "k of avg@k, pass@k, majority@k; 0
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the k samples.")
 _DATA = flags.DEFINE_string("data", None, "Folder with NAME.jsonl (default: the hub).")
 _LIMIT = flags.DEFINE_integer("limit", None, "First problems of each benchmark only.", 1)
-_ENGINE = flags.DEFINE_enum("engine", "builtin", ["builtin", "vllm"], "Who samples.")
+_ENGINE = flags.DEFINE_enum("engine", "builtin", ["builtin", "vllm"], "Engine that samples.")
 _SERVERS = flags.DEFINE_list("servers", None, "vLLM's base URLs (launch/vllm_server.sh).")
 _WEIGHTS_ROOT = flags.DEFINE_string(
-  "weights_root", "/dev/shm", "Folder through which the weights go to the servers."
+  "weights_root", "/dev/shm", "Folder through which the servers receive the weights."
 )
 _STYLE = flags.DEFINE_enum(
   "style",
@@ -68,10 +69,10 @@ _SYSTEM_FILE = flags.DEFINE_string(
   "system_file", None, "Text file that replaces the system prompt (default: the run's own)."
 )
 _EXAMPLE = flags.DEFINE_bool(
-  "example", None, "Show a worked answer in the prompt of a next step (the run's or not)."
+  "example", None, "Show a worked answer in the prompt of a next step (default: the run's, or not)."
 )
 _OPEN_THINK = flags.DEFINE_bool(
-  "open_think", None, "End the prompt of a next step with an opened think block (the run's or not)."
+  "open_think", None, "End the prompt of a next step with an open think tag (default: the run's)."
 )
 _MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", None, "Of a response (default: that of a run of the same mode, else 4096).", 1
@@ -87,10 +88,10 @@ _DTYPE = flags.DEFINE_enum(
   "Of computation (default: the run's, or that of the model's files; CPUs are faster in float32).",
 )
 _MESH = flags.DEFINE_string("mesh", None, "A preset or sizes (default: fsdp=all devices).")
-_WIDTH = flags.DEFINE_integer("width", 256, "Most responses that are decoded side by side.", 1)
+_WIDTH = flags.DEFINE_integer("width", 256, "Most responses that decode at the same time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", 0)
 
-_SYSTEM = (_SYSTEM_FILE, "prompt.system_file", "")
+_SYSTEM = (_SYSTEM_FILE, "prompt.system_file", "")  # arguments of measuring.choose
 
 
 def main(argv: list[str]) -> None:
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
   measuring.check_sampling(_ENGINE.value, _SERVERS.value, _TEMPERATURE.value)
   benchmarks = _load_benchmarks()
   output = pathlib.Path(_OUTPUT.value)
-  import jax  # after the flags and files: a mistake in them must not wait for it
+  import jax  # after flags and files are checked: errors in them must not wait for this import
 
   from srl_jax.evals import passes, tables
 
@@ -108,6 +109,7 @@ def main(argv: list[str]) -> None:
   measuring.check_same(output, settings)
   if _print_finished(output, settings, benchmarks):
     return
+  # The built-in engine compiles programs of this width: no wider than there are responses.
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
   with jax.set_mesh(measuring.mesh_of(_MESH.value)):
     width = min(_WIDTH.value, responses)
@@ -123,12 +125,12 @@ def main(argv: list[str]) -> None:
 
 
 def _passes() -> list[int]:
-  """Samples for each problem of every pass: 0 for the greedy one, and k if there are samples."""
+  """Returns the samples per problem of every pass: 0 for the greedy one, and k with --samples."""
   return list(dict.fromkeys((0, _SAMPLES.value)))
 
 
 def _print_finished(output: pathlib.Path, settings: dict, benchmarks: dict[str, list]) -> bool:
-  """Prints the table if `output` has all that is to be measured; returns whether it has."""
+  """Prints the table if all passes in `output` are complete; returns whether they are."""
   from srl_jax.evals import passes, tables
 
   before = measuring.measured_settings(output, settings)
@@ -145,14 +147,14 @@ def _print_finished(output: pathlib.Path, settings: dict, benchmarks: dict[str, 
 
 
 def _load_benchmarks() -> dict[str, list]:
-  """{short name: problems}, in the order of the flag."""
+  """Returns {short name: problems}, in the order of the flag."""
   from srl_jax.evals import math_benchmarks
 
   benchmarks = {}
   for spec in _BENCHMARKS.value:
     name = math_benchmarks.benchmark_name(spec)
     if name in benchmarks:
-      raise UserError(f"--benchmarks: two are called {name!r}; rename a file or run them apart")
+      raise UserError(f"--benchmarks: two are called {name!r}; rename a file or use two commands")
     benchmarks[name] = math_benchmarks.load_benchmark(spec, _DATA.value)[: _LIMIT.value]
   if not benchmarks:
     raise UserError("--benchmarks: name at least one")
@@ -160,9 +162,10 @@ def _load_benchmarks() -> dict[str, list]:
 
 
 def _task(run: dict | None, mode: str) -> str:
-  """The name of the task that has the prompts.
+  """Returns the name of the task that provides the prompts.
 
-  Raises UserError for a run of a task that a config file has added: its prompt is not known here.
+  Raises:
+    UserError: the run's task was added by its config file, so its prompt is not known here.
   """
   from srl_jax import tasks
 
@@ -176,7 +179,7 @@ def _task(run: dict | None, mode: str) -> str:
 
 
 def _wording(run: dict | None, style: str):
-  """The tasks.PromptSettings of the flags and the run."""
+  """Returns the tasks.PromptSettings from the flags and the run."""
   from srl_jax.tasks import PromptSettings
 
   return PromptSettings(
@@ -188,7 +191,7 @@ def _wording(run: dict | None, style: str):
 
 
 def _settings(run: dict | None) -> dict[str, Any]:
-  """Everything that the figures depend on, but the weights' checksum."""
+  """Returns everything that the figures depend on, except the weights' checksum."""
   from srl_jax.tasks import TASKS, opens_think, system_prompt
 
   mode = measuring.choose(run, _MODE, "eval.mode", "whole")
@@ -198,7 +201,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
     raise UserError(
       "--style=plain is for --mode=whole; the prompt of a next step has no plain form"
     )
-  # Not the limit of another mode: a step's would cut whole solutions off.
+  # A limit for another mode does not apply: a single step's would truncate whole solutions.
   same = run if (run or {}).get("eval.mode", mode) in (mode, "off") else None
   style = "think" if stepwise else measuring.choose(run, _STYLE, "prompt.style", "plain")
   task, wording = TASKS[_task(run, mode)], _wording(run, style)
@@ -220,7 +223,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
 
 
 def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: int):
-  """(Solver with the weights in its engine, checksum of the weights)."""
+  """Returns (Solver with the weights loaded into its engine, checksum of the weights)."""
   from srl_jax.data.tokenizer import load_tokenizer, stop_ids
   from srl_jax.evals.math_benchmarks import Solver, check_lengths
   from srl_jax.policy import hf_files
@@ -231,6 +234,7 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   tokenizer = load_tokenizer(folder)
   wording = _wording(run, settings["style"])
   build_prompt = prompt_builder(tokenizer, _task(run, settings["mode"]), wording)
+  # Lengths are checked before the weights are loaded, which takes minutes for large models.
   questions = list(itertools.chain(*benchmarks.values()))
   check_lengths(
     hf_files.load_config(folder),
@@ -260,10 +264,17 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
 
 
 def _shapes(settings: dict, first: int, width: int, kernel: str) -> list:
-  """The sampler's shapes for all benchmarks; `first` is the longest prompt without steps.
+  """Returns the shapes that the sampler compiles for all benchmarks.
 
-  Whole solutions: greedy ones, and the samples. Stepwise ones: prompts up to twice as long as the
-  first, and those up to max_prompt_tokens, of which fewer decode at a time, in the same memory.
+  Whole solutions need one shape for greedy decoding and one for samples. Stepwise solutions need
+  one for prompts up to twice the first one's length, and one up to max_prompt_tokens with fewer
+  slots in the same memory.
+
+  Args:
+    settings: from `_settings`.
+    first: length in tokens of the longest prompt without steps.
+    width: responses that decode at the same time.
+    kernel: attention kernel of the model.
   """
   from srl_jax.policy.sharding import shards
   from srl_jax.rollout.slots import slot_shape
@@ -274,12 +285,13 @@ def _shapes(settings: dict, first: int, width: int, kernel: str) -> list:
     return [slot_shape(width, n, first, max_tokens, *on) for n in groups]
   longest = settings["max_prompt_tokens"]
   short = slot_shape(width, 1, min(2 * first, longest), max_tokens, *on)
+  # The KV cache has b (p + max_tokens) positions; keep their number.
   fewer = max(1, short.b * (short.p + max_tokens) // (longest + max_tokens))
   return [short, slot_shape(fewer, 1, longest, max_tokens, *on)]
 
 
 def _show_progress(benchmark: str) -> Callable[[str, int], None]:
-  """A function that prints how many responses a pass has, now and then."""
+  """Returns a function that prints the number of a pass's responses every few seconds."""
   pace = progress.Pace()
   return lambda name, responses: pace.say(f"{benchmark} {name}: {responses} responses")
 

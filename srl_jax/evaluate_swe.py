@@ -1,4 +1,4 @@
-"""How many issues of SWE-bench Verified a model's patches may resolve (paper, 5.3 and Table 4).
+"""Writes a model's patches for the issues of SWE-bench Verified (paper, 5.3 and Table 4).
 
   launch/swe_repositories.sh DIR
   python -m srl_jax.evaluate_swe --model=runs/srl_swe --settings=oracle,end_to_end \\
@@ -6,23 +6,24 @@
   python -m srl_jax.evals.swe.judge --predictions=evals/swe/srl/oracle/predictions.jsonl \\
       --data=verified --output=evals/swe/srl/oracle --by=docker
 
-Two settings. oracle: the policy is shown the issue and the files that the fix changes, and writes
-SEARCH/REPLACE edits. end_to_end, as Agentless Mini: it first names files from the tree of names,
-then is shown these. One greedy response each; with --samples=k the patch that most of k samples
-agree on, by the normal form of the code.
+There are two settings. oracle: the prompt contains the issue and the files that the fix changes,
+and the policy writes SEARCH/REPLACE edits. end_to_end, as in Agentless Mini: the policy first
+selects files from the list of all names, and is then shown these. Each response is decoded
+greedily; with --samples=k, k patches are sampled and the most frequent one, by the normal form of
+its code, is used.
 
-The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint. Nothing of the
-repositories is run here: that is the judge's part. docs/swe.md has the protocol and what the paper
+The model is a Hugging Face folder or name, or a run's workdir: its best checkpoint. No code of the
+repositories runs here; the judge runs it. docs/swe.md describes the protocol and what the paper
 leaves open.
 
-OUTPUT/SETTING/predictions.jsonl   SWE-bench's own form, a line for every instance
-               repairs.jsonl       what was shown, every edit and what became of it
+OUTPUT/SETTING/predictions.jsonl   SWE-bench's own form, a line per instance
+               repairs.jsonl       files in the prompt, every edit and its outcome
                prompts.jsonl, locations.jsonl, *.rollouts.jsonl    see srl_jax.evals.swe.solve
-OUTPUT/table.{txt,md,json}         the figures, those of judged.jsonl where there is one
-OUTPUT/settings.json               what was measured, and how
+OUTPUT/table.{txt,md,json}         the figures, with those of judged.jsonl if there is one
+OUTPUT/settings.json               the settings
 
-With --engine=vllm servers sample (launch/vllm_server.sh); they get the weights from here. The same
-command continues where it stopped; another model or other settings are refused.
+With --engine=vllm, servers sample (launch/vllm_server.sh); this command sends them the weights. An
+interrupted command continues where it stopped; another model or other settings are rejected.
 """
 
 import pathlib
@@ -57,16 +58,16 @@ _LOCALIZE_PROMPT = flags.DEFINE_string(
 _REPAIR_PROMPT = flags.DEFINE_string(
   "repair_prompt", None, "File that replaces our prompt; it has {issue} and {files}."
 )
-_ENGINE = flags.DEFINE_enum("engine", "builtin", ["builtin", "vllm"], "Who samples.")
+_ENGINE = flags.DEFINE_enum("engine", "builtin", ["builtin", "vllm"], "Engine that samples.")
 _SERVERS = flags.DEFINE_list("servers", None, "vLLM's base URLs (launch/vllm_server.sh).")
 _WEIGHTS_ROOT = flags.DEFINE_string(
-  "weights_root", "/dev/shm", "Folder through which the weights go to the servers."
+  "weights_root", "/dev/shm", "Folder through which the servers receive the weights."
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype", None, ["float32", "bfloat16"], "Of computation (default: the run's or the files')."
 )
 _MESH = flags.DEFINE_string("mesh", None, "A preset or sizes (default: fsdp=all devices).")
-_WIDTH = flags.DEFINE_integer("width", 16, "Most responses that are decoded side by side.", 1)
+_WIDTH = flags.DEFINE_integer("width", 16, "Most responses that decode at the same time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", 0)
 
 
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
   found = instances.load(_DATA.value, _LIMIT.value)
   _check_rows(found)
   output = pathlib.Path(_OUTPUT.value)
-  import jax  # after the flags and files: a mistake in them must not wait for it
+  import jax  # after flags and files are checked: errors in them must not wait for this import
 
   run = measuring.read_run(pathlib.Path(_MODEL.value))
   words, settings = _settings(run)
@@ -94,6 +95,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags() -> None:
+  """Raises UserError for flags that contradict each other."""
   measuring.check_sampling(_ENGINE.value, _SERVERS.value, _TEMPERATURE.value)
   unknown = [name for name in _SETTINGS.value if name not in solve.SETTINGS]
   if unknown or not _SETTINGS.value:
@@ -101,7 +103,7 @@ def _check_flags() -> None:
 
 
 def _check_rows(found: list[instances.Instance]) -> None:
-  """Raises UserError, before a model is loaded, for a row that cannot be shown."""
+  """Raises UserError for a row that cannot be shown, before a model is loaded."""
   root = pathlib.Path(_REPOSITORIES.value)
   for instance in found:
     repositories.open_repository(root, instance.repo, instance.base_commit)
@@ -113,7 +115,7 @@ def _check_rows(found: list[instances.Instance]) -> None:
 
 
 def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
-  """(the prompts, everything that the figures depend on but the weights' checksum)."""
+  """Returns (the prompts, everything that the figures depend on except the weights' checksum)."""
   style = measuring.choose(run, _STYLE, "prompt.style", "plain")
   words = prompting.wording(style, _LOCALIZE_PROMPT.value, _REPAIR_PROMPT.value)
   texts = (words.system, words.localize, words.repair)
@@ -123,6 +125,7 @@ def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
     "dtype": measuring.choose(run, _DTYPE, "dtype", None) or measuring.stored_dtype(_MODEL.value),
     "engine": _ENGINE.value,
     "style": style,
+    # Checksums: the texts themselves are long, and only their equality matters.
     "prompts": [zlib.crc32(text.encode()) for text in texts],
     "samples": _SAMPLES.value,
     "temperature": _TEMPERATURE.value,
@@ -135,7 +138,7 @@ def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
 def _load(
   run: dict | None, words: prompting.Wording, settings: dict, width: int
 ) -> tuple[solve.Solver, int]:
-  """(Solver with the weights in its engine, checksum of the weights)."""
+  """Returns (Solver with the weights loaded into its engine, checksum of the weights)."""
   from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
   from srl_jax.policy import hf_files
   from srl_jax.policy.limits import check_positions
@@ -169,7 +172,7 @@ def _load(
 
 
 def _name(model: str) -> str:
-  """The model's name in predictions: of a folder its last part, since predictions are shared."""
+  """Returns the model's name for predictions; of a folder the last part, as they are shared."""
   path = pathlib.Path(model)
   return path.resolve().name if path.is_dir() else model
 

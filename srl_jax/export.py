@@ -1,13 +1,13 @@
-"""A run's checkpoint as a Hugging Face folder, which transformers and vLLM load.
+"""Exports a run's checkpoint as a Hugging Face folder for transformers and vLLM.
 
   python -m srl_jax.export --workdir=runs/quickstart            writes runs/quickstart/export
   python -m srl_jax.export --workdir=runs/quickstart --output=exported
 
-takes the checkpoint with the best validation score, the last one where nothing was validated. The
-tokenizer and the generation settings are those of the model that the run started from, with all
-stop tokens of the run: a base model's own settings do not name the end of a chat turn. SHA256SUMS
-has the checksums of the files; evaluate and init_from compare them. It works on the CPU, beside a
-run that has the accelerator.
+The checkpoint is the one with the best validation score, or the last one if nothing was validated.
+Tokenizer and generation settings are those of the model that the run started from, with all stop
+tokens of the run: a base model's own settings do not contain the end of a chat turn. SHA256SUMS has
+the checksums of the files, which evaluate and init_from verify. The command runs on the CPU, also
+while a run uses the accelerator.
 """
 
 import pathlib
@@ -24,16 +24,19 @@ _OUTPUT = flags.DEFINE_string(
 )
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take (default: the best).")
 _DTYPE = flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "Type of the weights (default: what the run computed in)."
+  "dtype",
+  None,
+  ["float32", "bfloat16"],
+  "Type of the weights (default: the run's computation type).",
 )
 
 
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)  # orbax logs every file that it reads
-  import jax  # after the flags: a mistake in them must not wait for it
+  import jax  # after the flags: errors in them must not wait for this import
 
-  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_platforms", "cpu")  # before JAX looks for devices
   output = _OUTPUT.value or pathlib.Path(_WORKDIR.value) / "export"
   step = export(_WORKDIR.value, output, _STEP.value, _DTYPE.value)
   print(f"wrote {output}: step {step} of {_WORKDIR.value}")
@@ -46,10 +49,11 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
     workdir: folder of a run, with checkpoints/.
     output: new or empty folder.
     step: which checkpoint; by default the best on validation, else the last.
-    dtype: float32 or bfloat16; by default the type that the run computed in.
+    dtype: float32 or bfloat16; by default the type in which the run computed.
 
-  Raises UserError when there is no such checkpoint, the run's model or its tokenizer cannot be
-  read, or `output` has something in it.
+  Raises:
+    UserError: there is no such checkpoint, the run's model or its tokenizer cannot be read, or
+      `output` is not empty.
   """
   import jax
 
@@ -73,6 +77,7 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   if step not in checkpoints.steps():
     kept = ", ".join(map(str, checkpoints.steps()))
     raise UserError(f"{workdir}: no checkpoint of step {step}; it has {kept}")
+  # Many devices may have written the checkpoint; here every array is restored to one.
   device = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
   shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), model.abstract(config))
   policy, _, _ = checkpoints.restore(step, shapes)

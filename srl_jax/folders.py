@@ -1,4 +1,4 @@
-"""Folders that commands write to: one writer at a time, whole files only, one set of settings."""
+"""Output folders: one writer at a time, complete files only, one set of settings."""
 
 import contextlib
 import errno
@@ -16,9 +16,9 @@ import filelock
 
 from srl_jax.errors import UserError
 
-# A file server frees the locks of a dead host only after its lease, usually 90 s.
+# A file server releases the locks of a dead host only when its lease ends, usually after 90 s.
 LEASE_SECONDS = 120.0
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the file system does not support locks
 
 
 # ---------------------------------------------------------------------------------- one writer
@@ -26,13 +26,15 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Creates `folder` if need be and holds its lock, FOLDER/.lock, until the end of the block.
+  """Creates `folder` if needed and holds its lock, FOLDER/.lock, until the end of the block.
 
-  The operating system frees the lock however the process ends. On a file system without locks a
-  warning goes to stderr and nothing is locked.
+  The operating system releases the lock however the process ends. On a file system without locks a
+  warning is printed to stderr and nothing is locked.
 
-  Raises UserError, which names the holder, at once if that process runs on this host. A holder on
-  another host may have died, so its lock is waited for, LEASE_SECONDS at most.
+  Raises:
+    UserError: another process holds the lock; the message names it. It is raised at once if that
+      process runs on this host. A holder on another host may be dead, so its lock is waited for, at
+      most LEASE_SECONDS.
   """
   folder.mkdir(parents=True, exist_ok=True)
   lock, holder = _file_lock(folder / ".lock"), folder / ".lock_holder"
@@ -46,6 +48,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
       file=sys.stderr,
     )
   try:
+    # For the message of another process; the lock itself does not depend on this file.
     write_text(holder, f"process {os.getpid()} on {socket.gethostname()}\n")
     yield
   finally:
@@ -53,16 +56,17 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _file_lock(file: pathlib.Path, mode: int = -1) -> filelock.BaseFileLock:
-  # Not filelock's fallback for file systems without locks: a killed process would never free it.
+  """Returns a lock of the operating system."""
+  # filelock's fallback for file systems without locks would remain after a process is killed.
   return filelock.FileLock(file, mode=mode, fallback_to_soft=False)
 
 
 def try_lock(file: pathlib.Path) -> filelock.BaseFileLock | None:
-  """The lock of a file, to be released by the caller; None while another process holds it.
+  """Returns the acquired lock of a file, to be released by the caller; None if it is taken.
 
-  None as well for anything but a regular file of this user: opening a link could empty the file
-  that it leads to, and opening a fifo could wait for ever. `file` must be in a folder that no other
-  user can write to (`is_private`), so that it cannot be replaced in between.
+  Also None for anything but a regular file of this user: opening a link could truncate its target,
+  and opening a fifo could block. `file` must be in a folder that no other user can write to
+  (`is_private`), so that it cannot be replaced between the check and the opening.
   """
   try:
     found = file.lstat()
@@ -80,7 +84,7 @@ def try_lock(file: pathlib.Path) -> filelock.BaseFileLock | None:
 
 
 def is_private(folder: pathlib.Path) -> bool:
-  """Whether it is a folder, no link to one, that only this user can write to."""
+  """Returns whether it is a folder (not a link to one) to which only this user can write."""
   try:
     found = folder.lstat()
   except FileNotFoundError:
@@ -90,6 +94,7 @@ def is_private(folder: pathlib.Path) -> bool:
 
 
 def _acquire(lock: filelock.FileLock, holder: pathlib.Path, folder: pathlib.Path) -> None:
+  """Acquires the lock; UserError if its holder is on this host, or does not release it in time."""
   deadline = time.monotonic() + LEASE_SECONDS
   while True:
     try:
@@ -99,7 +104,7 @@ def _acquire(lock: filelock.FileLock, holder: pathlib.Path, folder: pathlib.Path
       is_local = not name or name.endswith(f" on {socket.gethostname()}")
       if is_local or time.monotonic() > deadline:
         raise UserError(
-          f"{folder}: {name or 'another process'} works in it; wait for its end, stop it, or give"
+          f"{folder} is in use by {name or 'another process'}: wait until it ends, stop it, or give"
           " another folder"
         ) from error
       time.sleep(1)
@@ -110,32 +115,33 @@ def _acquire(lock: filelock.FileLock, holder: pathlib.Path, folder: pathlib.Path
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[TextIO]:
-  """Yields a text file that takes the place of `path` when the block ends without an error."""
+  """Yields a text file that replaces `path` if the block ends without an error."""
   partial = path.with_suffix(".partial")
   with partial.open("w", encoding="utf-8") as file:
     yield file
     file.flush()
-    os.fsync(file.fileno())  # after a power failure the new file could otherwise be empty
+    os.fsync(file.fileno())  # otherwise the file could be empty after a power failure
+  # Renaming is atomic: readers see either the old or the new file.
   os.replace(partial, path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is at any time either the old or the new one as a whole."""
+  """Writes a file atomically: at any time it has either the old or the new contents."""
   with replacing(path) as file:
     file.write(text)
 
 
 def write_json(path: pathlib.Path, data: Any) -> None:
-  """As `write_text`, of JSON."""
+  """Writes JSON atomically, see `write_text`."""
   write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def cut_to_whole_lines(path: pathlib.Path) -> bool:
-  """Removes a last line that a killed process left unfinished; returns whether lines are left."""
+  """Removes an incomplete last line, left by a killed process; returns whether lines remain."""
   if not path.exists():
     return False
   data = path.read_bytes()
-  whole = data.rfind(b"\n") + 1  # bytes up to the end of the last finished line
+  whole = data.rfind(b"\n") + 1  # bytes up to the end of the last complete line
   if whole < len(data):
     os.truncate(path, whole)
   return whole > 0
@@ -145,7 +151,7 @@ def cut_to_whole_lines(path: pathlib.Path) -> bool:
 
 
 def flatten(settings: Mapping) -> dict[str, Any]:
-  """{"a.b": value} of nested mappings (a ConfigDict or dicts)."""
+  """Returns {"a.b": value} of nested mappings (a ConfigDict or dicts); tuples become lists."""
   flat = {}
   for key, value in settings.items():
     if hasattr(value, "items"):
@@ -164,12 +170,15 @@ def check_same_settings(
   flag: str,
   free: Collection[str] = (),
 ) -> None:
-  """Raises UserError, with what differs, unless `folder` was written with the same settings.
+  """Raises UserError, with the differences, unless `folder` was written with the same settings.
 
   Args:
-    before, now: flat settings of the folder and of this command; keys in `free` may differ.
-    holds: what the folder holds, for the message: "a run of another config".
-    flag: the flag that names another folder: "--workdir".
+    folder: for the message.
+    before: flat settings of the folder.
+    now: flat settings of this command.
+    holds: the contents of the folder, for the message: "a run of another config".
+    flag: the flag that selects another folder: "--workdir".
+    free: keys that may differ.
   """
   differ = []
   for key in {**before, **now}:
@@ -184,10 +193,10 @@ def check_same_settings(
 
 
 def _shortened(was: Any, is_: Any) -> tuple[str, str]:
-  """Two different values as text; of long ones the part around the first difference."""
+  """Returns two different values as text; of long ones the part around the first difference."""
   was, is_ = repr(was), repr(is_)
   if max(len(was), len(is_)) < 160:
     return was, is_
-  start = max(0, len(os.path.commonprefix([was, is_])) - 30)
+  start = max(0, len(os.path.commonprefix([was, is_])) - 30)  # 30 characters before it
   cut = lambda text: ("... " if start else "") + text[start : start + 100]
   return cut(was), cut(is_)

@@ -1,10 +1,10 @@
 """Collectives over the hosts of a run. With one process everything here is an identity.
 
-All processes run the same program and take the same decisions. Arrays are global and JAX moves
-them; host data (rollouts, scores, a signal) goes as JSON through the key-value store of JAX's
-coordination service. It does not go over the devices, because a batch that is prefetched is
-exchanged from a thread, and device programs of two threads would start in a different order on
-each host.
+All processes run the same program and take the same decisions. Arrays are global and JAX transfers
+them; host data (rollouts, scores, a signal) is exchanged as JSON through the key-value store of
+JAX's coordination service. It does not use the devices, because a prefetched batch is exchanged
+from a thread, and device programs of two threads would be launched in a different order on each
+host, which deadlocks.
 """
 
 import itertools
@@ -19,19 +19,21 @@ import jax
 
 from srl_jax.errors import EngineError, Stopped, UserError
 
-HEARTBEAT_SECONDS = 30  # of silence, after which a process is dead and all others end
-SHUTDOWN_SECONDS = 30  # that a process which ends waits for the others
-_turns = itertools.count()
+HEARTBEAT_SECONDS = 30  # without a heartbeat a process counts as dead, and all others are aborted
+SHUTDOWN_SECONDS = 30  # a process that exits waits this long for the others
+_turns = itertools.count()  # one per collective: the keys of the store must be unique
 
 
 def initialize() -> None:
-  """Joins the processes of this run, if the environment names several.
+  """Joins the processes of this run, if the environment describes several.
 
-  It names them by JAX_COORDINATOR_ADDRESS (host:port of process 0) with JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, or by the variables that SLURM, Open MPI or a TPU pod set for every process;
-  jax.distributed.initialize detects what is missing. Call it before anything touches a device.
+  The environment describes them by JAX_COORDINATOR_ADDRESS (host:port of process 0) with
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by the variables that SLURM, Open MPI or a TPU pod sets
+  for every process; jax.distributed.initialize detects what is missing. It must be called before
+  anything uses a device.
 
-  Raises UserError when the environment is incomplete.
+  Raises:
+    UserError: the environment is incomplete.
   """
   if not _several(os.environ):
     return
@@ -41,7 +43,7 @@ def initialize() -> None:
     for key, name in given.items():
       if name in os.environ:
         numbers[key] = int(os.environ[name])
-    # The service installs a handler that would replace ours for SIGTERM.
+    # JAX's preemption service would replace our handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
       **numbers,
@@ -56,12 +58,12 @@ def initialize() -> None:
 
 
 def _several(environment) -> bool:
-  """Whether this is one of several processes of a run; see `initialize`."""
+  """Returns whether this is one of several processes of a run; see `initialize`."""
   count = lambda name: int(environment.get(name, 1))
   workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
   return (
     "JAX_COORDINATOR_ADDRESS" in environment
-    # A batch script before srun has SLURM_NTASKS too, but no list of the step's nodes.
+    # A batch script outside srun has SLURM_NTASKS too, but no list of the step's nodes.
     or ("SLURM_STEP_NODELIST" in environment and count("SLURM_NTASKS") > 1)
     or count("OMPI_COMM_WORLD_SIZE") > 1
     or "," in workers
@@ -69,17 +71,20 @@ def _several(environment) -> bool:
 
 
 def is_writer() -> bool:
-  """Whether this process writes the run's files and prints (process 0)."""
+  """Returns whether this process writes the run's files and prints (process 0)."""
   return jax.process_index() == 0
 
 
 def local_part(items: Sequence) -> Sequence:
-  """This process's part of items that all processes have."""
+  """Returns this process's part of items that all processes have: every process_count-th item."""
   return items[jax.process_index() :: jax.process_count()]
 
 
 def all_gather_json(value) -> list:
-  """The values (JSON) of all processes, in their order; all must call in the same order."""
+  """Returns the values (JSON) of all processes, in process order; a collective.
+
+  All processes must call the collectives of this module in the same order.
+  """
   if jax.process_count() == 1:
     return [value]
   from jax._src import distributed  # not public in JAX; orbax takes the client from here too
@@ -89,14 +94,15 @@ def all_gather_json(value) -> list:
   packed = zlib.compress(json.dumps(value).encode(), level=1)
   client.key_value_set_bytes(key(turn, jax.process_index()), packed)
   values = [_wait_for(client, key(turn, process)) for process in range(jax.process_count())]
-  # All processes are in this turn, so all have read the values of the one before.
+  # All processes have set a value of this turn, so all have finished the turn before, and its keys
+  # can be deleted. Without this the store would grow with every step.
   if turn:
     client.key_value_delete(key(turn - 1, jax.process_index()))
   return [json.loads(zlib.decompress(packed)) for packed in values]
 
 
 def _wait_for(client, key: str) -> bytes:
-  """The value of the key; waits a second at a time, so that Python can handle signals."""
+  """Returns the value of a key; waits one second at a time, so that Python can handle signals."""
   while True:
     try:
       return client.blocking_key_value_get_bytes(key, 1000)
@@ -106,7 +112,7 @@ def _wait_for(client, key: str) -> bytes:
 
 
 def broadcast(value):
-  """Process 0's value (JSON), so that what depends on its clock or its files is the same on all."""
+  """Returns process 0's value (JSON); for decisions that depend on its clock or its files."""
   return all_gather_json(value if is_writer() else None)[0]
 
 
@@ -116,7 +122,7 @@ def barrier() -> None:
 
 
 def sum_counts(counts: dict[str, float]) -> dict[str, float]:
-  """The sums of all processes' counts."""
+  """Returns the sums of all processes' counts, {name: sum}; a collective."""
   sums: dict[str, float] = {}
   for part in all_gather_json(counts):
     for name, count in part.items():
@@ -125,12 +131,15 @@ def sum_counts(counts: dict[str, float]) -> dict[str, float]:
 
 
 def all_gather_lists(entries: list, error: Exception | None = None) -> list:
-  """The lists (JSON) of all processes as one list, in the order of the processes.
+  """Returns the lists (JSON) of all processes as one list, in process order; a collective.
 
   Args:
     entries: this process's list.
-    error: what ended this process's part, an EngineError or Stopped, or None. Every process then
-      raises it, so that all of them leave the same work undone.
+    error: the EngineError or Stopped that ended this process's part, or None.
+
+  Raises:
+    EngineError, Stopped: one process passed an error. All of them raise it, so that none continues
+      with a different state.
   """
   part = {"entries": entries}
   if error is not None:
@@ -148,7 +157,7 @@ def all_gather_lists(entries: list, error: Exception | None = None) -> list:
 
 
 def abort(error: Exception) -> None:
-  """Ends this process at once if it is one of several: an ordinary exit would wait for the others.
+  """Ends this process at once if it is one of several; a normal exit would wait for the others.
 
   JAX's heartbeat aborts the other processes within HEARTBEAT_SECONDS.
   """
@@ -157,8 +166,8 @@ def abort(error: Exception) -> None:
   traceback.print_exception(error)
   reason = str(error).strip().splitlines()[0]
   print(
-    f"error: process {jax.process_index()} of {jax.process_count()} ends: {reason}. Most often "
-    "another process of the run has died, and its log has the reason. What was saved is whole: "
+    f"error: process {jax.process_index()} of {jax.process_count()} ends: {reason}. Usually "
+    "another process of the run has died, and its log has the reason. Saved files are complete: "
     "start all of them again with the same command to continue",
     file=sys.stderr,
     flush=True,

@@ -1,6 +1,6 @@
-"""What `evaluate` and `evaluate_swe` share: the model that is measured, its settings, the sampling.
+"""Shared by `evaluate` and `evaluate_swe`: the model's weights, the settings, the sampling.
 
-Imports of JAX are inside the functions: a mistake in the flags must not wait for it.
+JAX is imported inside functions, so that errors in the flags do not wait for it.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 from srl_jax import folders
 from srl_jax.errors import EngineError, UserError, out_of_memory
 
-# Names of the weights. They may change as long as the weights' checksum is the same.
+# Settings that name the weights. They may differ if the weights' checksum is the same.
 _NAMES_OF_WEIGHTS = ("model", "step")
 
 
@@ -30,23 +30,23 @@ def check_sampling(engine: str, servers: Sequence[str] | None, temperature: floa
 
 
 def read_run(path: pathlib.Path) -> dict | None:
-  """The config of the run in a workdir, flat; None if `path` is a model."""
+  """Returns the config of the run in a workdir, flat; None if `path` is a model."""
   from srl_jax.learner.checkpoint import Checkpoints, read_config
 
   if Checkpoints.present(path):
     return folders.flatten(read_config(path))
   if (path / "metrics.jsonl").exists():
-    raise UserError(f"--model={path}: a run without a checkpoint; wait until it has saved one")
+    raise UserError(f"--model={path} is a run without a checkpoint: wait until it has saved one")
   return None
 
 
 def choose(run: dict | None, flag, key: str, default):
-  """A setting: the flag's value, else the run's own, else the default."""
+  """Returns a setting: the flag's value, else the run's own, else the default."""
   return flag.value if flag.value is not None else (run or {}).get(key, default)
 
 
 def best_step(workdir: str) -> int:
-  """The step of a run with the best validation score."""
+  """Returns the step of a run's best checkpoint on validation."""
   from srl_jax.learner.checkpoint import Checkpoints
 
   checkpoints = Checkpoints(workdir)
@@ -56,24 +56,25 @@ def best_step(workdir: str) -> int:
 
 
 def stored_dtype(model: str) -> str:
-  """The type of computation that the files of a model folder or hub name state."""
+  """Returns the computation type that the files of a model folder or hub name specify."""
   from srl_jax.policy import hf_files
 
   return hf_files.computation_dtype(hf_files.resolve_model(model))
 
 
 def check_same(output: pathlib.Path, settings: dict[str, Any]) -> None:
-  """Raises UserError if the folder holds figures of other settings than these."""
+  """Raises UserError if the folder has figures of other settings than these."""
   path = output / "settings.json"
   if not path.exists():
     return
   try:
     before = json.loads(path.read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as error:
-    raise UserError(f"{path}: not JSON ({error}); give another --output") from error
+    raise UserError(f"{path} is not JSON ({error}); give another --output") from error
   if not isinstance(before, dict):
-    raise UserError(f"{path}: not an evaluation's settings; give another --output")
-  shared = settings.keys() & before.keys()  # the weights' checksum is missing before they load
+    raise UserError(f"{path} is not an evaluation's settings; give another --output")
+  # `settings` has no checksum of the weights until they are loaded; it is then compared later.
+  shared = settings.keys() & before.keys()
   same_weights = "weights" not in shared or before["weights"] == settings["weights"]
   folders.check_same_settings(
     output,
@@ -86,22 +87,23 @@ def check_same(output: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def measured_settings(output: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-  """The settings with which `output` was measured, if they are these and the weights' files are
-  older: its figures then need no loading of the weights. None otherwise.
+  """Returns the settings of `output` if its figures are current without loading weights.
+
+  They are if the settings are equal and the files of the weights are older; otherwise None.
   """
   path = output / "settings.json"
   if not path.exists():
     return None
-  before = json.loads(path.read_text(encoding="utf-8"))  # check_same has read it
+  before = json.loads(path.read_text(encoding="utf-8"))  # valid JSON: check_same read it before
   same = {key: before.get(key) for key in settings} == settings
   files = _weight_files(settings)
-  # st_ctime, as a file that is moved or copied here keeps the older st_mtime.
+  # st_ctime, because a file that is moved or copied here keeps its older st_mtime.
   newest = max((file.stat().st_ctime for file in files), default=float("inf"))
   return before if same and newest < path.stat().st_mtime else None
 
 
 def _weight_files(settings: dict[str, Any]) -> list[pathlib.Path]:
-  """The files and folders of the weights: of a run's checkpoint, or of a model's folder."""
+  """Returns the files and folders of the weights: of a run's checkpoint or of a model's folder."""
   from srl_jax.policy import hf_files
 
   if settings["step"] is not None:
@@ -121,7 +123,7 @@ def claim(output: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def mesh_of(spec: str | None):
-  """The mesh of a flag: a preset or sizes; None: fsdp over all devices."""
+  """Returns the mesh of a flag: a preset or sizes; None for fsdp over all devices."""
   import jax
 
   from srl_jax.config import MESHES
@@ -132,7 +134,13 @@ def mesh_of(spec: str | None):
 
 
 def load_weights(run: dict | None, folder: pathlib.Path, settings: dict[str, Any]):
-  """The weights of settings["model"]: of a run those of its best step; `folder` has its files."""
+  """Returns the weights of settings["model"]; of a run, those of its best step.
+
+  Args:
+    run: the run's config, or None.
+    folder: of the model that the run started from, or of the model itself.
+    settings: with "model" and "dtype".
+  """
   import ml_collections
 
   from srl_jax.learner import setup
@@ -145,11 +153,14 @@ def load_weights(run: dict | None, folder: pathlib.Path, settings: dict[str, Any
 def make_engine(
   tokenizer, stop_ids: list[int], width: int, servers: Sequence[str] | None, root: str, shapes=()
 ):
-  """The engine that samples: vLLM's `servers`, or the built-in one.
+  """Returns the engine that samples: vLLM's `servers`, or the built-in one.
 
   Args:
+    tokenizer: of the model.
+    stop_ids: tokens that end a response.
     width, shapes: see rollout.sampler.Sampler.
-    root: folder through which the weights go to the servers.
+    servers: base URLs, or None for the built-in engine.
+    root: folder through which the servers receive the weights.
   """
   from srl_jax.rollout.sampler import Sampler
   from srl_jax.rollout.vllm_client import VllmEngine
@@ -161,9 +172,10 @@ def make_engine(
 
 @contextlib.contextmanager
 def sampling(engine, output: pathlib.Path, advice: str) -> Iterator[None]:
-  """Holds the lock of `output`, and closes the engine at the end.
+  """Holds the lock of `output` and closes the engine at the end.
 
-  A stop, a lost engine or a lack of memory becomes one line; `advice` names the flags to lower.
+  A stop, a lost engine or a lack of memory ends the command with one line; `advice` names the flags
+  to lower.
   """
   import jax
 
@@ -172,10 +184,10 @@ def sampling(engine, output: pathlib.Path, advice: str) -> Iterator[None]:
       ends.enter_context(folders.locked(output))
       yield
     except KeyboardInterrupt:
-      print(f"\nstopped; the same command continues from what {output} holds", flush=True)
+      print(f"\nstopped; the same command continues from the files in {output}", flush=True)
       raise SystemExit(130) from None
     except EngineError as error:
-      raise UserError(f"{error}. The same command continues from what {output} holds") from error
+      raise UserError(f"{error}. The same command continues from the files in {output}") from error
     except jax.errors.JaxRuntimeError as error:
       refusal = out_of_memory(error, advice)
       if refusal:
@@ -186,14 +198,16 @@ def sampling(engine, output: pathlib.Path, advice: str) -> Iterator[None]:
 
 
 def checksum(model) -> int:
-  """Of all weights' bits: the same on every mesh, since whole numbers add in any order."""
+  """Returns a checksum of all weights' bits, equal on every mesh: integers add up in any order."""
   import jax
   import jax.numpy as jnp
 
+  # The sum of the bits as unsigned integers, modulo 2^32. Floating-point sums would depend on how
+  # the weights are sharded.
   bits = lambda weight: jax.lax.bitcast_convert_type(weight, jnp.uint32)
   sums = jax.jit(lambda weights: [bits(weight).sum(dtype=jnp.uint32) for weight in weights])
   total = 0
   for one in sums(jax.tree.leaves(model)):
-    # The factor makes the order of the weights count.
+    # The factor makes the checksum depend on the order of the weights.
     total = (31 * total + int(one)) % 2**32
   return total

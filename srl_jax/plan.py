@@ -1,17 +1,18 @@
-"""Does this config fit that hardware, and how fast would it be? Compiled with no device at hand.
+"""Computes whether a config fits given hardware, and forecasts its speed, without that hardware.
 
   python -m srl_jax.plan --config=configs/srl_math.py --topology=h100x8
   python -m srl_jax.plan --config=configs/srl_math.py --topology=v5e-16 --json \\
       --config.batch.tokens_per_device=8192
 
-compiles the programs of a run (micro-batch, optimiser step, log-prob pass, export of the weights to
-vLLM servers) with the compiler of the topology, and prints what a device needs, a forecast of the
-step, and a verdict. Memory is the compiler's, except for the weights that the built-in engine keeps
-(rollout.engine=builtin), which come from their shapes; seconds are a forecast from the rates that
-are printed with them. Exit code 0: it fits; 1: it does not; 2: bad input; 3: a crash.
+The command compiles the programs of a run (micro-batch, optimiser step, log-prob pass, export of
+the weights to vLLM servers) with the topology's compiler, and prints the memory per device, a
+forecast of the step, and a verdict. Memory is the compiler's figure, except for the built-in
+engine's copy of the weights (rollout.engine=builtin), which is computed from their shapes; seconds
+are a forecast from the rates that are printed with them. Exit code 0: it fits; 1: it does not; 2:
+bad input; 3: a crash.
 
-The mesh is the config's where it has as many devices as the topology, else the topology's preset,
-or fsdp over all its devices.
+The mesh is the config's if it has as many devices as the topology, else the topology's preset, or
+fsdp over all its devices.
 The compiler is installed into .venv-plan beside the code on first use: libtpu (0.7 GB) for TPUs,
 JAX's CUDA plugin (about 5 GB) for H100s. A 7B model takes minutes of CPU time.
 """
@@ -54,8 +55,9 @@ def main(argv: list[str]) -> None:
   config = absl_flags.FLAGS.config
   if config is None:
     raise UserError("--config: name a config file, for example configs/srl_math.py")
-  check(config)  # before a compiler is installed for it
+  check(config)  # before a compiler is installed
   platform = topologies.TOPOLOGIES[_TOPOLOGY.value].platform
+  # Without the compiler in this environment, the command starts again in the one that has it.
   if not topologies.installed(platform):
     python = topologies.install(platform)
     path = os.pathsep.join(filter(None, [str(topologies.ROOT), os.environ.get("PYTHONPATH")]))
@@ -69,17 +71,20 @@ def main(argv: list[str]) -> None:
 
 
 def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
-  """Compiles the programs of a run of `config` for a topology and reports what they need.
+  """Returns the memory and the forecast of a run of `config` on a topology, as printed by --json.
+
+  topologies.prepare must have run.
 
   Args:
-    config: as srl_jax.train.
+    config: as for srl_jax.train.
     name: of topologies.TOPOLOGIES.
-    prompt_tokens, response_tokens: means, for the forecast of a step.
+    prompt_tokens, response_tokens: mean lengths, for the forecast of a step.
 
-  Returns what --json prints. Raises UserError for a config that is wrong in itself.
-  topologies.prepare must have run.
+  Raises:
+    UserError: the config is invalid.
   """
-  from srl_jax.planning import estimate, models, programs  # the install does not wait for them
+  # Imported after topologies.prepare, and not before an installation that may fail.
+  from srl_jax.planning import estimate, models, programs
 
   check(config)
   topology = topologies.TOPOLOGIES[name]
@@ -94,7 +99,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     rows = [state.shape.rows * shards("b"), state.shape.tokens]
     compiled = _compile(config, state, name)
     sampler = programs.sampler_bytes(config, state)
-    if sampler:  # while new weights load, the sampler has two copies of them
+    if sampler:  # while new weights are loaded, the sampler holds two copies of them
       compiled["load"] = programs.loading(config, state)
     found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
@@ -119,25 +124,25 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
 
 
 def check(config) -> None:
-  """Raises UserError for a config that is wrong in itself, or that its model does not fit."""
+  """Raises UserError for an invalid config, or one that does not fit its model."""
   from srl_jax.planning import models
 
   checked = config.copy_and_resolve_references()
   if checked.get("rollout", {}).get("servers") == "":
-    checked.rollout.servers = "of the launcher"  # launch/run.sh starts them; a plan needs none
+    checked.rollout.servers = "of the launcher"  # launch/run.sh fills them in; any value passes
   common.check(checked)
-  # The data is not read. A prepared folder's columns have no names in the config.
+  # The data is not read. If it is not from the hub, its columns need not be named in the config.
   data = checked.data
   named = data.source != "hub" or data.fields.answer
   model = models.architecture(config.model, config.dtype)
   limits.check(checked, model, has_answers=bool(data.holdout and named))
   folder = pathlib.Path(config.model).expanduser()
-  if (folder / "tokenizer.json").is_file():  # a plan needs none, but a run refuses a wrong one
+  if (folder / "tokenizer.json").is_file():  # not needed here, but a run would reject a wrong one
     load_tokenizer(folder)
 
 
 def _compile(config, state, name: str) -> dict:
-  """{name: Program} of all programs that a run calls."""
+  """Returns {name: Program} of all programs that a run calls."""
   from srl_jax.planning import programs
 
   compiled = {}
@@ -148,8 +153,10 @@ def _compile(config, state, name: str) -> dict:
 
 
 def mesh_spec(config, name: str) -> str:
-  """The config's mesh where it has the topology's number of devices, else the preset with the
-  topology's name, else fsdp over all of them.
+  """Returns the mesh to plan for.
+
+  The config's mesh if it has as many devices as the topology, else the preset with the topology's
+  name, else fsdp over all devices.
   """
   spec, devices = common.mesh_spec(config), topologies.TOPOLOGIES[name].devices
   if math.prod(parse_mesh(spec).values()) == devices:
@@ -158,16 +165,16 @@ def mesh_spec(config, name: str) -> str:
 
 
 def command() -> None:
-  """Runs `main`; a crash keeps its traceback and ends with code 3."""
+  """Runs `main`; a crash keeps its traceback and exits with code 3."""
   try:
     command_line.run(main, flags.values)
-  except Exception:  # Python would end with 1, the code of a config that does not fit
+  except Exception:  # Python's exit code would be 1, which means that the config does not fit
     traceback.print_exc()
     sys.exit(3)
 
 
 if __name__ == "__main__":
-  # Defined here, not with the other flags: overrides (--config.a.b=v) need absl's global flags,
-  # where only one command of a process may define --config.
+  # Not with the other flags: overrides (--config.a.b=v) require absl's global flags, in which only
+  # one command of a process may define --config.
   config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
   command()

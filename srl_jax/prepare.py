@@ -1,4 +1,4 @@
-"""python -m srl_jax.prepare: expert solutions or trajectories -> step examples, with a summary.
+"""Prepares step examples from expert solutions or agents' runs, and prints a summary.
 
   python -m srl_jax.prepare --source=simplescaling/s1K-1.1 --output=data/s1k
   python -m srl_jax.prepare --source=rows.jsonl --output=data/mine \\
@@ -8,13 +8,14 @@
   python -m srl_jax.prepare --domain=swe --source=SWE-bench/SWE-smith-trajectories --split=xml \\
       --fields=solution=messages,id=traj_id --output=data/swe --holdout=30 --keep_last_step
 
-writes train.jsonl, validation.jsonl (whole problems, held out) and summary.json, and prints the
-summary. A config reads the folder with data.source='jsonl' and data.path=FOLDER; preparing is a
-way to look at the examples first: a config that names the source itself makes the same ones.
+The command writes train.jsonl, validation.jsonl (whole problems, held out) and summary.json, and
+prints the summary. A config reads the folder with data.source='jsonl' and data.path=FOLDER. This
+step is optional and lets you inspect the examples: a config that names the source itself makes the
+same ones.
 
-With --hard only the problems are kept that a model solves in at most --max_success_rate of k
-samples (paper, 4.1); hard.jsonl has a line for every problem with its rate and whether it was kept,
-and hard/ has the samples. The same command continues where it stopped.
+With --hard only those problems are kept that a model solves in at most --max_success_rate of k
+samples (paper, 4.1); hard.jsonl has a line per problem with its rate and whether it was kept, and
+hard/ has the samples. An interrupted command continues where it stopped.
 """
 
 import contextlib
@@ -61,7 +62,7 @@ _SPLIT = flags.DEFINE_string("split", "train", "Split of a Hugging Face dataset.
 _HOLDOUT = flags.DEFINE_integer(
   "holdout", _DEFAULTS.holdout, "Problems to hold out for validation."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Decides, with their ids, which problems are held out.")
+_SEED = flags.DEFINE_integer("seed", 0, "Selects the held-out problems, together with their ids.")
 _TITLE_HINT = flags.DEFINE_bool(
   "title_hint", False, "Give the next step's title in the prompt; the target is then the rest."
 )
@@ -72,9 +73,9 @@ _SOLUTIONS_PER_PROBLEM = flags.DEFINE_integer(
   "Expert solutions to take of one problem; 0 for all.",
   0,
 )
-_METHOD = flags.DEFINE_enum("method", defaults().method, methods(), "What the examples are for.")
+_METHOD = flags.DEFINE_enum("method", defaults().method, methods(), "Method to train with.")
 
-# Of trajectories; the names and values of the config's group data.swe.
+# Flags of trajectories; names and defaults are those of the config's group data.swe.
 _SWE = {
   "expert": flags.DEFINE_string(
     "expert", _DEFAULTS.swe.expert, "Agent that made the runs; '' for any."
@@ -94,7 +95,7 @@ _SWE = {
   ),
 }
 
-_HARD = flags.DEFINE_bool("hard", False, "Keep the problems that --model hardly ever solves.")
+_HARD = flags.DEFINE_bool("hard", False, "Keep the problems that --model rarely or never solves.")
 _MODEL = flags.DEFINE_string("model", None, "--hard: model folder or hub name.")
 _SAMPLES = flags.DEFINE_integer("samples", 8, "--hard: solutions for each problem.", 1)
 _MAX_SUCCESS_RATE = flags.DEFINE_float(
@@ -102,7 +103,7 @@ _MAX_SUCCESS_RATE = flags.DEFINE_float(
 )
 _STYLE = flags.DEFINE_enum("style", "plain", ["plain", "think"], "--hard: prompt of solutions.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 4096, "--hard: of a solution.", 1)
-_WIDTH = flags.DEFINE_integer("width", 256, "--hard: responses that decode side by side.", 1)
+_WIDTH = flags.DEFINE_integer("width", 256, "--hard: responses that decode at the same time.", 1)
 
 
 def main(argv: list[str]) -> None:
@@ -123,12 +124,13 @@ def main(argv: list[str]) -> None:
       problems, counts = problems_lib.read_problems(data, kind)
       if _HARD.value:
         questions = _questions(problems)
-        stack.enter_context(folders.locked(output))  # the samples are written there, too
+        # The samples are written to the folder too, so it is locked before sampling.
+        stack.enter_context(folders.locked(output))
         problems, trials = _keep_hard(problems, counts, questions, output)
       # Whole solutions are not cut into steps.
       measures = _measure_problems(problems if kind.unit == "steps" else [])
       examples = sources.make_examples(problems, counts, data, kind, seed=seed)
-    if not _HARD.value:  # after all that may be refused: bad input leaves nothing
+    if not _HARD.value:  # only after all checks, so that bad input leaves no folder behind
       stack.enter_context(folders.locked(output))
     _write_and_show(output, data, examples, measures, trials)
 
@@ -154,7 +156,7 @@ def _write_and_show(
 
 
 def _data() -> DataConfig:
-  """Returns the flags as the source of examples and how they are cut."""
+  """Returns the flags as a DataConfig."""
   fields = [field.name for field in dataclasses.fields(Columns)]
   columns = {}
   for item in _FIELDS.value:
@@ -164,7 +166,7 @@ def _data() -> DataConfig:
       raise UserError(f"--fields: {item!r} is none of {choices}")
     columns[field] = column
   source = _SOURCE.value
-  # A name that ends like a file is one even if it is missing: the error is then about the file.
+  # A name with such a suffix is a file even if it is missing, for a fitting error message.
   is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
   trajectories = TrajectoryConfig(**{name: flag.value for name, flag in _SWE.items()})
   return DataConfig(
@@ -182,7 +184,7 @@ def _data() -> DataConfig:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-  """Returns the data's settings for summary.json; data.sources compares them with a config."""
+  """Returns the settings for summary.json, which data.sources compares with a config."""
   settings = dataclasses.asdict(data)
   trajectories = settings.pop("trajectories")
   if trajectories:
@@ -199,7 +201,7 @@ def _keep_hard(
   questions: list[Any],
   output: pathlib.Path,
 ) -> tuple[list[problems_lib.Problem], list[dict[str, Any]]]:
-  """Returns the hard problems and a line about each problem; puts the others into `counts`."""
+  """Returns the hard problems and a line per problem; adds the dropped ones to `counts`."""
   rates = _success_rates(questions, output)
   kept, trials = [], []
   for problem in problems:
@@ -211,7 +213,7 @@ def _keep_hard(
       kept.append(problem)
     else:
       counts[reason] = counts.get(reason, 0) + 1
-    if problem.number > 1:  # its samples are those of the first solution's problem
+    if problem.number > 1:  # a further solution of a problem that has its line already
       continue
     trials.append(
       {
@@ -235,7 +237,7 @@ def _keep_hard(
 
 def _questions(problems: list[problems_lib.Problem]) -> list[Any]:
   """Returns an `episodes.Question` for every problem with a gold answer."""
-  from srl_jax.rollout.episodes import Question  # it imports jax, which no other problems need
+  from srl_jax.rollout.episodes import Question  # imports JAX, which is only needed here
 
   question_of = {}
   for problem in problems:
@@ -249,7 +251,7 @@ def _questions(problems: list[problems_lib.Problem]) -> list[Any]:
 
 
 def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, float]:
-  """{problem's id: share of right samples}."""
+  """Returns {problem's id: share of correct samples}."""
   from srl_jax.evals import hard_problems
 
   trial = hard_problems.Trial(
@@ -257,7 +259,7 @@ def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, floa
   )
   pace, total = progress.Pace(), len(questions) * trial.samples
   show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
-  width = max(_WIDTH.value, trial.samples)
+  width = max(_WIDTH.value, trial.samples)  # a group of samples must fit
   return hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
 
 
@@ -265,6 +267,7 @@ def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, floa
 
 
 def _measure_problems(problems: list[problems_lib.Problem]) -> dict[str, dict[str, int]]:
+  """Returns percentiles of steps per solution and characters per step."""
   counts, lengths = [], []
   for problem in problems:
     steps = solutions.split_steps(problem.solution)
@@ -277,6 +280,7 @@ def _measure_problems(problems: list[problems_lib.Problem]) -> dict[str, dict[st
 
 
 def _measure_runs(runs: list[runs_lib.Run]) -> dict[str, dict[str, int]]:
+  """Returns percentiles of steps per run and of the lengths of their parts."""
   counts, thoughts, actions, observations = [], [], [], []
   for run in runs:
     counts.append(len(run.steps))
@@ -293,7 +297,7 @@ def _measure_runs(runs: list[runs_lib.Run]) -> dict[str, dict[str, int]]:
 
 
 def _percentiles(values: list[int]) -> dict[str, int]:
-  """Returns the 10th, 50th and 90th percentile (the value at that rank), {} of nothing."""
+  """Returns the 10th, 50th and 90th percentile (the value at that rank), {} without values."""
   if not values:
     return {}
   ranked = sorted(values)
@@ -301,6 +305,7 @@ def _percentiles(values: list[int]) -> dict[str, int]:
 
 
 def _size(examples: list[StepExample]) -> dict[str, int]:
+  """Returns the numbers of examples and of distinct problems."""
   problems = {example.problem_id for example in examples}
   return {"examples": len(examples), "problems": len(problems)}
 
@@ -332,10 +337,10 @@ def _write(
   summary: dict[str, Any],
   trials: list[dict[str, Any]],
 ) -> list[str]:
-  """Writes the files, all of them or none, whenever it is killed. Returns their names.
+  """Writes all files or none, even if the process is killed; returns their names.
 
-  They are written to a folder inside `output`, whose lock the caller holds, and move into place
-  when complete. summary.json, without which no config reads the folder, goes first and comes last.
+  They are written to a folder inside `output`, which the caller has locked, and then moved into
+  place. summary.json, without which no config accepts the folder, is removed first and moved last.
   hard.jsonl is written only if there are `trials`.
   """
   lines = {
@@ -345,7 +350,7 @@ def _write(
   if trials:
     lines["hard.jsonl"] = trials
   partial = output / _PARTIAL
-  shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+  shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
   partial.mkdir(parents=True)
   try:
     for name, objects in lines.items():
@@ -355,6 +360,7 @@ def _write(
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     (partial / "summary.json").write_text(text, encoding="utf-8")
     names = [*lines, "summary.json"]
+    # From here until the last move the folder has no summary.json, and so is not accepted.
     (output / "summary.json").unlink(missing_ok=True)
     for name in names:
       os.replace(partial / name, output / name)

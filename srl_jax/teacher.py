@@ -1,16 +1,16 @@
-"""python -m srl_jax.teacher: problems -> expert solutions, from any OpenAI-compatible server.
+"""Collects expert solutions to problems from any OpenAI-compatible server.
 
   python -m srl_jax.teacher --server=http://localhost:8000 --model=NAME \\
       --problems=problems.jsonl --output=data/teacher
   python -m srl_jax.prepare --source=data/teacher/solutions.jsonl --output=data/mine \\
       --fields=problem=problem,solution=solution,answer=answer,id=id
 
-requests numbered steps with titles, up to --attempts times a problem, until a solution is kept:
-one that has the right final answer and splits into at least two steps. OUTPUT holds
-attempts.jsonl, each answer with the reason why it was not kept, and solutions.jsonl, those kept.
-The same command continues where it stopped. An API key is read from OPENAI_API_KEY only.
-An answer that is no text is counted as bad_answer; a server that gives no chat completion at all
-ends the command.
+The command requests solutions in numbered steps with titles, up to --attempts times per problem,
+until one is kept: it must have the right final answer and at least two steps. OUTPUT/attempts.jsonl
+has every answer with the reason why it was not kept, OUTPUT/solutions.jsonl the kept ones. An
+interrupted command continues where it stopped. An API key is read from OPENAI_API_KEY only.
+An answer without text counts as bad_answer; the command ends if the server does not return chat
+completions at all.
 """
 
 import collections
@@ -48,7 +48,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of sampling.", 0.0)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 8192, "Of an answer.", 1)
 _TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds to wait for an answer.", 0.0)
 
-# Numbers and titles in the form that most teachers use by themselves; data.solutions reads it.
+# Requests the numbers and titles that most teachers use anyway, and that data.solutions parses.
 SYSTEM = (
   "You are an expert who writes model solutions for students. Solve the user's problem in numbered"
   " steps, each of which has a short title in bold and makes one logical move that can be followed"
@@ -59,10 +59,10 @@ SYSTEM = (
   "Final answer: \\boxed{answer}"
 )
 
-# Of one request: text and finish reason, or what was wrong.
+# The result of one request: (text, finish reason), or the fault.
 Answer = tuple[str, str] | BadAnswer
 _ATTEMPT_KEYS = {"id", "problem", "model", "number", "text", "reason"}
-_FOREIGN = 3  # first answers that are no chat completions, after which the server is left
+_FOREIGN = 3  # if so many answers at the start are no chat completions, the command ends
 
 
 def main(argv: list[str]) -> None:
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 
 def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pathlib.Path) -> None:
-  """Makes the attempts that `output` lacks, writes what came out and prints the table."""
+  """Makes the attempts that `output` lacks, writes the results and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
   pace = progress.Pace()
@@ -89,12 +89,12 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
         pace.say(f"{len(made)} answers, {kept} of {len(problems)} problems solved")
   except KeyboardInterrupt:
     print(
-      f"\nstopped; the same command continues from what {output} holds (Ctrl-C again: do not wait"
-      " for the requests under way)",
+      f"\nstopped; the same command continues from the files in {output} (Ctrl-C again: do not wait"
+      " for open requests)",
       flush=True,
     )
     raise SystemExit(130) from None
-  finally:  # after an error or Ctrl-C too: what is solved can be used
+  finally:  # also after an error or Ctrl-C, so that the solutions so far can be used
     _write_solutions(output / "solutions.jsonl", problems, made)
   print(_table(problems, made))
   print(f"wrote {output}/solutions.jsonl and attempts.jsonl")
@@ -104,7 +104,7 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
 
 
 def _read_problems() -> dict[str, Problem]:
-  """{id: problem} of the file; UserError for a row without a problem or a gold answer."""
+  """Returns {id: problem} of the file; UserError for a row without a problem or a gold answer."""
   columns = {}
   for item in _FIELDS.value:
     field, _, column = item.partition("=")
@@ -115,7 +115,7 @@ def _read_problems() -> dict[str, Problem]:
   kind = ExampleKind(method="teacher", task="", unit="answer")  # the rows have no solutions yet
   problems, counts = problems_lib.read_problems(data, kind)
   for reason in sorted(counts.keys() - {"rows", "kept"}):
-    print(f"{_PROBLEMS.value}: {counts[reason]} of {counts['rows']} rows left out: {reason}")
+    print(f"{_PROBLEMS.value}: {counts[reason]} of {counts['rows']} rows dropped: {reason}")
   return {problem.id: problem for problem in problems}
 
 
@@ -123,23 +123,23 @@ def _read_problems() -> dict[str, Problem]:
 
 
 def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dict[str, Any]]:
-  """The attempts of earlier runs; a last line that was cut off is removed from the file."""
+  """Returns the attempts of earlier runs; an incomplete last line is removed from the file."""
   attempts = []
   if folders.cut_to_whole_lines(path):
     attempts = [row for _, row in rows.json_lines(path)]
   for attempt in attempts:
     if not attempt.keys() >= _ATTEMPT_KEYS:
-      raise UserError(f"{path} holds a line that is no attempt: give another --output")
+      raise UserError(f"{path} has a line that is not an attempt: give another --output")
     if attempt["model"] != _MODEL.value:
       raise UserError(
-        f"{path} holds answers of {attempt['model']!r}, not of {_MODEL.value!r}: give another"
+        f"{path} has answers of {attempt['model']!r}, not of {_MODEL.value!r}: give another"
         " --output"
       )
     problem = problems.get(attempt["id"])
     if not problem or problem.text != attempt["problem"]:
       raise UserError(
-        f"{path} holds answers to a problem {attempt['id']!r} that {_PROBLEMS.value} does not have"
-        " like that: give another --output"
+        f"{path} has answers to a problem {attempt['id']!r} that is different or missing in"
+        f" {_PROBLEMS.value}: give another --output"
       )
   return attempts
 
@@ -147,10 +147,10 @@ def _read_attempts(path: pathlib.Path, problems: dict[str, Problem]) -> list[dic
 def _attempts(
   server: ChatServer, problems: dict[str, Problem], made: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-  """Yields the attempts that are still to be made, judged, in the order of the answers.
+  """Yields the attempts that are still to be made, judged, in the order in which answers arrive.
 
-  All problems get their first one before any gets its second. `made` is read before each round, so
-  the caller must add the attempts to it.
+  Every problem gets its first attempt before any gets its second. `made` is read before each round,
+  so the caller must add the attempts to it.
   """
   for number in range(1, _ATTEMPTS.value + 1):
     done = _solved_or_tried(made, number)
@@ -159,7 +159,7 @@ def _attempts(
 
 
 def _solved_or_tried(made: list[dict[str, Any]], number: int) -> set[str]:
-  """The ids of the problems that are solved or had their attempt `number`."""
+  """Returns the ids of problems that are solved or already had attempt `number`."""
   done = set()
   for attempt in made:
     if not attempt["reason"] or attempt["number"] >= number:
@@ -170,10 +170,11 @@ def _solved_or_tried(made: list[dict[str, Any]], number: int) -> set[str]:
 def _round(server: ChatServer, problems: list[Problem], number: int) -> Iterator[dict[str, Any]]:
   """Yields one attempt at each problem.
 
-  Raises UserError for a request that the server refuses, and for a server whose first answers,
-  _FOREIGN of them or all, are no chat completions.
+  Raises:
+    UserError: the server rejects a request, or its first answers, _FOREIGN of them or all, are not
+      chat completions.
   """
-  understood, held = False, []  # attempts that count only if the server proves to be one
+  understood, held = False, []  # `held` counts only once the server has returned a chat completion
   with contextlib.closing(_answers(server, problems)) as answers:
     for problem, answer in answers:
       attempt = _attempt(problem, number, answer)
@@ -190,7 +191,7 @@ def _round(server: ChatServer, problems: list[Problem], number: int) -> Iterator
 
 
 def _answers(server: ChatServer, problems: list[Problem]) -> Iterator[tuple[Problem, Answer]]:
-  """Yields each problem with its answer, as they arrive; raises what ended a request."""
+  """Yields each problem with its answer as it arrives; raises the error that ended a request."""
   pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
   try:
     requests = {pool.submit(_request, server, problem): problem for problem in problems}
@@ -201,15 +202,16 @@ def _answers(server: ChatServer, problems: list[Problem]) -> Iterator[tuple[Prob
       for future in done:
         if future.exception():
           fault = fault or future.exception()
-        else:  # answers cost money: those that arrive with a fault are kept, too
+        else:  # answers cost money, so those that arrive together with an error are kept
           yield requests[future], future.result()
       if fault:
         raise fault
-  finally:  # an error or the user ends the run: no more requests are sent
+  finally:  # after an error or Ctrl-C no further requests are sent
     pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _attempt(problem: Problem, number: int, answer: Answer) -> dict[str, Any]:
+  """Returns a line of attempts.jsonl."""
   if isinstance(answer, BadAnswer):
     text, reason = "", "bad_answer"
   else:
@@ -226,6 +228,7 @@ def _attempt(problem: Problem, number: int, answer: Answer) -> dict[str, Any]:
 
 
 def _request(server: ChatServer, problem: Problem) -> Answer:
+  """Returns the answer to one request; a BadAnswer is returned, as another attempt may succeed."""
   messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.text}]
   try:
     return server.chat(messages, temperature=_TEMPERATURE.value, max_tokens=_MAX_TOKENS.value)
@@ -236,13 +239,13 @@ def _request(server: ChatServer, problem: Problem) -> Answer:
 
 
 def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
-  """Returns why a teacher's answer is of no use, or None if it is.
+  """Returns why a teacher's answer is not kept, or None if it is.
 
-  The first reason that holds counts: cut_off, no_answer, wrong_answer, no_steps, single_step.
+  The first reason that applies: cut_off, no_answer, wrong_answer, no_steps, single_step.
 
   Args:
     text: the answer; thoughts in think tags are ignored, also without the open tag.
-    finish_reason: the server's; anything but "stop" means cut off.
+    finish_reason: the server's; anything but "stop" means truncated.
     gold: the right final answer.
     problem: the question, which may list options.
   """
@@ -263,7 +266,7 @@ def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
 def _write_solutions(
   path: pathlib.Path, problems: dict[str, Problem], made: list[dict[str, Any]]
 ) -> None:
-  """Writes the kept solutions in the order of the problems; the file is never half of it."""
+  """Writes the kept solutions in the order of the problems, atomically."""
   kept = {attempt["id"]: attempt for attempt in made if not attempt["reason"]}
   with folders.replacing(path) as file:
     for id, problem in problems.items():

@@ -1,4 +1,4 @@
-"""Runs the experiment that a config selects: python -m srl_jax.train --config=FILE[:args]."""
+"""Trains the experiment of a config: python -m srl_jax.train --config=FILE[:args]."""
 
 import contextlib
 import os
@@ -20,13 +20,13 @@ def main(argv) -> None:
   del argv
   if FLAGS.config is None:
     raise UserError("--config: name a config file, for example configs/quickstart.py")
-  if FLAGS.workdir and "://" in FLAGS.workdir:  # as a path it would be a local folder
+  if FLAGS.workdir and "://" in FLAGS.workdir:  # a pathlib.Path would make a local folder of it
     raise UserError(
       f"--workdir={FLAGS.workdir} is a URL: mount the object store (docs/clusters.md) and name a"
       " folder there"
     )
   logging.set_verbosity(logging.WARNING)  # orbax logs every rename
-  import jax  # after the flags: a mistake in them must not wait for it
+  import jax  # after the flags: errors in them must not wait for this import
 
   from srl_jax import config as configs
   from srl_jax import hosts
@@ -36,7 +36,7 @@ def main(argv) -> None:
 
   config = FLAGS.config
   configs.check(config)
-  hosts.initialize()
+  hosts.initialize()  # before anything uses a device
   cache = programs.use_cache()
   if cache:
     say(cache)
@@ -45,13 +45,13 @@ def main(argv) -> None:
     with contextlib.ExitStack() as stack:
       if hosts.is_writer():
         stack.enter_context(folders.locked(workdir))
-      hosts.barrier()  # the others read the workdir only once process 0 holds its lock
+      hosts.barrier()  # the others may read the workdir only after process 0 has its lock
       workdirs.claim(workdir, config)
       summary = hosts.broadcast(workdirs.finished(workdir, config))
       if summary:
         say(f"{workdir} is finished; its table:\n{table(summary, workdir)}")
         return
-      if hosts.is_writer():  # a summary marks a finished run, and this one continues
+      if hosts.is_writer():  # summary.json marks a finished run, but this one continues
         (workdir / "summary.json").unlink(missing_ok=True)
       with jax.set_mesh(make_mesh(configs.mesh_spec(config))):
         summary = run_training(config, workdir)
@@ -63,22 +63,24 @@ def main(argv) -> None:
     return
   except EngineError as error:
     print(f"error: {error}. What was trained is saved; the same command continues", file=sys.stderr)
-    raise SystemExit(os.EX_TEMPFAIL) from error  # launch/trainer.sh passes it on as 69
+    raise SystemExit(os.EX_TEMPFAIL) from error  # launch/trainer.sh turns it into 69
   except jax.errors.JaxRuntimeError as error:
     refusal = out_of_memory(error, memory_advice(config))
+    # The other processes would otherwise wait in a collective for this one.
     hosts.abort(refusal or error)
     if refusal:
       raise refusal from error
     raise
   say(table(summary, workdir))
-  hosts.barrier()  # or process 0, still writing, would look dead to the others
+  hosts.barrier()  # at shutdown the others would take process 0 for dead if it still writes
 
 
 def run_training(config, workdir: pathlib.Path) -> dict:
-  """Trains what the config says, from the workdir's last checkpoint; returns the summary."""
+  """Trains as the config specifies, from the workdir's last checkpoint, and returns the summary."""
   from srl_jax.learner import rl, setup, sft, summary
 
   with setup.open_run(config, workdir) as opened:
+    # Supervised fine-tuning samples only to measure the benchmark.
     if config.method != "sft" or config.eval.benchmark:
       opened.engine.load_weights(opened.state.model, opened.state.step)
     summary.measure_untrained(opened)
@@ -90,7 +92,7 @@ def run_training(config, workdir: pathlib.Path) -> dict:
 
 
 def memory_advice(config) -> str:
-  """What to lower when a device runs out of memory."""
+  """Returns the settings to lower when a device runs out of memory, as the end of a sentence."""
   batch, rollout = config.batch, config.rollout
   return (
     f"batch.tokens_per_device ({batch.tokens_per_device}), batch.logprob_chunk"
@@ -109,12 +111,12 @@ def say(message: str) -> None:
 
 
 def config_name() -> str:
-  """The config file's name without its suffix and arguments."""
+  """Returns the config file's name without suffix and arguments."""
   return pathlib.Path(config_flags.get_config_filename(FLAGS["config"]).split(":")[0]).stem
 
 
 def table(summary: dict, workdir: pathlib.Path) -> str:
-  """The final table as text."""
+  """Returns the final table as text."""
   lines = [f"\n{summary['method']}, {summary['steps']} steps, {summary['seconds']:.0f} s"]
   if "after" in summary:
     names = list(summary["after"])

@@ -1,4 +1,4 @@
-"""Keys of servers: which are taken, and that none is shown."""
+"""API keys of servers: which are accepted, and that no message shows one."""
 
 import pytest
 

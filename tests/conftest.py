@@ -1,4 +1,4 @@
-"""Settings that JAX reads when it starts, the tiers of the tests, and what several tests share."""
+"""Settings that JAX reads at start-up, the tiers of the tests, and shared fixtures."""
 
 import json
 import os
@@ -27,12 +27,12 @@ UNIT = (
 # Eight simulated devices: mesh tests need them, all others use the first one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-# XLA compiles are the slow part of the suite: keep them between runs.
+# Compilation dominates the suite's time, so compiled programs are cached between runs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks, and xdist by groups
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks and xdist distributes by groups
 def pytest_collection_modifyitems(items):
   """Marks the unit tier, and groups the tests that share fixtures on one worker of xdist."""
   for item in items:
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def shared():
-  """Folder of real data files. The project does not contain it: tests that need it may skip."""
+  """Folder of real data files, which is not part of the project: tests without it are skipped."""
   if not SHARED.is_dir():
     pytest.skip("needs the folder ../shared (real data files), which is not beside this checkout")
   return SHARED
@@ -57,7 +57,7 @@ def shared():
 def real_models(shared):
   """real_models(name) -> folder of a real model: "smollm2-135m", a Llama, or "qwen2.5-coder-0.5b".
 
-  Built once, from packages, into tests/.cache; a test whose model cannot be built is skipped.
+  Built once from packages into tests/.cache; a test is skipped if its model cannot be built.
   """
 
   def folder(name):
@@ -74,7 +74,7 @@ def real_models(shared):
 
 
 def as_llama(folder):
-  """The model as the Llama it is: the tool writes a Qwen2 whose biases are 0."""
+  """Returns the model in Llama's format; the tool wrote it as a Qwen2 with biases of 0."""
   target = folder.parent / "llama" / folder.name
   if (target / ".done").exists():
     return target

@@ -1,4 +1,4 @@
-"""docs/metrics.md has every key that a run writes, and no other."""
+"""docs/metrics.md documents exactly the keys that a run writes."""
 
 import json
 import pathlib
@@ -36,7 +36,7 @@ SFT = {"data.path": "mix:8", "batch.prompts": 4, "init_from": "", "eval.mode": "
 
 
 def documented(section: str = "") -> set[str]:
-  """The keys in the first column of the tables of docs/metrics.md, or of one section of it."""
+  """Returns the keys in the first column of docs/metrics.md's tables, or of one section."""
   page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
   metrics_part, _, summary_part = page.partition("\n## summary.json\n")
   keys = set()
@@ -59,12 +59,12 @@ def finish(config, values, workdir):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """What a tiny run of reinforcement learning and one of supervised fine-tuning write."""
+  """The files of a tiny run of reinforcement learning and of supervised fine-tuning."""
   rl = quickstart.get_config()
   if "kl" in rl.algorithm:
     rl.algorithm.kl = 0.1
   with pytest.MonkeyPatch.context() as patch:
-    # As on hardware of a known peak, where the share of it is written.
+    # On hardware with a known peak, its share is written too.
     patch.setattr(metrics, "PEAKS", {jax.devices()[0].device_kind: 1e12})
     found = finish(rl, RL, tmp_path_factory.mktemp("rl"))
   sft = miniature_base.get_config()
@@ -91,7 +91,7 @@ def reasons_of_rejected_groups() -> set[str]:
 
 
 def is_counted(key: str) -> bool:
-  """Whether a key is written only in steps in which something happened."""
+  """Returns whether a key is written only in steps with such an event."""
   return key.startswith(("failure_", "dropped_", "groups_rejected", "groups_failed"))
 
 

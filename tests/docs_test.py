@@ -1,6 +1,6 @@
-"""README.md and docs/: what they name exists, their commands are valid, and the quick ones run.
+"""README.md and docs/: files they mention exist, their commands are valid, quick ones run.
 
-Two comments, which a reader does not see, stand before a code block of a document:
+Comments that a reader does not see may precede a code block of a document:
   <!-- file NAME -->        the block is the content of a file that the commands use
   <!-- tested -->           the block's commands are run by these tests
   <!-- tested --dry-run --> they are run with that flag
@@ -49,7 +49,7 @@ def blocks(page: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def commands(page: pathlib.Path) -> list[list[str]]:
-  """The words of every command that starts a script of launch/ or a module of ours."""
+  """Returns the words of every command that starts a script of launch/ or a module of ours."""
   texts = re.findall(r"`([^`\n]+)`", page.read_text("utf-8"))
   for _, body in blocks(page):
     texts += body.replace("\\\n", " ").splitlines()
@@ -93,7 +93,7 @@ def test_every_document_is_linked_from_the_readme():
 
 
 def slug(heading: str) -> str:
-  """The anchor of a heading, as GitHub makes it."""
+  """Returns the anchor of a heading on GitHub."""
   return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
@@ -134,7 +134,7 @@ def test_keys_of_the_config_that_are_named_exist(page):
 
 
 def config_of(command: list[str]) -> str | None:
-  """The config that a command trains or plans, or None."""
+  """Returns the config that a command trains or plans, or None."""
   words = [word for word in command if re.match(r"(--config=)?configs/\w[\w/]*\.py", word)]
   return words[0].removeprefix("--config=") if words else None
 
@@ -158,7 +158,7 @@ def test_the_config_of_a_command_is_valid(command, monkeypatch):
   config_flags.DEFINE_config_file("config", flag_values=values)
   overrides = [word for word in command if word.startswith("--config.")]
   name = config_of(command).replace("seed=N", "seed=1")
-  # ml_collections takes the names of overrides from there.
+  # ml_collections reads the names of overrides from sys.argv.
   monkeypatch.setattr(sys, "argv", ["train", f"--config={name}", *overrides])
   values(sys.argv)
   config = values.config
@@ -169,7 +169,7 @@ def test_the_config_of_a_command_is_valid(command, monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-  """A copy of what the commands use, as current folder, with this interpreter as its .venv."""
+  """A copy of the files that the commands use, as current folder, with a .venv."""
   for folder in ("launch", "configs", "srl_jax"):
     shutil.copytree(ROOT / folder, tmp_path / folder)
   shutil.copy(ROOT / "requirements.txt", tmp_path)
@@ -180,7 +180,9 @@ def checkout(tmp_path, monkeypatch):
   monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "runs" / "look").mkdir(parents=True)  # a run, as far as documents read it
+  (tmp_path / "runs" / "look").mkdir(
+    parents=True
+  )  # a run's folder, with the files that the documents use
   (tmp_path / "runs" / "look" / "metrics.jsonl").write_text('{"step": 1, "reward_mean": 0.5}\n')
   return tmp_path
 
@@ -210,7 +212,7 @@ def test_commands_of_a_document_run(page, checkout):
 
 
 def reasons_in_the_code() -> set[str]:
-  """Reasons for dropping rows: what the readers of rows return, assign to `reason`, or count."""
+  """Returns the reasons for dropping rows that the code returns, assigns or counts."""
   found = set()
   for name in ("data/problems.py", "data/runs.py", "prepare.py"):
     for node in ast.walk(ast.parse((ROOT / "srl_jax" / name).read_text("utf-8"))):
@@ -235,6 +237,6 @@ def test_every_reason_for_dropping_a_row_is_documented_and_the_other_way_round()
   page = (ROOT / "docs" / "data.md").read_text("utf-8")
   table = page.partition("## Why a row is dropped\n")[2].partition("\n\nTwo counts")[0]
   documented = set(re.findall(r"(?m)^\| `(\w+)` \|", table))
-  # "hard" is the reason of a row that is kept.
+  # "hard" is the reason for keeping a row.
   assert documented == reasons_in_the_code() - {"rows", "kept", "hard", *REMARKS}
   assert all(f"`{remark}`" in page for remark in REMARKS)

@@ -1,4 +1,4 @@
-"""The command: refusals before a model is loaded, and a small real model on the toy repository."""
+"""evaluate_swe: errors before a model is loaded, and a small real model on a toy repository."""
 
 import json
 import os

@@ -37,7 +37,7 @@ def base(tmp_path_factory):
 
 
 def evaluate(*flags, code=0):
-  """What the command prints; on 8 simulated devices, of which it uses one."""
+  """Returns the command's output; it runs on 8 simulated devices and uses one."""
   done = subprocess.run(
     [sys.executable, "-m", "srl_jax.evaluate", "--mesh=cpu", *flags],
     capture_output=True,
@@ -79,7 +79,7 @@ def test_goes_on_and_refuses(base, tmp_path):
 
   said = evaluate(*flags, "--benchmarks=arithmetic:2", "--style=think", code=2)
   assert "style was 'plain', is 'think'" in said and "another --output" in said
-  moved = base.rename(tmp_path / "moved")  # the same weights under another name are welcome
+  moved = base.rename(tmp_path / "moved")  # the same weights under another name are accepted
   evaluate(f"--model={moved}", *flags[1:], "--benchmarks=arithmetic:2")
   other = save_model(tmp_path / "other", 1)
   said = evaluate(f"--model={other}", *flags[1:], "--benchmarks=arithmetic:2", code=2)
@@ -106,7 +106,7 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   for step, score in [(1, 0.9), (2, 0.1)]:
     checkpoints.save(TrainState(step, models[step], np.zeros(1)), Progress(), score)
   checkpoints.close()
-  # The output may be the workdir itself, or the folder that has it.
+  # The output may be the workdir itself, or its parent folder.
   (workdir / "rollouts").mkdir()
   (workdir / "rollouts" / "step_000001.jsonl").write_text('{"prompt_id": "p"}\n')
   (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -120,13 +120,15 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   said = evaluate(f"--model={workdir}", *flags)
   assert f"{workdir}, step 1: mode stepwise, prompt style next step" in said
   assert "at most 6 tokens a response" in said
-  best = save_model(tmp_path / "best", models[1])  # the same weights as a folder: the same work
+  best = save_model(
+    tmp_path / "best", models[1]
+  )  # the same weights as a model folder give the same work
   limits = ["--max_tokens=6", "--max_turns=3", "--max_prompt_tokens=90"]
   evaluate(f"--model={best}", *flags, *limits)
   last = save_model(tmp_path / "last", models[2])
   assert "weights was" in evaluate(f"--model={last}", *flags, *limits, code=2)
 
-  # The prompt of a task that only the run's config file knows has to be given.
+  # The prompt of a task that only the run's config file defines must be given.
   (workdir / "config.json").write_text(json.dumps(config | {"method": "mine"}))
   flags[0] = f"--output={tmp_path}/mine"
   assert "'mine'" in evaluate(f"--model={workdir}", *flags, code=2)
@@ -145,7 +147,7 @@ def test_evaluate_prints_a_finished_table_until_the_weights_change(tmp_path):
   again = evaluate(*flags)
   assert "is finished" in again and table in again + "\n"
   assert (output / "table.txt").read_text() == table
-  assert "is finished" not in evaluate(*flags, "--samples=2")  # a pass more
+  assert "is finished" not in evaluate(*flags, "--samples=2")  # one more pass
   assert "is finished" in evaluate(*flags, "--samples=2")
   other = save_model(tmp_path / "other", 1)
   for file in files:  # other weights under the same name

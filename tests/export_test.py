@@ -31,7 +31,7 @@ def run(tmp_path_factory):
   weights.save_hf(CONFIG, M.init(CONFIG, 0), base)
   arithmetic_tokenizer.save(base)
   settings = json.loads((base / "tokenizer_config.json").read_text())
-  # As base models do: their end of text is not the end of a turn that the template writes.
+  # As in base models, eos_token is not the end-of-turn token that the template writes.
   settings["eos_token"] = arithmetic_tokenizer.PAD
   (base / "tokenizer_config.json").write_text(json.dumps(settings))
   (base / "generation_config.json").write_text('{"eos_token_id": 7, "max_new_tokens": 60}')
@@ -68,7 +68,7 @@ def test_a_damaged_export_is_refused(run, tmp_path, name):
   assert names == {path.name for path in out.iterdir()} - {"SHA256SUMS"}
   data = (out / name).read_bytes()
   (out / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
-  with pytest.raises(UserError, match=f"{name}: damaged, .*remove SHA256SUMS if"):
+  with pytest.raises(UserError, match=f"{name}: .*SHA256SUMS"):
     weights.load_hf(out)
   (out / name).unlink()
   with pytest.raises(UserError, match=f"{name}: missing"):
@@ -100,11 +100,11 @@ def test_export_stops_where_the_run_stopped(run, tmp_path):
 
 def test_export_refuses(run, tmp_path):
   workdir, _ = run
-  with pytest.raises(ValueError, match="no checkpoint of step 3; it has 2, 4, 6"):
+  with pytest.raises(ValueError, match="step 3.* 2, 4, 6"):
     export.export(workdir, tmp_path / "out", 3)
-  with pytest.raises(ValueError, match="no run with a checkpoint"):
+  with pytest.raises(ValueError, match="checkpoints/"):
     export.export(tmp_path, tmp_path / "out")
-  with pytest.raises(ValueError, match="exists and is not empty"):
+  with pytest.raises(ValueError, match="not empty"):
     export.export(workdir, workdir)
   assert not (tmp_path / "out").exists()
 

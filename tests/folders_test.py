@@ -1,4 +1,4 @@
-"""Two commands never write to one folder at the same time."""
+"""Locks, atomic files and settings of output folders."""
 
 import errno
 import fcntl
@@ -41,7 +41,7 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_told_who_is_there(holder, tmp_path):
-  who = f"run: process {holder.pid} on {socket.gethostname()} works in it"
+  who = f"run .*process {holder.pid} on {socket.gethostname()}"
   with pytest.raises(ValueError, match=who), folders.locked(tmp_path / "run"):
     pass
 
@@ -89,7 +89,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys,
 
   monkeypatch.setattr(fcntl, "flock", flock)
   with folders.locked(tmp_path):
-    assert "its file system has no locks" in capsys.readouterr().err
+    assert "no locks" in capsys.readouterr().err
 
 
 def test_long_values_are_shown_where_they_differ(tmp_path):
@@ -147,5 +147,5 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
     tmp_path, before, now, holds="a run of another config", flag="--workdir", free=("mesh",)
   )
   check({"seed": 1, "mesh": "a"}, {"seed": 1, "mesh": "b"})
-  with pytest.raises(UserError, match="seed was 1, is 2; lr was None, is 0.1. Give another --work"):
+  with pytest.raises(UserError, match="seed was 1, is 2; lr was None, is 0.1.*--workdir"):
     check({"seed": 1}, {"seed": 2, "lr": 0.1})

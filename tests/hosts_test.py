@@ -1,4 +1,4 @@
-"""Two real processes of four devices: what they exchange, and that a run of theirs is one run."""
+"""Two real processes with four devices each: their collectives, and runs that they share."""
 
 import json
 import os
@@ -23,15 +23,15 @@ from srl_jax.policy.model import abstract
 from srl_jax.policy.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Two busy cores compile for minutes; only what the coordination service says ends a process.
+# Two busy cores compile for minutes; only the coordination service may end a process.
 PATIENT = "--xla_cpu_collective_timeout_seconds=900"
 PATIENT += " --xla_cpu_collective_call_terminate_timeout_seconds=900"
-PATIENT += " --xla_backend_optimization_level=0"  # compiling is most of what these runs do
+PATIENT += " --xla_backend_optimization_level=0"  # most of these runs' time is compilation
 GONE = re.compile("another (process of the run has|task) died")
 
 
 def start(arguments, logs, processes=2):
-  """Processes of `python *arguments`, with eight devices in all; each says things in a log."""
+  """Starts `python *arguments` in processes with eight devices in total; each has a log."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -174,14 +174,14 @@ FLAGS = [
   *("--config.train.keep=3", "--config.batch.prompts=8", "--config.rollout.samples=4"),
   *("--config.rollout.width=32", "--config.algorithm.max_rounds=2", "--config.data.holdout=2"),
   *("--config.eval.benchmark=", "--config.eval.mode=off", "--config.log.tensorboard=False"),
-  # As in the quickstart's warm-up. Adam divides a gradient by itself: where that is next to nothing
-  # rounding moves a weight by a part of the rate.
+  # As in the quickstart's warm-up. Adam normalises gradients: where they are nearly zero, rounding
+  # errors move a weight by a fraction of the learning rate.
   "--config.optimizer.lr=4e-5",
 ]
 
 
 def told(workdir):
-  """(metrics lines without the clock's, rollout files)."""
+  """Returns (lines of metrics without times, rollout files)."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   clock = ("seconds_", "tokens_per_second", "mfu", "programs_")
   rows = [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
@@ -190,7 +190,7 @@ def told(workdir):
 
 
 def final(workdir, mesh):
-  """(weights and moments of the last checkpoint on a mesh, where the run stood)."""
+  """Returns (weights and moments of the last checkpoint on a mesh, the run's position)."""
   checkpoints = Checkpoints(workdir)
   tx = optimizer.make(quickstart.get_config().optimizer, STEPS)
   with jax.set_mesh(make_mesh(mesh)):
@@ -258,7 +258,7 @@ def test_two_processes_are_one_run_whatever_happens_to_them(whole, tmp_path, log
   for a, b in zip(arrays, wanted):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
   assert progress.queue == wanted_progress.queue
-  for mesh in ("fsdp=8", "data=1"):  # saved by two hosts, read by one, on other meshes
+  for mesh in ("fsdp=8", "data=1"):  # saved by two hosts, restored by one on another mesh
     elsewhere, found = final(workdir, mesh)
     assert found == progress and all((a == b).all() for a, b in zip(arrays, elsewhere))
   assert json.loads((workdir / "summary.json").read_text())["steps"] == STEPS

@@ -1,4 +1,4 @@
-"""The installed package, without the checkout: its version, extras, and a run in another folder."""
+"""The installed package without the checkout: version, extras, a run in another folder."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_every_extra_brings_a_build_of_jax_that_the_requirements_allow():
 
 @pytest.fixture
 def python(tmp_path):
-  """An environment with the package installed from a copy; it sees what is installed here."""
+  """An environment with the package installed from a copy; it also uses this one's packages."""
   pytest.importorskip("setuptools", minversion="70.1", reason="which builds the package offline")
   source = tmp_path / "source"
   shutil.copytree(ROOT / "srl_jax", source / "srl_jax", ignore=shutil.ignore_patterns("*.pyc"))

@@ -1,4 +1,4 @@
-"""The command srl_jax.plan: bad input, and real compilers for hardware that is not here."""
+"""srl_jax.plan: bad input, and real compilers for hardware that is not present."""
 
 import json
 import math
@@ -110,7 +110,7 @@ def test_servers_need_no_address(monkeypatch):
 
 
 def planned(name, *flags):
-  """(exit code, what --json printed) of the 7B config on a topology."""
+  """Returns (exit code, output of --json) for the 7B config on a topology."""
   flags = ("--config.rollout.engine=vllm", *flags)
   done = run("--config=configs/srl_math.py", f"--topology={name}", "--json", *flags)
   if "could not be installed" in done.stderr:

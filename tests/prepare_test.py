@@ -1,4 +1,4 @@
-"""The command that turns solutions into step examples: files, table, errors, nothing half-done."""
+"""srl_jax.prepare: files, summary, errors, and no partial output."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def run(folder, *flags):
 
 
 def load_examples(data, *, method, seed):
-  """The examples of a config's group `data` for a method."""
+  """Returns the examples of a config's group `data` for a method."""
   kind = example_kind(method, data.get("domain", "math"))
   return sources.load_examples(DataConfig.from_group(data), kind, seed=seed)
 
@@ -80,19 +80,19 @@ def test_prepare_writes_what_a_config_would_make(rows):
   assert summary["counts"] == {"rows": 11, "no_steps": 1, "kept": 10}
 
 
-def test_a_config_that_asks_for_something_else_is_refused(rows):
+def test_a_config_with_other_settings_is_refused(rows):
   assert run(rows, "--source=rows.jsonl", "--output=out", FIELDS, "--holdout=4").returncode == 0
   folder = str(rows / "out")
   for changes, message in (
-    ({"title_hint": True}, "prepared with title_hint=False, the config has True"),
-    ({"holdout": 5}, "prepared with holdout=4, the config has 5"),
+    ({"title_hint": True}, "title_hint=False.*True"),
+    ({"holdout": 5}, "holdout=4.* 5"),
   ):
     with pytest.raises(ValueError, match=message):
       load_examples(config(path=folder, **changes), method="srl", seed=0)
-  with pytest.raises(ValueError, match="method='srl', the config has 'rlvr'"):
+  with pytest.raises(ValueError, match="method='srl'.*'rlvr'"):
     load_examples(config(path=folder), method="rlvr", seed=0)
   (rows / "out" / "summary.json").unlink()
-  with pytest.raises(ValueError, match="has no readable summary.json"):
+  with pytest.raises(ValueError, match="summary.json"):
     load_examples(config(path=folder), method="srl", seed=0)
 
 
@@ -112,12 +112,12 @@ def test_nothing_held_out_and_other_methods(rows):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--source=gone.jsonl"], "error: gone.jsonl does not exist"),
-    (["--source=rows.jsonl"], "error: rows.jsonl:1: no field 'question', which data.fields.prob"),
+    (["--source=gone.jsonl"], "error: gone.jsonl "),
+    (["--source=rows.jsonl"], "error: rows.jsonl:1: no field 'question'"),
     (["--source=rows.jsonl", FIELDS], "error: data.holdout=60: "),
     (["--source=rows.jsonl", "--fields=problm=q"], "error: --fields: 'problm=q' is none of"),
     (["--source=rows.jsonl", "--outputs=x"], "error: Unknown command line flag 'outputs'"),
-    (["--source=broken.jsonl", FIELDS], "error: broken.jsonl:2: broken JSON: "),
+    (["--source=broken.jsonl", FIELDS], "error: broken.jsonl:2: "),
     ([], "error: flag --source=None"),
   ],
 )
@@ -223,9 +223,9 @@ def test_runs_of_agents(tmp_path):
   source.path, source.fields = str(tmp_path / "runs.jsonl"), {"solution": "messages", "id": ""}
   assert prepared == load_examples(source, method="srl", seed=0)
   data.swe.pairs = 1
-  with pytest.raises(ValueError, match="was prepared with swe="):
+  with pytest.raises(ValueError, match="swe="):
     load_examples(data, method="srl", seed=0)
-  with pytest.raises(ValueError, match="prepared with domain='swe', the config has 'math'"):
+  with pytest.raises(ValueError, match="domain='swe'.*'math'"):
     load_examples(config(path=str(tmp_path / "out"), holdout=1), method="srl", seed=0)
 
 
@@ -234,7 +234,7 @@ def test_runs_of_agents(tmp_path):
 
 @pytest.fixture(scope="module")
 def guesser(tmp_path_factory):
-  """A folder with a model of random weights: in two tokens it hits upon one digit now and then."""
+  """A folder with random weights: the model's two tokens are a correct digit now and then."""
   folder, miniature = tmp_path_factory.mktemp("models") / "guesser", ROOT / "configs" / "miniature"
   shape = hf_files.load_config(miniature)
   weights.save_hf(shape, model.init(shape, 0), folder, source=miniature)
@@ -275,15 +275,15 @@ def test_hard_problems_are_those_that_the_model_hardly_solves(guesser, tmp_path)
   assert (tmp_path / "out" / "hard" / "sampled-16.rollouts.jsonl").read_bytes() == written
   other = run(tmp_path, *flags, "--samples=8")
   assert other.returncode == 2
-  assert "holds samples of another trial: samples was 16, is 8" in other.stderr
+  assert "samples was 16, is 8" in other.stderr
 
 
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
     (["--hard"], "error: --hard needs a --model"),
-    (["--hard", "--model=gone/model", "--domain=swe"], "error: --hard needs a --model, and probl"),
-    (["--hard", "--model=m", "--fields=problem=q,solution=s"], "error: --hard: no problem has a"),
+    (["--hard", "--model=gone/model", "--domain=swe"], "error: --hard needs a --model"),
+    (["--hard", "--model=m", "--fields=problem=q,solution=s"], "error: --hard: "),
   ],
 )
 def test_hard_needs_a_model_and_answers(rows, flags, message):

@@ -13,7 +13,7 @@ PACKAGES = ["-r", "requirements.txt", "jax==0.11.*", "pytest", "pytest-xdist", "
 
 @pytest.fixture(scope="session")
 def python312():
-  """The interpreter of an environment that is made once, from pyenv's Python 3.12."""
+  """The interpreter of an environment with pyenv's Python 3.12, made once."""
   versions = sorted(pathlib.Path.home().glob(".pyenv/versions/3.12*/bin/python"))
   if not versions:
     pytest.skip("needs Python 3.12 in ~/.pyenv/versions")

@@ -1,4 +1,4 @@
-"""Processor time of a call, for tests of what hostile text costs."""
+"""Measures the CPU time of a call, for tests with hostile text."""
 
 import gc
 import time

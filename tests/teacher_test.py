@@ -1,4 +1,4 @@
-"""The teacher command against a real HTTP server that gives canned answers and faults."""
+"""srl_jax.teacher against a real HTTP server with scripted answers and faults."""
 
 import collections
 import contextlib
@@ -27,7 +27,7 @@ def solved(answer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-  """Answers as `server.script(problem, how many times it was asked before)` says."""
+  """Answers with `server.script(problem, number of earlier requests for it)`."""
 
   def do_POST(self):
     body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -40,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     status, said = answer if isinstance(answer, tuple) else (200, completion(answer))
     self.send_response(status)
     self.end_headers()
-    with contextlib.suppress(ConnectionError):  # the client may leave before the end
+    with contextlib.suppress(ConnectionError):  # the client may close the connection early
       for part in said if self.server.drip else [said]:
         self.wfile.write(part.encode())
         time.sleep(self.server.drip)
@@ -96,7 +96,7 @@ def problems(tmp_path):
 def test_solutions_are_kept_and_the_rest_is_told_by_reason(problems, server):
   answers = {
     "0+1?": [solved(1)],
-    # Of a server whose chat template opens the block.
+    # As from a server with a chat template that opens the block.
     "1+1?": [solved(7), "1. so\n2. \\boxed{7}</think>\n" + solved(2)],
     "2+1?": ["<think>1. a\n2. b</think>So \\boxed{3}.", "1. **Only**: \\boxed{3}", solved(3)],
     "3+1?": ["I do not know.", solved(4)],
@@ -190,8 +190,8 @@ def test_an_error_in_the_middle_keeps_what_there_is(problems, server):
     ((401, "no"), "HTTP 401: no; set OPENAI_API_KEY"),
     ((404, ""), "HTTP 404: Not Found; check --server and --model"),
     ((307, ""), "HTTP 307"),
-    ((200, "<html>Hello"), "no chat completion: '<html>Hello'; is it an OpenAI-compatible server?"),
-    ((200, '{"choices": []}'), "no chat completion"),
+    ((200, "<html>Hello"), "'<html>Hello'; is it an OpenAI-compatible server?"),
+    ((200, '{"choices": []}'), "chat completion"),
   ],
 )
 def test_a_server_that_refuses_is_one_line(problems, server, answer, message):
@@ -200,7 +200,7 @@ def test_a_server_that_refuses_is_one_line(problems, server, answer, message):
   assert result.returncode == 2
   assert message in result.stderr and result.stderr.count("\n") == 1
   assert KEY not in result.stderr
-  assert max(server.asked.values()) == 1  # asked again it would say the same
+  assert max(server.asked.values()) == 1  # another request would get the same answer
 
 
 DEEP = '{"choices": [' + "[" * 100_000
@@ -208,7 +208,7 @@ LISTED = json.dumps([{"type": "text", "text": "1. a"}])
 
 
 def content(json_text):
-  """A chat completion whose content is this JSON."""
+  """Returns a chat completion with this JSON as its content."""
   return completion("CONTENT").replace('"CONTENT"', json_text)
 
 
@@ -280,15 +280,15 @@ def test_nobody_at_the_address(problems, server):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--server=localhost:8000"], "error: --server='localhost:8000' is no URL"),
-    (["--server=http://localhost:x"], "error: --server='http://localhost:x' is no URL"),
-    (["--server=http://me:secret@localhost"], "error: --server: an address with a user name; give"),
-    (["--problems=gone.jsonl"], "error: gone.jsonl does not exist"),
+    (["--server=localhost:8000"], "error: --server='localhost:8000' "),
+    (["--server=http://localhost:x"], "error: --server='http://localhost:x' "),
+    (["--server=http://me:secret@localhost"], "error: --server: "),
+    (["--problems=gone.jsonl"], "error: gone.jsonl "),
     (["--fields=problem=problem,answer=gold"], "error: problems.jsonl:1: no field 'gold'"),
     (["--fields=problem=problem"], "error: data.fields.answer"),
-    (["--fields=solution=x"], "error: --fields: 'solution=x' is none of"),
-    (["--model=other"], "error: out/attempts.jsonl holds answers of 'expert', not of 'other'"),
-    (["--problems=other.jsonl"], "error: out/attempts.jsonl holds answers to a problem"),
+    (["--fields=solution=x"], "error: --fields: 'solution=x' "),
+    (["--model=other"], "error: out/attempts.jsonl has answers of 'expert', not of 'other'"),
+    (["--problems=other.jsonl"], "error: out/attempts.jsonl has answers to a problem"),
   ],
 )
 def test_bad_input_is_one_line(problems, flags, message):

@@ -1,7 +1,7 @@
-"""Prints the keys of the config that no file in configs/ sets: python -m tests.unused_options.
+"""Prints the config keys that no file in configs/ sets: python -m tests.unused_options.
 
-An option without a config costs code, tests and reading. Before you add a line to KEPT, ask which
-experiment needs the key, and give that experiment a config.
+An option without a config costs code, tests and reading time. Before adding a line to KEPT, write
+a config for the experiment that needs the key.
 """
 
 import importlib
@@ -30,14 +30,14 @@ KEPT = {
 
 
 def unused() -> list[str]:
-  """The keys that keep their defaults in every config and are not assigned in any."""
+  """Returns the keys that have their defaults in every config and are not assigned in any."""
   before = flatten(defaults())
   used = set()
   for path in CONFIGS.rglob("*.py"):
     name = ".".join(path.relative_to(CONFIGS.parent).with_suffix("").parts)
     made = flatten(importlib.import_module(name).get_config())
     used |= {key for key, value in made.items() if before.get(key) != value}
-    # A value may be set for some arguments only, or be written out although it is the default.
+    # A config may assign a key for some arguments only, or assign it the default.
     used |= set(re.findall(r"\bconfig\.([\w.]+)(?= [-+*/]*=[^=])", path.read_text()))
   return sorted(before.keys() - used)
 

@@ -1,4 +1,4 @@
-"""Every option has a config, or a reason for having none."""
+"""Every option is set by a config, or has a reason why none sets it."""
 
 from tests import unused_options
 

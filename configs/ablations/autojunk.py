@@ -2,9 +2,9 @@
 
   launch/run.sh configs/ablations/autojunk.py                         8 x H100
 
-The rule ignores characters that make up more than 1 % of a target of 200 characters and more: in
-prose nearly all of them, so long steps score low. The paper's formula has no such rule, and the
-paper does not say. Arguments: those of srl_math.py; there is no figure of the paper.
+The rule ignores characters that make up more than 1 % of a target of 200 or more characters, which
+are nearly all characters of prose, so long steps score low. The paper's formula has no such rule,
+and the paper does not mention it. Arguments: those of srl_math.py; the paper reports no figure.
 """
 
 from configs import srl_math

@@ -2,9 +2,9 @@
 
   launch/run.sh configs/ablations/clip_higher.py                      8 x H100
 
-The upper bound of the ratio is 1.28, so that unlikely tokens can gain more. As in clip.py there
-are four optimiser steps for each batch, or nothing is clipped. Arguments: those of srl_math.py;
-there is no figure of the paper.
+The upper bound of the ratio is 1.28, so that unlikely tokens can gain more probability. As in
+clip.py there are four optimiser steps per batch; otherwise nothing is clipped. Arguments: those of
+srl_math.py; the paper reports no figure.
 """
 
 from configs.ablations import clip

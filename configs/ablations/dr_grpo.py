@@ -3,8 +3,8 @@
   launch/run.sh configs/ablations/dr_grpo.py                          8 x H100
   launch/run.sh configs/ablations/dr_grpo.py --config.algorithm.aggregate=constant
 
-The second line has the other half of Dr.GRPO (arXiv 2503.20783), too: a response's tokens count the
-same however long it is. Arguments: those of srl_math.py; there is no figure of the paper.
+The second command adds the other half of Dr.GRPO (arXiv 2503.20783): every token has the same
+weight, however long its response. Arguments: those of srl_math.py; the paper reports no figure.
 """
 
 from configs import srl_math

@@ -3,8 +3,8 @@
   launch/run.sh configs/ablations/epsilon.py                          8 x H100
   launch/run.sh configs/ablations/epsilon.py --config.algorithm.std_epsilon=0.0   any difference
 
-The paper keeps a group if the standard deviation of its rewards exceeds epsilon, and does not say
-which. Arguments: those of srl_math.py; there is no figure of the paper.
+The paper keeps a group if the standard deviation of its rewards exceeds epsilon, but does not state
+its value. Arguments: those of srl_math.py; the paper reports no figure.
 """
 
 from configs import srl_math

@@ -1,8 +1,8 @@
-"""SRL without importance weights: what engine and trainer disagree on is not corrected.
+"""SRL without importance weights: differences between engine and trainer are not corrected.
 
   launch/run.sh configs/ablations/importance_cap.py                   8 x H100
 
-Arguments: those of srl_math.py; there is no figure of the paper.
+Arguments: those of srl_math.py; the paper reports no figure.
 """
 
 from configs import srl_math

@@ -1,9 +1,9 @@
-"""SRL with a KL penalty towards the base model, which GRPO has and the paper sets to 0 (Table 7).
+"""SRL with GRPO's KL penalty towards the base model, which the paper sets to 0 (Table 7).
 
   launch/run.sh configs/ablations/kl.py                               8 x H100
 
-A second copy of the weights stays on the devices and scores every batch. Arguments: those of
-srl_math.py; there is no figure of the paper.
+A second copy of the weights remains on the devices and scores every batch. Arguments: those of
+srl_math.py; the paper reports no figure.
 """
 
 from configs import srl_math

@@ -2,8 +2,8 @@
 
   launch/run.sh configs/ablations/title_hint.py                       8 x H100
 
-The paper's first footnote speaks of titles; whether its main run gave them is open. Arguments:
-those of srl_math.py; there is no figure of the paper.
+The paper's first footnote mentions titles, but not whether its main run used them. Arguments: those
+of srl_math.py; the paper reports no figure.
 """
 
 from configs import srl_math

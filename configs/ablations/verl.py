@@ -1,10 +1,10 @@
-"""SRL with the two choices of verl, the framework that the paper's runs were made with.
+"""SRL with two choices of verl, the framework of the paper's runs.
 
   launch/run.sh configs/ablations/verl.py                             8 x H100
 
-verl divides advantages by the sample's standard deviation (ddof 1) and takes the mean over all
-tokens of a batch; equation (1) of the paper takes it over each response first. Arguments: those of
-srl_math.py; there is no figure of the paper.
+verl divides advantages by the sample standard deviation (ddof 1) and averages over all tokens of a
+batch; equation (1) of the paper averages over each response first. Arguments: those of srl_math.py;
+the paper reports no figure.
 """
 
 from configs import srl_math
