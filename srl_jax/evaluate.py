@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
     with measuring.sampling(solver.engine, output, advice):
       measuring.claim(output, settings)
       for name, questions in benchmarks.items():
-        show = _show_progress(name)
+        show = _show_progress(name, len(questions), settings["mode"])
         for k in _passes():
           passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
   print(tables.write(output, settings))
@@ -259,10 +259,19 @@ def _shapes(settings: dict, first: int, width: int, kernel: str) -> list:
   return [short, slot_shape(fewer, 1, longest, max_tokens, *on)]
 
 
-def _show_progress(benchmark: str) -> Callable[[str, int], None]:
-  """A function that prints how many responses a pass has, now and then."""
-  pace = progress.Pace()
-  return lambda name, responses: pace.say(f"{benchmark} {name}: {responses} responses")
+def _show_progress(benchmark: str, problems: int, mode: str) -> Callable[[str, int], None]:
+  """A function that shows how many responses a pass over so many problems has."""
+  lines: dict[str, progress.ProgressLine] = {}
+
+  def show(name: str, responses: int) -> None:
+    if name not in lines:
+      total = problems * (_SAMPLES.value if name != "greedy" else 1)
+      total = total if mode == "whole" else None  # a stepwise solution has a response for each turn
+      title = f"{benchmark} {name}: response"
+      lines[name] = progress.ProgressLine(total, name=title, unit="responses")
+    lines[name].show(responses)
+
+  return show
 
 
 if __name__ == "__main__":

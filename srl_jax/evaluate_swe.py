@@ -153,7 +153,14 @@ def _load(
   ends = stop_ids(tokenizer, folder)
   engine = measuring.make_engine(tokenizer, ends, width, _SERVERS.value, _WEIGHTS_ROOT.value)
   engine.load_weights(model, settings["step"] or 0)
-  pace = progress.Pace()
+  lines: dict[str, progress.ProgressLine] = {}
+
+  def show(stage: str, responses: int) -> None:
+    line = lines.setdefault(
+      stage, progress.ProgressLine(None, name=f"{stage}: response", unit="responses")
+    )
+    line.show(responses)
+
   solver = solve.Solver(
     engine=engine,
     encode=lambda messages: encode(tokenizer, messages),
@@ -163,7 +170,7 @@ def _load(
     samples=settings["samples"],
     max_prompt_tokens=settings["max_prompt_tokens"],
     name=_name(settings["model"]),
-    progress=lambda stage, responses: pace.say(f"{stage}: {responses} responses"),
+    progress=show,
   )
   return solver, measuring.checksum(model)
 

@@ -14,7 +14,7 @@ import pathlib
 
 from absl import logging
 
-from srl_jax import command_line
+from srl_jax import command_line, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -78,8 +78,17 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   policy, _, _ = checkpoints.restore(step, shapes)
   checkpoints.close()
   dtype = dtype or run["dtype"]
-  weights.save_hf(config, policy, output, dtype=dtype, source=source, stop_ids=ends, checksums=True)
+  how = dict(dtype=dtype, source=source, stop_ids=ends, checksums=True)
+  weights.save_hf(config, policy, output, **how, progress=_show)
   return step
+
+
+_LINE = progress.ProgressLine(None, name="tensor", unit="tensors")
+
+
+def _show(done: int, total: int) -> None:
+  _LINE.total = total
+  _LINE.show(done)
 
 
 if __name__ == "__main__":

@@ -3,26 +3,34 @@
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from srl_jax.errors import UserError
 
+# Called with the number of rows read so far.
+Progress = Callable[[int], None]
 
-def read(source: str, path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+
+def read(
+  source: str, path: str, split: str, progress: Progress | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a source.
 
   Args:
     source: jsonl (`path` is a file) or hub (`path` is a dataset's name, `split` its split).
+    progress: called after each row.
 
   Raises:
     UserError: an unknown source, or as `json_lines` and `hub_rows`.
   """
-  if source == "jsonl":
-    return json_lines(path)
-  if source == "hub":
-    return hub_rows(path, split)
-  raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
+  if source not in ("jsonl", "hub"):
+    raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
+  rows = json_lines(path) if source == "jsonl" else hub_rows(path, split)
+  for number, (place, row) in enumerate(rows, start=1):
+    yield place, row
+    if progress:
+      progress(number)
 
 
 def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
