@@ -67,6 +67,12 @@ _STYLE = flags.DEFINE_enum(
 _SYSTEM_FILE = flags.DEFINE_string(
   "system_file", None, "Text file that replaces the system prompt (default: the run's own)."
 )
+_EXAMPLE = flags.DEFINE_bool(
+  "example", None, "Show a worked answer in the prompt of a next step (the run's or not)."
+)
+_OPEN_THINK = flags.DEFINE_bool(
+  "open_think", None, "End the prompt of a next step with an opened think block (the run's or not)."
+)
 _MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", None, "Of a response (default: that of a run of the same mode, else 4096).", 1
 )
@@ -169,9 +175,21 @@ def _task(run: dict | None, mode: str) -> str:
   return tasks.task_of_mode(mode, method)
 
 
+def _wording(run: dict | None, style: str):
+  """The tasks.PromptSettings of the flags and the run."""
+  from srl_jax.tasks import PromptSettings
+
+  return PromptSettings(
+    style,
+    measuring.choose(run, *_SYSTEM),
+    measuring.choose(run, _EXAMPLE, "prompt.example", False),
+    measuring.choose(run, _OPEN_THINK, "prompt.open_think", False),
+  )
+
+
 def _settings(run: dict | None) -> dict[str, Any]:
   """Everything that the figures depend on, but the weights' checksum."""
-  from srl_jax.tasks import TASKS, system_prompt
+  from srl_jax.tasks import TASKS, opens_think, system_prompt
 
   mode = measuring.choose(run, _MODE, "eval.mode", "whole")
   mode = "whole" if mode == "off" else mode
@@ -183,6 +201,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
   # Not the limit of another mode: a step's would cut whole solutions off.
   same = run if (run or {}).get("eval.mode", mode) in (mode, "off") else None
   style = "think" if stepwise else measuring.choose(run, _STYLE, "prompt.style", "plain")
+  task, wording = TASKS[_task(run, mode)], _wording(run, style)
   return {
     "model": _MODEL.value,
     "step": measuring.best_step(_MODEL.value) if run else None,
@@ -190,7 +209,8 @@ def _settings(run: dict | None) -> dict[str, Any]:
     "engine": _ENGINE.value,
     "mode": mode,
     "style": style,
-    "system": system_prompt(TASKS[_task(run, mode)], style, measuring.choose(run, *_SYSTEM)),
+    "system": system_prompt(task, wording),
+    "open_think": opens_think(task, wording),
     "temperature": _TEMPERATURE.value,
     "seed": _SEED.value,
     "max_tokens": measuring.choose(same, _MAX_TOKENS, "eval.max_tokens", 4096),
@@ -209,9 +229,8 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
 
   folder = hf_files.resolve_model(run["model"] if run else settings["model"])
   tokenizer = load_tokenizer(folder)
-  build_prompt = prompt_builder(
-    tokenizer, _task(run, settings["mode"]), settings["style"], measuring.choose(run, *_SYSTEM)
-  )
+  wording = _wording(run, settings["style"])
+  build_prompt = prompt_builder(tokenizer, _task(run, settings["mode"]), wording)
   questions = list(itertools.chain(*benchmarks.values()))
   check_lengths(
     hf_files.load_config(folder),

@@ -33,6 +33,7 @@ class Problem:
     answer: gold final answer, or a worked solution that boxes it; or None.
     number: 1 for a problem's first solution, 2 for its second, ...
     had_thoughts: whether the solution came with thoughts in it.
+    reasoning: for supervised fine-tuning on single steps, the expert's reasoning, or "".
   """
 
   id: str
@@ -41,6 +42,7 @@ class Problem:
   answer: str | None
   number: int = 1
   had_thoughts: bool = False
+  reasoning: str = ""
 
 
 def read_problems(
@@ -134,8 +136,9 @@ def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind
   text = _text(row, place, fields, "problem")
   solution = "" if kind.unit == "answer" else _text(row, place, fields, "solution")
   thoughts, without_thoughts = split_thoughts(solution)
-  if kind.supervised and solution:
-    solution = as_response(solution, _text(row, place, fields, "reasoning"))
+  reasoning = _text(row, place, fields, "reasoning") if kind.supervised else ""
+  if kind.supervised and kind.unit != "steps" and solution:
+    solution = as_response(solution, reasoning)
   else:
     solution = without_thoughts
   digest = hashlib.sha256(normalized(text).encode()).hexdigest()
@@ -145,6 +148,7 @@ def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind
     solution=solution,
     answer=_answer(split_thoughts(_text(row, place, fields, "answer"))[1]),
     had_thoughts=bool(thoughts),
+    reasoning=(reasoning or thoughts) if kind.supervised else "",
   )
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from srl_jax.learner import update
+from srl_jax.learner import packing, update
 from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
@@ -81,7 +81,9 @@ def update_calls(
     old, reference = scores if several else None, scores if kl else None
     args = (model, model, rows, old, reference)
     calls.append(Call("accumulate", update.accumulate, args, {"loss": loss}))
-    if always_score or several or kl or config.method == "sft":  # sft: the loss of held-out targets
+    # Supervised runs score held-out targets, in one shape.
+    held_out = config.method == "sft" and shape == packing.roomiest(shapes)
+    if always_score or several or kl or held_out:
       calls.append(Call("score", update.logprobs_of, (model, rows), {"loss": loss}))
   return calls
 

@@ -59,6 +59,7 @@ class Topology(NamedTuple):
 
 TOPOLOGIES = {
   "h100x1": Topology("cuda", "1x1x1", 1, H100),
+  "h100x4": Topology("cuda", "1x1x4", 4, H100),  # the trainer of launch/node.sh
   "h100x8": Topology("cuda", "1x1x8", 8, H100),
   "h100x32": Topology("cuda", "1x4x8", 32, H100),
   "v5e-8": Topology("tpu", "v5e:2x4", 8, V5E),

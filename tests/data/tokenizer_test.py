@@ -8,7 +8,7 @@ import pytest
 from srl_jax.data.responses import format_failure
 from srl_jax.data.tokenizer import decode, encode, load_tokenizer, stop_ids
 from srl_jax.errors import UserError
-from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks import TASKS, PromptSettings, system_prompt
 
 MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "P?"}]
 
@@ -66,7 +66,9 @@ def test_load_tokenizer_gives_the_ids_of_autotokenizer(qwen, shared):
     ids = ours(text, add_special_tokens=False)["input_ids"]
     assert ids == theirs(text, add_special_tokens=False)["input_ids"]
     assert ours.decode(ids) == theirs.decode(ids)
-  messages = TASKS["srl"].build_messages("P?", ["1. a"], None, system_prompt(TASKS["srl"]))
+  messages = TASKS["srl"].build_messages(
+    "P?", ["1. a"], None, system_prompt(TASKS["srl"], PromptSettings())
+  )
   expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
   assert encode(ours, messages) == (expected, False)
 
