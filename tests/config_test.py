@@ -69,7 +69,7 @@ def test_configs_build_their_programs_on_shapes(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_configs_refuse_unknown_arguments(path):
-  with pytest.raises(ValueError, match="config argument 'sede' is unknown; this config takes "):
+  with pytest.raises(ValueError, match="'sede'"):
     build(path, "sede=3")
 
 
@@ -151,7 +151,7 @@ def test_miniature_rows_are_the_quickstart_with_another_method():
   assert not rows["srl_no_filter"].algorithm.dynamic_sampling
   kind, count = quick.data.path.split(":")
   assert (kind, rows["sft_reasoning"].data.path) == ("hard", f"reasoned:{count}")
-  with pytest.raises(ValueError, match="config argument row='ppo': use one of srl, "):
+  with pytest.raises(ValueError, match="row='ppo'.*srl"):
     miniature_row.get_config("row=ppo")
 
 

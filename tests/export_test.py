@@ -68,7 +68,7 @@ def test_load_hf_refuses_a_damaged_export(run, tmp_path, name):
   assert names == {path.name for path in out.iterdir()} - {"SHA256SUMS"}
   data = (out / name).read_bytes()
   (out / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
-  with pytest.raises(UserError, match=f"{name}: damaged, .*remove SHA256SUMS if"):
+  with pytest.raises(UserError, match=f"{name}: .*SHA256SUMS"):
     weights.load_hf(out)
   (out / name).unlink()
   with pytest.raises(UserError, match=f"{name}: missing"):
@@ -100,7 +100,7 @@ def test_export_stops_where_the_run_stopped(run, tmp_path):
 
 def test_export_refuses_bad_input(run, tmp_path):
   workdir, _ = run
-  with pytest.raises(ValueError, match="no checkpoint of step 3; it has 2, 4, 6"):
+  with pytest.raises(ValueError, match="step 3.*2, 4, 6"):
     export.export(workdir, tmp_path / "out", 3)
   with pytest.raises(ValueError, match="no run with a checkpoint"):
     export.export(tmp_path, tmp_path / "out")

@@ -89,7 +89,7 @@ def test_load_examples_refuses_a_folder_prepared_otherwise(rows):
   ):
     with pytest.raises(ValueError, match=message):
       load_examples(config(path=folder, **changes), method="srl", seed=0)
-  with pytest.raises(ValueError, match="method='srl', the config has 'rlvr'"):
+  with pytest.raises(ValueError, match="method='srl'.*'rlvr'"):
     load_examples(config(path=folder), method="rlvr", seed=0)
   (rows / "out" / "summary.json").unlink()
   with pytest.raises(ValueError, match="has no readable summary.json"):
@@ -225,7 +225,7 @@ def test_prepare_of_trajectories(tmp_path):
   data.swe.pairs = 1
   with pytest.raises(ValueError, match="was prepared with swe="):
     load_examples(data, method="srl", seed=0)
-  with pytest.raises(ValueError, match="prepared with domain='swe', the config has 'math'"):
+  with pytest.raises(ValueError, match="domain='swe'.*'math'"):
     load_examples(config(path=str(tmp_path / "out"), holdout=1), method="srl", seed=0)
 
 

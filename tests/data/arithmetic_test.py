@@ -28,7 +28,7 @@ def test_problems_reasoned_responses_think_first():
   assert solution.split("\n") == problem.steps and example.task == "one_step"
   turns = [turn.removeprefix("<think>").split("</think>")[0] for turn in problem.turns]
   assert monologue.split("\n") == turns
-  with pytest.raises(ValueError, match="data.path='reasoned' holds responses to learn"):
+  with pytest.raises(ValueError, match="data.path='reasoned'"):
     load(data_config(path="reasoned"), "rlvr", seed=0)
 
 
@@ -102,7 +102,7 @@ def test_problems_of_another_seed_differ():
 def test_problems_refuses_what_it_cannot_draw():
   with pytest.raises(ValueError, match="'validation'"):
     arithmetic.problems("validation", 1)
-  with pytest.raises(ValueError, match="1000 different problems of 1 steps and 1 digits"):
+  with pytest.raises(ValueError, match="1000 .* 1 steps and 1 digits"):
     arithmetic.problems("train", 1000, steps=1, digits=1)
 
 

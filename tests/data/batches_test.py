@@ -71,12 +71,10 @@ def test_queue_take_returns_what_was_put_back_first():
 
 
 def test_bucket_rounds_up_with_bounded_padding():
-  lengths = [1, 32, 33, 256, 257, 512, 513, 1024, 1025, 2049]
-  assert [bucket(n) for n in lengths] == [32, 32, 64, 256, 288, 512, 576, 1024, 1152, 2304]
   for n in range(1, 9000):
-    assert n <= bucket(n) <= max(32, n * 1.125 + 32) and bucket(n) % (128 if n > 1024 else 32) == 0
-    assert bucket(bucket(n)) == bucket(n)
-  assert len({bucket(n) for n in range(1, 8193)}) == 8 + 8 * 5
+    assert n <= bucket(n) < n * 1.125 + 32 and bucket(n) % (128 if n > 1024 else 32) == 0
+    assert bucket(bucket(n)) == bucket(n) <= bucket(n + 1)
+  assert len({bucket(n) for n in range(1, 8193)}) <= 50  # programs to compile
 
 
 @pytest.mark.parametrize(

@@ -45,5 +45,5 @@ def test_hub_rows_yields_rows_and_names_errors(monkeypatch):
 
   monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
   assert list(hub_rows("a/b", "test")) == [("a/b[test] row 0", {"question": "a/b test"})]
-  with pytest.raises(ValueError, match=r"'gone' from .* \(ConnectionError: no route to the hub\)"):
+  with pytest.raises(ValueError, match="'gone' .*no route to the hub"):
     next(hub_rows("gone", "train"))

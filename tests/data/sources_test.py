@@ -64,7 +64,7 @@ def test_load_examples_puts_reasoning_in_think_tags(tmp_path):
   assert targets("sft") == [f"<think>\nHm.\n</think>\n{SOLUTION}", SOLUTION]
   assert targets("one_step") == [SOLUTION] * 2
   data.fields.reasoning = "thoughts"
-  with pytest.raises(ValueError, match="no field 'thoughts', which data.fields.reasoning names"):
+  with pytest.raises(ValueError, match="'thoughts'.*data.fields.reasoning"):
     targets("sft")
 
 
@@ -272,7 +272,7 @@ def test_load_examples_reads_a_file_of_step_examples(tmp_path):
   with pytest.raises(ValueError, match=r"steps.jsonl:1: task='srl', .*--method=rlvr"):
     load_examples(config(path), method="rlvr", seed=5)
   write(path, [steps[0], {k: v for k, v in steps[1].items() if k != "hint"}])
-  with pytest.raises(ValueError, match=r"steps.jsonl:2: a step example without 'hint'"):
+  with pytest.raises(ValueError, match="steps.jsonl:2: .*'hint'"):
     load_examples(config(path), method="srl", seed=5)
 
 
@@ -324,7 +324,7 @@ def test_load_examples_checks_step_examples_for_their_task(tmp_path, changes, me
 def test_load_examples_refuses_an_id_of_two_step_examples(tmp_path):
   """Also where one is in train.jsonl and the other in validation.jsonl."""
   path = write(tmp_path / "a.jsonl", [step(), step(id="7/2"), step(target="u")])
-  with pytest.raises(UserError, match=r"a.jsonl:3: the 'id' '7/1' is that of .*a.jsonl:1 too"):
+  with pytest.raises(UserError, match="a.jsonl:3: .*'7/1'.*a.jsonl:1"):
     load_examples(config(path), method="srl", seed=0)
   folder = tmp_path / "prepared"
   folder.mkdir()
@@ -332,7 +332,7 @@ def test_load_examples_refuses_an_id_of_two_step_examples(tmp_path):
   (folder / "summary.json").write_text(json.dumps({"settings": settings, "counts": {}}))
   write(folder / "train.jsonl", [step()])
   write(folder / "validation.jsonl", [step(id="8/1", problem_id="8", problem="R?"), step()])
-  with pytest.raises(UserError, match=r"validation.jsonl:2: the 'id' .*train.jsonl:1 too"):
+  with pytest.raises(UserError, match="validation.jsonl:2: .*train.jsonl:1"):
     load_examples(config(folder, holdout=1), method="srl", seed=0)
 
 

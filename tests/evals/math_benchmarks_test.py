@@ -114,7 +114,7 @@ def test_load_benchmark_takes_the_year_from_the_hub(monkeypatch):
 
 def test_load_benchmark_refuses_a_hub_dataset_that_changed(monkeypatch):
   hub(monkeypatch, [{"question": "q", "answer": "1"}] * 271)
-  with pytest.raises(ValueError, match=r"271 problems where minerva_math has 272"):
+  with pytest.raises(ValueError, match="271 .*minerva_math .*272"):
     M.load_benchmark("minerva_math")
 
 

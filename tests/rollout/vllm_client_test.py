@@ -324,7 +324,7 @@ def test_sample_leaves_a_server_that_is_too_slow(monkeypatch, part):
 )
 def test_start_refuses_settings_that_it_cannot_read(fake, make_engine, setting):
   vars(fake).update(setting)
-  with pytest.raises(ValueError, match=f"{fake.url} .*server_info: answer not understood"):
+  with pytest.raises(ValueError, match=f"{fake.url} .*server_info"):
     make_engine(fake)
 
 
@@ -352,7 +352,7 @@ def test_load_weights_fails_when_its_probe_is_not_answered(fake, make_engine, mo
       )
     ]
   }
-  with pytest.raises(EngineError, match="weights of step 3 were refused: .*answer not understood"):
+  with pytest.raises(EngineError, match="step 3"):
     engine.load_weights(model, 3)
   # The push had paused it. Its health is asked for all the time.
   assert [path for path, _ in fake.requests if path != "/health"][-1] == "/resume"
@@ -365,9 +365,7 @@ def test_load_weights_repeats_after_one_bad_answer(fake, make_engine, model):
     return bad.pop() if path == "/update_weights" and bad else handle(path, body)
 
   fake.handle = sometimes
-  with pytest.raises(
-    EngineError, match="weights of step 3 were refused: .*update_weights answered"
-  ):
+  with pytest.raises(EngineError, match="step 3 .*update_weights"):
     engine.load_weights(model, 3)
   bad.append((404, b""))
   engine.load_weights(model, 4)
@@ -408,7 +406,7 @@ def test_sample_does_not_repeat_a_wrong_request(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   fake.faults = [lambda fake, body: (400, {"error": {"message": "too long"}})] * 9
-  with pytest.raises(ValueError, match=r"prompt p0 .*answered 400: too long"):
+  with pytest.raises(ValueError, match="p0 .*400: too long"):
     ask(engine, count=1)
   assert len(fake.faults) == 8
 
@@ -468,24 +466,24 @@ def test_sample_moves_work_from_a_hanging_server(model, fake, make_engine):
 def test_load_weights_refuses_weights_that_did_not_arrive(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 1)
-  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+  with pytest.raises(EngineError, match="log-probs"):
     engine.load_weights(policy_model.init(CONFIG, 1), 2)  # the fake keeps the old ones
   engine = make_engine(fake)
   fake.handle = lambda path, body, handle=fake.handle: handle(
     path, None if "finish" in path else body
   )
-  with pytest.raises(EngineError, match="samples with weights '2' after the push of step 4"):
+  with pytest.raises(EngineError, match="'2' .*step 4"):
     engine.load_weights(model, 4)
 
 
 def test_start_names_a_server_that_is_away(make_engine):
-  with pytest.raises(ValueError, match=r"127.0.0.1:9 \(/health never answered 200\)"):
+  with pytest.raises(ValueError, match=r"127.0.0.1:9 .*/health"):
     make_engine("http://127.0.0.1:9")
 
 
 def test_start_refuses_a_server_of_another_kind(fake, make_engine):
   fake.handle = lambda path, body: (200, b"" if path == "/health" else b"hello")
-  with pytest.raises(ValueError, match=r"/server_info answered no JSON: hello"):
+  with pytest.raises(ValueError, match="/server_info .*hello"):
     make_engine(fake)
 
 

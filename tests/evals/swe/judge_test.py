@@ -152,7 +152,7 @@ def test_judge_calls_the_official_harness(tmp_path):
 def test_judge_names_a_missing_report(tmp_path):
   for text in ("[]", "{}", "no"):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UserError, match="no report of the official harness"):
+    with pytest.raises(UserError, match="report"):
       official.read_report(tmp_path / "r.json")
 
 
@@ -267,7 +267,7 @@ os._exit(0)
 @pytest.mark.slow
 def test_judge_names_a_missing_docker_service(cache, call, monkeypatch, tmp_path):
   monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-  with pytest.raises(UserError, match="no docker service answers.*--by=sandbox"):
+  with pytest.raises(UserError, match="docker.*--by=sandbox"):
     official.judge_by_docker(
       "verified", tmp_path, tmp_path / "out", cache=cache, workers=1, seconds=1, gold=True
     )

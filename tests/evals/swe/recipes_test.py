@@ -92,5 +92,5 @@ def test_interpreter_that_is_missing_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
   monkeypatch.setenv("PATH", str(tmp_path))
   recipe = recipes.recipe_of("django/django", (3, 1))
-  with pytest.raises(UserError, match="Python 3.6, which is neither on PATH"):
+  with pytest.raises(UserError, match="Python 3.6"):
     recipes.environment_of(recipe, tmp_path)
