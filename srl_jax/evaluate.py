@@ -25,7 +25,6 @@ weights from here. The same command continues where it stopped, and further benc
 
 import itertools
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -116,9 +115,10 @@ def main(argv: list[str]) -> None:
     with measuring.sampling(solver.engine, output, advice):
       measuring.claim(output, settings)
       for name, questions in benchmarks.items():
-        show = _show_progress(name, len(questions), settings["mode"])
         for k in _passes():
-          passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
+          with _pass_line(name, len(questions), k, settings["mode"]) as line:
+            show = lambda _, responses, line=line: line.show(responses)
+            passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
   print(tables.write(output, settings))
 
 
@@ -278,19 +278,14 @@ def _shapes(settings: dict, first: int, width: int, kernel: str) -> list:
   return [short, slot_shape(fewer, 1, longest, max_tokens, *on)]
 
 
-def _show_progress(benchmark: str, problems: int, mode: str) -> Callable[[str, int], None]:
-  """A function that shows how many responses a pass over so many problems has."""
-  lines: dict[str, progress.ProgressLine] = {}
+def _pass_line(benchmark: str, problems: int, k: int, mode: str) -> progress.ProgressLine:
+  """The line that shows how many responses a pass has, those of earlier commands included."""
+  from srl_jax.evals.passes import pass_name
 
-  def show(name: str, responses: int) -> None:
-    if name not in lines:
-      total = problems * (_SAMPLES.value if name != "greedy" else 1)
-      total = total if mode == "whole" else None  # a stepwise solution has a response for each turn
-      title = f"{benchmark} {name}: response"
-      lines[name] = progress.ProgressLine(total, name=title, unit="responses")
-    lines[name].show(responses)
-
-  return show
+  # A stepwise solution has a response for each turn.
+  total = problems * max(1, k) if mode == "whole" else None
+  title = f"{benchmark} {pass_name(k)}: response"
+  return progress.ProgressLine(total, name=title, unit="responses")
 
 
 if __name__ == "__main__":

@@ -116,11 +116,13 @@ def main(argv: list[str]) -> None:
   kind = example_kind(_METHOD.value, _DOMAIN.value)
   with contextlib.ExitStack() as stack:
     if data.trajectories:
-      runs, counts = runs_lib.read_runs(data, seed=seed, progress=_row_line(data).show)
+      with _row_line(data) as line:
+        runs, counts = runs_lib.read_runs(data, seed=seed, progress=line.show)
       measures = _measure_runs(runs)
       examples = runs_lib.make_examples(runs, counts, data, kind, seed=seed)
     else:
-      problems, counts = problems_lib.read_problems(data, kind, progress=_row_line(data).show)
+      with _row_line(data) as line:
+        problems, counts = problems_lib.read_problems(data, kind, progress=line.show)
       if _HARD.value:
         questions = _questions(problems)
         stack.enter_context(folders.locked(output))  # the samples are written there, too
@@ -265,10 +267,12 @@ def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, floa
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
   total = len(questions) * trial.samples
-  line = progress.ProgressLine(total, name="sampling: response", unit="responses")
-  show = lambda _, responses: line.show(responses)
   width = max(_WIDTH.value, trial.samples)
-  return hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
+  with progress.ProgressLine(total, name="sampling: response", unit="responses") as line:
+    show = lambda _, responses: line.show(responses)
+    return hard_problems.success_rates(
+      trial, questions, output / "hard", width=width, progress=show
+    )
 
 
 # ---------------------------------------------------------------------------------- the summary

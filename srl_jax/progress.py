@@ -26,6 +26,8 @@ class Pace:
 class ProgressLine:
   """The line of a long command: how much is done of how many, the rate, the time left.
 
+  As a context manager it leaves what is printed after it on a line of its own.
+
   Args:
     total: units of work, or None where it is not known.
     name: what a unit is, or what is worked on.
@@ -53,6 +55,19 @@ class ProgressLine:
     # compilation in the first steps does not count.
     self._recent = collections.deque(maxlen=30)
     self._printed_once = set()
+    self._is_open = False  # the live line has no end yet
+
+  def __enter__(self) -> "ProgressLine":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.end()
+
+  def end(self) -> None:
+    """Ends a live line whose work is done, or has been given up."""
+    if self._is_open:
+      print(flush=True, file=self._file)
+    self._is_open = False
 
   def show(self, done: int, parts: dict[str, str] | None = None) -> None:
     """Shows that `done` units are done, and the parts, {name: value}."""
@@ -68,6 +83,7 @@ class ProgressLine:
     line = self._text(done, now, parts or {})
     if self._is_live:
       print("\r\033[K" + line, end="\n" if last else "", flush=True, file=self._file)
+      self._is_open = not last
     else:
       print(line, flush=True, file=self._file)
 
@@ -87,6 +103,7 @@ class ProgressLine:
     """Prints a message on a line that stays."""
     if not self.quiet:
       print(("\r\033[K" if self._is_live else "") + message, flush=True, file=self._file)
+      self._is_open = False
 
   def say_once(self, kind: str, message: str) -> None:
     """As `say`, for the first message of its kind."""

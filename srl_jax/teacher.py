@@ -86,6 +86,8 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
           number, done = attempt["number"], 0
           todo = len(problems) - len(_solved_or_tried(made, number))
           name = f"attempt {number} of {_ATTEMPTS.value}: answer"
+          if line:  # the last round's; some of its attempts may have been given up
+            line.end()
           line = progress.ProgressLine(todo, name=name, unit="answers")
         file.write(json.dumps(attempt, ensure_ascii=False) + "\n")
         file.flush()
@@ -100,6 +102,8 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
     )
     raise SystemExit(130) from None
   finally:  # after an error or Ctrl-C too: what is solved can be used
+    if line:
+      line.end()
     _write_solutions(output / "solutions.jsonl", problems, made)
   print(_table(problems, made))
   print(f"wrote {output}/solutions.jsonl and attempts.jsonl")

@@ -54,6 +54,14 @@ def test_show_without_a_total_has_no_time_left(clock):
   assert shown[-1] == "row 40  2 rows/s"
 
 
+def test_line_ends_where_the_work_is_given_up(clock):
+  file = Terminal()
+  with progress.ProgressLine(40, name="row", unit="rows", file=file) as line:
+    clock[0] += 1
+    line.show(7)
+  assert file.getvalue().endswith("row 7/40\n")
+
+
 def test_show_of_a_training_begins_and_ends_with_a_line(clock):
   said = lines_of(clock, io.StringIO(), 40).splitlines()
   assert [line.split()[1].split("/")[0] for line in said] == ["1", "20", "40"]
