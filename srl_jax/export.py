@@ -11,6 +11,7 @@ run that has the accelerator.
 """
 
 import pathlib
+from collections.abc import Callable
 
 from absl import logging
 
@@ -79,16 +80,19 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   checkpoints.close()
   dtype = dtype or run["dtype"]
   how = dict(dtype=dtype, source=source, stop_ids=ends, checksums=True)
-  weights.save_hf(config, policy, output, **how, progress=_show)
+  weights.save_hf(config, policy, output, **how, progress=_show_tensors())
   return step
 
 
-_LINE = progress.ProgressLine(None, name="tensor", unit="tensors")
+def _show_tensors() -> Callable[[int, int], None]:
+  """A function that shows how many of all tensors are written."""
+  line = progress.ProgressLine(None, name="tensor", unit="tensors")
 
+  def show(done: int, total: int) -> None:
+    line.total = total
+    line.show(done)
 
-def _show(done: int, total: int) -> None:
-  _LINE.total = total
-  _LINE.show(done)
+  return show
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def test_export_command_writes_a_folder(run, tmp_path):
   )
   done = call(run[0])
   assert done.returncode == 0, done.stderr
-  assert done.stdout == f"wrote {tmp_path}/out: step 4 of {run[0]}\n"
+  # On a busy machine there are lines of progress before it.
+  assert done.stdout.splitlines()[-1] == f"wrote {tmp_path}/out: step 4 of {run[0]}"
   refused = call(tmp_path / "nothing")
   assert refused.returncode == 2
   assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
