@@ -116,11 +116,13 @@ def main(argv: list[str]) -> None:
   kind = example_kind(_METHOD.value, _DOMAIN.value)
   with contextlib.ExitStack() as stack:
     if data.trajectories:
-      runs, counts = runs_lib.read_runs(data, seed=seed)
+      with _row_line(data) as line:
+        runs, counts = runs_lib.read_runs(data, seed=seed, progress=line.show)
       measures = _measure_runs(runs)
       examples = runs_lib.make_examples(runs, counts, data, kind, seed=seed)
     else:
-      problems, counts = problems_lib.read_problems(data, kind)
+      with _row_line(data) as line:
+        problems, counts = problems_lib.read_problems(data, kind, progress=line.show)
       if _HARD.value:
         questions = _questions(problems)
         stack.enter_context(folders.locked(output))  # the samples are written there, too
@@ -177,6 +179,15 @@ def _data() -> DataConfig:
     solutions_per_problem=_SOLUTIONS_PER_PROBLEM.value,
     trajectories=trajectories if _DOMAIN.value != "math" else None,
   )
+
+
+def _row_line(data: DataConfig) -> progress.ProgressLine:
+  """The line that shows how many rows are read; of a hub dataset their number is not known yet."""
+  total = None
+  if data.source == "jsonl" and os.path.isfile(data.path):
+    with open(data.path, "rb") as file:
+      total = sum(1 for _ in file)
+  return progress.ProgressLine(total, name="row", unit="rows")
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -253,10 +264,13 @@ def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, floa
   trial = hard_problems.Trial(
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
-  pace, total = progress.Pace(), len(questions) * trial.samples
-  show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
+  total = len(questions) * trial.samples
   width = max(_WIDTH.value, trial.samples)
-  return hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
+  with progress.ProgressLine(total, name="sampling: response", unit="responses") as line:
+    show = lambda _, responses: line.show(responses)
+    return hard_problems.success_rates(
+      trial, questions, output / "hard", width=width, progress=show
+    )
 
 
 # ---------------------------------------------------------------------------------- the summary

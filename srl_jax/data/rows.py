@@ -8,7 +8,7 @@ import logging
 import pathlib
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from srl_jax.errors import UserError
@@ -24,22 +24,30 @@ def is_local(spec: str) -> bool:
   """
   return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
 
+# Called with the number of rows read so far.
+Progress = Callable[[int], None]
 
-def read(source: str, path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+
+def read(
+  source: str, path: str, split: str, progress: Progress | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a source.
 
   Args:
     source: jsonl (`path` is a file or folder) or hub (`path` is a dataset's name, `split` its
       split).
+    progress: called after each row.
 
   Raises:
     UserError: an unknown source, or as `local_rows` and `hub_rows`.
   """
-  if source == "jsonl":
-    return local_rows(path, split)
-  if source == "hub":
-    return hub_rows(path, split)
-  raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
+  if source not in ("jsonl", "hub"):
+    raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
+  rows = local_rows(path, split) if source == "jsonl" else hub_rows(path, split)
+  for number, (place, row) in enumerate(rows, start=1):
+    yield place, row
+    if progress:
+      progress(number)
 
 
 def local_rows(path: str | pathlib.Path, split: str = "train") -> Iterator[tuple[str, dict]]:

@@ -14,7 +14,7 @@ from srl_jax.data.rows import hub_rows, is_local, json_lines, local_rows
 from srl_jax.errors import UserError
 
 
-def test_a_bom_crlf_and_blank_lines_are_fine(tmp_path):
+def test_json_lines_accepts_bom_crlf_and_blank_lines(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": "\xc3\xa9"}\n\n')
   assert list(json_lines(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": "é"})]
@@ -31,19 +31,19 @@ def test_a_bom_crlf_and_blank_lines_are_fine(tmp_path):
     (b"[1, 2]\n", r"a.jsonl:1: expected a JSON object, found a list"),
   ],
 )
-def test_bad_files(tmp_path, content, message):
+def test_json_lines_refuses_broken_files(tmp_path, content, message):
   path = tmp_path / "a.jsonl"
   path.write_bytes(content)
   with pytest.raises(ValueError, match=message):
     list(json_lines(path))
 
 
-def test_a_missing_file(tmp_path):
+def test_json_lines_refuses_a_missing_file(tmp_path):
   with pytest.raises(ValueError, match="nope.jsonl does not exist"):
     next(json_lines(tmp_path / "nope.jsonl"))
 
 
-def test_hub_rows(monkeypatch):
+def test_hub_rows_yields_rows_and_names_errors(monkeypatch):
   def load_dataset(name, *, split):
     if name == "gone":
       raise ConnectionError("no route\nto the hub")
@@ -51,7 +51,7 @@ def test_hub_rows(monkeypatch):
 
   monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
   assert list(hub_rows("a/b", "test")) == [("a/b[test] row 0", {"question": "a/b test"})]
-  with pytest.raises(ValueError, match=r"'gone' from .* \(ConnectionError: no route to the hub\)"):
+  with pytest.raises(ValueError, match="'gone' .*no route to the hub"):
     next(hub_rows("gone", "train"))
 
 
