@@ -58,6 +58,8 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
     main: the command.
     own: its flags, from `own_flags().values`, in addition to absl's.
   """
+  # A shell expands a ~ at the beginning of a word only, which is not that of a flag's value.
+  sys.argv[:] = [sys.argv[0], *map(at_home, sys.argv[1:])]
   if own is not None:
     # The command that runs may register its flags globally: --help and config overrides need it.
     flags.FLAGS.append_flag_values(own)
@@ -73,6 +75,12 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
       main(argv)
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def at_home(argument: str) -> str:
+  """Returns an argument with every ~ at the start of a path (after "=", "," or ":") expanded."""
+  home = os.path.expanduser("~")
+  return re.sub(r"(^|[=,:])~(?=/|$)", lambda match: match[1] + home, argument)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ from typing import Any
 from srl_jax import command_line, folders, progress
 from srl_jax.config import CHOICES, defaults
 from srl_jax.data import problems as problems_lib
+from srl_jax.data import rows, solutions, sources
 from srl_jax.data import runs as runs_lib
-from srl_jax.data import solutions, sources
 from srl_jax.data.data_config import Columns, DataConfig, TrajectoryConfig
 from srl_jax.data.examples import REMARKS, Examples, StepExample
 from srl_jax.errors import UserError
@@ -117,11 +117,13 @@ def main(argv: list[str]) -> None:
   kind = example_kind(_METHOD.value, _DOMAIN.value)
   with contextlib.ExitStack() as stack:
     if data.trajectories:
-      runs, counts = runs_lib.read_runs(data, seed=seed)
+      with _row_line(data) as line:
+        runs, counts = runs_lib.read_runs(data, seed=seed, progress=line.show)
       measures = _measure_runs(runs)
       examples = runs_lib.make_examples(runs, counts, data, kind, seed=seed)
     else:
-      problems, counts = problems_lib.read_problems(data, kind)
+      with _row_line(data) as line:
+        problems, counts = problems_lib.read_problems(data, kind, progress=line.show)
       if _HARD.value:
         questions = _questions(problems)
         # The samples are written to the folder too, so it is locked before sampling.
@@ -166,11 +168,9 @@ def _data() -> DataConfig:
       raise UserError(f"--fields: {item!r} is none of {choices}")
     columns[field] = column
   source = _SOURCE.value
-  # A name with such a suffix is a file even if it is missing, for a fitting error message.
-  is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
   trajectories = TrajectoryConfig(**{name: flag.value for name, flag in _SWE.items()})
   return DataConfig(
-    source="jsonl" if is_file else "hub",
+    source="jsonl" if rows.is_local(source) else "hub",
     path=source,
     split=_SPLIT.value,
     domain=_DOMAIN.value,
@@ -181,6 +181,15 @@ def _data() -> DataConfig:
     solutions_per_problem=_SOLUTIONS_PER_PROBLEM.value,
     trajectories=trajectories if _DOMAIN.value != "math" else None,
   )
+
+
+def _row_line(data: DataConfig) -> progress.ProgressLine:
+  """Returns the progress line for reading rows; the number of a hub dataset's rows is not known."""
+  total = None
+  if data.source == "jsonl" and os.path.isfile(data.path):
+    with open(data.path, "rb") as file:
+      total = sum(1 for _ in file)
+  return progress.ProgressLine(total, name="row", unit="rows")
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -257,10 +266,13 @@ def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, floa
   trial = hard_problems.Trial(
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
-  pace, total = progress.Pace(), len(questions) * trial.samples
-  show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
+  total = len(questions) * trial.samples
   width = max(_WIDTH.value, trial.samples)  # a group of samples must fit
-  return hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
+  with progress.ProgressLine(total, name="sampling: response", unit="responses") as line:
+    show = lambda _, responses: line.show(responses)
+    return hard_problems.success_rates(
+      trial, questions, output / "hard", width=width, progress=show
+    )
 
 
 # ---------------------------------------------------------------------------------- the summary

@@ -5,6 +5,7 @@ import sys
 import time
 
 SECONDS = 10.0  # between two plain lines
+LIVE_SECONDS = 0.1  # between two versions of a live line
 
 
 class Pace:
@@ -21,51 +22,90 @@ class Pace:
     self._last = now
     return True
 
-  def say(self, text: str) -> None:
-    """Prints the text if a line is due."""
-    if self.due():
-      print(text, flush=True)
-
 
 class ProgressLine:
-  """The progress line of a run of `total` steps, with the remaining time.
+  """The progress line of a long command: units done, of how many, rate and remaining time.
+
+  Used as a context manager, it ends an open line on a terminal at the end of the block.
 
   Args:
-    total: number of steps.
+    total: number of units, or None if it is not known.
+    name: of one unit, or of the work.
+    unit: plural of the units for the rate, `12.5 rows/s`; "" shows no rate.
     quiet: print nothing (processes other than process 0).
-    seconds: between two plain lines.
+    seconds: between two lines if the output is not a terminal; the first one is printed after them.
+    file: to print to; None for sys.stdout.
   """
 
-  def __init__(self, total: int, *, quiet: bool = False, seconds: float = SECONDS):
-    self.total, self.quiet, self._pace = total, quiet, Pace(seconds)
-    self._is_live = sys.stdout.isatty()
-    # (time, step) of the last 30 steps. The remaining time is computed from these alone, so that
+  def __init__(
+    self,
+    total: int | None,
+    *,
+    name: str = "step",
+    unit: str = "",
+    quiet: bool = False,
+    seconds: float = SECONDS,
+    file=None,
+  ):
+    self.total, self.name, self.unit, self.quiet = total, name, unit, quiet
+    self._pace, self._file = Pace(seconds), file or sys.stdout
+    self._is_live = self._file.isatty()
+    self._live_pace = Pace(LIVE_SECONDS)
+    # (time, done) of the last calls. Rate and remaining time are computed from these alone, so that
     # the compilation in the first steps is soon left out.
     self._recent = collections.deque(maxlen=30)
     self._printed_once = set()
+    self._is_open = False  # whether the live line has not been ended by a line break yet
 
-  def show(self, step: int, parts: dict[str, str]) -> None:
-    """Shows step `step` of `total` and the parts, {name: value}."""
+  def __enter__(self) -> "ProgressLine":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.end()
+
+  def end(self) -> None:
+    """Ends an open live line, for work that is finished or was interrupted."""
+    if self._is_open:
+      print(flush=True, file=self._file)
+    self._is_open = False
+
+  def show(self, done: int, parts: dict[str, str] | None = None) -> None:
+    """Shows that `done` units are done, with further parts, {name: value}."""
     now = time.monotonic()
-    self._recent.append((now, step))
-    # The first and the last step are always printed.
-    due = self._pace.due() or step <= 1 or step == self.total
-    if self.quiet or not (self._is_live or due):
+    last = done == self.total
+    due = self._live_pace.due() if self._is_live else self._pace.due()
+    # Training prints its first and last step at once; other commands may end before a line is due.
+    due = due or (not self.unit and (done <= 1 or last)) or (self._is_live and last)
+    if due or not self._recent or now - self._recent[-1][0] >= LIVE_SECONDS:
+      self._recent.append((now, done))
+    if self.quiet or not due:
       return
-    line = f"step {step}/{self.total}  " + "  ".join(f"{k} {v}" for k, v in parts.items())
-    first_time, first_step = self._recent[0]
-    if step > first_step:
-      line += f"  left {clock((self.total - step) * (now - first_time) / (step - first_step))}"
+    line = self._text(done, now, parts or {})
     if self._is_live:
       # "\r\033[K" returns to the start of the line and clears it.
-      print("\r\033[K" + line, end="\n" if step == self.total else "", flush=True)
+      print("\r\033[K" + line, end="\n" if last else "", flush=True, file=self._file)
+      self._is_open = not last
     else:
-      print(line, flush=True)
+      print(line, flush=True, file=self._file)
+
+  def _text(self, done: int, now: float, parts: dict[str, str]) -> str:
+    """Returns the line; rate and remaining time from the oldest call in `_recent` to now."""
+    line = f"{self.name} {done}" + ("" if self.total is None else f"/{self.total}")
+    words = [f"{key} {value}" for key, value in parts.items()]
+    first_time, first_done = self._recent[0]
+    if done > first_done:
+      rate = (done - first_done) / max(now - first_time, 1e-9)
+      if self.unit:
+        words.append(f"{rate:.3g} {self.unit}/s")
+      if self.total is not None:
+        words.append(f"left {clock((self.total - done) / rate)}")
+    return "  ".join([line, *words])
 
   def say(self, message: str) -> None:
     """Prints a message on a line of the terminal that is not overwritten."""
     if not self.quiet:
-      print(("\r\033[K" if self._is_live else "") + message, flush=True)
+      print(("\r\033[K" if self._is_live else "") + message, flush=True, file=self._file)
+      self._is_open = False
 
   def say_once(self, kind: str, message: str) -> None:
     """Prints the first message of each kind."""

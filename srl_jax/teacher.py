@@ -78,15 +78,23 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
   """Makes the attempts that `output` lacks, writes the results and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
-  pace = progress.Pace()
+  # `line`, `number` and `done` belong to a round, in which every unsolved problem gets one attempt.
+  line, number, done = None, 0, 0
   try:
     with path.open("a", encoding="utf-8") as file:
       for attempt in _attempts(server, problems, made):
+        if attempt["number"] != number:
+          number, done = attempt["number"], 0
+          todo = len(problems) - len(_solved_or_tried(made, number))
+          name = f"attempt {number} of {_ATTEMPTS.value}: answer"
+          if line:  # of the previous round, which may have ended early
+            line.end()
+          line = progress.ProgressLine(todo, name=name, unit="answers")
         file.write(json.dumps(attempt, ensure_ascii=False) + "\n")
         file.flush()
         made.append(attempt)
-        kept = sum(not a["reason"] for a in made)
-        pace.say(f"{len(made)} answers, {kept} of {len(problems)} problems solved")
+        done += 1
+        line.show(done, {"solved": f"{sum(not a['reason'] for a in made)}/{len(problems)}"})
   except KeyboardInterrupt:
     print(
       f"\nstopped; the same command continues from the files in {output} (Ctrl-C again: do not wait"
@@ -95,6 +103,8 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
     )
     raise SystemExit(130) from None
   finally:  # also after an error or Ctrl-C, so that the solutions so far can be used
+    if line:
+      line.end()
     _write_solutions(output / "solutions.jsonl", problems, made)
   print(_table(problems, made))
   print(f"wrote {output}/solutions.jsonl and attempts.jsonl")

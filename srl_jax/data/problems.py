@@ -7,7 +7,7 @@ import itertools
 import logging
 from typing import Any
 
-from srl_jax.data import rows, solutions
+from srl_jax.data import rows, solutions, step_labels
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind, normalized
 from srl_jax.data.gold import gold_answer
@@ -47,7 +47,9 @@ class Problem:
   reasoning: str = ""
 
 
-def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], dict[str, int]]:
+def read_problems(
+  data: DataConfig, kind: ExampleKind, progress: rows.Progress | None = None
+) -> tuple[list[Problem], dict[str, int]]:
   """Returns the usable problems of a hub dataset or a file of rows, and counts as in `Examples`.
 
   A row is dropped and counted for one of these reasons (units for which it applies in brackets):
@@ -67,16 +69,17 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
       "data.fields.answer is '', but this method compares final answers: name the column of gold"
       " answers (prepare and teacher: --fields=answer=...)"
     )
-  counts = collections.Counter()
+  counts, unnumbered = collections.Counter(), ""  # unnumbered: the first solution without steps
   found: dict[str, list[Problem]] = {}  # normalized text -> the kept solutions of that problem
   ids: dict[str, str] = {}  # problem id -> the place of its first row
-  for place, row in rows.read(data.source, data.path, data.split):
+  for place, row in rows.read(data.source, data.path, data.split, progress):
     counts["rows"] += 1
     problem = _problem(row, place, data.fields, kind)
     earlier = found.setdefault(normalized(problem.text), [])
     reason = _again(problem, earlier, data, kind) or _unusable(problem, kind.unit)
     if reason:
       counts[reason] += 1
+      unnumbered = unnumbered or (problem.solution if reason == "no_steps" else "")
       continue
     if earlier:
       problem = dataclasses.replace(problem, id=earlier[0].id, number=len(earlier) + 1)
@@ -98,8 +101,27 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     rows_read = counts.pop("rows", 0)
     counts.pop("kept")
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-    raise UserError(f"{data.path}: none of {rows_read} rows can be used ({reasons})")
+    raise UserError(
+      f"{data.path}: none of {rows_read} rows can be used ({reasons}){_hint(counts, unnumbered)}"
+    )
   return problems, dict(counts)
+
+
+def _hint(counts: collections.Counter, unnumbered: str) -> str:
+  """Returns the remedy if most rows were dropped because their solutions have no numbered steps.
+
+  Args:
+    counts: of all reasons.
+    unnumbered: the first solution without numbered steps, or "".
+  """
+  if not unnumbered or counts["no_steps"] < max(counts.values()):
+    return ""
+  start = unnumbered if len(unnumbered) < 200 else f"{unnumbered[:200]} ..."
+  return (
+    f". The first solution without numbered steps begins {start!r}; steps are read in these forms:"
+    f" {step_labels.READ}. Number them so, name another column in data.fields.solution, or let"
+    " srl_jax.teacher write solutions"
+  )
 
 
 def _again(

@@ -1,63 +1,214 @@
-"""Reads the rows of a data set; each row is paired with its place for error messages."""
+"""Reads rows of data sets from files, folders or the hub, each with its place for messages."""
 
+import csv
+import gzip
+import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from srl_jax.errors import UserError
 
+# Suffixes of the files that `local_rows` reads; the text for error messages.
+SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".tsv")
+FORMS = "JSON lines, a JSON list, parquet, csv or tsv, each also as .gz but parquet"
 
-def read(source: str, path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+
+def is_local(spec: str) -> bool:
+  """Returns whether a source is a file or folder on this machine instead of a name on the hub.
+
+  A name with the suffix of a file is local even if it is missing, so that the error is about the
+  file.
+  """
+  return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
+
+
+# Called with the number of rows read so far.
+Progress = Callable[[int], None]
+
+
+def read(
+  source: str, path: str, split: str, progress: Progress | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every row of a source.
 
   Args:
-    source: "jsonl" (`path` is a file) or "hub" (`path` is a dataset's name, `split` its split).
-    path: a file or the name of a Hugging Face dataset.
-    split: name of the dataset's split; not used for a file.
+    source: "jsonl" (`path` is a file or folder) or "hub" (`path` is a dataset's name).
+    path: of the data.
+    split: of a dataset or a dataset's folder; not used for a file.
+    progress: called after each row with the number of rows so far.
 
   Raises:
-    UserError: the source is unknown, or `json_lines` or `hub_rows` raises it.
+    UserError: the source is unknown, or `local_rows` or `hub_rows` raises it.
   """
-  if source == "jsonl":
-    return json_lines(path)
-  if source == "hub":
-    return hub_rows(path, split)
-  raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
+  if source not in ("jsonl", "hub"):
+    raise UserError(f"data.source={source!r}: use hub, jsonl or arithmetic")
+  rows = local_rows(path, split) if source == "jsonl" else hub_rows(path, split)
+  for number, (place, row) in enumerate(rows, start=1):
+    yield place, row
+    if progress:
+      progress(number)
+
+
+def local_rows(path: str | pathlib.Path, split: str = "train") -> Iterator[tuple[str, dict]]:
+  """Yields (place, row) for every row of a file or of a dataset's folder.
+
+  Args:
+    path: a file in one of FORMS; a folder written by datasets' save_to_disk; or a clone of a hub
+      dataset.
+    split: of a folder.
+
+  Raises:
+    UserError: the path is missing, empty, damaged or of another form.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return _folder_rows(path, split)
+  form = path.with_suffix("") if path.suffix == ".gz" else path  # without the compression's suffix
+  if form.suffix == ".parquet":
+    return _not_empty(path, _parquet_rows(path))
+  if form.suffix in (".csv", ".tsv"):
+    return _not_empty(path, _csv_rows(path, "\t" if form.suffix == ".tsv" else ","))
+  # .json and .jsonl files are told apart by their contents, as both suffixes are used for both.
+  return _list_rows(path) if _begins_with_bracket(path) else json_lines(path)
 
 
 def json_lines(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row) for every line of a file of JSON objects; place is `file:line`.
 
-  The file is streamed. A byte order mark, CRLF line ends and blank lines are accepted.
+  The file is streamed, and decompressed if its name ends with .gz. A byte order mark, CRLF line
+  ends and blank lines are accepted.
 
   Raises:
     UserError: the file is missing or has no rows, or a line is not a valid JSON object.
   """
   path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f"{path} is not a file: give a file with one JSON object per line")
   empty = True
-  # Bytes instead of text: a line that is not UTF-8 then fails in `decode` below, where its number
-  # is known.
-  with path.open("rb") as file:
-    for number, line in enumerate(file, start=1):
-      if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark, which Windows editors write
-      if not line.strip():
-        continue
-      place = f"{path}:{number}"
-      try:
-        row = json.loads(line.decode())
-      except (RecursionError, ValueError) as error:  # RecursionError: nested too deeply
-        raise UserError(f"{place}: broken JSON: {error}") from error
-      if not isinstance(row, dict):
-        raise UserError(f"{place}: expected a JSON object, found a {type(row).__name__}")
-      empty = False
-      yield place, row
+  # Lines are bytes, so that one that is not UTF-8 fails in `decode` below, where its number is
+  # known.
+  for number, line in enumerate(_lines(path), start=1):
+    if number == 1:
+      line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark, which Windows editors write
+    if not line.strip():
+      continue
+    place = f"{path}:{number}"
+    try:
+      row = json.loads(line.decode())
+    except (RecursionError, ValueError) as error:  # RecursionError: nested too deeply
+      raise UserError(f"{place}: broken JSON: {error}; the forms read are {FORMS}") from error
+    empty = False
+    yield place, _object(place, row)
   if empty:
     raise UserError(f"{path} is empty: expected a JSON object on every line")
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+  """Yields the lines of a file as bytes, decompressed if it is a .gz file."""
+  if not path.is_file():
+    raise UserError(f"{path} is not a file: give a file with one JSON object per line")
+  with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    try:
+      yield from file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+      raise UserError(f"{path} is not a complete gzip file ({error}); copy it again") from error
+
+
+def _begins_with_bracket(path: pathlib.Path) -> bool:
+  """Returns whether a file is one JSON list: its first character other than white space is "["."""
+  first = next((line for line in _lines(path) if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+  return first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def _list_rows(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
+  """Yields the objects of a JSON list, which is read as a whole; place is `file[index]`."""
+  try:
+    found = json.loads(b"".join(_lines(path)).decode("utf-8-sig"))
+  except (RecursionError, ValueError) as error:
+    raise UserError(f"{path}: broken JSON: {error}; the forms read are {FORMS}") from error
+  if not found:
+    raise UserError(f"{path} is empty: expected a list of JSON objects")
+  for i, row in enumerate(found):
+    yield f"{path}[{i}]", _object(f"{path}[{i}]", row)
+
+
+def _object(place: str, row: Any) -> dict:
+  """Returns a row; UserError if it is not a JSON object."""
+  if not isinstance(row, dict):
+    raise UserError(f"{place}: expected a JSON object, found a {type(row).__name__}")
+  return row
+
+
+def _csv_rows(path: pathlib.Path, delimiter: str) -> Iterator[tuple[str, dict]]:
+  """Yields the rows of a table with a header; all values are strings. place is `file:line`."""
+  csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than some solutions
+  lines = (line.decode().removeprefix("\ufeff") for line in _lines(path))
+  reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+  try:
+    for row in reader:
+      place = f"{path}:{reader.line_num}"
+      # DictReader puts additional fields under None, and None into missing ones.
+      if None in row or None in row.values():
+        raise UserError(
+          f"{place}: the number of fields differs from the header's {len(reader.fieldnames)}"
+        )
+      yield place, row
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise UserError(f"{path}:{reader.line_num + 1}: broken csv: {error}") from error
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
+  """Yields the rows of a parquet file, read in batches; place is `file row k`."""
+  if not path.is_file():
+    raise UserError(f"{path} is not a file: give a parquet file")
+  import pyarrow  # installed with datasets; slow to import
+  import pyarrow.parquet
+
+  try:
+    batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
+    rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+    for k, row in enumerate(rows):
+      yield f"{path} row {k}", row
+  except (pyarrow.ArrowException, OSError) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(f"{path} is not a complete parquet file ({reason}); copy it again") from error
+
+
+def _not_empty(path: pathlib.Path, rows: Iterable[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
+  """Returns the rows unchanged; UserError if there are none."""
+  rows = iter(rows)
+  first = next(rows, None)
+  if first is None:
+    raise UserError(f"{path} is empty: it has no rows")
+  return itertools.chain([first], rows)
+
+
+def _folder_rows(path: pathlib.Path, split: str) -> Iterator[tuple[str, dict]]:
+  """Yields the rows of a folder written by save_to_disk, or of a clone of a hub dataset."""
+  import datasets  # imported late: it takes seconds, and files do not need it
+
+  datasets.disable_progress_bars()
+  # save_to_disk writes one of these two files; a clone has data files in any layout.
+  on_disk = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+  try:
+    if on_disk:
+      found = datasets.load_from_disk(str(path))
+      found = found[split] if isinstance(found, datasets.DatasetDict) else found
+    else:
+      found = datasets.load_dataset(str(path), split=split)
+  except Exception as error:  # datasets and the file formats raise exceptions of many types
+    reason = " ".join(str(error).split())[:300]
+    raise UserError(
+      f"{path} is not a dataset's folder with a split {split!r} ({type(error).__name__}: {reason});"
+      " give"
+      " a folder of srl_jax.prepare, of datasets' save_to_disk, a clone of a hub dataset, or a file"
+      f" ({FORMS})"
+    ) from error
+  for number, row in enumerate(found):
+    yield f"{path}[{split}] row {number}", row
 
 
 def has_half_character(text: str) -> bool:
@@ -100,7 +251,7 @@ def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     raise UserError(
       f"cannot load split {split!r} of {name!r} from the Hugging Face hub"
       f" ({type(error).__name__}: {reason}): check name, split and network, or download the data"
-      " and give the file"
+      f" and give the folder or the file ({FORMS})"
     ) from error
   for number, row in enumerate(rows):
     yield f"{name}[{split}] row {number}", row

@@ -40,7 +40,9 @@ def load(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples:
   return make_examples(runs, counts, data, kind, seed=seed)
 
 
-def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]]:
+def read_runs(
+  data: DataConfig, *, seed: int, progress: rows.Progress | None = None
+) -> tuple[list[Run], dict[str, int]]:
   """Returns the usable runs of a source, and counts as in `Examples`.
 
   Rows are dropped and counted as: not_resolved and other_expert (`data.swe`; also
@@ -52,7 +54,7 @@ def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]
   """
   # `complaint` keeps the first malformed row's error for the message if no run is usable.
   counts, runs, complaint = collections.Counter(), {}, ""
-  for place, row in rows.read(data.source, data.path, data.split):
+  for place, row in rows.read(data.source, data.path, data.split, progress):
     counts["rows"] += 1
     reason = _excluded(row, data.trajectories)
     if not reason:

@@ -12,6 +12,8 @@ import dataclasses
 import re
 import sys
 
+from srl_jax.data import step_labels
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -105,6 +107,8 @@ _ENDING_PARAGRAPH = re.compile(
 )
 # A solution inside a JSON string ends with the quotation mark; the next line may be the next key.
 _JSON_END = re.compile(r"[\s-]*\",?\s*$|\s*\"\w+\"\s*:")
+# A text with so many unnumbered headings is divided by them; fewer occur in solutions with steps.
+SECTIONS = 6
 _NOWHERE = sys.maxsize  # returned by `_first` if there is no such head; larger than every index
 # Info strings of fenced blocks that may hold a whole solution instead of code.
 _PROSE = ("", "json", "latex", "markdown", "md", "tex", "text", "txt")
@@ -124,7 +128,12 @@ def split_solution(text: str) -> Solution:
   """
   lines = text.split("\n")
   heads = _outline(_heads(lines, _fenced(lines)))
-  if len(heads) < 2:
+  if len(heads) < 2 and not _has_sections(lines):
+    # Unusual spellings of labels, only as a second attempt: text with ordinary steps may use these
+    # forms to number other things.
+    rewritten = list(map(step_labels.canonical, lines))
+    heads = _outline(_heads(rewritten, _fenced(lines))) or heads
+  if len(heads) < 2 and not _has_sections(lines):
     # Some teachers wrap the whole solution in a fenced block of prose or JSON.
     heads = _outline(_heads(lines, _fenced(lines, unfenced=_PROSE))) or heads
   if not heads:
@@ -136,6 +145,12 @@ def split_solution(text: str) -> Solution:
   conclusion, blocks[-1] = blocks[-1][end:], blocks[-1][:end]
   steps = list(map(_step, heads, blocks))
   return Solution(_trim(lines[: starts[0]]), steps, _trim(conclusion))
+
+
+def _has_sections(lines: list[str]) -> bool:
+  """Returns whether unnumbered headings divide the text, so that its lists belong to sections."""
+  headings = [line for line in lines if _HEADING.match(line) and not _is_ending(line, True)]
+  return len(headings) >= SECTIONS and not any(_head(0, line) for line in headings)
 
 
 def _step(head: _Head, block: list[str]) -> Step:
@@ -168,6 +183,7 @@ def _plain(title: str) -> str | None:
   # Underscores count as bold marks only at word boundaries: "x__y" is a name.
   title = re.sub(r"\*\*|__(?=\s|$)|(?:^|(?<=\s))__", "", title).strip()
   title = title.strip("#*_` \t:").removesuffix(".").strip()
+  title = re.sub(r"^\(([^()]*)\)$", r"\1", title)  # "Step 1 (Title)"
   return title or None
 
 

@@ -116,10 +116,10 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
 
   Args:
     data: `source` = "hub": `path` names a Hugging Face dataset, `split` its split. "jsonl": `path`
-      is a file with one row per line, a file of step examples, or a folder that `srl_jax.prepare`
-      wrote (already split into training and validation). "arithmetic": the built-in problems.
-      `fields` names the columns. With `trajectories` the rows are an agent's runs (data.runs), and
-      `fields.solution` is the column of their messages.
+      is a file or folder of rows (rows.local_rows), a file of step examples, or a folder that
+      `srl_jax.prepare` wrote (already split into training and validation). "arithmetic": the
+      built-in problems. `fields` names the columns. With `trajectories` the rows are an agent's
+      runs (data.runs), and `fields.solution` is the column of their messages.
     kind: which examples to make.
     seed: of the choice of the `data.holdout` held-out problems, which depends on nothing else but
       the problems' ids.
@@ -131,10 +131,10 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
     return arithmetic.load(data, kind, seed=seed)
   if data.source == "jsonl":
     path = pathlib.Path(data.path)
-    if path.is_dir():
+    if path.is_dir() and _is_prepared(path):
       return _read_prepared(path, data, kind)
     # The first row's keys decide whether the file holds step examples or solutions to split.
-    if next(rows.json_lines(path))[1].keys() >= _KEYS:
+    if next(rows.local_rows(path, data.split))[1].keys() >= _KEYS:
       examples = _read_step_examples(path, kind, {})
       counts = {"rows": len(examples), "kept": len(examples)}
       return hold_out(examples, counts, data.holdout, seed)
@@ -155,6 +155,17 @@ def make_examples(
 
 
 # ---------------------------------------------------------------------------------- step examples
+
+
+def _is_prepared(folder: pathlib.Path) -> bool:
+  """Returns whether srl_jax.prepare wrote the folder, or was interrupted before summary.json."""
+  if (folder / "summary.json").is_file():
+    return True
+  for name in ("train.jsonl", "validation.jsonl"):
+    file = folder / name
+    if file.is_file() and file.stat().st_size and next(rows.json_lines(file))[1].keys() >= _KEYS:
+      return True
+  return False
 
 
 def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) -> Examples:
@@ -217,8 +228,8 @@ def _read_step_examples(
     places: {id: place} of the files read so far; updated, so that ids are unique across files.
   """
   examples = []
-  texts: dict[str, str] = {}  # problem_id -> the problem's text
-  for place, row in rows.json_lines(path):
+  texts: dict[str, str] = {}
+  for place, row in rows.local_rows(path):
     example = _step_example(place, row, kind)
     first = places.setdefault(example.id, place)
     if first != place:

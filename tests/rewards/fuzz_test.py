@@ -79,8 +79,8 @@ def test_similarity_equals_the_standard_library(capsys):
     print(f"worst time of a pair: {stopwatch.worst:.3f} s")
 
 
-def test_answers_survive_anything(capsys):
-  r"""Nothing raises or hangs, an answer equals itself, and \infty never equals a number."""
+def test_answers_equal_of_any_text_is_a_verdict(capsys):
+  r"""Nothing raises or hangs, an answer equals itself, and \infty is never paid for a number."""
   worst = 0.0
   with capsys.disabled():
 

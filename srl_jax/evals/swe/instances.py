@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,8 +57,8 @@ def load(spec: str, limit: int | None = None) -> list[Instance]:
     UserError: the file or dataset does not exist, a row lacks a required column, or two different
       rows have the same id.
   """
-  is_file = pathlib.Path(spec).suffix in (".jsonl", ".json")
-  return _read(rows.json_lines(spec) if is_file else rows.hub_rows(spec, SPLIT))[:limit]
+  found = rows.local_rows(spec, SPLIT) if rows.is_local(spec) else rows.hub_rows(spec, SPLIT)
+  return _read(found)[:limit]
 
 
 def _read(found: Iterable[tuple[str, dict[str, Any]]]) -> list[Instance]:
