@@ -13,7 +13,9 @@ from typing import Any
 
 from srl_jax.errors import UserError
 
-# Suffixes of the files that `local_rows` reads; the text for error messages.
+# Called with the number of rows read so far.
+Progress = Callable[[int], None]
+# Suffixes of the files that `local_rows` reads, and their forms for error messages.
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".tsv")
 FORMS = "JSON lines, a JSON list, parquet, csv or tsv, each also as .gz but parquet"
 
@@ -25,10 +27,6 @@ def is_local(spec: str) -> bool:
   file.
   """
   return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
-
-
-# Called with the number of rows read so far.
-Progress = Callable[[int], None]
 
 
 def read(
