@@ -106,6 +106,7 @@ def main(argv: list[str]) -> None:
   run = measuring.read_run(pathlib.Path(_MODEL.value))
   settings = _settings(run)
   measuring.check_same(output, settings)
+  # A finished folder prints its table without loading the weights.
   if _print_finished(output, settings, benchmarks):
     return
   # The built-in engine compiles programs of this width: no wider than there are responses.
@@ -195,6 +196,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
   from srl_jax.tasks import TASKS, opens_think, system_prompt
 
   mode = measuring.choose(run, _MODE, "eval.mode", "whole")
+  # eval.mode=off only means that the run did not measure answers during training.
   mode = "whole" if mode == "off" else mode
   stepwise = mode == "stepwise"
   if stepwise and _STYLE.value == "plain":
@@ -246,6 +248,7 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
     max_prompt_tokens=settings["max_prompt_tokens"],
   )
   model = measuring.load_weights(run, folder, settings)
+  # The longest prompt determines the shapes that the sampler compiles.
   first = max(len(build_prompt(question.problem, ()).token_ids) for question in questions)
   shapes = _shapes(settings, first, width, model.config.attention)
   ends = stop_ids(tokenizer, folder)

@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
   words, settings = _settings(run)
   measuring.check_same(output, settings)
   with jax.set_mesh(measuring.mesh_of(_MESH.value)):
+    # The sampler's programs have this width: no wider than there are responses.
     width = min(_WIDTH.value, len(found) * _SAMPLES.value)
     line = progress.ProgressLine(None, name="response", unit="responses")
     solver, settings["weights"] = _load(run, words, settings, width, line)
@@ -98,6 +99,7 @@ def main(argv: list[str]) -> None:
 def _check_flags() -> None:
   """Raises UserError for flags that contradict each other."""
   measuring.check_sampling(_ENGINE.value, _SERVERS.value, _TEMPERATURE.value)
+  # Flags are checked before data and model are loaded.
   unknown = [name for name in _SETTINGS.value if name not in solve.SETTINGS]
   if unknown or not _SETTINGS.value:
     raise UserError(f"--settings={','.join(_SETTINGS.value)}: use {', '.join(solve.SETTINGS)}")

@@ -252,6 +252,7 @@ def _questions(problems: list[problems_lib.Problem]) -> list[Any]:
   for problem in problems:
     if problem.answer:
       question = Question(problem.id, problem.text, problem.answer)
+      # One question per problem, even if it has several solutions.
       question_of.setdefault(problem.id, question)
   questions = list(question_of.values())
   if not questions:
@@ -331,6 +332,7 @@ def _table(summary: dict[str, Any]) -> str:
   for reason in sorted(counts.keys() - {"rows", "kept"} - REMARKS.keys()):
     lines.append((f"  dropped: {reason}", counts[reason]))
   for name, values in summary.items():
+    # Entries with percentiles; the others are settings, counts and sizes.
     if "p50" in values:
       text = "/".join(map(str, values.values()))
       lines.append((f"{name.replace('_', ' ')} p10/p50/p90", text))

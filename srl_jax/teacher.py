@@ -261,6 +261,7 @@ def judge(text: str, finish_reason: str, gold: str, problem: str) -> str | None:
   """
   if finish_reason != "stop":
     return "cut_off"
+  # A reasoning model's thoughts are not part of the solution.
   _, solution = split_thoughts(text)
   answer = extract_answer(solution)
   if answer is None:

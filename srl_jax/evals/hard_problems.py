@@ -65,6 +65,7 @@ def success_rates(
   """
   model_folder = hf_files.resolve_model(trial.model)
   tokenizer = load_tokenizer(model_folder)
+  # The prompt for whole solutions, which are graded by the final answer alone.
   build_prompt = prompt_builder(tokenizer, task_of_mode("whole"), PromptSettings(trial.style))
   limits = dict(mode="whole", max_tokens=trial.max_tokens, max_prompt_tokens=0)
   architecture = hf_files.load_config(model_folder)
@@ -96,6 +97,7 @@ def success_rates(
 def _claim(folder: pathlib.Path, trial: Trial) -> None:
   """Writes the trial's settings to the folder; UserError if it has those of another trial."""
   path, now = folder / "settings.json", dataclasses.asdict(trial)
+  # An interrupted trial continues; another one would mix its samples with these.
   if path.exists():
     before = json.loads(path.read_text("utf-8"))
     folders.check_same_settings(

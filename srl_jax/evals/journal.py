@@ -35,6 +35,7 @@ class Journal:
     self.responses = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     self._written = {}
+    # A killed process may have left an incomplete last line; its group is sampled again.
     if folders.cut_to_whole_lines(path):
       for _, row in json_lines(path):
         self._written[row["prompt_id"]] = row
@@ -44,6 +45,7 @@ class Journal:
   ) -> Iterator[list[Rollout]]:
     """Returns Engine.sample's groups; UserError if an id was recorded with another prompt."""
     checksums = {prompt.id: _checksum(prompt) for prompt in prompts}
+    # The engine may return groups in any order, so each line has its prompt's id.
     new = [prompt for prompt in prompts if prompt.id not in self._written]
     # Recorded groups first: they cost nothing, and the caller may need them for its next turns.
     for prompt in prompts:
@@ -93,6 +95,7 @@ def _as_row(rollout: Rollout) -> dict:
 
 def _as_rollout(row: dict) -> Rollout:
   """Returns the rollout of a row; JSON turned its tuples into lists."""
+  # Tuples, as the engines return them, so that a replayed rollout equals a new one.
   arrays = {key: tuple(row[key]) for key in ("token_ids", "sampler_logprobs")}
   return Rollout(**row | arrays)
 

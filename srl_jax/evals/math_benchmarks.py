@@ -67,6 +67,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
     UserError: the name is unknown, or rows are missing, malformed or without problem or answer.
   """
   name, _, count = spec.partition(":")
+  # "arithmetic:0" and "arithmetic:x" are invalid and reported as unknown below.
   if name == "arithmetic" and (not count or count.isdigit() and int(count) > 0):
     problems = arithmetic.problems("test", int(count or 200))
     return [Question(problem.id, problem.text, problem.answer) for problem in problems]
@@ -82,6 +83,7 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   source = HUB[spec]
   found = []
   for place, row in rows.hub_rows(source.dataset, source.split):
+    # An empty `url` is in every text, and so selects all rows.
     if source.url in str(row.get("url", "")):
       found.append((place, row))
   questions = _questions(spec, found)
@@ -213,10 +215,12 @@ def grade(episodes: Sequence[Episode]) -> list[Graded]:
   pairs, problems = [], []
   for episode in episodes:
     answer = None
+    # "cut_off" is a truncated whole solution, which may have stated its answer already.
     if episode.ended in ("whole", "cut_off", "boxed"):
       answer = extract_answer(episode.solution)
     pairs.append((answer, episode.question.answer))
     problems.append(episode.question.problem)
+  # One call for all pairs, so that the comparisons by sympy run in parallel.
   verdicts = equal_pairs(pairs, problems)
   return [Graded(answer, is_right) for (answer, _), is_right in zip(pairs, verdicts)]
 
@@ -229,6 +233,7 @@ def right(episodes: Sequence[Episode]) -> list[bool]:
 def measure(solver: Solver, questions: Sequence[Question], samples: int) -> dict[str, float]:
   """Returns {greedy, avg_at_k, pass_at_k} in [0, 1]; k = samples, drawn at temperature 1."""
   solved = right(solver.solve(questions, samples, 1.0))
+  # Episodes are ordered by question, then by sample.
   solved_nk = np.array(solved).reshape(len(questions), samples)
   return {
     "greedy": solver.accuracy(questions),

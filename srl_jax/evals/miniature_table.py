@@ -54,6 +54,7 @@ def table(arms: Sequence[Arm]) -> tuple[str, dict]:
   scores = {}
   for arm in arms:
     scores[arm.name] = {mode: _scores(arm, mode) for mode in MODES}
+  # All arms were evaluated with the same k.
   k = next(iter(scores.values()))["whole"]["k"]
   sections = [_compute(arms)]
   data = {"k": k, "compute": {arm.name: _cost(arm) for arm in arms}}
@@ -70,6 +71,7 @@ def _pairs(scores: dict, mode: str) -> dict[str, dict[str, paired.Difference]]:
   pairs = {}
   for a, b in PAIRS:
     if a in scores and b in scores:
+      # In mode "own" a base model is measured in the other arm's form.
       scores_a, scores_b = scores[a][_mode(a, mode, b)], scores[b][_mode(b, mode, a)]
       pairs[f"{a} - {b}"] = _differences(scores_a, scores_b)
   return pairs

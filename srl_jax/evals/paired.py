@@ -65,8 +65,10 @@ def difference(a_sp: np.ndarray, b_sp: np.ndarray, *, draws: int = 10_000) -> Di
   a_sp, b_sp = np.asarray(a_sp, float), np.asarray(b_sp, float)
   if a_sp.shape != b_sp.shape or a_sp.ndim != 2:
     raise UserError(f"paired arms need the same seeds and problems: {a_sp.shape}, {b_sp.shape}")
+  # Pairing: what both arms share (hard problems, lucky seeds) cancels and adds no variance.
   difference_sp = a_sp - b_sp
   s, p = difference_sp.shape
+  # A fixed seed, so that the interval is the same in every call.
   rng = np.random.default_rng(0)
   seeds_ns = rng.multinomial(s, np.full(s, 1 / s), draws)  # how often draw n has each seed
   problems_np = rng.multinomial(p, np.full(p, 1 / p), draws)

@@ -59,6 +59,7 @@ def _settings(folders: Sequence[pathlib.Path]) -> str:
     passes = []
     for figures in table["benchmarks"].values():
       passes += figures["passes"].values()
+    # The mean share over passes; a high one means that --max_tokens was too small.
     cut = sum(run["unfinished"] for run in passes) / max(len(passes), 1)
     found.append(
       f"mode {settings['mode']}, prompt style {settings['style']}, at most "
@@ -87,6 +88,7 @@ def _columns(tables) -> list[tuple[str, str]]:
   for table in tables:
     for benchmark, figures in table.items():
       found.update((benchmark, name) for name in filter(is_in_average, figures))
+  # Nothing is measured yet: show the paper's columns.
   if not found:
     return list(COLUMNS)
   return sorted(found, key=_place)

@@ -34,6 +34,7 @@ def is_complete(folder: pathlib.Path, questions: Sequence[Question], samples: in
   path = folder / f"{pass_name(samples)}.jsonl"
   if not path.exists():
     return False
+  # The same problems in the same order; with another --limit the pass is not complete.
   return [row["id"] for _, row in json_lines(path)] == [question.id for question in questions]
 
 
@@ -58,6 +59,7 @@ def solve(
   """
   name, n = pass_name(samples), max(1, samples)
   journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: progress(name, count))
+  # The journal replays recorded responses, so an interrupted pass only samples the rest.
   journaled = dataclasses.replace(solver, engine=journal)
   episodes = journaled.solve(questions, n, temperature if samples else 0.0)
   samples_of_all = list(map(_sample, episodes, grade(episodes)))
@@ -93,6 +95,7 @@ def read(output: pathlib.Path) -> dict[str, dict[str, list[dict]]]:
   """
   found: dict[str, dict[str, list[dict]]] = {}
   for path in sorted(pathlib.Path(output).glob("*/*.jsonl")):
+    # The stem of NAME.rollouts.jsonl ends in ".rollouts" and does not match.
     if _PASS.fullmatch(path.stem):
       lines = [row for _, row in json_lines(path)]
       found.setdefault(path.parent.name, {})[path.stem] = lines

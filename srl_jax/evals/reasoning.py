@@ -198,6 +198,7 @@ def difference(first, second) -> dict[str, dict]:
       differences.append(mean_b - mean_a)
     found[name] = mean_and_error(differences)
     value, se = found[name].values()
+    # A single problem has no standard error, and so no interval.
     if se is not None:
       found[name] |= {"low": value - 1.96 * se, "high": value + 1.96 * se}
   return found
@@ -226,6 +227,7 @@ def _readings(
 ) -> dict[str, list[list[Reading]]]:
   """Returns {label: for each problem in both evaluations, the readings of its samples}."""
   first, second = (_lines(folder, _RESPONSES.value) for folder in folders)
+  # Evaluations may differ in benchmarks and --limit; only common problems are compared.
   common = [key for key in first if key in second]
   if not common:
     raise UserError(f"{folders[0]} and {folders[1]} have no problem in common")
@@ -240,6 +242,7 @@ def _readings(
 
 def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
   """Returns {(benchmark, id): line} of one pass over all benchmarks in an evaluation's folder."""
+  # names: all passes found, for the error message.
   chosen, names = {}, set()
   for benchmark, lines_of_pass in passes.read(folder).items():
     names |= lines_of_pass.keys()

@@ -61,6 +61,7 @@ def as_markdown(table: dict) -> str:
   """Returns the table in Markdown. `table` is the content of table.json."""
   rows = _rows(table["benchmarks"])
   head, *body = (f"| {' | '.join(row)} |" for row in rows)
+  # The alignment row of Markdown: all columns but the first are right-aligned.
   rule = "|---|" + "---:|" * (len(rows[0]) - 1)
   foot = f"{_average(table)}; {_FOOT}."
   return "\n".join([heading(table["settings"]), "", head, rule, *body, "", foot])

@@ -61,6 +61,7 @@ def task_of(method: str, domain: str = "math", learn_steps: bool = False) -> str
   """
   if method not in methods():
     raise UserError(f"method: {method!r} is unknown; use {' | '.join(methods())}")
+  # learn_steps trains on single steps, with the prompt of SRL.
   if method == SUPERVISED and learn_steps and domain == "math":
     return STEP_TASK
   return _TASK_OF.get((method, domain), method)
@@ -75,6 +76,7 @@ def task_of_mode(mode: str, method: str = "") -> str:
   """
   by_steps = mode == "stepwise"
   task = _TASK_OF.get((method, "math"), method)
+  # The run's own prompt is used if it has the form of the mode.
   if task in TASKS and (TASKS[task].unit == "steps") == by_steps:
     return task
   return STEP_TASK if by_steps else WHOLE_TASK

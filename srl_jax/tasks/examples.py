@@ -14,6 +14,7 @@ def example_kind(method: str, domain: str = "math", learn_steps: bool = False) -
     method=method,
     task=name,
     unit=TASKS[name].unit,
+    # Supervised fine-tuning needs a response to learn; a reward may need other fields.
     needs=("target",) if method == SUPERVISED else TASKS[name].needs,
     supervised=method == SUPERVISED,
     step_task=STEP_TASK,

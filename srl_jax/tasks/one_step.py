@@ -29,6 +29,7 @@ def build_messages(
   return task.build_messages(problem, context, hint, system, form="solution")
 
 
+# Reward and drop reason are SRL's; prompt, format and unit differ.
 TASK = Task(
   system={"plain": PLAIN, "think": THINK},
   build_messages=build_messages,

@@ -28,6 +28,7 @@ def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> lis
         f"example {response.example.id} has no gold answer to compare final answers with: name the"
         " source's answer column in data.fields, or drop such rows"
       )
+    # Truncated responses are graded too: they may have stated their answer already.
     pairs.append((extract_answer(response.action), response.example.answer))
     problems.append(response.example.problem)
   # All responses of the batch at once, so that sympy's workers run in parallel.
@@ -41,6 +42,7 @@ def drop_reason(scores: Sequence[Score]) -> str:
   return "all_right" if right > 0.5 * len(scores) else "all_wrong"
 
 
+# Prompts are one_step's, so that both methods are evaluated alike.
 TASK = Task(
   system=one_step.TASK.system,
   build_messages=one_step.build_messages,

@@ -65,6 +65,7 @@ def score_groups(
     format_penalty=reward.format_penalty,
     workers=workers,
   )
+  # responses[i][j] is response j of group i.
   responses = [_parse(*group, think_opened=think_opened) for group in groups]
   groups_of_task: dict[str, list[int]] = {}
   for i, (example, _, _) in enumerate(groups):
@@ -124,6 +125,7 @@ def _rewards(name: str, responses: list[ParsedResponse], settings: RewardSetting
       f"the reward of the task {name!r} returned {len(values)} numbers for {len(responses)}"
       " responses: return one for each, in order"
     )
+  # A NaN would turn all weights into NaN at the next update.
   for value in values:
     if not math.isfinite(value):
       raise UserError(f"the reward of the task {name!r} returned {value}: return finite numbers")

@@ -47,6 +47,7 @@ def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> lis
   for i, response in enumerate(responses):
     if not response.failure:
       well_formed.append(i)
+      # The action is stripped already; white space around the target must not count either.
       pairs.append((response.action, response.example.target.strip()))
   for i, value in zip(well_formed, _similarities(pairs, settings)):
     rewards[i] = value

@@ -65,6 +65,7 @@ def build_messages(
   return task.build_messages(problem, context, hint, system, heading=LAST_CALLS)
 
 
+# Everything but the prompts is SRL's.
 TASK = Task(
   system=SYSTEM,
   build_messages=build_messages,

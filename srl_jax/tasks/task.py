@@ -153,6 +153,7 @@ def build_messages(
   if hint:
     user += HINT + hint
   return [
+    # Chat templates ignore fields that they do not know, such as `form`.
     {"role": "system", "content": system, "form": form},
     {"role": "user", "content": user},
   ]
@@ -164,6 +165,7 @@ def system_prompt(task: Task, settings: PromptSettings) -> str:
   Raises:
     UserError: the task does not have the style, or system_file is missing or empty.
   """
+  # A file replaces the prompt of every style.
   if settings.system_file:
     text = _read_system_file(pathlib.Path(settings.system_file))
   elif isinstance(task.system, str):

@@ -43,7 +43,7 @@ def test_queue_take_continues_into_the_next_epoch(count, sizes):
   st.integers(0, 8),
 )
 def test_queue_state_survives_json_at_any_point(count, moves, cut):
-  """Each move takes n and puts back the last k of them; a copy made at `cut` goes on the same."""
+  """Each move takes n and puts back the last k of them; a copy made at `cut` continues equally."""
 
   def play(queue, moves):
     dealt = []

@@ -66,9 +66,11 @@ def _candidates(project):
 
   command = create_command("index")
   options, _ = command.parse_args(["versions", "--quiet", project])
+  # Uses pip's own configuration of index, proxies and certificates.
   session = command._build_session(options)
   finder = command._build_package_finder(options, session, ignore_requires_python=True)
   found = {}
+  # Only source releases: wheels usually lack the tests.
   for candidate in finder.find_all_candidates(project):
     if candidate.link.filename.endswith((".tar.gz", ".zip")):
       found[str(candidate.version)] = candidate

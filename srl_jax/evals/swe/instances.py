@@ -73,6 +73,7 @@ def _read(found: Iterable[tuple[str, dict[str, Any]]]) -> list[Instance]:
 
 def _instance(place: str, row: dict[str, Any]) -> Instance:
   """Returns a row as an Instance; UserError if a required column is missing."""
+  # Solving needs these columns; the others are used by the judge.
   for key in ("instance_id", "repo", "base_commit", "problem_statement"):
     if not isinstance(row.get(key), str) or not row[key].strip():
       raise UserError(f"{place}: no text under {key!r}; it has {', '.join(row)}")

@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
   del argv
   _check_flags()
   output, by = pathlib.Path(_OUTPUT.value), _name_of_judge()
+  # Lines are appended to judged.jsonl, so only one judge may use the folder.
   with folders.locked(output):
     # None selects the gold patches.
     patches = None if _GOLD.value else read_predictions(pathlib.Path(_PREDICTIONS.value))
@@ -119,6 +120,7 @@ def _instances(patches: dict[str, str] | None) -> list[Instance]:
   chosen = instances.load(_DATA.value)
   if patches is None:
     return chosen
+  # A prediction without a row would otherwise be left out silently.
   unknown = patches.keys() - {instance.id for instance in chosen}
   if unknown:
     raise UserError(
@@ -196,6 +198,7 @@ def _judge_in_sandbox(
   cache.mkdir(parents=True, exist_ok=True)
   clones = pathlib.Path(_REPOSITORIES.value) if _REPOSITORIES.value else None
   limits = sandbox.Limits(seconds=_TIMEOUT.value)
+  # One process of swebench's environment grades all instances.
   with official.harness(cache) as call, path.open("a", encoding="utf-8") as file:
     bench = trials.Bench(cache, call, clones, limits)
 
@@ -226,6 +229,7 @@ def _verdict(instance: Instance, patch: str, gold: bool, bench: trials.Bench) ->
   """Returns the verdict on one instance; with `gold`, the validation of its environment."""
   if gold:
     found = trials.validated(instance, bench)
+    # Tests of PASS_TO_PASS that pass in this environment; only these count for predictions.
     passed = f"{len(found['p2p'])}/{len(instance.pass_to_pass)}"
     kept = {key: found[key] for key in ("f2p", "python", "seconds")}
     return {
@@ -272,6 +276,7 @@ def _take_over(patches: dict[str, str] | None, by: str, output: pathlib.Path) ->
   chosen = patches if patches is not None else dict.fromkeys(found, "")  # --gold: all in the report
   lines = []
   for id, patch in chosen.items():
+    # The report may lack instances, for example after an interrupted run.
     missing = {"resolved": None, "reason": "not in the report"}
     lines.append(judged_line(id, by, patch, found.get(id, missing)))
   folders.write_text(output / JUDGED, "".join(json.dumps(line) + "\n" for line in lines))

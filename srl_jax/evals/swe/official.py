@@ -52,6 +52,7 @@ def harness(cache: pathlib.Path) -> Iterator[Call]:
 
   It may be called from several threads; a lock serialises the calls.
   """
+  # A separate process, as swebench's dependencies may conflict with ours.
   process = subprocess.Popen(
     [str(environment(cache)), str(_SCRIPT)],
     stdin=subprocess.PIPE,
@@ -124,6 +125,7 @@ def judge_by_docker(
   command = [swebench, "eval", _dataset(data), *source, "--run-id", run_id]
   command += ["--workers", str(workers), "--timeout", str(seconds), "--report-dir", "."]
   begun = time.time()
+  # The harness writes logs/ and its report to the current folder.
   done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL)
   # Reports of earlier runs have the same name; only a new one counts. One second of tolerance is
   # for file systems with coarse times.
@@ -131,6 +133,7 @@ def judge_by_docker(
   if done.returncode or not reports:
     raise UserError(f"{' '.join(command)} failed (code {done.returncode}); its logs: {folder}")
   found = read_report(max(reports, key=lambda path: path.stat().st_mtime))
+  # The report has no counts of tests, but the reports of single instances have.
   for path in folder.glob(f"logs/run_evaluation/{run_id}/*/*/report.json"):
     _add_tests(found, json.loads(path.read_text(encoding="utf-8")))
   return found

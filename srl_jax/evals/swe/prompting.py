@@ -108,6 +108,7 @@ class Wording:
     """Returns the chat messages that request edits of `files`, {path: text}."""
     parts = []
     for path, text in files.items():
+      # chr(10) is a line feed: an f-string of Python 3.11 cannot contain a backslash.
       parts.append(f"### {path}\n{text.removesuffix(chr(10))}")
     return self._messages(self.repair, {"issue": issue, "files": "\n\n".join(parts)})
 
@@ -227,6 +228,7 @@ def named_files(text: str, names: Sequence[str]) -> tuple[list[str], int]:
   """
   known, found, lenient = set(names), [], 0
   for line in text.split("\n"):
+    # "1. path", "- path" and "path," are accepted too.
     path = edits.clean_path(_NUMBER.sub("", line.strip(), count=1)).rstrip(",:")
     if path in known and path not in found and len(found) < MOST_FILES:
       found.append(path)

@@ -46,6 +46,7 @@ class Recipe:
 
 def _pytest(paths: Sequence[str]) -> str:
   """Returns the command that runs pytest on the test files."""
+  # A test patch may change data files too, which pytest cannot run.
   files = [path for path in paths if path.rpartition("/")[2].startswith("test_")]
   return f"python -m pytest -rA -p no:cacheprovider --tb=short {' '.join(files)}"
 
@@ -56,6 +57,7 @@ def _django(paths: Sequence[str]) -> str:
   for path in paths:
     if path.endswith(".py"):
       labels.append(path.removeprefix("tests/").removesuffix(".py").replace("/", "."))
+  # Verbosity 2 prints a line per test, which the log parser needs.
   options = "--verbosity 2 --settings=test_sqlite --parallel 1"
   return f"python tests/runtests.py {options} {' '.join(labels)}"
 
@@ -193,6 +195,7 @@ def environment_of(recipe: Recipe, cache: pathlib.Path) -> tuple[pathlib.Path, I
     shutil.rmtree(folder, ignore_errors=True)
     _run([str(python.executable), "-m", "venv", str(folder)])
     if recipe.packages:
+      # Only wheels: building a source package would run its code outside the sandbox.
       pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--only-binary=:all:"]
       _run([*pip, *recipe.packages])
     done.write_text(wanted, encoding="utf-8")

@@ -61,6 +61,7 @@ def nearest(
   """
   minors = sorted({release.minor for release in releases})
   before = [minor for minor in minors if minor < version]
+  # The last series before the version, if there is one, and the version's own.
   series = (*before[-1:], version)
   time = _time(created_at)
   near = [release for release in releases if release.minor in series]

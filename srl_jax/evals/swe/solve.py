@@ -78,6 +78,7 @@ def solve(solver: Solver, setting: str, found: Sequence[Instance], folder: pathl
     packed = request.packed
     if packed.prompt:
       prompts.append(_prompt_line(request.instance, REPAIR, packed.messages, packed.prompt))
+  # Written before sampling, so that prompts can be inspected meanwhile.
   _write(folder / "prompts.jsonl", prompts)
   groups = _sample(solver, folder, REPAIR, _prompts(requests), solver.samples)
   lines = [_repair(request, groups.get(request.instance.id, [])) for request in requests]
@@ -155,6 +156,7 @@ def _localize(
       response = groups[instance.id][0].text
       answer = _answer(response, encoded[instance.id])
       files, lenient = prompting.named_files(answer, names[instance.id])
+    # For the recall of localisation; the policy does not see the gold files.
     gold = instance.gold_files()
     location |= {"response": response, "files": files, "lenient": lenient, "gold": gold}
     location |= {"all_found": set(gold) <= set(files), "any_found": bool(set(gold) & set(files))}
@@ -174,6 +176,7 @@ def _answer(text: str, prompt: EncodedPrompt) -> str:
 
 def _request(solver: Solver, instance: Instance, named: dict[str, list[str]] | None) -> Request:
   """Returns an instance's repair prompt, with its gold files or those that localisation named."""
+  # named is None in the oracle setting.
   paths = instance.gold_files() if named is None else named[instance.id]
   repository = repositories.open_repository(solver.clones, instance.repo, instance.base_commit)
   packed = prompting.pack(
@@ -181,6 +184,7 @@ def _request(solver: Solver, instance: Instance, named: dict[str, list[str]] | N
   )
   reason = ""
   if packed.prompt is None:
+    # NO_FILE: none of the named files exists and is UTF-8, or none was named.
     too_long = any(why.startswith("too long") for why in packed.left_out.values())
     reason = patches.TOO_LONG if too_long else patches.NO_FILE
   return Request(instance, packed, reason)
@@ -244,6 +248,7 @@ def _empty_reason(shown, changed, outcomes: Sequence[edits.Outcome], cut_off: bo
     if well_formed:
       return patches.NOT_APPLIED
     return patches.CUT_OFF if cut_off else patches.NO_EDIT
+  # Code that does not parse rejects the whole patch; blank lines only if nothing else changes.
   refusals = [patches.refusal(path, shown[path], text) for path, text in changed.items()]
   if patches.SYNTAX in refusals:
     return patches.SYNTAX

@@ -66,6 +66,7 @@ def read(folder: pathlib.Path) -> dict[str, list[dict]] | None:
   found = {}
   for name in ("repairs", "locations", "judged"):
     path = folder / f"{name}.jsonl"
+    # Only end_to_end has locations.jsonl, and judged.jsonl is missing before judging.
     has_lines = path.exists() and path.stat().st_size > 0
     found[name] = [row for _, row in rows.json_lines(path)] if has_lines else []
   return found
@@ -86,6 +87,7 @@ def figures(lines: Mapping[str, Sequence[dict]]) -> dict:
   repairs = lines["repairs"]
   verdicts = _verdicts(lines)
   judged = [verdict for verdict in verdicts.values() if verdict["resolved"] is not None]
+  # Means over an instance's samples first, so that every instance has the same weight.
   shares = [_sample_shares(line) for line in repairs]
   found: dict = {"n": len(repairs), "resolved": None, "by": None}
   if judged:
@@ -101,6 +103,7 @@ def figures(lines: Mapping[str, Sequence[dict]]) -> dict:
   found["flagged"] = sum(bool(line["touches"]) for line in repairs)
   found |= _edit_counts(repairs)
   for name in ("all_found", "any_found"):
+    # Only end_to_end has locations.
     values = [line[name] for line in lines["locations"]]
     found[name] = float(np.mean(values)) if values else None
   found["by_repository"] = _by_repository(repairs, verdicts)
@@ -199,6 +202,7 @@ def _all_figures(output: pathlib.Path) -> dict[str, dict]:
 
 def is_table_4(about: Mapping) -> bool:
   """Returns whether figures are comparable to Table 4: the official harness, on all instances."""
+  # A report (--by=REPORT.json) is the official harness's too.
   official = str(about["by"]).startswith(("docker", "report"))
   return official and about["n"] == VERIFIED_SIZE and about["judged"] == 1
 

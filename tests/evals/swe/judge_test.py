@@ -338,7 +338,7 @@ def test_sandbox_judge_flags_a_forged_report(toy_bench, row):
 
 # ---------------------------------------------------------------------------------- real rows
 
-# Instances whose environments work with any of the recipes' Pythons, and their releases.
+# Instances that work with any of the recipes' Pythons, and their releases.
 SPHINX = {
   "sphinx-doc__sphinx-8721": "Sphinx-3.4.3",
   "sphinx-doc__sphinx-10323": "Sphinx-4.5.0",
