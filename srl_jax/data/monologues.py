@@ -63,7 +63,8 @@ def _from_step(example: StepExample) -> str:
   """Returns sentences about the step's title and quantities, worded at random."""
   draw = random.Random(example.id)  # the same example always gets the same monologue
   found = _quantities(example.target)
-  last = _title(example.context[-1]) if example.context else ""
+  is_first = example.id.endswith("/1")  # its context, if any, is the preamble
+  last = _title(example.context[-1]) if example.context and not is_first else ""
   parts = [draw.choice(_LATER).format(last=last) if last else draw.choice(_FIRST)]
   if found:
     parts.append(draw.choice(_NAMES).format(named=_joined(found[:NAMED])))
@@ -90,7 +91,7 @@ def _title(step: str) -> str:
   """Returns the first line of a step without markup and number, shortened to some 80 characters."""
   line = without_tags(step).strip().split("\n", 1)[0]
   title = _MARKS.sub("", line).replace("**", "").strip(" *_#:.") or line
-  return title if len(title) <= 80 else f"{title[:77].rpartition(' ')[0]} ..."
+  return title if len(title) <= 80 else title[:80].rpartition(" ")[0]
 
 
 def _shortened(text: str) -> str:
