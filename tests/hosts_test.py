@@ -119,7 +119,7 @@ hosts.all_gather_json(1)
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_barrier_ends_when_a_process_is_killed(logs, victim):
-  """Within a minute, with the reason.""" 
+  """Within a minute, with the reason."""
   both = start(["-c", KILLED, victim], logs)
   while not all("up" in log.read_text() for log in logs):
     assert all(process.poll() is None for process in both), [log.read_text() for log in logs]

@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A list with the time as its only entry.""" 
+  """A list with the time as its only entry."""
   now = [0.0]
   monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
   return now

@@ -71,7 +71,7 @@ def local_rows(path: str | pathlib.Path, split: str = "train") -> Iterator[tuple
     return _not_empty(path, _parquet_rows(path))
   if form.suffix in (".csv", ".tsv"):
     return _not_empty(path, _csv_rows(path, "\t" if form.suffix == ".tsv" else ","))
-  # .json and .jsonl files are told apart by their contents, as both suffixes are used for both.
+  # The contents decide between JSON lines and a JSON list, as either may have either suffix.
   return _list_rows(path) if _begins_with_bracket(path) else json_lines(path)
 
 

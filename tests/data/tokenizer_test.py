@@ -113,7 +113,7 @@ def test_encode_adds_special_tokens_once(copy):
 
 
 def test_decode_keeps_think_tags_that_are_special_tokens(copy):
-  """Other special tokens are skipped; each tag is one token when encoded and decoded.""" 
+  """Other special tokens are skipped; each tag is one token when encoded and decoded."""
   text = "<think>4 + 3</think>1. 7"
   plain = load_tokenizer(copy())
   folder = copy()

@@ -19,7 +19,7 @@ def test_difference_of_an_arm_and_itself_is_zero():
 
 
 def test_difference_of_a_constant_gain_has_a_narrow_interval():
-  """Pairing removes the variance that both arms share; unpaired intervals would overlap.""" 
+  """Pairing removes the variance that both arms share; unpaired intervals would overlap."""
   rng = np.random.default_rng(2)
   hard = rng.random((5, 200))
   found = paired.difference(hard + 0.1, hard)

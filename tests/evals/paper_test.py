@@ -12,7 +12,7 @@ SETTINGS = {"mode": "whole", "style": "think", "max_tokens": 4096}
 
 
 def test_paper_figures_have_the_printed_averages():
-  """Detects typing errors, except in rows with a printed mean that differs from their figures'.""" 
+  """Detects typing errors, except in rows with a printed mean that differs from their figures'."""
   off = {}
   for name, figures in paper.PAPER.items():
     mean = sum(figures) / len(figures)
