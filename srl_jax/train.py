@@ -37,6 +37,7 @@ def main(argv) -> None:
   config = FLAGS.config
   configs.check(config)
   hosts.initialize()  # before anything uses a device
+  hosts.devices()  # raises the error about a missing platform before anything else uses a device
   cache = programs.use_cache()
   if cache:
     say(cache)
