@@ -58,7 +58,7 @@ def initialize() -> None:
 
 
 def devices() -> list:
-  """jax.devices(); UserError where JAX_PLATFORMS names a platform that JAX cannot use here."""
+  """Returns jax.devices(); UserError if JAX_PLATFORMS names a platform that is not available."""
   try:
     return jax.devices()
   except (RuntimeError, AssertionError) as error:  # JAX raises either

@@ -214,7 +214,7 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
   ):
     kind = type(value).__name__
     raise UserError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
-  # With the line ends of Unix, which a policy writes: others would cost a perfect step its reward.
+  # LF line ends, which a policy writes: with CR LF in the target even a perfect step scores low.
   text = str(value).replace("\r\n", "\n").replace("\r", "\n").strip()
   if rows.has_half_character(text):
     raise UserError(f"{place}: the field {column!r} contains a lone surrogate (invalid Unicode)")

@@ -89,7 +89,7 @@ def read_runs(
 
 
 def _hint(counts: collections.Counter) -> str:
-  """What lets rows in that the config excludes."""
+  """Returns how to include the rows that the config excludes, as the end of a message, or ""."""
   remedies = []
   if counts["not_resolved"]:
     remedies.append(
@@ -97,7 +97,7 @@ def _hint(counts: collections.Counter) -> str:
     )
   if counts["other_expert"]:
     remedies.append("column 'model' names another expert: data.swe.expert='' (prepare: --expert=)")
-  return f". To use rows whose {'; whose '.join(remedies)}" if remedies else ""
+  return f". To use rows in which {'; in which '.join(remedies)}" if remedies else ""
 
 
 class _Malformed(Exception):

@@ -249,7 +249,7 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   if missing:
     raise UserError(f"{place}: the step example has no {', '.join(map(repr, missing))}")
   example = StepExample(**{key: row[key] for key in _KEYS})
-  if isinstance(example.target, str):
+  if isinstance(example.target, str):  # LF line ends, as in problems.py
     example = dataclasses.replace(example, target=example.target.replace("\r\n", "\n"))
   answer = example.answer
   if isinstance(answer, str) or answer != answer:  # NaN, a missing cell, becomes None

@@ -51,7 +51,8 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
   """Returns the steps of a run, in order.
 
   The environment answers the first submit with a request to review the work, so most runs submit
-  twice. Later submits are dropped: they are an answer to that request and involve no decision.
+  twice. Later submits are dropped: they are an answer to that request and involve no decision. A
+  last assistant's message without a function call, a closing remark, is ignored.
 
   Args:
     messages: a list of messages or its JSON. An assistant's message has its call in its text
@@ -59,13 +60,13 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
       observation.
 
   Raises:
-    UserError: `messages` is not a list of messages, or an assistant's message does not have exactly
-      one function call.
+    UserError: `messages` is not a list of messages, or another assistant's message does not have
+      exactly one function call.
   """
   messages = read_messages(messages)
   turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
   if len(turns) > 1 and _is_remark(messages[turns[-1]]):
-    turns.pop()  # a sentence that closes the run is no action
+    turns.pop()  # a closing remark without an action
   steps, submitted = [], False
   for i in turns:
     message = messages[i]
@@ -81,7 +82,7 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
 
 
 def _is_remark(message: dict[str, Any]) -> bool:
-  """Whether an assistant's message has no function call, not even a broken one."""
+  """Returns whether an assistant's message has no function call, not even a malformed one."""
   return not message.get("tool_calls") and "<function" not in text_of(message)
 
 
@@ -160,7 +161,7 @@ def _tool_action(call: Any) -> str:
   """Returns a tool call in the form of the runs that are written as text."""
   try:
     name, arguments = call["function"]["name"], call["function"]["arguments"] or {}
-    if isinstance(arguments, str):  # JSON, as the OpenAI API has it; others write an object
+    if isinstance(arguments, str):  # JSON text, as in the OpenAI API; other sources have an object
       arguments = json.loads(arguments)
     items = arguments.items()
   except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
