@@ -137,17 +137,32 @@ class Checkpoints:
     if state.step in self.steps():
       return  # the same weights; writing them again would lose their score, and them if killed
     sums = {"model": checksums(state.model), "moments": checksums(state.moments)}
-    self._writing = self._checkpointer.save_checkpointables_async(
-      state.step,
-      dict(model=state.model, moments=state.moments, progress=_as_bytes(progress, sums)),
-      metrics=None if score is None else {"score": float(score)},
-    )
+    with self._full_disk_in_one_line():
+      self._writing = self._checkpointer.save_checkpointables_async(
+        state.step,
+        dict(model=state.model, moments=state.moments, progress=_as_bytes(progress, sums)),
+        metrics=None if score is None else {"score": float(score)},
+      )
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong with it."""
     writing, self._writing = self._writing, None
     if writing is not None:
-      writing.result()
+      with self._full_disk_in_one_line():
+        writing.result()
+
+  @contextlib.contextmanager
+  def _full_disk_in_one_line(self):
+    """Raises UserError for a save that failed for lack of room on the disk."""
+    try:
+      yield
+    except Exception as error:  # tensorstore raises a ValueError
+      if not folders.is_disk_full(error):
+        raise
+      raise UserError(
+        f"{self.folder}: no space left on the disk for a checkpoint; make room, or keep fewer"
+        " (train.keep); the same command then continues from the last whole checkpoint"
+      ) from error
 
   def steps(self) -> list[int]:
     """Steps that can be restored, ascending."""
@@ -254,7 +269,8 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._checkpointer.close()
+      with self._full_disk_in_one_line():
+        self._checkpointer.close()
 
 
 def _reason(error: Exception) -> str:

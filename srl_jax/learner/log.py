@@ -5,6 +5,7 @@ import pathlib
 import re
 import secrets
 import sys
+import types
 
 from srl_jax import folders, hosts
 from srl_jax.errors import UserError
@@ -89,9 +90,22 @@ class Log:
 
   def close(self) -> None:
     if self._board:
-      self._board.close()
+      _close_board(self._board)
     if self._wandb:
       self._wandb.finish()
+
+
+def _close_board(board) -> None:
+  """Closes a tensorboardX writer, on a full disk too."""
+  writer = board.file_writer.event_writer
+  try:
+    board.close()
+  except OSError as error:
+    if not folders.is_disk_full(error):
+      raise
+    # Its exit handler would close it again, and print a traceback; so would its thread.
+    board.file_writer.event_writer = types.SimpleNamespace(close=lambda: None)
+    writer._worker.stop()
 
 
 def _open_wandb(workdir: pathlib.Path, project: str, name: str, config: dict):
