@@ -20,7 +20,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
   Rewards also without the format failures (reward_formed_*), because one penalty among eight
   similarities hides how far apart the others are; lengths are in tokens, monologues in words.
-  kept_share is that of groups whose rewards differ enough, surplus ones included.
+  kept_share is the share of groups with rewards that differ enough, surplus ones included.
   """
   scores, rollouts = [], []
   for group in batch.groups:
@@ -28,6 +28,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     rollouts += group.rollouts
   rewards = np.array([score.reward for score in scores])
   failed = np.array([score.failure is not None for score in scores])
+  # Without a well-formed response the mean of an empty array would be nan, which JSON has not.
   formed = rewards[~failed] if not failed.all() else np.zeros(1)
   lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
   cut_off = np.array([rollout.finish_reason != "stop" for rollout in rollouts])
@@ -51,6 +52,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     "sampled_tokens": lengths.sum(),
     "seconds_reward": batch.seconds_reward,
   }
+  # One key for each reason that occurred: failure_<reason>, dropped_<reason>.
   for reason, count in Counter(score.failure for score in scores).items():
     if reason:
       out[f"failure_{reason}"] = count
@@ -113,6 +115,7 @@ def update_metrics(
       trained_bs = part.loss_weights_bs > 0
       logprobs.append(on_host(logprobs_bs)[trained_bs])
       sampler.append(part.sampler_logprobs_bs[trained_bs])
+    # Both are flat over the trained tokens of the step, in the same order.
     gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))
     found.append(gap | step_metrics(output, step))
   means = {name: float(np.mean([step[name] for step in found])) for name in found[0]}
@@ -138,6 +141,7 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
     work += seconds.get(f"seconds_{phase}", 0.0)
   out = seconds | {"seconds_step": work, "tokens_per_second": tokens / max(work, 1e-9)}
   kind = jax.devices()[0].device_kind
+  # The first name that is a part of device_kind; PEAKS has "TPU v5e" before "TPU v5".
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
   if peak and flops:
     devices = jax.sharding.get_mesh().size
@@ -146,7 +150,7 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
 
 
 def packed_share(rows) -> float:
-  """Share of the packed tokens that are real ones; rows are rows.Rows."""
+  """Share of the packed tokens that are not padding; rows are rows.Rows."""
   real = size = 0
   for part in rows:
     real += int((part.segments_bt > 0).sum())
