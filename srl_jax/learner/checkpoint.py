@@ -217,7 +217,7 @@ class Checkpoints:
       except UserError as error:
         faults[step] = str(error)  # not the error: its traceback would keep the arrays in memory
         continue
-      # Renamed only after an earlier one is restored: if none can be, the user may repair the files.
+      # Renamed only after an earlier one is restored: if none can be, the user may repair them.
       for damaged, fault in faults.items():
         _set_aside(self.folder, damaged, f"{fault}. Continuing from step {step}")
       self._checkpointer.reload()

@@ -15,7 +15,9 @@ from srl_jax.planning.topologies import GIB, Topology
 from srl_jax.policy.model import ModelConfig, abstract
 from srl_jax.policy.sharding import check_mesh
 
-COMPUTE = 0.55  # of the dense bf16 peak, recomputation counted; MaxText's Llama2-7B: 46-49 % MFU
+# Achieved shares of nominal rates. COMPUTE: of the dense bf16 peak, recomputation counted; MaxText
+# reports 46-49 % MFU for Llama2-7B.
+COMPUTE = 0.55
 LINK = 0.8  # of the nominal rate of links inside a node or slice
 MEMORY = 0.8  # of the nominal rate of a chip's memory
 PACKED = 0.85  # real tokens among the packed ones
@@ -36,7 +38,7 @@ class Work:
     return self.prompts * (self.prompt_tokens + self.samples * self.response_tokens)
 
   def flops(self, config: ModelConfig) -> float:
-    """FLOPs of the update by the formula of flops.update_flops."""
+    """FLOPs of the update by the formula of learner.update.update_flops."""
     rollout = SimpleNamespace(token_ids=range(self.response_tokens))
     prompt = SimpleNamespace(token_ids=range(self.prompt_tokens))
     group = SimpleNamespace(prompt=prompt, rollouts=[rollout] * self.samples)
@@ -77,6 +79,7 @@ def link_seconds(model_config: ModelConfig, topology: Topology, mesh: dict[str, 
   reduced between nodes (data) are not counted: they are a small part of these.
   """
   weights = sum(leaf.size for leaf in jax.tree.leaves(abstract(model_config)))
+  # 3 collectives of 2 bytes a weight.
   sent = 3 * 2 * weights * (mesh["fsdp"] - 1) / mesh["fsdp"]
   return sent / mesh["tensor"] / (LINK * topology.chip.link)
 
@@ -167,8 +170,9 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
   if found["sampler"]:
     lines.append(
       f"rollout.engine = 'vllm' (now 'builtin', which keeps {found['sampler'] / GIB:.1f} GiB of "
-      "weights of its own on each device)"
+      "copied weights on each device)"
     )
+  # What no change of the batch makes smaller.
   kept = found["parameters"] + found["moments"] + found["gradients"]
   limit = config.data.max_prompt_tokens + config.rollout.max_tokens
   room = config.batch.tokens_per_device

@@ -55,8 +55,10 @@ def state_of(config, model_config: ModelConfig) -> State:
 
 
 def lengths_of_config(config) -> packing.Lengths:
-  """The lengths of a run whose data is not read: the limits of the config, half of the longest
-  prompt and a quarter of the longest response on average.
+  """The lengths of a run from its config alone, without its data.
+
+  The longest are the config's limits; the means are assumed to be half of the longest prompt and a
+  quarter of the longest response.
   """
   prompt, response = config.data.max_prompt_tokens, config.rollout.max_tokens
   samples = 1 if config.method == "sft" else config.rollout.samples
@@ -107,8 +109,9 @@ def sampler_bytes(config, state: State) -> int:
 
 
 def loading(config, state: State) -> Program:
-  """The moment in which the built-in engine has its old weights and the new ones, from shapes: what
-  the gathers need besides is not in it.
+  """The memory while the built-in engine has its old weights and the new ones, from shapes alone.
+
+  Temporaries of the all-gathers are not included.
   """
   model, copy = device_bytes(state.model), sampler_bytes(config, state)
   return Program("load", model, 0, model + copy, _beside(config, state))

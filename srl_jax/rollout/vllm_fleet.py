@@ -1,8 +1,8 @@
 """The servers of a run: which of them are live, which has room, and which weights each has.
 
 A server is used only while it is live: it answers, and it passed the check after its last push.
-One that fails is lost: its requests end at once and the other servers get them. It is polled, and
-when it answers again (with the weights that it read from disk) it gets the newest weights first.
+One that fails is lost: its requests end at once and are sent to the other servers. It is polled,
+and when it answers again (with the weights that it read from disk) it gets the newest weights.
 """
 
 import contextlib
@@ -99,8 +99,8 @@ class Fleet:
   Args:
     urls: base URLs.
     public: see Server.
-    patience: seconds to wait for a server to come back when none is left.
-    check: called now and then while the start or `push` waits; what it raises ends the wait.
+    patience: seconds to wait for a lost server to recover when none is left.
+    check: called at least every second while the start or `push` waits; it may raise to end it.
     say: prints a line.
 
   Raises UserError when no server is ready in START_SECONDS, or they differ in their type.
@@ -153,8 +153,8 @@ class Fleet:
   ) -> None:
     """Calls function(member, ended) for all members, in threads, and raises the first error.
 
-    Returns when all have ended. What self.check raises meanwhile ends the wait: the calls to the
-    servers, which are `ended`'s, are cut, and no thread is waited for.
+    Returns when all have ended. An exception of self.check ends the wait: the calls to the servers,
+    which are owned by `ended`, are cut, and no thread is waited for.
     """
     ended, results = threading.Event(), queue.SimpleQueue()
 
@@ -269,6 +269,7 @@ class Fleet:
     if not member.live:
       return
     member.faults += 1
+    # A single bad answer of a healthy server may be one request's fault.
     lost = fatal or member.faults >= FAULTS or not member.server.healthy(HEALTH_SECONDS, owner)
     if lost and not owner.is_set():
       self._lose(member, str(error))
@@ -279,6 +280,7 @@ class Fleet:
         return
       member.live, member.reason = False, reason
       self._changed.notify_all()
+    # Ends its requests in flight; their threads try again on another server.
     member.server.cut()
     rest = len(self.ready())
     self.say(f"vLLM server {member.server.url} is lost ({reason}); {rest} left")
@@ -332,14 +334,15 @@ class Fleet:
           self._lose(member, f"{member.server.url}/health does not answer")
       elif healthy:
         self._win_back(member)
+        # One that answers but cannot be used is tried again at doubling intervals.
         pause = min(2 * pause, RETRY_SECONDS)
 
   def _win_back(self, member: Member) -> None:
     try:
-      # It may have been started anew with other settings.
+      # It may have been restarted with other settings.
       limits = read_limits(member.server, self._closed)
       if limits.dtype != self.dtype:
-        raise ServerError(f"{member.server.url} came back computing in {limits.dtype}")
+        raise ServerError(f"{member.server.url} was restarted and computes in {limits.dtype}")
       weights = self.weights
       if weights:
         push(member.server, weights.folder, weights.version, self._closed)
@@ -350,7 +353,7 @@ class Fleet:
       member.reason = str(error)
       return
     with self._changed:
-      if weights is not self.weights:  # a push came in between: the next round gives the newest
+      if weights is not self.weights:  # pushed meanwhile: the next round gives the newest
         return
       member.limits, member.live, member.faults = limits, True, 0
       self._announced = False

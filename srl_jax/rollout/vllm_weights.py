@@ -32,7 +32,8 @@ PUSH_SECONDS = 600.0
 PROBE_SECONDS = 300.0  # a server's first request compiles
 PROBE_TOKENS = 160  # more than a block of any prefix cache, so that a stale one shows
 PROBE_TOP = 20  # log-probs that a server gives for one place, at most
-TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.1)}  # twice what was ever measured
+# Limits of |server - policy| over the log-probs of a check, twice the largest that was measured.
+TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.1)}
 GENERATE = "/inference/v1/generate"
 
 
@@ -169,6 +170,7 @@ class Probe:
   def __init__(self, model: Qwen2, version: int, max_length: int):
     self.version = version
     config = model.config
+    # One token is sampled after the prompt. The prompt is fixed and spread over the vocabulary.
     length = min(PROBE_TOKENS, max_length - 1, config.max_position_embeddings - 1)
     self.tokens = [(31 * i * i + 17) % config.vocab_size for i in range(length)]
     self.ends = tuple(sorted({2, max(2, length // 4), length}))
@@ -189,7 +191,7 @@ class Probe:
     gaps = np.concatenate([self._gaps(server, end, owner) for end in self.ends])
     measure, limit = TOLERANCE[dtype]
     found = float(getattr(np, measure)(gaps))
-    if not found <= limit:
+    if not found <= limit:  # also when it is nan
       raise EngineError(
         f"{server.url}: after the push of step {self.version} its log-probs differ from the "
         f"policy's by {found:.2g} ({measure} of {len(gaps)}; {dtype} allows {limit:g}). It does "
