@@ -1,4 +1,4 @@
-"""How often a model keeps the form of a response, why not, and how good the well-formed ones are.
+"""Measures the share of well-formed responses of a model, why others fail, and their rewards.
 
   python -m benchmarks.form --config=configs/one_card.py:model=FOLDER,data=FILE \\
       --config.prompt.example=True --prompts=32
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
     chosen = list(range(0, len(held_out.examples), every))[: PROMPTS.value]
     engine = Sampler(policy.tokenizer, policy.stop_ids, len(chosen))
     engine.load_weights(setup.initial_weights(config, policy.folder), 0)
+    # Groups are yielded in the order in which they finish.
     index_of = {held_out.prompt(i).id: i for i in chosen}
     prompts, scores, tokens, start = [held_out.prompt(i) for i in chosen], [], 0, time.monotonic()
     for (rollout,) in engine.sample(prompts, 1, sampling_params(config)):

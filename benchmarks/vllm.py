@@ -1,4 +1,4 @@
-"""Time of a weight push, and tokens per second of both rollout engines on the same prompts.
+"""Measures a weight push, and tokens per second of both rollout engines on the same prompts.
 
   launch/vllm_server.sh MODEL --dtype=float32 --max-model-len=1024 &
   python -m benchmarks.vllm --model=MODEL --server=http://127.0.0.1:8101
@@ -54,7 +54,7 @@ def main() -> None:
     )
     engines = {"vllm": served, "builtin": Sampler(tokenizer, [], given.prompts * given.samples)}
     found = {name: [] for name in engines}
-    # In turn, so that whatever else the machine does falls on both; the first turn warms up.
+    # In turns, so that other load on the machine affects both alike; the first turn warms up.
     for turn in range(1 + TURNS):
       for name, engine in engines.items():
         measured = measure(engine, model, batch, given, turn)
@@ -71,7 +71,8 @@ def measure(engine, model, batch, given, turn: int) -> tuple[float, float]:
   """(seconds of a push, tokens per second)."""
   begun = time.perf_counter()
   engine.load_weights(model, turn)
-  jax.block_until_ready(getattr(engine, "layers", None))  # the built-in engine's copy is made later
+  # The built-in engine only dispatches its copy of the weights.
+  jax.block_until_ready(getattr(engine, "layers", None))
   pushed = time.perf_counter()
   params = SamplingParams(given.max_tokens, step=turn)
   groups = list(engine.sample(batch, given.samples, params))

@@ -13,13 +13,13 @@ def page(parts: list, *, command: str, minutes: float) -> str:
   Args:
     parts: (title, order, found, versions) of each measurement; found is {name: its answers, or the
       PeerError}, versions is {name: {package: version}}.
-    minutes: what the run took.
+    minutes: duration of the run.
   """
   lines = [
     "# Beside other projects",
     "",
     f"Written by `{command}` on {datetime.date.today()} in {minutes:.0f} minutes: do not edit.",
-    "float32, warm; seconds are medians, each round behind them; peers take turns (A B A B). A",
+    "float32, warm; seconds are medians, then each round; peers take turns (A B A B). A",
     "ratio is the peer's median over ours: above 1 ours is faster.",
     "",
     f"{cores_and_memory()}.",
@@ -61,7 +61,7 @@ def rows(order: dict, found: dict) -> list[str]:
 
 
 def _amount(order: dict) -> tuple[str, int]:
-  """(name of the rate, what a round is made of)."""
+  """(Unit of the rate, amount of one round in it)."""
   if "pairs" in order:
     return "pairs/s", order["pairs"]
   if "prompts" in order:

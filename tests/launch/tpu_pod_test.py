@@ -112,7 +112,7 @@ def test_stop_saves_on_all_workers(call, pod, tmp_path):
   wait_for(workdir / "started", '["1"')
   time.sleep(0.5)
   again = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", **pod)
-  assert again.returncode == 2 and "a run goes on here" in again.stderr
+  assert again.returncode == 2 and "detached.sh --stop" in again.stderr
   assert call("tpu_pod.sh", "--stop", **pod).returncode == 0
   assert run.wait(120) == SAVED  # what --follow tells
   assert int((workdir / "saved").read_text()) > 0
