@@ -1,4 +1,4 @@
-"""Tables 1 to 3: what would be started, and two rows for real with a tiny model."""
+"""Tables 1 to 3: the commands of a dry run, and two rows trained with a tiny model."""
 
 import json
 import os

@@ -14,7 +14,7 @@ from tests.launch.conftest import ROOT, tool
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 SAVED, AWAY = 75, 69
-SERVERS_ARE_AWAY = "raise SystemExit(75)"  # a trainer's end that nobody asked for
+SERVERS_ARE_AWAY = "raise SystemExit(75)"  # a trainer that ends without a signal
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -48,14 +48,14 @@ def starts(workdir):
 
 
 def long_run(tmp_path):
-  """A workdir whose run does not finish by itself."""
+  """A workdir of a run that does not finish by itself."""
   workdir = tmp_path / "w"
   workdir.mkdir()
   (workdir / "last").write_text("100000")
   return workdir
 
 
-def test_a_finished_run_is_0_and_asked_again_still_0(call, tmp_path):
+def test_a_finished_run_exits_with_0_also_the_second_time(call, tmp_path):
   workdir = tmp_path / "w"
   for _ in range(2):
     done = call("trainer.sh", "configs/a.py", f"--workdir={workdir}", "--config.b=it's")
@@ -80,7 +80,7 @@ def test_sigterm_saves_and_the_same_command_continues(call, tmp_path):
   assert done.returncode == 0 and f"training from {saved}" in done.stdout
 
 
-def test_only_the_first_process_tells_that_a_run_is_not_finished(call, tmp_path):
+def test_only_the_first_process_exits_with_75_for_an_unfinished_run(call, tmp_path):
   done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", SLURM_PROCID="1")
   assert done.returncode == 0, done.stderr
 
@@ -90,7 +90,7 @@ def test_bad_input_keeps_its_exit_code(call, tmp_path):
   assert done.returncode == 2
 
 
-def test_a_run_whose_servers_are_away_has_a_code_of_its_own(call, checkout, tmp_path):
+def test_a_run_that_lost_its_servers_exits_with_69(call, checkout, tmp_path):
   (checkout / "srl_jax" / "train.py").write_text(SERVERS_ARE_AWAY)
   done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}")
   assert done.returncode == AWAY
@@ -119,7 +119,7 @@ def test_a_workdir_in_two_words_is_refused(call):
   assert done.returncode == 2 and done.stderr == "error: write --workdir=VALUE in one word\n"
 
 
-def test_dry_run_of_a_node_says_exactly_what_would_start(call, checkout):
+def test_dry_run_of_a_node_prints_the_commands(call, checkout):
   done = call("node.sh", "--dry-run", "configs/a.py:x=1", "--workdir=w", "--config.c=a b")
   flags = (
     "configs/a.py:x=1 --config.mesh=data=1,fsdp=4,tensor=1 --config.rollout.engine=vllm "
@@ -178,7 +178,7 @@ def test_a_node_runs_servers_and_trainer_and_ends_both(call, checkout, tmp_path)
   assert not running(checkout)
 
 
-def test_a_node_that_is_asked_to_stop_saves_first(call, checkout, tmp_path):
+def test_a_node_saves_on_a_signal(call, checkout, tmp_path):
   workdir = long_run(tmp_path)
   run = call("node.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen)
   wait_for(workdir / "started")

@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh and detached.sh, with a gcloud that has each worker in a folder of its own."""
+"""launch/tpu_pod.sh and detached.sh, with a fake gcloud that has a folder for each worker."""
 
 import subprocess
 import time
@@ -114,7 +114,7 @@ def test_stop_saves_on_all_workers(call, pod, tmp_path):
   again = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", **pod)
   assert again.returncode == 2 and "detached.sh --stop" in again.stderr
   assert call("tpu_pod.sh", "--stop", **pod).returncode == 0
-  assert run.wait(120) == SAVED  # what --follow tells
+  assert run.wait(120) == SAVED  # the exit code of --follow
   assert int((workdir / "saved").read_text()) > 0
   assert "nothing runs" in call("tpu_pod.sh", "--stop", **pod).stdout
 

@@ -1,4 +1,4 @@
-"""Dynamic sampling: what is dropped and why, and how a batch fills."""
+"""Dynamic sampling: which groups are dropped and why, and how a batch is filled."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def group(rewards, ticket=(0, 0), task="srl", failures=None):
     (dict(rewards=[0.5, 0.5]), -1.0, None),  # dynamic sampling off: every group is kept
   ],
 )
-def test_reasons(given, epsilon, reason):
+def test_why_dropped_names_the_reason(given, epsilon, reason):
   assert why_dropped(group(**given), epsilon) == reason
 
 
@@ -60,7 +60,7 @@ def fill(queue, teaches, *, size, max_rounds=10):
 
 
 def in_order(count):
-  """A queue whose first epoch is 0, 1, 2, ..."""
+  """A queue with the first epoch in the order 0, 1, 2, ..."""
   queue = PromptQueue(count, 0)
   queue._order = list(range(count))
   return queue
@@ -73,7 +73,7 @@ def test_one_round_when_everything_teaches():
   assert all(g.dropped is None for g in batch.groups)
 
 
-def test_later_rounds_draw_what_the_kept_share_says():
+def test_later_rounds_draw_by_the_kept_share():
   """Even indices teach. 8 give 4; 4 more at a share of 1/2 need 8, and 5 for bad luck."""
   batch, rounds = fill(in_order(100), lambda i: i % 2 == 0, size=8)
   assert [len(r) for r in rounds] == [8, 13]

@@ -1,4 +1,4 @@
-"""Packing: nothing is lost, nothing is doubled, and every token knows where it is read from."""
+"""Packing: every token is packed exactly once, with the index of the state that predicts it."""
 
 from collections import Counter
 
@@ -46,7 +46,7 @@ def unpack(batches):
       )
       floats = [x[i] for x in (rows.advantages_bs, rows.loss_weights_bs, rows.sampler_logprobs_bs)]
       trained = floats[1] > 0
-      assert not trained[trained.sum() :].any()  # they come first
+      assert not trained[trained.sum() :].any()  # at the start of the axis s
       read = iter(np.flatnonzero(trained))
       for segment in range(1, segments.max() + 1):
         places = np.flatnonzero(segments == segment)
@@ -85,7 +85,7 @@ def expected(groups, share):
 @pytest.mark.parametrize("tokens_per_device", [32, 64, 128, 1000])
 @pytest.mark.parametrize("shards", [1, 4])
 def test_every_response_is_there_once(groups, tokens_per_device, shards):
-  """Whether a group is cut over rows (32), or several share one (128)."""
+  """Also when a group is cut into several rows (32), or several groups share one (128)."""
   batches = pack(groups, tokens_per_device=tokens_per_device, **SETTINGS | {"shards": shards})
   assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
   np.testing.assert_allclose(sum(rows.loss_weights_bs.sum() for rows in batches), 1, rtol=1e-6)
@@ -96,7 +96,7 @@ def test_every_response_is_there_once(groups, tokens_per_device, shards):
 
 
 def test_groups_are_cut_and_share_rows(groups):
-  """What the test above claims of its settings."""
+  """The settings of the test above do cover both cases."""
   cut = pack(groups, tokens_per_device=32, **SETTINGS)
   assert sum(rows.segments_bt.max(axis=1).sum() for rows in cut) > len(groups)
   shared = pack(groups, tokens_per_device=64, **SETTINGS)
@@ -118,7 +118,7 @@ def test_shares_are_of_the_whole_batch(groups, aggregate, share):
   assert Counter(unpack(batches)) == Counter(expected(groups, share))
 
 
-def test_the_prompt_stands_once_for_its_group(groups):
+def test_a_prompt_is_packed_once_for_its_group(groups):
   rows = one_micro_batch(groups, 1000)
   prompts = (rows.segments_bt > 0) & (rows.branches_bt == 0)
   assert prompts.sum() == sum(len(group.prompt_ids) for group in groups)
@@ -135,7 +135,7 @@ def test_responses_without_sampler_logprobs(groups):
 def test_too_long_is_refused_with_the_keys_to_change():
   group = PackedGroup(list(range(30)), [Response([1, 2, 3], [0.0] * 3, 1.0)])
   pack([group], tokens_per_device=33, **SETTINGS)
-  with pytest.raises(ValueError, match="tokens_per_device: 32 .* prompt of 30 .* response of 3;"):
+  with pytest.raises(ValueError, match=r"tokens_per_device: 32 .*\b30 .*\b3;.*max_prompt_tokens"):
     pack([group], tokens_per_device=32, **SETTINGS)
 
 
@@ -148,7 +148,7 @@ lengths = st.integers(1, 20)
   st.sampled_from([40, 64, 200]),
   st.sampled_from([1, 2, 8]),
 )
-def test_any_lengths(shapes, tokens_per_device, shards):
+def test_packing_keeps_every_response_for_any_lengths(shapes, tokens_per_device, shards):
   numbers = iter(range(1, 10**6))
   groups = [
     PackedGroup(
@@ -184,8 +184,8 @@ def test_lines_lay_out_every_response_with_its_prompt(groups, tokens_per_device,
       assert Counter(found) == Counter(wanted)
       flat = lines_ml.reshape(-1)
       for place, copies in enumerate(copies_tg):
-        stands = set(np.flatnonzero(flat == place).tolist())
-        assert set(copies[copies >= 0].tolist()) == stands
+        wanted = set(np.flatnonzero(flat == place).tolist())
+        assert set(copies[copies >= 0].tolist()) == wanted
         assert (copies[0] >= 0) == (segments_t[place] > 0)
 
 
@@ -215,7 +215,7 @@ REAL = {"math": (MATH, 2048), "swe": (SWE, 3072)}
 
 
 def real_groups(rng, name, count):
-  """Groups of 8 whose responses are as long as the target and a monologue of some 60 tokens."""
+  """Groups of 8 responses, each about as long as the target and a monologue of 60 tokens."""
   lengths, most = REAL[name]
   groups = []
   for i in rng.integers(0, len(lengths), count):
@@ -258,7 +258,7 @@ def test_a_run_has_three_shapes_and_full_rows(name, layout, count, shards, steps
   assert np.mean(shares) >= 0.92
 
 
-def test_a_run_whose_responses_are_longer_than_expected_has_the_same_shapes():
+def test_responses_that_are_longer_than_expected_need_no_other_shape():
   """All responses of the greatest length: rows are as full as they can be, and nothing is lost."""
   group = PackedGroup([1] * 1480, [Response([2] * 2048, [0.0] * 2048, 1.0) for _ in range(8)])
   shapes = real_shapes("math", "lines")
@@ -304,7 +304,7 @@ def test_blocks_hold_every_token_once(groups):
         assert (np.diff(rows.positions_bt[row, found]) == 1).all()
 
 
-def test_blocks_where_they_spare_work():
+def test_blocks_are_used_only_where_they_save_work():
   """Eight responses of 100 to a prompt of 200: 1,000 tokens in a row, most pairs masked."""
   group = PackedGroup([1] * 200, [Response([2] * 100, [0.0] * 100, 1.0) for _ in range(8)])
   rows = one_micro_batch([group], 1000)
@@ -316,7 +316,7 @@ def test_blocks_where_they_spare_work():
 
 
 def test_groups_are_cut_to_fill_rows_of_lines():
-  """Of groups of 600 in rows of 1,000 the second half-fills the first row, prompt and all."""
+  """Of groups of 600 tokens in rows of 1,000, half of the second one fills the first row."""
   lengths = [60] * 8 + [20]
   groups = [
     PackedGroup([i + 1] * 100, [Response([2] * n, [0.0] * n, float(i)) for n in lengths])

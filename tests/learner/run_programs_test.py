@@ -52,7 +52,7 @@ def test_compiled_and_loaded_programs_are_counted_apart(cache):
   assert counter.take()["programs_loaded"] == 0
 
 
-def test_what_is_compiled_ahead_is_not_compiled_again():
+def test_a_program_that_is_compiled_ahead_is_not_compiled_again():
   shape = jax.ShapeDtypeStruct((5,), jnp.float32)
   function, said = jax.jit(lambda x: x * 54321.0), []
   programs.Ahead([programs.Call("f", function, (shape,))]).wait(said.append)
@@ -87,7 +87,7 @@ def test_the_cache_is_in_the_users_folder_unless_another_is_chosen(monkeypatch, 
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "srl_jax" / "programs")
     assert str(tmp_path / "srl_jax" / "programs") in said
     jax.config.update("jax_compilation_cache_dir", None)
-    assert programs.use_cache() is None  # the folder is there: it is told once
+    assert programs.use_cache() is None  # the folder exists: no second message
   finally:
     jax.config.update("jax_compilation_cache_dir", chosen)
     for name, value in before.items():

@@ -1,4 +1,4 @@
-"""How a run is asked to stop."""
+"""Stopping a run by signals."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def stop():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_asked_about(number):
+def test_a_signal_raises_stopped_at_the_next_check(number):
   before = signal.getsignal(number)
   stop = StopSignal()
   try:
@@ -33,15 +33,14 @@ def test_a_signal_is_asked_about(number):
   assert signal.getsignal(number) == before
 
 
-def test_a_signal_is_raised_where_it_comes_while_nothing_can_be_saved(stop):
+def test_at_once_raises_stopped_in_the_handler(stop):
   stop.at_once = True
   with pytest.raises(Stopped, match="SIGTERM"):
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("it was only remembered")
 
 
-def test_the_question_waits_while_it_is_held(stop):
-  """And is asked right behind."""
+def test_held_delays_a_stop_to_the_end_of_the_block(stop):
   with stop.held():
     os.kill(os.getpid(), signal.SIGTERM)
     stop.raise_if_stopped()
@@ -50,8 +49,8 @@ def test_the_question_waits_while_it_is_held(stop):
     stop.raise_if_any_stopped()
 
 
-def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop, monkeypatch):
-  """The others did not hear of it, so all go on; it must not be forgotten either."""
+def test_a_signal_during_the_all_gather_stops_the_run_at_the_next_one(stop, monkeypatch):
+  """The other processes do not know of it yet, so all continue; but it must not be lost."""
 
   def gather(name):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -64,7 +63,7 @@ def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop,
     stop.raise_if_any_stopped()
 
 
-def test_what_another_process_was_asked(stop, monkeypatch):
+def test_a_signal_to_another_process_stops_this_one(stop, monkeypatch):
   monkeypatch.setattr(hosts, "all_gather_json", lambda name: [name, "SIGTERM"])
   with pytest.raises(Stopped, match="SIGTERM"):
     stop.raise_if_any_stopped()

@@ -90,15 +90,15 @@ def test_a_damaged_header_is_refused(sound, tmp_path, name):
   header = json.loads(header)
   DAMAGED[name](header)
   write(tmp_path / "model.safetensors", json.dumps(header).encode(), tensors)
-  with pytest.raises(UserError, match="copy"):
+  with pytest.raises(UserError, match=str(tmp_path)):
     hf_files.read_headers(tmp_path)
 
 
-def test_a_name_that_comes_twice_is_refused(sound, tmp_path):
+def test_a_repeated_name_is_refused(sound, tmp_path):
   header, tensors = parts(sound / "model.safetensors")
   for one in (header.replace(b"layers.1", b"layers.0"), DEEP, b"{" * 9):
     write(tmp_path / "model.safetensors", one, tensors)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match=str(tmp_path)):
       hf_files.read_headers(tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_a_tensor_in_two_files_is_refused(sound, tmp_path):
   write(tmp_path / "a.safetensors", *parts(sound / "model.safetensors"))
   weight_map = {"scale": "b.safetensors", "model.norm.weight": "a.safetensors"}
   (tmp_path / hf_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
-  with pytest.raises(UserError, match="scale is in a.safetensors too"):
+  with pytest.raises(UserError, match=r"scale .*\ba\.safetensors"):
     hf_files.read_headers(tmp_path)
 
 
@@ -148,7 +148,7 @@ def damaged(draw, header, tensors):
 
 @pytest.mark.slow
 def test_damaged_headers_give_the_same_weights_or_an_error(tmp_path, capsys):
-  """With load_hf behind it, which compares names and shapes with config.json."""
+  """read_headers, then load_hf, which compares names and shapes with config.json."""
   config = ModelConfig(11, 8, 12, 2, 2, 1, 4)
   save_hf(config, init(config, 0), tmp_path / "model")
   path = tmp_path / "model" / hf_files.WEIGHTS

@@ -1,4 +1,4 @@
-"""Meshes: the same numbers on all of them, weights cut as written, clear refusals."""
+"""Meshes: the same numbers on all of them, weights sharded as the tables say, refusals."""
 
 import dataclasses
 
@@ -60,7 +60,7 @@ def test_loss_and_gradients_are_those_of_one_device(family, spec):
 
 
 def _cuts(layout, spec):
-  """Parts that a weight of this layout is cut into."""
+  """Number of shards of a weight with this layout."""
   sizes = S.parse_mesh(spec)
   return int(np.prod([sizes[axis] for axis in layout if axis]))
 
@@ -73,14 +73,14 @@ def test_parse_mesh():
 
 @pytest.mark.parametrize("spec", ["pipeline=2", "fsdp", "fsdp=0", "fsdp=-1", "fsdp=two"])
 def test_parse_mesh_refuses(spec):
-  with pytest.raises(ValueError, match=r"mesh: .* is not AXIS=SIZE .* write for example"):
+  with pytest.raises(ValueError, match=f"mesh: '{spec}' .*data=1,fsdp=8,tensor=1"):
     S.parse_mesh(spec)
 
 
 def test_make_mesh():
   mesh = S.make_mesh("fsdp=2,tensor=2")
   assert mesh.axis_names == S.AXES and mesh.devices.shape == (1, 2, 2)
-  with pytest.raises(ValueError, match="'fsdp=16' needs 16 devices, this run has 8"):
+  with pytest.raises(ValueError, match="'fsdp=16' .*16 devices.* 8 "):
     S.make_mesh("fsdp=16")
 
 
@@ -111,18 +111,18 @@ def test_check_mesh_looks_at_every_size(letter, name):
   sizes = dict.fromkeys(QWEN_7B, 8) | {letter: 12}
   axis = S.PARAM_AXES[letter]
   S.check_mesh(f"{axis}=4", sizes)
-  with pytest.raises(ValueError, match=f"{axis}=8 does not divide the model's {name} 12; legal"):
+  with pytest.raises(ValueError, match=f"{axis}=8 .*{name} 12; .* 1, 2, 4"):
     S.check_mesh(f"{axis}=8", sizes)
 
 
-def test_gather_casts_before_it_moves():
-  """bfloat16, not the float32 master, goes over the wire; tensor stays cut."""
+def test_all_gather_weight_casts_before_it_communicates():
+  """bfloat16 is sent, not the float32 master; the weight stays sharded along tensor."""
   with jax.set_mesh(S.make_mesh("fsdp=4,tensor=2")):
     weight = S.put(np.ones((8, 2, 4), np.float32), "")
     weight = jax.jit(lambda w: S.reshard(w, S.param_spec("dnh")))(weight)
     gather = jax.jit(lambda w: S.all_gather_weight(w, "dnh", jnp.bfloat16))
     spec = gather(weight).sharding.spec
-    # "reduced": the gradient is summed over the batch's axes when it is cut again.
+    # "reduced": the gradient is summed over the batch's axes when it is sharded again.
     assert spec == P(None, "tensor", None, reduced={"data", "fsdp"})
     program = gather.lower(weight).compile().as_text()
   moved = [line for line in program.splitlines() if " all-gather" in line]

@@ -1,4 +1,4 @@
-"""Solving whole problems: what each turn sees, how an episode ends, who gets which response."""
+"""Solving whole problems: the prompt of each turn, and how an episode ends."""
 
 import types
 
@@ -15,7 +15,7 @@ QUESTIONS = [Question("a", "Problem a.", "1"), Question("b", "Problem b.", "2")]
 
 
 class Script:
-  """An engine that says what `say(prompt id, sample)` gives, the last prompt first."""
+  """An engine that responds with `say(prompt id, sample)`, the last prompt first."""
 
   def __init__(self, say):
     self.say, self.asked = say, []
@@ -43,8 +43,8 @@ def stepwise(say, questions=QUESTIONS, n=1, **limits):
   return solve_stepwise(engine, ask, questions, n, PARAMS, **limits), engine
 
 
-def test_turn_by_turn_to_the_box():
-  """Each episode goes on from its own actions, without its monologues, until it boxes."""
+def test_stepwise_episodes_continue_from_their_actions_to_the_boxed_answer():
+  """The next prompt has the episode's actions without its monologues."""
 
   def say(id, sample):
     episode, turn = id.split("/")
@@ -93,7 +93,7 @@ def test_a_broken_format_ends_the_episode_without_an_action(text, ended):
   assert all(not asked for asked in engine.asked[2:])
 
 
-def test_limits():
+def test_stepwise_ends_at_max_turns_or_at_the_prompt_limit():
   """Four turns; or prompts that grow beyond three tokens: problem and two actions."""
   endless = lambda id, sample: "<think>x</think> more"
   episodes, _ = stepwise(endless)
@@ -102,7 +102,7 @@ def test_limits():
   assert [(e.ended, len(e.actions)) for e in episodes] == [("prompt_too_long", 3)] * 2
 
 
-def test_one_ends_while_another_goes_on():
+def test_an_episode_ends_while_another_continues():
   def say(id, sample):
     return "<think>x</think> \\boxed{1}" if id.startswith("a") else "<think>x</think> on"
 
@@ -116,8 +116,8 @@ def test_one_ends_while_another_goes_on():
   ]
 
 
-def test_whole_solutions():
-  """Think blocks may stand anywhere; what is outside is the solution, whoever ends first."""
+def test_solve_whole_takes_the_text_outside_think_blocks():
+  """Think blocks are allowed anywhere, and groups are yielded in any order."""
 
   def say(id, sample):
     return f"<think>a</think> one {id}{sample} <think>b</think> two" + (" ..." if sample else "")
@@ -149,8 +149,7 @@ def test_prompts_are_those_of_training(tmp_path):
   assert step != whole
 
 
-def test_a_template_that_opens_the_think_block():
-  """Then a response begins inside it."""
+def test_responses_begin_inside_a_think_block_that_the_template_opens():
   opened = lambda problem, context: EncodedPrompt([0], True)
   engine = Script(lambda id, sample: "inside</think> \\boxed{3}")
   limits = dict(max_turns=2, max_prompt_tokens=5)
@@ -160,7 +159,7 @@ def test_a_template_that_opens_the_think_block():
   assert episode.solution.strip() == "\\boxed{3}"
 
 
-def test_no_problems():
+def test_no_questions_give_no_episodes():
   nothing = types.SimpleNamespace(sample=lambda batch, n, params: iter(()))
   assert solve_whole(nothing, ask, [], 2, PARAMS) == []
   limits = dict(max_turns=2, max_prompt_tokens=5)

@@ -1,4 +1,4 @@
-"""The built-in engine: from which distribution it samples, and that layout changes nothing."""
+"""The built-in engine: its distribution, and that width, order and mesh do not change samples."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from srl_jax.rollout.engine import Prompt
 
 @contextlib.contextmanager
 def warnings_of(name):
-  """The list of what the logger says meanwhile."""
+  """The messages that the logger emits in the block."""
   said, handler = [], logging.Handler()
   handler.emit = lambda record: said.append(record.getMessage())
   logging.getLogger(name).addHandler(handler)
@@ -46,7 +46,7 @@ def sample(prompts=PROMPTS, n=N, params=PARAMS, **given):
 
 @pytest.fixture(scope="module")
 def groups():
-  """All prompts through four slots, so that each slot is filled again and the ring goes round."""
+  """All prompts through four slots: each slot is refilled and the ring buffers wrap around."""
   return sample()
 
 
@@ -76,11 +76,11 @@ def distribution():
   return of
 
 
-# ---- the same five names, the same token
+# ---- (seed, step, prompt, sample, position) determine a token
 
 
 def test_width_does_not_change_what_is_sampled(groups):
-  """One slot, in which everything waits for everything, against four."""
+  """One slot, which every prompt waits for, against four."""
   assert_same(sample(width=4), groups)
 
 
@@ -103,8 +103,8 @@ def test_another_seed_or_step_is_another_sample(groups, other):
   assert same <= 2  # of 48; one-token responses may agree
 
 
-def test_samples_and_prompts_have_streams_of_their_own(groups):
-  """The same tokens under another id, or as another sample of the group, are drawn anew."""
+def test_samples_and_prompts_have_different_random_streams(groups):
+  """The same tokens under another id, or as another sample of the group, give other samples."""
   twins = [Prompt(f"twin {i}", PROMPTS[4].token_ids) for i in range(4)]
   found = tokens(sample(twins))
   drawn = [tuple(ids) for id in found for ids in found[id]]
@@ -163,7 +163,7 @@ def test_tokens_follow_the_distribution(many, distribution):
 
 @pytest.mark.parametrize("positions", [[1], range(2, 12)], ids=["behind the prefill", "later"])
 def test_neighbours_do_not_share_their_random_number(many, distribution, positions):
-  """Else a token would come twice in a row more often than its probability says."""
+  """Otherwise a token would be repeated more often than by its probability."""
   prompts, found = many
   excess = variance = 0.0
   for id, g, i, logprobs_v in distribution(prompts, found):
@@ -191,7 +191,7 @@ def test_greedy_takes_the_most_likely(distribution):
 
 
 def test_trainer_and_sampler_agree_after_refilling(groups):
-  """Slots of all ages side by side, the ring gone round: within 1e-4 at every token."""
+  """Slots of all ages together, ring buffers wrapped around: within 1e-4 at every token."""
   for (id, g), logprobs in trainer_logprobs(groups, 1.0).items():
     np.testing.assert_allclose(groups[id][g].sampler_logprobs, logprobs, atol=1e-4)
 
@@ -220,15 +220,15 @@ def test_one_token_responses_need_no_decoding():
     assert [len(rollout.token_ids) for rollout in group] == [1] * N
 
 
-# ---- running it
+# ---- groups, stops and errors
 
 
-def test_groups_come_as_they_end_and_carry_the_version(groups):
+def test_groups_are_yielded_as_they_finish_with_their_version(groups):
   made = engine(version=41)
   stream = made.sample(PROMPTS, N, PARAMS)
   before = {g[0].prompt_id: g for g in [next(stream)]}
   made.load_weights(policy(seed=1), 42)
-  before |= {g[0].prompt_id: g for g in stream}  # goes on with the weights that it began with
+  before |= {g[0].prompt_id: g for g in stream}  # continues with the weights that it began with
   assert tokens(before) == tokens(groups)
   assert {r.weight_version for group in before.values() for r in group} == {41}
   after = {g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}
@@ -267,8 +267,8 @@ def test_a_stop_ends_sampling_and_leaves_the_engine_usable(groups, prompts, at):
   assert_same({g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}, groups)
 
 
-def test_groups_come_while_others_decode(many):
-  """Of 64 groups in 64 slots the first come before the last decode call is dispatched."""
+def test_groups_are_yielded_while_others_decode(many):
+  """Of 64 groups in 64 slots the first are yielded before the last decode call is dispatched."""
   check = Stopping(at=0)
   made = S.Sampler(Words(), STOPS, 64 * N, check)
   made.load_weights(policy(), 1)
@@ -307,7 +307,7 @@ def test_a_caller_that_leaves_early_leaves_the_engine_usable(groups):
 
 
 @pytest.mark.parametrize("spec", [None, "data=2,fsdp=2,tensor=2"])
-def test_bfloat16_is_what_decoding_reads(spec):
+def test_decoding_reads_bfloat16(spec):
   """The copy and the caches have the compute type, the policy keeps its float32 masters."""
   with jax.set_mesh(make_mesh(spec)) if spec else contextlib.nullcontext():
     masters = policy(dtype="bfloat16")
@@ -331,7 +331,7 @@ def test_sampling_leaves_the_policy_as_it_was():
 
 
 def test_sampling_leaves_nothing_on_the_device():
-  """Not until the garbage collector comes round: caches are gigabytes, and an update follows."""
+  """Not even until the next garbage collection: caches are gigabytes, and an update follows."""
   made = engine()
   list(made.sample(PROMPTS, N, PARAMS))
   gc.disable()

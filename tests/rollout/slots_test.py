@@ -173,7 +173,7 @@ def test_a_group_in_several_slots_has_the_same_samples(mesh, g):
 
 
 def test_room_to_spare_changes_nothing():
-  """Longer rings and prompts than needed; max_tokens and the temperature belong to the call."""
+  """Longer ring buffers and prompts than needed; max_tokens and temperature are the call's."""
   roomy = [SlotShape(b=3, g=N, p=96, r=40, batch=2, c=96)]
   for changed in (dict(max_tokens=5), dict(max_tokens=5, temperature=0.0)):
     exact = [SlotShape(b=4, g=N, p=32, r=5, batch=2, c=32)]
@@ -182,7 +182,7 @@ def test_room_to_spare_changes_nothing():
 
 @contextlib.contextmanager
 def compilations():
-  """The list of what is compiled meanwhile, an entry for each program."""
+  """The names of the programs that are compiled in the test."""
   names = []
 
   def listen(name, seconds, **fields):
@@ -206,7 +206,7 @@ def compile_ahead(calls):
 
 
 @pytest.mark.parametrize("mesh", [None, "data=2", "fsdp=2,tensor=2"])
-def test_what_is_compiled_ahead_is_all_that_is_compiled(mesh):
+def test_sampling_compiles_no_program_beyond_calls(mesh):
   """Training, validation (greedy) and a benchmark of longer responses and prompts; two shapes.
 
   A request that fits neither shape compiles, which shows that compilations are counted.

@@ -1,4 +1,4 @@
-"""The vLLM engine against a server of our own that misbehaves on purpose."""
+"""The vLLM engine against a fake server that misbehaves on purpose."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ class Tokenizer:
 
 
 class FakeServer:
-  """Answers as a vLLM server would whose model samples 7, 8, 5.
+  """Answers as a vLLM server with a model that samples 7, 8, 5.
 
   Fields:
     faults: functions (fake, body) -> answer, status or None, each used for one sampling request.
@@ -189,7 +189,7 @@ def ask(engine, count=4, n=2, **params):
   return list(engine.sample(batch, n, SamplingParams(8, **params)))
 
 
-def test_groups_come_back_whole(fake, make_engine, model):
+def test_sample_yields_whole_groups(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   groups = ask(engine)
@@ -223,7 +223,7 @@ FAULTS = {
   "a token that is none": lambda fake, body: (200, fake.sampled_as(7, True, 5)),
   "a negative token": lambda fake, body: (200, fake.sampled_as(-1, 8, 5)),
   "a stop in the middle": lambda fake, body: (200, fake.sampled_as(7, 5, 8, 5)),
-  "more tokens than asked for": lambda fake, body: (200, fake.sampled_as(*[7] * 9, 5)),
+  "more tokens than max_tokens": lambda fake, body: (200, fake.sampled_as(*[7] * 9, 5)),
   "a log-prob of 400 digits": lambda fake, body: (200, fake.sampled_as(7, 5, p=-(10**400))),
   "a log-prob of 5000 digits": lambda fake, body: (
     200,
@@ -255,7 +255,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_useless_answer_is_asked_for_again_and_counted(fake, make_engine, model, name):
+def test_a_useless_answer_is_sampled_again_and_counted(fake, make_engine, model, name):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   fake.faults = [FAULTS[name]]
@@ -283,7 +283,7 @@ def test_a_404_that_stays_ends_the_run_where_it_can_save(fake, make_engine, mode
   engine = make_engine(fake, patience=0.3)
   engine.load_weights(model, 3)
   fake.faults = [FAULTS["404"]] * 100
-  fake.scored = lambda end: {"choices": []}  # so that it does not come back either
+  fake.scored = lambda end: {"choices": []}  # so that it cannot recover either
   with pytest.raises(EngineError) as caught:
     ask(engine)
   assert "404" in str(caught.value) or "answer not understood" in str(caught.value)
@@ -292,7 +292,7 @@ def test_a_404_that_stays_ends_the_run_where_it_can_save(fake, make_engine, mode
 
 @pytest.mark.parametrize("part", ["headers", "body"])
 def test_a_server_that_drips_is_left(monkeypatch, part):
-  """An answer that has begun has to end; each byte would begin a socket's timeout anew."""
+  """An answer has to end in time; a socket's timeout alone restarts with every byte."""
   monkeypatch.setattr(vllm_server, "ANSWER_SECONDS", 0.5)
   listener = socket.create_server(("127.0.0.1", 0))
   ended = threading.Event()
@@ -310,7 +310,7 @@ def test_a_server_that_drips_is_left(monkeypatch, part):
   thread.start()
   begun = time.monotonic()
   server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
-  with pytest.raises(ServerError, match="no answer in 60 s") as caught:
+  with pytest.raises(ServerError, match="60 s") as caught:
     server.call("GET", "/health", timeout=60)
   assert time.monotonic() - begun < 5 and isinstance(caught.value.__cause__, TimeoutError)
   ended.set()
@@ -324,7 +324,7 @@ def test_a_server_that_drips_is_left(monkeypatch, part):
 )
 def test_settings_of_a_server_that_are_none(fake, make_engine, setting):
   vars(fake).update(setting)
-  with pytest.raises(ValueError, match=f"{fake.url} .*server_info: answer not understood"):
+  with pytest.raises(ValueError, match=f"{fake.url} .*server_info"):
     make_engine(fake)
 
 
@@ -352,22 +352,20 @@ def test_a_probe_that_is_not_answered_stops_the_push(fake, make_engine, model, n
       )
     ]
   }
-  with pytest.raises(EngineError, match="weights of step 3 were refused: .*answer not understood"):
+  with pytest.raises(EngineError, match=f"step 3 .*{fake.url}"):
     engine.load_weights(model, 3)
-  # The push had paused it. Its health is asked for all the time.
+  # The push had paused the server. Its health is polled all the time.
   assert [path for path, _ in fake.requests if path != "/health"][-1] == "/resume"
 
 
-def test_one_bad_answer_to_a_push_is_asked_for_again(fake, make_engine, model):
+def test_a_push_is_repeated_after_one_bad_answer(fake, make_engine, model):
   engine, handle, bad = make_engine(fake), fake.handle, [(404, b""), (500, b"")]
 
   def sometimes(path, body):
     return bad.pop() if path == "/update_weights" and bad else handle(path, body)
 
   fake.handle = sometimes
-  with pytest.raises(
-    EngineError, match="weights of step 3 were refused: .*update_weights answered"
-  ):
+  with pytest.raises(EngineError, match="step 3 .*update_weights"):
     engine.load_weights(model, 3)
   bad.append((404, b""))
   engine.load_weights(model, 4)
@@ -393,7 +391,7 @@ def test_old_weights_are_rejected_and_the_server_gets_the_new_ones(fake, make_en
   groups = ask(engine)
   assert all(rollout.weight_version == 3 for group in groups for rollout in group)
   assert engine.stats()["groups_rejected_old"] >= 1
-  assert any("is back with the weights of step 3" in line for line in engine.said)
+  assert any(fake.url in line and "step 3" in line for line in engine.said)
 
 
 @pytest.mark.parametrize("lag, reason", [(0, "rejected_old"), (1, None)])
@@ -408,7 +406,7 @@ def test_a_wrong_request_is_not_tried_again(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   fake.faults = [lambda fake, body: (400, {"error": {"message": "too long"}})] * 9
-  with pytest.raises(ValueError, match=r"prompt p0 .*answered 400: too long"):
+  with pytest.raises(ValueError, match=r"prompt p0 .*400: too long"):
     ask(engine, count=1)
   assert len(fake.faults) == 8
 
@@ -468,24 +466,24 @@ def test_a_hanging_server_is_lost_and_the_others_take_over(model, fake, make_eng
 def test_weights_that_did_not_arrive_stop_the_run(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 1)
-  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+  with pytest.raises(EngineError, match=f"{fake.url}: .*step 2 "):
     engine.load_weights(policy_model.init(CONFIG, 1), 2)  # the fake keeps the old ones
   engine = make_engine(fake)
   fake.handle = lambda path, body, handle=fake.handle: handle(
     path, None if "finish" in path else body
   )
-  with pytest.raises(EngineError, match="samples with weights '2' after the push of step 4"):
+  with pytest.raises(EngineError, match="weights '2' .*step 4"):
     engine.load_weights(model, 4)
 
 
 def test_starting_without_a_server_names_it(make_engine):
-  with pytest.raises(ValueError, match=r"127.0.0.1:9 \(/health never answered 200\)"):
+  with pytest.raises(ValueError, match=r"127.0.0.1:9 \(/health "):
     make_engine("http://127.0.0.1:9")
 
 
-def test_starting_with_a_server_of_another_kind_says_what_it_answered(fake, make_engine):
+def test_starting_with_a_server_of_another_kind_quotes_its_answer(fake, make_engine):
   fake.handle = lambda path, body: (200, b"" if path == "/health" else b"hello")
-  with pytest.raises(ValueError, match=r"/server_info answered no JSON: hello"):
+  with pytest.raises(ValueError, match=r"/server_info .*hello"):
     make_engine(fake)
 
 
@@ -514,7 +512,7 @@ def test_addresses_that_are_taken():
   assert Server("http://8.8.8.8", public=True).port == 80
 
 
-def test_the_key_comes_from_the_environment_and_stays_out_of_messages(fake, monkeypatch):
+def test_the_key_is_read_from_the_environment_and_kept_out_of_messages(fake, monkeypatch):
   monkeypatch.setenv("VLLM_API_KEY", "s3cret")
   fake.handle = lambda path, body: (500, b"no s3cret")
   with pytest.raises(ServerError, match=r"no \*\*\*") as caught:
@@ -528,7 +526,7 @@ def test_a_temperature_needs_processed_logprobs(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 1)
   assert ask(engine, temperature=0.0)
-  with pytest.raises(ValueError, match="before the temperature"):
+  with pytest.raises(ValueError, match=r"0\.7.*--logprobs-mode=processed_logprobs"):
     ask(engine, temperature=0.7)
 
 
@@ -543,7 +541,7 @@ def test_read_group_takes_a_response_that_was_cut_off(fake):
   assert read_group(answer, 1, 2, [5]) == [((7, 8), (-0.5, -0.5), "length", ("4",))]
 
 
-def test_a_wait_ends_when_the_run_is_asked_to_stop(fake, make_engine, model):
+def test_a_wait_ends_when_check_raises(fake, make_engine, model):
   asked = threading.Event()
 
   def check():

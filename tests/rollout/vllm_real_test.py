@@ -1,7 +1,7 @@
 """The vLLM engine against real servers: log-probs, pushes, faults.
 
-A start takes a minute, so tests share servers (conftest.py) and stand in an order: those that need
-a fresh one come first, those that kill one last. Server "a" lives on for vllm_run_test.py.
+A start takes a minute, so tests share servers (conftest.py) and their order matters: those that
+need a fresh server are first, those that kill one last. vllm_run_test.py then uses server "a".
 """
 
 import re
@@ -162,7 +162,7 @@ def test_logprobs_agree_after_each_of_three_pushes(servers, make_engine, name):
   assert engine.stats() == {}
 
 
-def test_the_check_sees_weights_that_did_not_arrive(make_engine, monkeypatch):
+def test_the_check_detects_weights_that_did_not_arrive(make_engine, monkeypatch):
   engine = make_engine("a")
   engine.load_weights(random_model(1), 1)
   monkeypatch.setattr(vllm_weights, "_transfer", lambda post, folder: None)
@@ -170,7 +170,7 @@ def test_the_check_sees_weights_that_did_not_arrive(make_engine, monkeypatch):
     engine.load_weights(random_model(2), 2)
 
 
-def test_the_check_sees_a_stale_prefix_cache(make_engine, monkeypatch):
+def test_the_check_detects_a_stale_prefix_cache(make_engine, monkeypatch):
   engine = make_engine("a")
   engine.load_weights(random_model(1), 1)
   real_call = Server.call
@@ -233,11 +233,10 @@ def test_weights_that_cannot_be_written_end_the_run_and_leave_nothing(make_engin
   model = random_model(6)
   engine.load_weights(model, 6)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(
-    resource.RLIMIT_FSIZE, (100_000, limits[1])
-  )  # the file system says no half-way
+  # Writing fails in the middle of the first file.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
   try:
-    with pytest.raises(EngineError, match="step 7 could not be written to .* Make room"):
+    with pytest.raises(EngineError, match="step 7 .*rollout.weights_root"):
       engine.load_weights(random_model(7), 7)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -267,7 +266,7 @@ def test_both_engines_sample_the_distribution_that_the_loss_assumes(make_engine)
 
 
 def _misfit(counts, law) -> float:
-  """How many deviations Pearson's chi-square lies above its mean; rare outcomes are one."""
+  """Pearson's chi-square above its mean, in standard deviations; rare outcomes count as one."""
   wanted = law * counts.sum()
   rare = wanted < 8
   wanted = np.append(wanted[~rare], wanted[rare].sum())

@@ -1,4 +1,4 @@
-"""Whole runs with a real vLLM server: rewards as built in, one step ahead, a server that dies.
+"""Whole runs with a real vLLM server: rewards of both engines, lag 1, a server that dies.
 
 The server is "a" of conftest.py; the last test kills it.
 """
@@ -105,12 +105,12 @@ def test_lag_1_trains_on_no_prompt_twice_after_a_kill(served, untied, weights_ro
   assert [row["step"] for row in metrics(workdir)] == list(range(1, STEPS + 1))
   used = collections.Counter()
   for step, group in groups(workdir):
-    # Step s is trained on with weights s - 1; they may be one step older, never two.
+    # The newest weights of step s are version s - 1; samples may be one version older, never two.
     assert set(group["weight_versions"]) <= {max(0, step - 2), step - 1}
     used[group["prompt_id"]] += group["dropped"] != "surplus"
   assert max(used.values()) == 1
   versions = [group["weight_versions"][0] == step - 2 for step, group in groups(workdir)]
-  assert np.mean(versions) > 0.7  # it really was ahead
+  assert np.mean(versions) > 0.7  # most batches were prefetched
 
 
 def answered(server):
