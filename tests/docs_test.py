@@ -218,7 +218,7 @@ def reasons_in_the_code() -> set[str]:
       if isinstance(node, ast.FunctionDef) and node.returns:
         if ast.unparse(node.returns) == "str | None":
           texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Return)]
-      elif isinstance(node, ast.Assign) and "reason" in ast.unparse(node.targets[0]):
+      elif isinstance(node, ast.Assign) and re.search(r"\breason\b", ast.unparse(node.targets[0])):
         texts = [node.value]
       elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "counts":
         texts = [node.slice]

@@ -7,7 +7,7 @@ import itertools
 import logging
 from typing import Any
 
-from srl_jax.data import rows, solutions
+from srl_jax.data import rows, solutions, step_labels
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind, normalized
 from srl_jax.data.gold import gold_answer
@@ -61,7 +61,7 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
       "data.fields.answer: '' although final answers are compared; name the column of gold answers"
       " (prepare and teacher: --fields=answer=...)"
     )
-  counts = collections.Counter()
+  counts, unnumbered = collections.Counter(), ""
   found: dict[str, list[Problem]] = {}  # by the problem's text
   ids: dict[str, str] = {}
   for place, row in rows.read(data.source, data.path, data.split):
@@ -71,6 +71,7 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     reason = _again(problem, earlier, data, kind) or _unusable(problem, kind.unit)
     if reason:
       counts[reason] += 1
+      unnumbered = unnumbered or (problem.solution if reason == "no_steps" else "")
       continue
     if earlier:
       problem = dataclasses.replace(problem, id=earlier[0].id, number=len(earlier) + 1)
@@ -92,8 +93,22 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     rows_read = counts.pop("rows", 0)
     counts.pop("kept")
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-    raise UserError(f"{data.path}: none of {rows_read} rows can be used ({reasons})")
+    raise UserError(
+      f"{data.path}: none of {rows_read} rows can be used ({reasons}){_hint(counts, unnumbered)}"
+    )
   return problems, dict(counts)
+
+
+def _hint(counts: collections.Counter, unnumbered: str) -> str:
+  """What to do where most solutions have no numbered steps; `unnumbered` is the first of them."""
+  if not unnumbered or counts["no_steps"] < max(counts.values()):
+    return ""
+  start = unnumbered if len(unnumbered) < 200 else f"{unnumbered[:200]} ..."
+  return (
+    f". The first solution without numbered steps begins {start!r}; steps are read in these forms:"
+    f" {step_labels.READ}. Number them so, name another column in data.fields.solution, or let"
+    " srl_jax.teacher write solutions"
+  )
 
 
 def _again(

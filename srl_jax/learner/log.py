@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import re
 import secrets
 import sys
 
 from srl_jax import folders, hosts
 from srl_jax.errors import UserError
 from srl_jax.learner.dynamic_sampling import Group
+
+_ROLLOUTS = re.compile(r"step_(?P<step>\d+)\.(?P<kind>jsonl|partial)")
 
 
 def rollout_lines(groups: list[Group]) -> str:
@@ -134,10 +137,12 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
         earlier.append(line + "\n")
     if damaged:  # e.g. blocks of zeros after a power failure
       print(f"{metrics}: left out damaged lines, from line {damaged[0]} on", file=sys.stderr)
-    folders.write_text(metrics, "".join(earlier))  # atomic
-  # Rollouts of later steps, and what a kill left under the temporary name of an atomic write.
-  for path in rollouts.glob("step_*"):
-    if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
+    folders.write_text(metrics, "".join(earlier))
+  # Rollouts of later steps, and what a kill left under the temporary name of an atomic write. A
+  # user's own files, such as a gzipped step, stay.
+  for path in rollouts.iterdir():
+    match = _ROLLOUTS.fullmatch(path.name)
+    if match and (match["kind"] == "partial" or int(match["step"]) > step):
       path.unlink()
 
 

@@ -129,9 +129,7 @@ def test_only_meshes_that_the_model_allows():
 
 def test_the_samplers_weights_go_first():
   first, second, *_ = advice(config(), found(peak=70, sampler=14.2))
-  assert first == (
-    "rollout.engine = 'vllm' (now 'builtin', which keeps 14.2 GiB of copied weights on each device)"
-  )
+  assert first.startswith("rollout.engine = 'vllm'") and "14.2 GiB" in first
   assert second == "batch.tokens_per_device = 8192 (now 16384)"
 
 
