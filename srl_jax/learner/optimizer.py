@@ -11,8 +11,8 @@ def learning_rate(optimizer, steps: int) -> optax.Schedule:
       share of all steps in [0, 1), risen to linearly).
     steps: optimiser steps of the whole run.
   """
-  # The decay takes the steps after the warmup, so that it reaches 0 at the last step.
   warmup = round(optimizer.warmup * steps)
+  # The decay takes the steps after the warmup, so that it reaches 0 at the last step.
   rest = max(1, steps - warmup)
   after = {
     "constant": optax.constant_schedule(optimizer.lr),

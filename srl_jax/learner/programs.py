@@ -86,7 +86,7 @@ def update_calls(
     old, reference = scores if several else None, scores if kl else None
     args = (model, model, rows, old, reference)
     calls.append(Call("accumulate", update.accumulate, args, {"loss": loss}))
-    # Supervised runs score held-out targets, all in the shape that takes any sequence.
+    # Supervised runs score held-out targets, in one shape.
     held_out = config.method == "sft" and shape == packing.roomiest(shapes)
     if always_score or several or kl or held_out:
       calls.append(Call("score", update.logprobs_of, (model, rows), {"loss": loss}))

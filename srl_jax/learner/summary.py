@@ -34,7 +34,7 @@ def summarise(run: Run) -> dict:
   }
   if run.config.eval.benchmark:
     run.line.say(f"measuring step {best} on {run.config.eval.benchmark} ...")
-    # Not kept in a variable, so that the float32 weights are freed once the engine has its copy.
+    # Not kept in a variable: the engine has a copy of its own, and the float32 weights are freed.
     shapes = abstract(run.state.model.config)
     run.engine.load_weights(run.checkpoints.restore(best, shapes)[0], best)
     summary |= {"before": run.progress.before, "after": benchmark(run)}

@@ -39,7 +39,7 @@ class Loss(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """The state of training: steps made so far, the policy, its optimiser's moments (float32)."""
+  """What training changes: steps made so far, the policy, its optimiser's moments (float32)."""
 
   step: int
   model: Qwen2
@@ -247,13 +247,13 @@ def update_flops(config, groups) -> float:
   flops = 0.0
   for group in groups:
     prompt = len(group.prompt.token_ids)
+    # A multiply-add is 2 FLOPs, once forward and twice backward: 6 for each weight and token. The
+    # two matmuls of attention (scores, values) make it 12 n h for each pair of tokens.
     pairs, responses = prompt**2 / 2, 0  # pairs of tokens in causal attention
     for rollout in group.rollouts:
       length = len(rollout.token_ids)
       pairs += length * prompt + length**2 / 2
       responses += length
-    # A multiply-add is 2 FLOPs, once forward and twice backward: 6 for each weight and token. The
-    # two matmuls of attention (scores, values) make it 12 n h for each pair of tokens.
     flops += config.num_hidden_layers * (6 * layer * (prompt + responses) + 12 * n * h * pairs)
     flops += 6 * d * config.vocab_size * responses
   return flops

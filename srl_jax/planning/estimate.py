@@ -38,7 +38,7 @@ class Work:
     return self.prompts * (self.prompt_tokens + self.samples * self.response_tokens)
 
   def flops(self, config: ModelConfig) -> float:
-    """FLOPs of the update by the formula of learner.update.update_flops."""
+    """FLOPs of the update by the formula of flops.update_flops."""
     rollout = SimpleNamespace(token_ids=range(self.response_tokens))
     prompt = SimpleNamespace(token_ids=range(self.prompt_tokens))
     group = SimpleNamespace(prompt=prompt, rollouts=[rollout] * self.samples)
@@ -79,7 +79,7 @@ def link_seconds(model_config: ModelConfig, topology: Topology, mesh: dict[str, 
   reduced between nodes (data) are not counted: they are a small part of these.
   """
   weights = sum(leaf.size for leaf in jax.tree.leaves(abstract(model_config)))
-  # 3 collectives of 2 bytes a weight.
+
   sent = 3 * 2 * weights * (mesh["fsdp"] - 1) / mesh["fsdp"]
   return sent / mesh["tensor"] / (LINK * topology.chip.link)
 

@@ -32,8 +32,7 @@ PUSH_SECONDS = 600.0
 PROBE_SECONDS = 300.0  # a server's first request compiles
 PROBE_TOKENS = 160  # more than a block of any prefix cache, so that a stale one shows
 PROBE_TOP = 20  # log-probs that a server gives for one place, at most
-# Limits of |server - policy| over the log-probs of a check, twice the largest that was measured.
-TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.1)}
+TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.1)}  # twice what was ever measured
 GENERATE = "/inference/v1/generate"
 
 
