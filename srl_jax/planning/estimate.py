@@ -79,7 +79,6 @@ def link_seconds(model_config: ModelConfig, topology: Topology, mesh: dict[str, 
   reduced between nodes (data) are not counted: they are a small part of these.
   """
   weights = sum(leaf.size for leaf in jax.tree.leaves(abstract(model_config)))
-
   sent = 3 * 2 * weights * (mesh["fsdp"] - 1) / mesh["fsdp"]
   return sent / mesh["tensor"] / (LINK * topology.chip.link)
 
