@@ -43,6 +43,7 @@ def main() -> None:
     _, model = load_hf(given.model, compute_dtype=given.dtype)
     tokenizer = load_tokenizer(given.model)
     size = model.config.vocab_size
+    # Prompts differ from the first token on, so that no prefix cache helps.
     batch = [
       Prompt(
         f"p{i}", tuple((7919 * i + 31 * t * t + 17) % size for t in range(given.prompt_tokens))

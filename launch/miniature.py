@@ -97,6 +97,7 @@ def main(argv: list[str]) -> None:
 
 
 def _seeds(arm: Arm) -> int:
+  """Number of seeds of a row."""
   if _QUICK.value:
     return 1
   return max(_SEEDS.value, _CLOSE_SEEDS.value if arm.close else 0)
@@ -127,6 +128,7 @@ def evaluations(
   model = str(root / after) if trained else str(stages.CONFIGS / "miniature")
   made = []
   for mode, output in _folders(name, seed, root).items():
+    # The limits of the rows that are trained in this mode, the same for all models.
     row = "srl" if mode == "stepwise" else "rlvr"
     config = stages.config_of(f"{stages.CONFIGS / 'miniature_row'}.py:row={row}")
     more = [f"--mode={mode}", "--style=think", f"--samples={config.eval.samples}"]

@@ -71,6 +71,7 @@ def machine() -> dict:
   """
   script = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)"
   ask = lambda *command: subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
+  # The last line, because JAX may print warnings before it.
   platform, _, device = ask(sys.executable, "-c", script).strip().rpartition("\n")[2].partition(" ")
   if not platform:
     sys.exit("JAX finds no device: see its message above")

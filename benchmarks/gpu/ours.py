@@ -214,7 +214,7 @@ def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
       return ""
 
   config = model_config(shape)
-  engine = Sampler(NoText(), [], responses)
+  engine = Sampler(NoText(), [], responses)  # no stop ids: all responses have `tokens` tokens
   engine.load_weights(init(config, 0), 0)
   rng = np.random.default_rng(0)
   prompts = [

@@ -58,7 +58,7 @@ def _ratios(found: dict) -> list[str]:
   speed = lambda name: found.get(name, {}).get("sequence_tokens_per_second")
   lines = []
 
-  def compare(name, other, what):
+  def compare(name, other, what):  # sections that failed or were not run are left out
     if speed(name) and speed(other):
       lines.append(f"- {name}: {speed(name) / speed(other):.2f} x {what}")
 

@@ -58,6 +58,7 @@ def prepare_update(order):
       "advantages": torch.tensor(advantages),
       "num_items_in_batch": torch.tensor(completion_ids.numel()),
     }
+    # In the order of the trainer's own training_step and loop.
     begun = time.perf_counter()
     loss = trainer.compute_loss(model, inputs)
     trainer.accelerator.backward(loss)

@@ -118,6 +118,7 @@ def update_metrics(
     # Both are flat over the trained tokens of the step, in the same order.
     gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))
     found.append(gap | step_metrics(output, step))
+  # Over the k optimiser steps of the batch.
   means = {name: float(np.mean([step[name] for step in found])) for name in found[0]}
   return means | {"packed_share": packed_share(sum(micro_batches, []))}
 
@@ -144,6 +145,7 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
   # The first name that is a part of device_kind; PEAKS has "TPU v5e" before "TPU v5".
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
   if peak and flops:
+    # Model FLOPs utilisation of the update alone; sampling is not counted.
     devices = jax.sharding.get_mesh().size
     out["mfu_update"] = flops / (max(seconds["seconds_update"], 1e-9) * peak * devices)
   return out

@@ -172,6 +172,7 @@ def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
     f" responses are well-formed ({reasons}). Three responses:"
   ]
   opened = " (the prompt opens <think>)" if run.train_prompts.think_opened else ""
+  # The first response of three groups, so that the samples are of different prompts.
   malformed = [group for group in batch.groups if group.scores[0].failure]
   for group in malformed[:3]:
     text, failure = group.rollouts[0].text, group.scores[0].failure
@@ -231,6 +232,7 @@ def train_on(
 
 def show(run, figures: dict[str, float]) -> None:
   """Shows a step on the progress line; warns when trainer and engine disagree."""
+  # A step without a group to train on has no log-probs to compare.
   gap = figures.get("logprob_gap_exp", 0.0)
   if gap > MAX_LOGPROB_GAP:
     run.line.say_once(

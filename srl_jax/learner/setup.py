@@ -112,6 +112,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
 
   Call it with the mesh set. Raises Stopped on a signal during the start; UserError on bad input.
   """
+  # Everything that is opened is closed in reverse order, also when the start fails.
   with contextlib.ExitStack() as stack:
     stop = StopSignal()
     stack.callback(stop.restore)
@@ -220,7 +221,7 @@ def calls_of_run(config, architecture, tx, shapes: list[RowShape], engine: Engin
   model = on_mesh(abstract(architecture))
   moments = on_mesh(jax.eval_shape(tx.init, model))
   calls = programs.update_calls(config, TrainState(0, model, moments), tx, shapes)
-  if isinstance(engine, Sampler):
+  if isinstance(engine, Sampler):  # first in the list, because a run samples first
     calls = [programs.Call(*call) for call in engine.calls(model)] + calls
   return calls
 
@@ -345,7 +346,7 @@ def make_solver(config, build_prompt: PromptBuilder, engine: Engine) -> Solver:
 
 def problems_with_answer(examples: list[StepExample]) -> list[Question]:
   """The problems of examples that have a gold answer, each once."""
-  problems = {}
+  problems = {}  # by id: a problem has an example for each of its steps
   for example in examples:
     if example.answer:
       problems[example.problem_id] = Question(example.problem_id, example.problem, example.answer)

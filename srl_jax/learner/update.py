@@ -184,6 +184,7 @@ def train_step(
     old: logprobs_bs of each micro-batch before the batch's first step; None in that step.
     reference: logprobs_bs of each micro-batch under the reference policy, or None.
   """
+  # Gradient accumulation: every call adds to the same donated buffers.
   none = [None] * len(micro_batches)
   grads, sums, logprobs = zeros(state.model), [], []
   for rows, old_bs, reference_bs in zip(micro_batches, old or none, reference or none):

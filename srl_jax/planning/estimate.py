@@ -136,6 +136,7 @@ def memory(state: State, programs: dict[str, Program], topology: Topology, sampl
   """Bytes a device: {parameters, moments, gradients, sampler (what the built-in engine keeps),
   programs: {name: ...}, peak, limit, fits}.
   """
+  # A program's total includes what the run keeps beside it, so the largest one is the peak.
   rows, peak = {}, 0
   for name, program in programs.items():
     rows[name] = {

@@ -162,6 +162,7 @@ def compile_call(call: Call) -> Program:
 def program_bytes(compiled) -> int:
   """The most bytes of a device that are in use while a compiled program runs."""
   memory = compiled.memory_analysis()
+  # Results in donated buffers (alias) are among the arguments already.
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   together = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
   # The compilers' own peak leaves out the gaps between live arrays.
@@ -174,6 +175,7 @@ def refused_bytes(error: Exception, arguments: int) -> int:
   Some versions name all bytes that it uses, others only its temporaries: the arguments are then
   added. Raises `error` if it has another reason.
   """
+  # XLA writes sizes such as 12.34G.
   size = r"([\d.]+)([KMGT])"
   used = re.search(rf"Used {size}i?B? of", str(error))
   temporaries = re.search(rf"HLO temporaries \({size}i?B?\)", str(error))

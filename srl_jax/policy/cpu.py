@@ -118,6 +118,7 @@ def _responses(q, k, v, prompt_k, prompt_v, in_prompt, in_own):
   to_own = jnp.einsum("zgrkqh,zgukh->zkqgru", q, k, **f32) / math.sqrt(h)
   to_prompt = jnp.where(in_prompt[:, None, None, None, None], to_prompt, NEGATIVE)
   to_own = jnp.where(in_own[:, None, None], to_own, NEGATIVE)
+  # One softmax over the prompt's p keys and the response's keys.
   probs = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(v.dtype)
   p = prompt_k.shape[1]
   out = jnp.einsum("zkqgrp,zpkh->zgrkqh", probs[..., :p], prompt_v)

@@ -281,6 +281,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
+  # Names are joined to the folder, so none may lead out of it.
   for name in names:
     if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name:
       raise UserError(f"{folder / INDEX}: {_short(name)} is no safetensors file; copy it again")
@@ -297,7 +298,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
   size = path.stat().st_size
   with path.open("rb") as file:
     (length,) = struct.unpack("<Q", file.read(8))
-    start = 8 + length
+    start = 8 + length  # the header's offsets count from here
     if start > size or length > MAX_HEADER_BYTES:
       raise ValueError("the header is longer than the file or than 100 MB")
     header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
@@ -335,6 +336,7 @@ def _check_entry(name: str, entry: dict, size: int) -> tuple[int, int]:
 
 def _check_layout(ends: dict[int, tuple[str, int]], size: int) -> None:
   """Raises ValueError unless tensors fill `size` bytes; ends is {first byte: (name, end)}."""
+  # Without gaps and overlaps a damaged offset cannot select another tensor's bytes unnoticed.
   position = 0
   for begin in sorted(ends):
     name, end = ends[begin]

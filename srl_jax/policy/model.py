@@ -230,6 +230,7 @@ class Qwen2(nnx.Module):
     state = Packed(positions_bt, segments_bt, branches_bt, layout)
     rotary = rotary_angles(positions_bt, self.config)
 
+    # A scan over the stacked weights, so that one layer is compiled, not all of them.
     def body(x_btd, layer):
       return layer(x_btd, rotary, state)[0], None
 

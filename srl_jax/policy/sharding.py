@@ -51,6 +51,7 @@ def parse_mesh(spec: str) -> dict[str, int]:
         "size >= 1; write for example data=1,fsdp=8,tensor=1"
       )
     sizes[name] = int(value)
+  # In the order of AXES, whatever the order in `spec`.
   return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
@@ -154,6 +155,7 @@ def all_gather_weight(weight, letters: str, dtype):
   along fsdp again. That is one reduce-scatter after a loop that uses the matrix, instead of one in
   each iteration.
   """
+  # None where the weight was sharded along fsdp: that is the all-gather.
   axes = (
     None if PARAM_AXES.get(letter) == "fsdp" else PARAM_AXES.get(letter) for letter in letters
   )

@@ -79,6 +79,7 @@ def solve_whole(
   # One prompt for each question, so that its n responses share a prefill.
   prompts = {question.id: build_prompt(question.problem, ()) for question in questions}
   batch = [Prompt(id, tuple(prompt.token_ids)) for id, prompt in prompts.items()]
+  # Engines yield groups in any order.
   groups = {group[0].prompt_id: group for group in engine.sample(batch, n, params)}
   episodes = []
   for question in questions:

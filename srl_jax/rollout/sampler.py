@@ -209,6 +209,7 @@ class Sampler:
     # An open iterator samples on with the weights with which it began.
     version = self.version
     decoder = _Decoder(self.model, self.layers, shape, draws, self.stop_ids)
+    # Reversed, because `fill` takes pieces from the end.
     waiting, snapshot, ended = cut(prompts, n, shape.g)[::-1], None, []
     groups: dict[int, list[Rollout | None]] = {}  # those of which a piece has ended, by its order
     while waiting or len(decoder.free()) < shape.b:
@@ -240,6 +241,7 @@ class Sampler:
     scalar = host((), jnp.int32)
     draws = Draws(host((2,), jnp.uint32), host((), jnp.float32), scalar)
     how = dict(draws=draws, stop_ids=self.stop_ids)
+    # Types and shardings exactly as in the calls of `sample`, which would compile again otherwise.
     for shape in self.shapes:
       name = f"{shape.b} slots of {shape.g}"
       static = dict(shape=shape, config=model.config)

@@ -225,6 +225,7 @@ def prefill(model, layers, slots, buffers, tokens_bc, start, prompts, sources_b,
   rotary = rotary_angles(positions_bc, model.config)
   x_bcd, caches = model.embed(tokens_bc), []
   for i, layer in enumerate(layers):
+    # Whole prompts use the platform's kernel; chunks need the keys before them as well.
     if buffers is None:
       x_bcd, keys_values = layer(x_bcd, rotary, attention.Padded(lengths_b))
       caches.append(attention.prompt_cache(*keys_values))
@@ -346,6 +347,7 @@ def stream_of(prompt_id: str) -> int:
 
 def random_keys(seed_step, streams_b, offsets_b, positions_bg):
   """keys_bg: the key of each token, named by (seed, step, prompt, sample, position)."""
+  # fold_in is a hash, so a key depends on its five numbers alone, not on batch or slot.
   key = jax.random.fold_in(jax.random.key(seed_step[0]), seed_step[1])
 
   def of_token(stream, sample, position):

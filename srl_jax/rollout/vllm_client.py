@@ -80,7 +80,7 @@ class VllmEngine:
         self._files = WeightsFolder(weights_root)
         self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
       self._dtype, self._max_length, self._part = _common_limits(self._fleet)
-    except BaseException:
+    except BaseException:  # no threads, files or locks may be left behind
       self.close()
       raise
 
@@ -148,7 +148,7 @@ class VllmEngine:
       threads.append(threading.Thread(target=work, daemon=True))
       threads[-1].start()
     try:
-      for _ in prompts:
+      for _ in prompts:  # as many results as prompts, in the order in which they end
         prompt, found = self._next(ended)
         if prompt is None:
           raise found

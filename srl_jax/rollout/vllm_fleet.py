@@ -17,8 +17,8 @@ from srl_jax.rollout.vllm_server import Server, ServerError
 from srl_jax.rollout.vllm_weights import Probe, push
 
 START_SECONDS = 300.0  # a server needs 40 to 150 s to start
-HEALTH_EVERY = 2.0
-HEALTH_SECONDS = 10.0
+HEALTH_EVERY = 2.0  # seconds between two polls of /health
+HEALTH_SECONDS = 10.0  # timeout of a poll; a busy server answers late
 MISSES = 3  # answers from /health that stay out before a server is lost
 PUSHES = 2  # of the same weights to a server
 CLOSE_SECONDS = 2.0  # a thread may wait longer for a connection, but begins no call then
@@ -165,6 +165,7 @@ class Fleet:
       except BaseException as error:  # raised again in the caller's thread
         results.put(error)
 
+    # Daemons: a call that hangs must not keep the process alive.
     for member in members:
       threading.Thread(target=work, args=(member,), daemon=True).start()
     errors = []
@@ -234,7 +235,7 @@ class Fleet:
           member.in_flight += n
           return member
         self._await_live(cancelled)
-        self._changed.wait(0.2)
+        self._changed.wait(0.2)  # with a timeout, because `cancelled` does not notify it
     return None
 
   def release(self, member: Member, n: int) -> None:
@@ -291,7 +292,7 @@ class Fleet:
     Raises EngineError when the last server refuses the weights, or one fails the check.
     """
     with self._changed:
-      self.weights = weights
+      self.weights = weights  # also for a server that recovers during the push (_win_back)
       members = self.ready()
     self._side_by_side(lambda member, ended: self._push(member, weights, ended), members)
     with self._changed:

@@ -109,6 +109,7 @@ class Server:
     """
     deadline = time.monotonic() + timeout
     kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+    # A connect takes milliseconds; the timeout of the answer is set after it.
     connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
     headers = {"Content-Type": "application/json"}
     if self._key:

@@ -138,6 +138,7 @@ def push(server: Server, folder: str, version: int, owner: threading.Event | Non
   Raises ServerError; the server may be paused then, or keep its old weights and version.
   """
   post = functools.partial(server.call, "POST", timeout=PUSH_SECONDS, owner=owner)
+  # The prefix cache has keys and values of the old weights, so it is cleared.
   post("/pause?mode=abort&clear_cache=true")
   post("/init_weight_transfer_engine", {"init_info": {}})
   try:
@@ -233,6 +234,7 @@ def _logprobs_at(model, tokens_bt, ends):
   """logprobs_ev after the first `ends` tokens, of the first of the equal rows tokens_bt."""
   positions_bt = jnp.zeros_like(tokens_bt) + jnp.arange(tokens_bt.shape[1])
   hidden_btd = model.hidden(tokens_bt, positions_bt, jnp.ones_like(tokens_bt))
+  # Only the last token of each beginning needs logits.
   hidden_bed = jnp.stack([hidden_btd[:, end - 1] for end in ends], axis=1)
   logits_bev = reshard(model.logits(hidden_bed), jax.P())
   return jax.nn.log_softmax(logits_bev[0], axis=-1)
