@@ -220,7 +220,7 @@ def _expected(config):
     shape = tuple(math.prod(sizes[letter] for letter in dim) for dim in dims.split(","))
     expected[hf_name.format(layer)] = (name, layer, shape)
 
-  # Layer by layer, so that files of a limited size hold whole layers.
+  # In the order in which hf_tensors yields tensors and _plan_files divides them among files.
   add("embed_tokens")
   for layer in range(config.num_hidden_layers):
     for name in names:

@@ -80,7 +80,7 @@ class VllmEngine:
         self._files = WeightsFolder(weights_root)
         self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
       self._dtype, self._max_length, self._part = _common_limits(self._fleet)
-    except BaseException:  # no threads, files or locks may be left behind
+    except BaseException:
       self.close()
       raise
 
