@@ -153,7 +153,7 @@ def policy_loss(
   Returns:
     (loss, metrics): scalars; metrics are means over response tokens: ratio, clip_fraction.
   """
-  # The settings of a run with the defaults, so that this and training cannot differ.
+  # The defaults of a run's config, so that this function and training agree.
   mask_bt = mask_bt > 0
   algorithm = configs.defaults().algorithm.unlock()
   algorithm.update(clip_low=clip_low, clip_high=clip_high)

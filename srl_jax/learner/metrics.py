@@ -28,7 +28,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     rollouts += group.rollouts
   rewards = np.array([score.reward for score in scores])
   failed = np.array([score.failure is not None for score in scores])
-  # Without a well-formed response the mean of an empty array would be nan, which JSON has not.
+  # Without a well-formed response the mean of an empty array would be nan, which is no JSON.
   formed = rewards[~failed] if not failed.all() else np.zeros(1)
   lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
   cut_off = np.array([rollout.finish_reason != "stop" for rollout in rollouts])

@@ -91,8 +91,7 @@ def row_shapes(lengths: Lengths, tokens_per_device: int, layout: str | None) -> 
   middle = min(most, _multiple(max(most // 4, longest), 32))
   small = min(middle, _multiple(middle // 3, 32))
   if layout == "lines":
-    # Nine in ten prompts fit the short lines; the floor keeps one odd quantile from making them
-    # useless to the others.
+    # Nine in ten prompts fit the short lines, which have at least SHORT_LINE of the longest length.
     short = min(longest, max(lengths.typical, math.ceil(SHORT_LINE * longest)))
     sizes = (most, short), (middle, longest), (small, min(small, longest))
     shapes = [_in_lines(t, l, lengths, most) for t, l in sizes]
@@ -178,8 +177,8 @@ def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int)
   plans, larger = _plans(groups, shapes, shards)
   low, high, found = 0, len(plans), None
   while low < high:
-    # Bisection assumes that a dearer plan fits wherever a cheaper one does. With few groups this is
-    # often false (a dearer plan may have fewer long rows), so all are tried, the cheapest first.
+    # Bisection assumes that a more expensive plan fits wherever a cheaper one does. With few groups
+    # this is often false (it may have fewer long rows), so all are tried, the cheapest first.
     half = (low + high) // 2 if len(groups) > FEW else low
     bins = _fit_either_way(groups, plans[half], shards)
     if bins is None:

@@ -172,8 +172,9 @@ def _count_in_row(row: np.ndarray) -> np.ndarray:
 def with_lines(rows: Rows, m: int, l: int, g: int) -> Rows:
   """Returns the rows with attention.Lines: m lines of l tokens, at most g copies of a token.
 
-  A line is a prompt and one of its responses, as attention kernels want a sequence. A prompt's
-  token thus has a copy in the line of each response of its group; a response's token has one.
+  A line is a prompt and one of its responses, the form in which attention kernels need a sequence.
+  A prompt's token thus has a copy in the line of each response of its group; a response's token
+  has one.
   """
   row, column = np.nonzero(rows.segments_bt)
   segment, branch = rows.segments_bt[row, column] - 1, rows.branches_bt[row, column]

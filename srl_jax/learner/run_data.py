@@ -118,7 +118,7 @@ def _changed(before: dict | None, now: dict) -> list[str]:
 
 
 def _digest(examples: Sequence[StepExample]) -> str:
-  """A hash of all fields of examples, in their order: the queue holds indices into it."""
+  """A hash of all fields of examples, in their order, because the queue holds indices."""
   digest = hashlib.blake2b(digest_size=16)
   for example in examples:
     digest.update(repr(example).encode("utf-8", "backslashreplace"))

@@ -81,7 +81,7 @@ def shapes_of_run(
     return Shapes(rows, [])
   rollout, slots = config.rollout, []
   of = functools.partial(slot_shape, rows=shards("b"), kernel=architecture.attention)
-  if config.method != "sft":  # groups of a prompt share its prefill, and one response each does not
+  if config.method != "sft":  # for groups; evaluation needs another shape, of one response a prompt
     slots.append(of(rollout.width, rollout.samples, lengths.prompt, rollout.max_tokens))
   prompt, response = longest_of_evaluation(config, prompts, build_prompt)
   if prompt:

@@ -34,7 +34,7 @@ def claim(workdir: pathlib.Path, config) -> None:
   if Checkpoints.present(workdir):
     check_same_run(workdir, config)
     saved = saved_config(workdir)
-    # Both are compared: config.json can be edited or copied, the checkpoint has the truth.
+    # Both are compared: config.json can be edited or copied, the checkpoint's config cannot.
     if saved is not None:
       check_same_run(workdir, config, saved)
     step = _last_step(workdir)

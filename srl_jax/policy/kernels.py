@@ -19,7 +19,7 @@ NEGATIVE = -1e30  # finite, so that a row of padding only has finite outputs
 def choose(platform: str, dtype: str, head_dim: int) -> str:
   """The attention of a platform ("gpu", "cuda", "tpu", "cpu", ...), compute type and head size.
 
-  This is the only place where the code depends on the platform. Rows for "cpu" are packed in blocks
+  No other place selects the policy's code by the platform. Rows for "cpu" are packed in blocks
   (policy.cpu), rows for all others in lines (attention.Lines).
   """
   if platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128:

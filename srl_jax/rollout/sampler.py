@@ -206,7 +206,7 @@ class Sampler:
     shape = self._shape_for(n, longest, params.max_tokens)
     seed_step = np.array([params.seed, params.step], np.uint32)
     draws = Draws(seed_step, np.float32(params.temperature), np.int32(params.max_tokens))
-    # An open iterator samples on with the weights with which it began.
+    # An open iterator keeps sampling with the weights with which it began.
     version = self.version
     decoder = _Decoder(self.model, self.layers, shape, draws, self.stop_ids)
     # Reversed, because `fill` takes pieces from the end.
