@@ -83,7 +83,7 @@ def test_dry_run_passes_flags_to_trainings_and_evaluations():
   [
     (
       ["--rows=sft_outline"],
-      "--rows: table 2 has no sft_outline",
+      "sft_outline",
     ),
     ([":modl=x"], "config argument 'modl' is unknown"),
     (["--config.sede=1"], "seed"),

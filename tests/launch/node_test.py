@@ -156,13 +156,13 @@ def test_a_server_over_several_cards(call):
 def test_cards_that_make_no_whole_server_are_refused(call):
   done = call("node.sh", "--dry-run", "configs/a.py", SRL_CARDS_PER_SERVER="3")
   assert done.returncode == 2
-  assert "4 cards (4,5,6,7) do not make whole servers of SRL_CARDS_PER_SERVER=3" in done.stderr
+  assert "(4,5,6,7)" in done.stderr and "SRL_CARDS_PER_SERVER=3" in done.stderr
 
 
 def test_a_config_without_servers_is_refused(call):
   done = call("servers.sh", "0", "configs/a.py")
   assert done.returncode == 2
-  assert "rollout.engine has to be vllm" in done.stderr
+  assert "rollout.engine" in done.stderr and "rollout.servers" in done.stderr
 
 
 def test_a_node_runs_servers_and_trainer_and_ends_both(call, checkout, tmp_path):

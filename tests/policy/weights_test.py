@@ -121,7 +121,7 @@ def test_tied_model_with_a_repeated_head(hf_case, copy):
     tensors["lm_head.weight"][3, 4] += 1
 
   edit_tensors(folder, differ)
-  with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+  with pytest.raises(ValueError, match="lm_head.weight .*tie_word_embeddings"):
     weights.load_hf(folder)
 
 
@@ -280,7 +280,7 @@ def test_resolve_model(tmp_path, monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   assert hf_files.resolve_model("Qwen/Qwen2.5-7B-Instruct") == tmp_path
   assert "*.safetensors" in asked[0][1] and not any("py" in pattern for pattern in asked[0][1])
-  with pytest.raises(ValueError, match=r"model 'me/mine': .*\(no connection\).* local folder"):
+  with pytest.raises(ValueError, match=r"model 'me/mine': .*\(no connection\)"):
     hf_files.resolve_model("me/mine")
 
 

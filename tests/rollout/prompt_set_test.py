@@ -59,6 +59,6 @@ def test_prompts_of_examples():
 
 def test_no_prompt_short_enough():
   tokenizer = load_tokenizer(MODEL)
-  with pytest.raises(ValueError, match=r"data\.max_prompt_tokens: all 2 prompts .* 3 tokens"):
+  with pytest.raises(ValueError, match=r"data\.max_prompt_tokens: .*\b2 .*\b3 tokens"):
     PromptSet(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
   assert PromptSet(config(), tokenizer, []).all_prompts() == []

@@ -193,7 +193,7 @@ def test_two_processes_push_together(tmp_path):
   assert second["not taken"] == "process 0 could not push its weights; its output has the reason"
   assert "could not be written" in second["full disk"]
   assert first["full disk"] == "process 1 could not push its weights; its output has the reason"
-  assert "servers compute in float32 and bfloat16" in first["types"] == second["types"]
+  assert "float32 and bfloat16" in first["types"] == second["types"]
   assert not list(tmp_path.glob("root-*/*"))
 
 
