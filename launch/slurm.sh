@@ -10,7 +10,7 @@
 #
 # Environment: SRL_TRAINER_NODES, SRL_SERVER_NODES (default 1 each), SRL_CARDS_PER_NODE (8; 0: no
 # --gpus-per-node), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS; SRL_WEIGHTS_ROOT (default
-# WORKDIR/weights), where the trainer leaves weights for the servers; and sbatch's own:
+# WORKDIR/weights), where the trainer writes weights for the servers; and those of sbatch:
 # SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ... The trainer's mesh is fsdp over a node's
 # cards and data over the nodes unless --config.mesh is given.
 #

@@ -37,7 +37,7 @@ REMEDY = "remove this folder: the checkpoint before it is then the last one"
 
 @dataclasses.dataclass
 class Progress:
-  """What a checkpoint holds besides the TrainState; plain JSON.
+  """The content of a checkpoint besides the TrainState; plain JSON.
 
   Fields: queue, the PromptQueue.state from which the next batch is drawn; scores, {step: score} of
   validation so far; before, the benchmark's figures of the untrained model, or None; seconds, of

@@ -69,7 +69,7 @@ def why_dropped(group: Group, std_epsilon: float) -> str | None:
 
 
 def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> int:
-  """How many prompts the next round draws, so that it fills the batch in nine of ten cases.
+  """Returns how many prompts the next round draws, to fill the batch in nine of ten cases.
 
   If each of N prompts is kept with probability p, in nine of ten cases at least
   N p - MARGIN sqrt(N p (1 - p)) are. N is the least number for which this is what is still needed.
@@ -87,7 +87,7 @@ def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> 
     return 0
   p = 1.0 if share is None else share
   if batch.groups:
-    # Average of this batch's share and that of earlier batches, which count as one full round.
+    # Mean of this batch's share and that of earlier batches, which count as one full round.
     earlier = 0 if share is None else size
     drawn = len(batch.groups)
     p = (kept_share(batch) * drawn + p * earlier) / (drawn + earlier)

@@ -1,4 +1,4 @@
-"""What a run writes: a line of metrics and a file of rollouts for each step."""
+"""The written record of a run: a line of metrics and a file of rollouts for each step."""
 
 import json
 import pathlib

@@ -64,7 +64,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
 @np.errstate(all="ignore")  # update.step_metrics raises if the step went wrong
 def logprob_gap(logprobs: np.ndarray, sampler_logprobs: np.ndarray) -> dict[str, float]:
-  """How far trainer and engine disagree on the sampled tokens; both float32 [tokens]."""
+  """The difference of trainer's and engine's log-probs of the sampled tokens; float32 [tokens]."""
   gap = np.abs(logprobs - sampler_logprobs)
   return {
     "logprob_gap_mean": float(gap.mean()),

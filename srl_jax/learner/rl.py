@@ -183,7 +183,7 @@ def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
 
 
 def format_remedy(run, failures: Sequence[str | None]) -> str:
-  """What to change when responses miss the format, the simplest remedy first."""
+  """Returns what to change when responses miss the format, the simplest remedy first."""
   config, remedies = run.config, []
   # A response that was cut off may be well-formed with more room.
   if "cut_off" in failures:

@@ -172,7 +172,7 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
       f"rollout.engine = 'vllm' (now 'builtin', which keeps {found['sampler'] / GIB:.1f} GiB of "
       "copied weights on each device)"
     )
-  # What no change of the batch makes smaller.
+  # These do not shrink with the batch.
   kept = found["parameters"] + found["moments"] + found["gradients"]
   limit = config.data.max_prompt_tokens + config.rollout.max_tokens
   room = config.batch.tokens_per_device

@@ -147,7 +147,7 @@ def _einsum_fwd(letters, a, b, dtype):
 
 
 def _einsum_bwd(letters, dtype, operands, grad):
-  """JAX's own rule but for the order of the factors in the weight's gradient.
+  """JAX's rule for einsum, with the factors of the weight's gradient in the other order.
 
   JAX puts the gradient on the left. XLA:CPU transposes the left factor element by element, fused
   with what computes it, and the gradients of the mlp and of the logits are the widest arrays there
@@ -175,7 +175,7 @@ BLOCK = 128  # entries of the vocabulary; see categorical
 
 
 def categorical(key, logprobs_v):
-  """As jax.random.categorical: a token drawn with these log-probs, int32 scalar.
+  """Draws a token with these log-probs, as jax.random.categorical does; int32 scalar.
 
   It inverts the distribution function, first over blocks of the vocabulary and then inside one
   block. jax.random.categorical draws Gumbel noise for each entry of the vocabulary, which costs a

@@ -26,9 +26,9 @@ SIZES |= {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 CHECKSUMS = "SHA256SUMS"  # of an export's files, as the program sha256sum writes and reads it
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What is downloaded from the hub: weights, settings and the tokenizer, no code.
+# Files that are downloaded from the hub: weights, settings and the tokenizer, no code.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
-# What an export copies from the folder that the model was loaded from.
+# Files that an export copies from the folder that the model was loaded from.
 COMPANIONS = ["generation_config.json", "chat_template.jinja", "chat_template.json", "merges.txt"]
 COMPANIONS += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"]
 COMPANIONS += ["added_tokens.json"]

@@ -68,7 +68,7 @@ REMAT = {
 
 
 class Llama3Rope(NamedTuple):
-  """How Llama 3.1 stretches its rotary embedding ("llama3" of Hugging Face's rope_scaling).
+  """The scaling of Llama 3.1's rotary embedding ("llama3" of Hugging Face's rope_scaling).
 
   Wavelengths above original_max_position_embeddings / low_freq_factor tokens become `factor` times
   as long, those below original_max_position_embeddings / high_freq_factor stay.

@@ -100,7 +100,7 @@ class ReplicatedSampling:
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
   ) -> Iterator[list[Rollout]]:
-    """As Engine.sample; raises on every process the EngineError or Stopped of any."""
+    """Yields all groups, as Engine.sample; raises an EngineError or Stopped on every process."""
     groups, error = [], None
     try:
       for group in self._engine.sample(prompts, n, params):

@@ -108,7 +108,7 @@ class Buffers(NamedTuple):
 
 
 class NewPrompts(NamedTuple):
-  """What `prefill` puts into slots; numpy arrays, b is SlotShape.batch.
+  """The prompts that `prefill` puts into slots; numpy arrays, b is SlotShape.batch.
 
   Fields (int32 but for streams_b):
     lengths_b, streams_b, offsets_b: as in Slots.
@@ -122,7 +122,7 @@ class NewPrompts(NamedTuple):
 
 
 class Draws(NamedTuple):
-  """How tokens are drawn, in arguments of the programs, so that no program depends on them.
+  """The settings of random draws: arguments of the programs, so that none is compiled for them.
 
   Fields:
     seed_step: uint32 pair.

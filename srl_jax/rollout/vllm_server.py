@@ -171,7 +171,7 @@ class Server:
 class _Until(io.RawIOBase):
   """Reads a socket up to a moment, and for ANSWER_SECONDS from the first byte on.
 
-  A socket's own timeout begins again with every byte.
+  The timeout of a socket restarts with every byte.
   """
 
   def __init__(self, sock: socket.socket, deadline: float):

@@ -32,7 +32,7 @@ done
 """
 
 
-# What is passed on to the workers, if it is set.
+# The variables that are passed on to the workers, if they are set.
 NOTHING_SET = dict.fromkeys(["PYTHON", "HF_HOME", "HF_TOKEN", "WANDB_API_KEY", "VLLM_API_KEY"], "")
 
 

@@ -110,7 +110,7 @@ DAMAGED_LINES = {
 
 @pytest.mark.parametrize("name", DAMAGED_LINES)
 def test_damaged_metrics_do_not_stop_a_run(tmp_path, capsys, name):
-  """As after a power failure; what can be read stays."""
+  """Lines that can be read are kept, as after a power failure."""
   (tmp_path / "metrics.jsonl").write_bytes(DAMAGED_LINES[name])
   log(tmp_path, 2).step(3, {})
   assert steps_of(tmp_path)[0] == [1, 2, 3]

@@ -269,7 +269,7 @@ def test_responses_that_are_longer_than_expected_need_no_other_shape():
 
 
 def test_the_memory_of_lines_is_bounded():
-  """However short the expected lengths are beside the longest."""
+  """Even if the expected lengths are short compared with the longest."""
   found = packing.Lengths(
     prompt=8000, response=100, line=8100, samples=8, expected=9.0, typical=300
   )

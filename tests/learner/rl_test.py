@@ -138,7 +138,7 @@ def test_several_steps_on_one_batch(run):
 
 
 def test_the_log_prob_gap_is_that_of_the_policy_before_the_batch(run, tmp_path):
-  """However far the several steps on a batch move the policy."""
+  """It does not depend on how far the steps on a batch move the policy."""
   several, gaps = dict(algorithm__steps_per_batch=3, batch__prompts=6), []
   for lr in (1e-9, 3e-3):
     _, rows, _ = run(GOOD, tmp_path / str(lr), optimizer__lr=lr, **several)

@@ -181,7 +181,7 @@ def test_config_that_is_not_computed(copy, values, message):
 
 
 def test_sliding_window_that_is_not_in_use(hf_case, copy):
-  """As released Qwen2.5 checkpoints have it."""
+  """Released Qwen2.5 checkpoints have these settings."""
   folder = copy()
   edit_config(folder, use_sliding_window=False, sliding_window=131072, max_window_layers=1)
   assert hf_files.load_config(folder).on_platform("cpu") == hf_case(CASE).config

@@ -279,7 +279,7 @@ def test_a_server_that_answers_garbage_all_the_time_is_lost(fake, make_engine, m
 
 
 def test_a_404_that_stays_ends_the_run_where_it_can_save(fake, make_engine, model):
-  """As an EngineError, not as the user's mistake."""
+  """An EngineError, after which the run saves, not a UserError."""
   engine = make_engine(fake, patience=0.3)
   engine.load_weights(model, 3)
   fake.faults = [FAULTS["404"]] * 100
