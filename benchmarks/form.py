@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     # Every n-th prompt, so that all problems and step numbers take part.
     every = max(1, len(held_out.examples) // PROMPTS.value)
     chosen = list(range(0, len(held_out.examples), every))[: PROMPTS.value]
+    # One slot for each prompt, so that all decode together.
     engine = Sampler(policy.tokenizer, policy.stop_ids, len(chosen))
     engine.load_weights(setup.initial_weights(config, policy.folder), 0)
     # Groups are yielded in the order in which they finish.

@@ -98,6 +98,7 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   """
   given = CASES[case]
   config = model_config(shape)
+  # Shared: a prompt once for its 8 responses; naive: a copy for each, as other trainers pack.
   groups = make_groups(given, config.vocab_size, sharing == "shared")
   loss = learner.Loss(algorithm_with(), chunk=chunk, remat=remat)
   # One row of as many tokens as the case has, so that all cases have little padding.
@@ -143,7 +144,7 @@ def ceiling(size: int) -> dict:
   """A plain bfloat16 matmul of size^3: the rate that this card reaches today."""
   a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
   product = jax.jit(lambda a, b: a @ b)
-  count = 20
+  count = 20  # dispatched together, so that the host's overhead does not count
 
   def run():
     for _ in range(count):
@@ -173,7 +174,7 @@ def check() -> dict:
 
   def gradient(config, groups, lines):
     model = init(dataclasses.replace(config, attention="xla"), 0)
-    model = jax.tree.map(lambda x: x * 2, model)  # far from uniform
+    model = jax.tree.map(lambda x: x * 2, model)  # for a distribution far from uniform
     model.config = model.layers.config = config
     shapes = packing.row_shapes(packing.lengths_of(groups), 1024, "lines")
     (rows,) = packing.fill(groups, shapes[:1], 1)

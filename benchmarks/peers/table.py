@@ -29,6 +29,7 @@ def page(parts: list, *, command: str, minutes: float) -> str:
     sizes = ", ".join(f"{key} {value}" for key, value in order.items() if key != "model")
     lines += ["", f"## {case}: {sizes}", "", *rows(order, found)]
     for name, of_name in versions.items():
+      # "ours, prompt shared" and "ours, sharing off" have one environment.
       packages.setdefault(name.partition(",")[0], {}).update(of_name)
   lines += ["", "## Versions", ""]
   for name, of_name in packages.items():

@@ -59,6 +59,7 @@ class Peer:
       self.process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
       self.process.wait(timeout=20)
+    # What it started may still run, such as vLLM's engine.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self.process.pid, signal.SIGKILL)
     self.process.wait()
