@@ -11,10 +11,11 @@ run that has the accelerator.
 """
 
 import pathlib
+from collections.abc import Callable
 
 from absl import logging
 
-from srl_jax import command_line
+from srl_jax import command_line, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -78,8 +79,20 @@ def export(workdir, output, step: int | None = None, dtype: str | None = None) -
   policy, _, _ = checkpoints.restore(step, shapes)
   checkpoints.close()
   dtype = dtype or run["dtype"]
-  weights.save_hf(config, policy, output, dtype=dtype, source=source, stop_ids=ends, checksums=True)
+  how = dict(dtype=dtype, source=source, stop_ids=ends, checksums=True)
+  weights.save_hf(config, policy, output, **how, progress=_show_tensors())
   return step
+
+
+def _show_tensors() -> Callable[[int, int], None]:
+  """A function that shows how many of all tensors are written."""
+  line = progress.ProgressLine(None, name="tensor", unit="tensors")
+
+  def show(done: int, total: int) -> None:
+    line.total = total
+    line.show(done)
+
+  return show
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def stop():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_raises_stopped_at_the_next_check(number):
+def test_stop_signal_is_reported_when_polled(number):
   before = signal.getsignal(number)
   stop = StopSignal()
   try:
@@ -33,14 +33,15 @@ def test_a_signal_raises_stopped_at_the_next_check(number):
   assert signal.getsignal(number) == before
 
 
-def test_at_once_raises_stopped_in_the_handler(stop):
+def test_stop_signal_is_raised_while_nothing_can_be_saved(stop):
   stop.at_once = True
   with pytest.raises(Stopped, match="SIGTERM"):
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("it was only remembered")
 
 
-def test_held_delays_a_stop_to_the_end_of_the_block(stop):
+def test_stop_signal_waits_while_it_is_held(stop):
+  """A stop is delayed to the end of the block."""
   with stop.held():
     os.kill(os.getpid(), signal.SIGTERM)
     stop.raise_if_stopped()
@@ -49,7 +50,7 @@ def test_held_delays_a_stop_to_the_end_of_the_block(stop):
     stop.raise_if_any_stopped()
 
 
-def test_a_signal_during_the_all_gather_stops_the_run_at_the_next_one(stop, monkeypatch):
+def test_stop_signal_during_a_barrier_counts_next_time(stop, monkeypatch):
   """The other processes do not know of it yet, so all continue; but it must not be lost."""
 
   def gather(name):
@@ -63,14 +64,14 @@ def test_a_signal_during_the_all_gather_stops_the_run_at_the_next_one(stop, monk
     stop.raise_if_any_stopped()
 
 
-def test_a_signal_to_another_process_stops_this_one(stop, monkeypatch):
+def test_stop_signal_of_another_process_counts_here(stop, monkeypatch):
   monkeypatch.setattr(hosts, "all_gather_json", lambda name: [name, "SIGTERM"])
   with pytest.raises(Stopped, match="SIGTERM"):
     stop.raise_if_any_stopped()
   stop.raise_if_stopped()
 
 
-def test_a_second_interrupt_ends_at_once(stop):
+def test_stop_signal_twice_ends_at_once(stop):
   os.kill(os.getpid(), signal.SIGINT)
   with pytest.raises(KeyboardInterrupt):
     os.kill(os.getpid(), signal.SIGINT)

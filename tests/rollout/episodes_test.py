@@ -43,7 +43,7 @@ def stepwise(say, questions=QUESTIONS, n=1, **limits):
   return solve_stepwise(engine, ask, questions, n, PARAMS, **limits), engine
 
 
-def test_stepwise_episodes_continue_from_their_actions_to_the_boxed_answer():
+def test_solve_stepwise_continues_to_the_box():
   """The next prompt has the episode's actions without its monologues."""
 
   def say(id, sample):
@@ -83,7 +83,7 @@ def test_stepwise_episodes_continue_from_their_actions_to_the_boxed_answer():
     ("<think>x</think> cut off at a limit ...", "cut_off"),
   ],
 )
-def test_a_broken_format_ends_the_episode_without_an_action(text, ended):
+def test_solve_stepwise_ends_at_a_broken_format(text, ended):
   def say(id, sample):
     return text if id.endswith("/1") else "<think>x</think> first"
 
@@ -93,7 +93,7 @@ def test_a_broken_format_ends_the_episode_without_an_action(text, ended):
   assert all(not asked for asked in engine.asked[2:])
 
 
-def test_stepwise_ends_at_max_turns_or_at_the_prompt_limit():
+def test_solve_stepwise_ends_at_its_limits():
   """Four turns; or prompts that grow beyond three tokens: problem and two actions."""
   endless = lambda id, sample: "<think>x</think> more"
   episodes, _ = stepwise(endless)
@@ -102,7 +102,7 @@ def test_stepwise_ends_at_max_turns_or_at_the_prompt_limit():
   assert [(e.ended, len(e.actions)) for e in episodes] == [("prompt_too_long", 3)] * 2
 
 
-def test_an_episode_ends_while_another_continues():
+def test_solve_stepwise_episodes_end_independently():
   def say(id, sample):
     return "<think>x</think> \\boxed{1}" if id.startswith("a") else "<think>x</think> on"
 
@@ -116,7 +116,7 @@ def test_an_episode_ends_while_another_continues():
   ]
 
 
-def test_solve_whole_takes_the_text_outside_think_blocks():
+def test_solve_whole_has_one_response():
   """Think blocks are allowed anywhere, and groups are yielded in any order."""
 
   def say(id, sample):
@@ -133,7 +133,7 @@ def test_solve_whole_takes_the_text_outside_think_blocks():
   assert episodes[2].responses == [say("b", 0)] and episodes[2].tokens == 5
 
 
-def test_prompts_are_those_of_training(tmp_path):
+def test_solve_stepwise_has_the_prompts_of_training(tmp_path):
   """The tokens are those of the task's messages with its system prompt."""
   arithmetic_tokenizer.save(tmp_path)
   tokenizer = load_tokenizer(tmp_path)
@@ -149,7 +149,8 @@ def test_prompts_are_those_of_training(tmp_path):
   assert step != whole
 
 
-def test_responses_begin_inside_a_think_block_that_the_template_opens():
+def test_solve_with_a_template_that_opens_the_think_block():
+  """Then a response begins inside it."""
   opened = lambda problem, context: EncodedPrompt([0], True)
   engine = Script(lambda id, sample: "inside</think> \\boxed{3}")
   limits = dict(max_turns=2, max_prompt_tokens=5)
@@ -159,7 +160,7 @@ def test_responses_begin_inside_a_think_block_that_the_template_opens():
   assert episode.solution.strip() == "\\boxed{3}"
 
 
-def test_no_questions_give_no_episodes():
+def test_solve_of_no_problems_is_empty():
   nothing = types.SimpleNamespace(sample=lambda batch, n, params: iter(()))
   assert solve_whole(nothing, ask, [], 2, PARAMS) == []
   limits = dict(max_turns=2, max_prompt_tokens=5)
