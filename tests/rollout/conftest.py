@@ -1,4 +1,4 @@
-"""The vLLM servers that tests share: five at most, each started when a test first needs it."""
+"""The vLLM servers that tests share: five at most, each started when a test first asks for it."""
 
 import json
 import os
