@@ -34,7 +34,7 @@ _DTYPE = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
   del argv
-  logging.set_verbosity(logging.WARNING)  # orbax logs every file that it reads
+  logging.set_verbosity(logging.FATAL)  # orbax logs every file, and errors before it raises them
   import jax  # after the flags: errors in them must not wait for this import
 
   jax.config.update("jax_platforms", "cpu")  # before JAX looks for devices

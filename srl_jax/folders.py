@@ -18,6 +18,7 @@ from srl_jax.errors import UserError
 
 # A file server releases the locks of a dead host only when its lease ends, usually after 90 s.
 LEASE_SECONDS = 120.0
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk or the user's quota is full
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the file system does not support locks
 
 
@@ -123,6 +124,19 @@ def replacing(path: pathlib.Path) -> Iterator[TextIO]:
     os.fsync(file.fileno())  # otherwise the file could be empty after a power failure
   # Renaming is atomic: readers see either the old or the new file.
   os.replace(partial, path)
+
+
+def is_disk_full(error: BaseException) -> bool:
+  """Returns whether an error, or one of its causes, is that of a full disk or quota."""
+  while error:
+    if isinstance(error, OSError) and error.errno in FULL:
+      return True
+    if any(
+      os.strerror(code) in str(error) for code in FULL
+    ):  # C++ libraries raise no OSError, but their messages contain the system's text
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -12,6 +12,7 @@ def learning_rate(optimizer, steps: int) -> optax.Schedule:
     steps: optimiser steps of the whole run.
   """
   warmup = round(optimizer.warmup * steps)
+  # The decay takes the steps after the warmup, so that it reaches 0 at the last step.
   rest = max(1, steps - warmup)
   after = {
     "constant": optax.constant_schedule(optimizer.lr),
