@@ -99,7 +99,7 @@ def in_one_line() -> Iterator[None]:
     if not folders.is_disk_full(error):
       raise
     reason = " ".join(str(error).split())[:200]
-    _fail(f"{reason}: make room on the disk, then give the same command again")
+    _fail(f"{reason}: free some disk space, then run the same command again")
 
 
 def _refusal(error: OSError) -> str | None:
