@@ -51,14 +51,10 @@ class Solution:
 class _Head:
   """The first line of a candidate step.
 
-  Attributes:
-    line: index of the line in the solution.
-    number: the step's number.
-    kind: (heading or list item, depth, label style, bold or plain), see `_head`. Kinds sort from
-      the outermost structure to the innermost: headings before list items, shallow before deep,
-      "Step N" before "N.", bold before plain. All heads of one solution have the same kind.
-    title: the step's title, or None.
-    rest: the text after the title on the same line.
+  `line` is its index in the solution, `rest` the text after the title on the same line. `kind` is
+  (heading or list item, depth, label style, bold or plain), see `_head`. Kinds sort from the
+  outermost structure to the innermost: headings before list items, shallow before deep, "Step N"
+  before "N.", bold before plain. All heads of one solution have the same kind.
   """
 
   line: int
@@ -107,8 +103,7 @@ _ENDING_PARAGRAPH = re.compile(
 )
 # A solution inside a JSON string ends with the quotation mark; the next line may be the next key.
 _JSON_END = re.compile(r"[\s-]*\",?\s*$|\s*\"\w+\"\s*:")
-# A text with so many unnumbered headings is divided by them; fewer occur in solutions with steps.
-SECTIONS = 6
+SECTIONS = 6  # so many unnumbered headings divide a text; fewer occur in solutions with steps
 _NOWHERE = sys.maxsize  # returned by `_first` if there is no such head; larger than every index
 # Info strings of fenced blocks that may hold a whole solution instead of code.
 _PROSE = ("", "json", "latex", "markdown", "md", "tex", "text", "txt")
@@ -340,11 +335,7 @@ def _block_end(head: _Head, block: list[str], earlier: list[list[str]]) -> int:
 
   A rule, a heading or an unindented paragraph ends the block only if no earlier step contains one,
   and a step keeps at least the first paragraph of its body.
-
-  Args:
-    head: of the last step.
-    block: lines from `head` to the end of the text.
-    earlier: the blocks of the steps before it.
+  `head` and `block` (its lines to the end of the text) are the last step's.
   """
   # Earlier steps show which structures this teacher uses inside a step.
   rules_end = headings_end = True
