@@ -119,8 +119,16 @@ def defaults() -> ConfigDict:
   config.algorithm.importance_cap = 2.0  # 0 = no importance weights
   config.algorithm.steps_per_batch = 1
 
+  # Low-rank adapters beside weights that are frozen in `dtype`. The figures of alpha, targets and
+  # lr_factor are those of "LoRA Without Regret" (Thinking Machines Lab, 2025).
+  config.lora = ConfigDict()
+  config.lora.rank = 0  # 0: all weights are trained; 1 to 16 learn as much in RL, SFT needs more
+  config.lora.alpha = 32.0  # adapters count alpha / rank times: the best lr then fits every rank
+  config.lora.targets = "all"  # attention | mlp | all: attention alone learns less
+  config.lora.lr_factor = 10.0  # optimizer.lr times this: LoRA's best rate was 10 x full tuning's
+
   config.optimizer = ConfigDict()
-  config.optimizer.lr = 5e-7
+  config.optimizer.lr = 5e-7  # of full fine-tuning; lora.lr_factor multiplies it
   config.optimizer.schedule = "constant"
   config.optimizer.warmup = 0.0  # share of all steps
   config.optimizer.b2 = 0.999
@@ -183,6 +191,7 @@ CHOICES = {
   "algorithm.advantage_scale": ("std", "none"),
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
+  "lora.targets": ("attention", "mlp", "all"),
   "batch.remat": ("none", "matmuls", "full"),
   "optimizer.schedule": ("constant", "cosine", "linear"),
   "eval.mode": ("whole", "stepwise", "off"),
@@ -193,14 +202,14 @@ POSITIVE = (
   *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
   *("batch.tokens_per_device", "batch.logprob_chunk", "train.save_every", "train.keep"),
   *("data.max_prompt_tokens", "eval.samples", "eval.max_tokens", "eval.max_turns"),
-  *("prompt.observation_tokens", "rollout.patience"),
+  *("prompt.observation_tokens", "rollout.patience", "lora.alpha", "lora.lr_factor"),
 )
 NOT_NEGATIVE = (
   *("data.holdout", "data.solutions_per_problem"),
   *("rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
   *("data.swe.runs", "data.swe.pairs", "data.swe.validation_steps"),
   *("algorithm.std_epsilon", "algorithm.clip_low", "algorithm.clip_high", "optimizer.weight_decay"),
-  *("train.epochs", "train.steps", "train.eval_every", "train.stop_at"),
+  *("train.epochs", "train.steps", "train.eval_every", "train.stop_at", "lora.rank"),
 )
 # {key: (lowest, highest, why)}
 LIMITS = {

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import huggingface_hub
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from srl_jax.errors import UserError
 from srl_jax.policy.model import ModelConfig
@@ -202,19 +203,31 @@ def read_headers(folder) -> dict[str, Stored]:
   for path in _weight_files(folder):
     if not path.exists():
       raise UserError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
-    try:
-      found = _read_header(path)
-      twice = sorted(found.keys() & stored.keys())
-      if twice:
-        raise ValueError(f"{twice[0]} is in {stored[twice[0]].path.name} too")
-    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-      reason = " ".join(str(error).split())[:200]
-      raise UserError(f"{path}: not a whole safetensors file ({reason}); copy it again") from error
+    found = read_file_headers(path)
+    twice = sorted(found.keys() & stored.keys())
+    if twice:
+      other = stored[twice[0]].path.name
+      raise UserError(f"{path}: {twice[0]} is in {other} too; copy the whole folder again")
     stored |= found
   types = {tensor.dtype for tensor in stored.values()}
   if {"F16", "BF16"} <= types:  # no model mixes them, but they have one size
     raise UserError(f"{folder}: tensors of type F16 and of BF16; copy the whole folder again")
   return stored
+
+
+def read_file_headers(path: pathlib.Path) -> dict[str, Stored]:
+  """{name: Stored} of the tensors of one safetensors file; UserError where it is not sound."""
+  try:
+    return _read_header(path)
+  except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(f"{path}: not a whole safetensors file ({reason}); copy it again") from error
+
+
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+  """The metadata of a safetensors file; {} if it has none. The file has been checked before."""
+  with safetensors.safe_open(path, "numpy") as file:
+    return file.metadata() or {}
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -311,10 +324,11 @@ def write_checksums(folder: pathlib.Path) -> None:
   (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_checksums(folder) -> None:
+def check_checksums(folder, settings: str = "config.json") -> None:
   """Raises UserError if a file of an export is not the one that SHA256SUMS has the sum of.
 
-  A folder without that file, as of the hub, is not checked.
+  A folder without that file, as of the hub, is not checked. Its file of settings and its weights
+  must have a sum.
   """
   sums_file = pathlib.Path(folder) / CHECKSUMS
   if not sums_file.exists():
@@ -322,7 +336,7 @@ def check_checksums(folder) -> None:
   lines = sums_file.read_text(encoding="utf-8", errors="replace").splitlines()
   expected = {name: wanted for wanted, _, name in (line.partition("  ") for line in lines)}
   weights = {path.name for path in sums_file.parent.glob("*.safetensors")}
-  for name in sorted({"config.json", *weights, *expected}):
+  for name in sorted({settings, *weights, *expected}):
     if not name or "/" in name or "\0" in name or name not in expected:
       raise UserError(
         f"{sums_file}: damaged, no checksum of a file of this folder: {_short(name)};"
@@ -344,6 +358,13 @@ def _sha256(path: pathlib.Path) -> str | None:
     return None
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weight_hashes(folder) -> dict[str, str]:
+  """{name: SHA-256} of the safetensors files of a model folder; about 1 s for 2 GB and thread."""
+  paths = _weight_files(pathlib.Path(folder))
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    return dict(zip([path.name for path in paths], threads.map(_sha256, paths)))
 
 
 def map_tensor(tensor: Stored) -> np.ndarray:

@@ -14,8 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from srl_jax.data.tokenizer import decode
+from srl_jax.policy.lora import split, with_lora
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import keep_mesh, on_host, on_mesh, shards
 from srl_jax.rollout import slots as device
@@ -178,10 +180,24 @@ class Sampler:
     self._made: list[SlotShape] = []
     self._check = check
     self._dispatcher = concurrent.futures.ThreadPoolExecutor(1, "decode")
+    self._base = self._copy = None  # frozen weights, by their embedding, and what decodes with them
     self.version = None
 
   def load_weights(self, model: Qwen2, version: int) -> None:
-    self.model, self.layers = device.decoding_copy(model)
+    """See Engine. The frozen weights of a policy with adapters are copied once, unstacked ones
+    (policy.lora.unstack) never.
+    """
+    adapters, base = split(model)
+    if base is None:
+      self.model, self.layers = device.decoding_copy(model)
+    else:
+      if self._base is not base.embed_tokens[...]:
+        self._base = base.embed_tokens[...]
+        is_shared = isinstance(base.layers, nnx.List)
+        self._copy = device.layers_of(base) if is_shared else device.decoding_copy(base)
+      self.model, layers = self._copy
+      dtype = model.config.dtype
+      self.layers = list(map(with_lora, layers, device.decoding_adapters(adapters, dtype=dtype)))
     self.version = version
 
   def stats(self) -> dict[str, float]:
@@ -189,7 +205,7 @@ class Sampler:
 
   def close(self) -> None:
     self._dispatcher.shutdown()
-    self.model = self.layers = self.version = None
+    self.model = self.layers = self.version = self._base = self._copy = None
 
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
@@ -228,9 +244,7 @@ class Sampler:
     Args:
       model: policy.model.abstract, or with the shapes, types and shardings of the policy otherwise.
     """
-    model = on_mesh(model)
-    copy = on_mesh(device.decoding_copy.eval_shape(model))
-    found = [("weights for decoding", device.decoding_copy, (model,), {})]
+    copy, found = self._loading(on_mesh(model))
     host = jax.ShapeDtypeStruct  # of a numpy array, which has no sharding
     scalar = host((), jnp.int32)
     draws = Draws(host((2,), jnp.uint32), host((), jnp.float32), scalar)
@@ -246,6 +260,22 @@ class Sampler:
       found.append((f"prefill of {name}", device.prefill, (*copy, slots, buffers, *chunk), how))
       found.append((f"decode of {name}", device.decode, (*copy, slots, scalar), how))
     return found
+
+  def _loading(self, model: Qwen2) -> tuple[tuple, list[tuple]]:
+    """(The shapes of what decodes, the programs of load_weights as `calls` has them)."""
+    adapters, base = split(model)
+    whole = model if base is None else base
+    if isinstance(whole.layers, nnx.List):
+      (outside, layers), found = device.layers_of(whole), []
+    else:
+      outside, layers = on_mesh(device.decoding_copy.eval_shape(whole))
+      found = [("weights for decoding", device.decoding_copy, (whole,), {})]
+    if base is not None:
+      how = {"dtype": model.config.dtype}
+      parts = on_mesh(device.decoding_adapters.eval_shape(adapters, **how))
+      layers = list(map(with_lora, layers, parts))
+      found.append(("adapters for decoding", device.decoding_adapters, (adapters,), how))
+    return (outside, layers), found
 
   def _shape_for(self, n: int, longest: int, max_tokens: int) -> SlotShape:
     """The known shape for groups of n and prompts of at most `longest` tokens, or a new one."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention, cpu, kernels
+from srl_jax.policy.lora import Lora
 from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, rotary_angles
 from srl_jax.policy.sharding import ACT_AXES, act_spec, all_gather_weight, has_mesh, reshard
 
@@ -167,6 +168,24 @@ def decoding_copy(model: Qwen2):
     weight.set_value(all_gather_weight(weight[...], "l" + letters, dtype))
   count = model.config.num_hidden_layers
   return model, [jax.tree.map(lambda w: w[i], layers) for i in range(count)]  # noqa: B023
+
+
+def layers_of(model: Qwen2):
+  """decoding_copy of unstacked weights (policy.lora.unstack): the arrays themselves."""
+  layers = list(model.layers)
+  model = jax.tree.map(lambda array: array, model)
+  del model.layers
+  return model, layers
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def decoding_adapters(lora: Lora, dtype: str) -> list[Lora]:
+  """The adapters of each layer in the compute type, all-gathered along fsdp."""
+  layers = lora.by_layer()
+  for layer in layers:
+    for _, letters, param in layer.params():
+      param.set_value(all_gather_weight(param[...], letters, dtype))
+  return layers
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "config"))

@@ -167,3 +167,28 @@ def test_models_are_known_by_name(tmp_path, monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   with pytest.raises(ValueError, match="no Qwen2.5 .* and no config.json of that name"):
     architecture("nobody/nothing", "float32")
+
+
+def test_adapters_beside_frozen_weights(config):
+  """Weights once in the compute type, shared with the sampler; all else is of the adapters."""
+  config = config.copy_and_resolve_references()
+  config.rollout.engine, config.dtype, config.algorithm.kl = "builtin", "bfloat16", 0.1
+  config.lora.rank = 4
+  adapters = 4 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))  # q, o; k, v; mlp; 2 layers
+  model = dataclasses.replace(MODEL, dtype="bfloat16")
+  for mesh, copy in [("data=2", 0), ("fsdp=2", 2 * WEIGHTS)]:
+    with jax.set_mesh(make_mesh(mesh)):
+      state = programs.state_of(config, model)
+      calls = {call.name: call for call in programs.calls(config, state)}
+      assert programs.sampler_bytes(config, state) == copy + 2 * adapters
+      found = estimate.memory(state, {}, TOPOLOGIES["h100x8"], 0)
+      assert "export" not in calls
+      compiled = programs.compile_call(calls["accumulate"], per_node=8)
+    if mesh == "data=2":
+      assert found["parameters"] == 2 * WEIGHTS + 4 * adapters
+      assert found["gradients"] == 4 * adapters
+      assert found["moments"] == pytest.approx(8 * adapters, rel=1e-2)
+      # The reference policy's adapters, the sampler's, and the frozen weights.
+      assert calls["apply"].resident == 4 * adapters + 2 * adapters + 2 * WEIGHTS
+      assert compiled.arguments >= found["parameters"] + found["gradients"]
+      assert programs.loading(config, state).peak == found["parameters"] + 2 * adapters
