@@ -16,7 +16,7 @@ that step is to the expert's (difflib's ratio), and the policy learns by GRPO. T
   tasks/     prompt, format, reward    one file a task; scoring of rollouts by their task
   data/      text in, examples out     solutions, trajectories, sources, tokenizer, built-in sums
   rewards/   text in, numbers out      similarity, final answers
-  policy/    the network               Qwen2 in Flax nnx, attention, sharding, weights
+  policy/    the network               Qwen2, Qwen3, Llama in Flax nnx, attention, sharding, weights
   rollout/   who samples               the engine protocol, the built-in sampler, vLLM, episodes
   evals/     benchmarks                figures and tables, the analysis of reasoning, hard problems
   learner/   the update and its loop   GRPO, dynamic sampling, packing, checkpoints, several hosts

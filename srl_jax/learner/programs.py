@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from srl_jax.learner import update
+from srl_jax.learner import packing, update
 from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
@@ -82,7 +82,9 @@ def update_calls(
     old, reference = scores if several else None, scores if kl else None
     args, how = (trained, trained, rows, old, reference), {"loss": loss, "frozen": frozen}
     calls.append(Call("accumulate", update.accumulate, args, how))
-    if always_score or several or kl or config.method == "sft":  # sft: the loss of held-out targets
+    # Supervised runs score held-out targets, in one shape.
+    held_out = config.method == "sft" and shape == packing.roomiest(shapes)
+    if always_score or several or kl or held_out:
       calls.append(Call("score", update.logprobs_of, (state.model, rows), {"loss": loss}))
   return calls
 

@@ -16,6 +16,7 @@ from srl_jax.data.batches import epoch_order
 from srl_jax.errors import EngineError, Stopped
 from srl_jax.learner import metrics, update, validation
 from srl_jax.learner.batch import pack_targets
+from srl_jax.learner.packing import RowShape, roomiest
 from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.rows import Rows
 from srl_jax.policy.sharding import on_host
@@ -41,7 +42,7 @@ def train(run) -> None:
         run.state.step, len(run.train_prompts.examples), config.batch.prompts, config.seed
       )
       with timers("update"):
-        rows = pack_examples(run, run.train_prompts, chosen)
+        rows = pack_examples(run, run.train_prompts, chosen, run.row_shapes)
         micro_batches = list(map(update.on_device, rows))
         state, output = update.train_step(run.tx, run.state, micro_batches, loss)
         run.state = state._replace(step=state.step + 1)
@@ -68,14 +69,14 @@ def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
   return epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
 
 
-def pack_examples(run, prompts, chosen: Sequence[int]) -> list[Rows]:
+def pack_examples(run, prompts, chosen: Sequence[int], shapes: Sequence[RowShape]) -> list[Rows]:
   """The micro-batches of the chosen examples: each prompt with its target and the end token."""
   prompt_ids, targets = [], []
   for i in chosen:
     target = run.tokenizer(prompts.target(i), add_special_tokens=False)["input_ids"]
     prompt_ids.append(prompts.prompt(i).token_ids)
     targets.append([*target, run.stop_ids[0]])
-  return pack_targets(prompt_ids, targets, run.row_shapes)
+  return pack_targets(prompt_ids, targets, shapes)
 
 
 def validate_if_due(run, loss: update.Loss) -> dict[str, float]:
@@ -103,7 +104,8 @@ def validate_if_due(run, loss: update.Loss) -> dict[str, float]:
 def held_out_loss(run, loss: update.Loss) -> float:
   """Minus the mean log-prob of the held-out targets' tokens."""
   value = 0.0
-  for rows in pack_examples(run, run.held_out, range(len(run.held_out.examples))):
+  all_of_them = range(len(run.held_out.examples))
+  for rows in pack_examples(run, run.held_out, all_of_them, [roomiest(run.row_shapes)]):
     logprobs_bs = on_host(update.logprobs_of(run.state.model, update.on_device(rows), loss=loss))
     value -= float((logprobs_bs * rows.loss_weights_bs).sum())
   return value

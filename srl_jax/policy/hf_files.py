@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from srl_jax.errors import UserError
-from srl_jax.policy.model import ModelConfig
+from srl_jax.policy.model import Llama3Rope, ModelConfig
 
 DISK_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # Bytes of an element of the types of safetensors.
@@ -38,9 +38,18 @@ COMPANIONS += ["added_tokens.json"]
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
 REQUIRED += ["num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps"]
 _FLOATS = {"rope_theta": 1e12, "rms_norm_eps": 1.0}  # with their largest values
+_FLOATS |= {"factor": 1e6, "low_freq_factor": 1e6, "high_freq_factor": 1e6}
 _LAYERS, _SIZE = 1000, 1 << 24  # the largest of other numbers
 _REMEDY_OF_SUMS = f"copy the folder again, or remove {CHECKSUMS} if the change is on purpose"
-_REMEDY = "use a Qwen2 or Qwen2.5 checkpoint with plain attention and unquantised weights"
+_REMEDY = (
+  "use a dense Qwen2, Qwen2.5, Qwen3 or Llama checkpoint with plain attention and unquantised"
+  " weights"
+)
+ARCHITECTURES = {  # model_type: the class in transformers and vLLM
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+  "llama": "LlamaForCausalLM",
+}
 
 
 class Stored(NamedTuple):
@@ -111,11 +120,42 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
   tied = raw.get("tie_word_embeddings", False)
   if not isinstance(tied, bool):
     raise UserError(f"{path}: tie_word_embeddings is {_short(tied)}, not true or false")
-  return ModelConfig(**sizes, head_dim=head_dim, tie_word_embeddings=tied, dtype=dtype)
+  return ModelConfig(
+    **sizes,
+    head_dim=head_dim,
+    tie_word_embeddings=tied,
+    model_type=raw["model_type"],
+    rope_scaling=_rope_scaling(path, rope),
+    dtype=dtype,
+  )
+
+
+def _rope_scaling(path: pathlib.Path, rope: dict) -> Llama3Rope | None:
+  """Llama 3.1's scaling of the rotary embedding, if rope_scaling or rope_parameters has it."""
+  if _rope_type(rope) == "default":
+    return None
+  values = {key: rope.get(key) for key in Llama3Rope._fields}
+  _check_sizes(path, values)
+  if values["low_freq_factor"] >= values["high_freq_factor"]:
+    raise UserError(
+      f"{path}: low_freq_factor {values['low_freq_factor']} is not below high_freq_factor"
+      f" {values['high_freq_factor']}; copy the file again"
+    )
+  return Llama3Rope(**values)
+
+
+def _rope_type(rope: dict):
+  return rope.get("rope_type", rope.get("type", "default"))
 
 
 def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
   """Raises UserError for a setting that model.py does not compute."""
+  family = raw.get("model_type")
+  if not isinstance(family, str) or family not in ARCHITECTURES:
+    known = ", ".join(ARCHITECTURES)
+    raise UserError(
+      f"{path}: model_type is {_short(family)}, srl_jax computes {known} only; {_REMEDY}"
+    )
   layer_types = raw.get("layer_types") or []
   if not isinstance(layer_types, list):
     raise UserError(f"{path}: layer_types is {_short(layer_types)}, not a list; {_REMEDY}")
@@ -124,12 +164,16 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
   none_has = isinstance(first, int) and isinstance(layers, int) and first >= layers
   sliding = raw.get("use_sliding_window", False) and not none_has
   sliding = sliding or "sliding_attention" in layer_types
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  # Any wrong value is compared with "default".
+  rope_type = "default" if _rope_type(rope) == "llama3" else _rope_type(rope)
+  wanted_class = [ARCHITECTURES[family]]
   for key, value, wanted in [
-    ("model_type", raw.get("model_type"), "qwen2"),
-    ("architectures", raw.get("architectures", ["Qwen2ForCausalLM"]), ["Qwen2ForCausalLM"]),
+    ("architectures", raw.get("architectures", wanted_class), wanted_class),
     ("hidden_act", raw.get("hidden_act", "silu"), "silu"),
     ("rope_scaling / rope_parameters", rope_type, "default"),
+    ("partial_rotary_factor", raw.get("partial_rotary_factor", 1), 1),
+    ("attention_bias", raw.get("attention_bias", False) and family != "qwen2", False),
+    ("mlp_bias", raw.get("mlp_bias", False), False),
     ("use_sliding_window / layer_types", bool(sliding), False),
     ("quantization_config", raw.get("quantization_config"), None),
   ]:
@@ -167,8 +211,8 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
     source: folder whose config.json has the special token ids, or None.
   """
   raw = dict(
-    architectures=["Qwen2ForCausalLM"],
-    model_type="qwen2",
+    architectures=[ARCHITECTURES[config.model_type]],
+    model_type=config.model_type,
     vocab_size=config.vocab_size,
     hidden_size=config.hidden_size,
     intermediate_size=config.intermediate_size,
@@ -181,10 +225,15 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
     rope_theta=config.rope_theta,
     rms_norm_eps=config.rms_norm_eps,
     tie_word_embeddings=config.tie_word_embeddings,
-    use_sliding_window=False,
     attention_dropout=0.0,
     torch_dtype=torch_dtype,
   )
+  if config.model_type.startswith("qwen"):
+    raw["use_sliding_window"] = False
+  if config.model_type != "qwen2":
+    raw["attention_bias"] = False
+  if config.rope_scaling is not None:
+    raw["rope_scaling"] = {"rope_type": "llama3", **config.rope_scaling._asdict()}
   if source is not None:
     given = json.loads((pathlib.Path(source) / "config.json").read_text())
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from srl_jax.policy import model as policy_model
-from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2
+from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, weight_letters
 from srl_jax.policy.sharding import all_gather_weight, has_mesh, param_spec, reshard
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -168,7 +168,7 @@ def unstack(model: Qwen2) -> Qwen2:
   """
   stacked = model.layers
   layers = [_copy(stacked) for _ in range(model.config.num_hidden_layers)]
-  for name in WEIGHT_LETTERS["layers"]:
+  for name in weight_letters(model.config)["layers"]:
     parts = _parts(getattr(stacked, name)[...])
     delattr(stacked, name)
     for layer, part in zip(layers, parts):
@@ -193,11 +193,10 @@ def merge(model: Qwen2, dtype) -> Qwen2:
   lora, merged = split(model)
   if merged is None:
     return model
-  for name in WEIGHT_LETTERS["layers"]:
+  for name in lora.shape.targets:
     weight = getattr(merged.layers, name)
-    if name in lora.shape.targets:
-      pair = getattr(lora, f"{name}_a")[...], getattr(lora, f"{name}_b")[...]
-      weight.set_value(_merged(weight[...], *pair, lora.shape.scale, name, jnp.dtype(dtype)))
+    pair = getattr(lora, f"{name}_a")[...], getattr(lora, f"{name}_b")[...]
+    weight.set_value(_merged(weight[...], *pair, lora.shape.scale, name, jnp.dtype(dtype)))
   return jax.tree.map(lambda weight: weight.astype(dtype), merged)
 
 

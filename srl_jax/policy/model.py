@@ -1,12 +1,15 @@
-"""Qwen2 and Qwen2.5 as Flax nnx modules, used as plain pytrees (jax.jit, jax.grad, lax.scan).
+"""Dense Qwen2, Qwen2.5, Qwen3 and Llama models as Flax nnx modules, used as plain pytrees.
 
-Attribute names follow Hugging Face's (`layers.q_proj`); WEIGHT_LETTERS gives each weight's shape.
+The families share one decoder layer: Qwen2 adds biases to queries, keys and values, Qwen3 an RMS
+norm of each head's query and key, Llama neither. Attribute names follow Hugging Face's
+(`layers.q_proj`); WEIGHT_LETTERS gives each weight's shape, `weight_letters` those of one model.
 Weights are kept in the type they were loaded in, float32 masters in training, and cast to the
 compute type `config.dtype` where they are used; norms, rotary angles, attention scores and logits
 are float32.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +41,8 @@ WEIGHT_LETTERS = {
     "k_bias": "kh",
     "v_proj": "dkh",
     "v_bias": "kh",
+    "q_norm": "h",
+    "k_norm": "h",
     "o_proj": "nhd",
     "post_attention_layernorm": "d",
     "gate_proj": "df",
@@ -45,7 +50,12 @@ WEIGHT_LETTERS = {
     "down_proj": "fd",
   },
 }
-
+# The weights of `layers` that only some families (Hugging Face's model_type) have.
+OPTIONAL_WEIGHTS = {
+  "qwen2": ("q_bias", "k_bias", "v_bias"),
+  "qwen3": ("q_norm", "k_norm"),
+  "llama": (),
+}
 
 # What a layer keeps for the backward pass: everything; the results of its matrix products, so that
 # attention and the elementwise operations are recomputed; or its input only.
@@ -56,9 +66,22 @@ REMAT = {
 }
 
 
+class Llama3Rope(NamedTuple):
+  """How Llama 3.1 stretches its rotary embedding ("llama3" of Hugging Face's rope_scaling).
+
+  Wavelengths above original_max_position_embeddings / low_freq_factor tokens become `factor` times
+  as long, those below original_max_position_embeddings / high_freq_factor stay.
+  """
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_position_embeddings: int
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Architecture of a Qwen2 model, in Hugging Face's names, and the type it computes in."""
+  """Architecture of a dense model, in Hugging Face's names, and the type it computes in."""
 
   vocab_size: int
   hidden_size: int
@@ -71,6 +94,8 @@ class ModelConfig:
   rope_theta: float = 1e6
   rms_norm_eps: float = 1e-6
   tie_word_embeddings: bool = False
+  model_type: str = "qwen2"  # of OPTIONAL_WEIGHTS
+  rope_scaling: Llama3Rope | None = None
   dtype: str = "float32"
   attention: str = "xla"  # of kernels.KERNELS, see on_platform
 
@@ -107,10 +132,21 @@ class ModelConfig:
     )
 
 
+def weight_letters(config: ModelConfig) -> dict:
+  """The entries of WEIGHT_LETTERS that `config` has."""
+  other_families = {name for names in OPTIONAL_WEIGHTS.values() for name in names}
+  other_families -= set(OPTIONAL_WEIGHTS[config.model_type])
+  found = dict(WEIGHT_LETTERS)
+  found["layers"] = {k: v for k, v in found["layers"].items() if k not in other_families}
+  if config.tie_word_embeddings:
+    del found["lm_head"]
+  return found
+
+
 def _param(config, name, letters, rngs):
   """A weight as Qwen2 initialises it: norms 1, biases 0, matrices normal with deviation 0.02."""
   shape = tuple(config.sizes()[letter] for letter in letters)
-  if letters == "d":
+  if name.endswith("norm"):
     return nnx.Param(jnp.ones(shape))
   if name.endswith("bias"):
     return nnx.Param(jnp.zeros(shape))
@@ -124,36 +160,43 @@ class Layer(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    for name, letters in WEIGHT_LETTERS["layers"].items():
+    for name, letters in weight_letters(config)["layers"].items():
       setattr(self, name, _param(config, name, letters, rngs))
 
   def weight(self, name, dtype):
     """Weight `name`, all-gathered along fsdp, in the compute type."""
     return all_gather_weight(getattr(self, name)[...], WEIGHT_LETTERS["layers"][name], dtype)
 
-  def project(self, equation, x, name):
+  def multiply(self, equation, x, name):
     """einsum(equation, x, weight `name`), with what an adapter adds."""
     y = self.config.einsum(equation, x, self.weight(name, x.dtype))
     if self.lora is None or name not in self.lora.shape.targets:
       return y
     return y + self.lora.delta(self.config.einsum, equation, x, name)
 
+  def project(self, y_btd, name):
+    """Queries ("q"), keys ("k") or values ("v") of y_btd before rotation: btnh or btkh."""
+    letters = WEIGHT_LETTERS["layers"][f"{name}_proj"]  # dnh or dkh
+    x = self.multiply(f"btd,{letters}->bt{letters[1:]}", y_btd, f"{name}_proj")
+    if hasattr(self, f"{name}_bias"):
+      x += self.weight(f"{name}_bias", x.dtype)
+    if hasattr(self, f"{name}_norm"):
+      x = rms_norm(x, self.weight(f"{name}_norm", x.dtype), self.config.rms_norm_eps)
+    return x
+
   def __call__(self, x_btd, rotary, state):
     """(x_btd, memory) after this layer; rotary = (cos_bth, sin_bth), state as attention.attend."""
-    project = self.project
     w = lambda name: self.weight(name, x_btd.dtype)
     kept = lambda x: checkpoint_name(x, "matmul")
     y = rms_norm(x_btd, w("input_layernorm"), self.config.rms_norm_eps)
-    q = project("btd,dnh->btnh", y, "q_proj") + w("q_bias")
-    k = project("btd,dkh->btkh", y, "k_proj") + w("k_bias")
-    v = kept(project("btd,dkh->btkh", y, "v_proj") + w("v_bias"))
-    q, k = kept(rotate(q, rotary)), kept(rotate(k, rotary))
+    q, k, v = (self.project(y, name) for name in "qkv")
+    q, k, v = kept(rotate(q, rotary)), kept(rotate(k, rotary)), kept(v)
     out, memory = attend(q, k, v, state, self.config.attention)
-    x_btd = kept(x_btd + project("btnh,nhd->btd", out, "o_proj"))
+    x_btd = kept(x_btd + self.multiply("btnh,nhd->btd", out, "o_proj"))
     y = rms_norm(x_btd, w("post_attention_layernorm"), self.config.rms_norm_eps)
-    gate = kept(project("btd,df->btf", y, "gate_proj"))
-    up = kept(project("btd,df->btf", y, "up_proj"))
-    return x_btd + project("btf,fd->btd", jax.nn.silu(gate) * up, "down_proj"), memory
+    gate = kept(self.multiply("btd,df->btf", y, "gate_proj"))
+    up = kept(self.multiply("btd,df->btf", y, "up_proj"))
+    return x_btd + self.multiply("btf,fd->btd", jax.nn.silu(gate) * up, "down_proj"), memory
 
 
 class Qwen2(nnx.Module):
@@ -261,11 +304,11 @@ _in_type.defvjp(
 )
 
 
-def rms_norm(x_btd, weight_d, eps):
-  """x / rms(x) * weight; the mean is taken in float32."""
-  x = x_btd.astype(jnp.float32)
-  x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
-  return x.astype(x_btd.dtype) * weight_d
+def rms_norm(x, weight, eps):
+  """x / rms(x) * weight over the last dimension; the mean is taken in float32."""
+  exact = x.astype(jnp.float32)
+  exact *= jax.lax.rsqrt(jnp.mean(exact * exact, axis=-1, keepdims=True) + eps)
+  return exact.astype(x.dtype) * weight
 
 
 def rotary_angles(positions_bt, config):
@@ -273,8 +316,18 @@ def rotary_angles(positions_bt, config):
   # In Hugging Face's order of operations: at position 10,000 the last bit of float32 matters.
   exponent_h = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
   frequency_h = np.float32(1.0) / np.float32(config.rope_theta) ** exponent_h
+  if config.rope_scaling is not None:
+    frequency_h = _stretch(frequency_h, config.rope_scaling)
   angle_bth = positions_bt[:, :, None].astype(jnp.float32) * frequency_h
   return jnp.cos(angle_bth), jnp.sin(angle_bth)
+
+
+def _stretch(frequency_h, rope: Llama3Rope):
+  """Frequencies (radians a token) of Llama 3.1, with a linear transition between the two limits."""
+  turns_h = rope.original_max_position_embeddings * frequency_h / np.float32(2 * np.pi)
+  keep_h = (turns_h - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+  keep_h = np.clip(keep_h, 0, 1).astype(np.float32)
+  return (1 - keep_h) * frequency_h / np.float32(rope.factor) + keep_h * frequency_h
 
 
 def rotate(x_btnh, rotary):
@@ -287,10 +340,9 @@ def rotate(x_btnh, rotary):
 
 def partition_specs(config: ModelConfig) -> dict:
   """{weight name: PartitionSpec}, nested as WEIGHT_LETTERS, for the weights that `config` has."""
-  specs = {name: param_spec(s) for name, s in WEIGHT_LETTERS.items() if name != "layers"}
-  if config.tie_word_embeddings:
-    del specs["lm_head"]
-  specs["layers"] = {name: param_spec("l" + s) for name, s in WEIGHT_LETTERS["layers"].items()}
+  letters = weight_letters(config)
+  specs = {name: param_spec(s) for name, s in letters.items() if name != "layers"}
+  specs["layers"] = {name: param_spec("l" + s) for name, s in letters["layers"].items()}
   return specs
 
 

@@ -34,7 +34,7 @@ from srl_jax.policy.hf_files import (
   read_headers,
   write_checksums,
 )
-from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, abstract
+from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, abstract, weight_letters
 from srl_jax.policy.sharding import param_spec, platform
 
 # Our weight -> its Hugging Face name and dimensions in our letters; "nh,d" is a matrix [n * h, d].
@@ -48,6 +48,8 @@ HF_WEIGHTS = {
   "layers.k_bias": ("model.layers.{}.self_attn.k_proj.bias", "kh"),
   "layers.v_proj": ("model.layers.{}.self_attn.v_proj.weight", "kh,d"),
   "layers.v_bias": ("model.layers.{}.self_attn.v_proj.bias", "kh"),
+  "layers.q_norm": ("model.layers.{}.self_attn.q_norm.weight", "h"),
+  "layers.k_norm": ("model.layers.{}.self_attn.k_norm.weight", "h"),
   "layers.o_proj": ("model.layers.{}.self_attn.o_proj.weight", "d,nh"),
   "layers.post_attention_layernorm": ("model.layers.{}.post_attention_layernorm.weight", "d"),
   "layers.gate_proj": ("model.layers.{}.mlp.gate_proj.weight", "f,d"),
@@ -193,17 +195,23 @@ def _letters(name):
 def _params(model):
   """{name of HF_WEIGHTS: nnx.Param} of the weights that the model has."""
   params = {}
-  for name in HF_WEIGHTS:
+  for name in _names(model.config):
     first, _, inner = name.partition(".")
-    holder = getattr(model, first, None)  # a tied model has no lm_head
-    if holder is not None:
-      params[name] = getattr(holder, inner) if inner else holder
+    holder = getattr(model, first)
+    params[name] = getattr(holder, inner) if inner else holder
   return params
+
+
+def _names(config):
+  """The names of HF_WEIGHTS that a model of `config` has."""
+  letters = weight_letters(config)
+  inner = [f"layers.{name}" for name in letters["layers"]]
+  return [name for name in HF_WEIGHTS if name in letters or name in inner]
 
 
 def _expected(config):
   """{Hugging Face name: (our name, layer or None, Hugging Face shape)} in the network's order."""
-  sizes, expected = config.sizes(), {}
+  sizes, expected, names = config.sizes(), {}, _names(config)
 
   def add(name, layer=None):
     hf_name, dims = HF_WEIGHTS[name]
@@ -212,11 +220,11 @@ def _expected(config):
 
   add("embed_tokens")
   for layer in range(config.num_hidden_layers):
-    for name in HF_WEIGHTS:
+    for name in names:
       if name.startswith("layers."):
         add(name, layer)
   add("norm")
-  if not config.tie_word_embeddings:
+  if "lm_head" in names:
     add("lm_head")
   return expected
 
@@ -247,7 +255,7 @@ def _check_tensors(folder, config, stored):
     more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
     raise UserError(
       f"{folder}: the weights do not fit config.json: {'; '.join(faults[:LISTED])}{more}. "
-      "Put the config.json and the safetensors files of one Qwen2 checkpoint there"
+      "Put the config.json and the safetensors files of one checkpoint there"
     )
   return stored
 

@@ -18,7 +18,7 @@ import numpy as np
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention, cpu, kernels
 from srl_jax.policy.lora import Lora
-from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, rotary_angles
+from srl_jax.policy.model import ModelConfig, Qwen2, rotary_angles, weight_letters
 from srl_jax.policy.sharding import ACT_AXES, act_spec, all_gather_weight, has_mesh, reshard
 
 LONGEST_CHUNK = 1024  # prompts of at most as many tokens are prefilled by one call
@@ -156,16 +156,15 @@ def decoding_copy(model: Qwen2):
   Each layer's weights are separate arrays, so that decoding slices no stacked array.
   """
   dtype = model.config.dtype
-  layers, outside = model.layers, [name for name in WEIGHT_LETTERS if hasattr(model, name)]
+  layers, letters_of = model.layers, weight_letters(model.config)
   del model.layers  # jit passes a copy of the module, so the caller's model keeps them
-  for name in outside:
-    if name != "layers":
-      # `weight[...] = ` would cast back to the master's type.
-      weight = getattr(model, name)
-      weight.set_value(all_gather_weight(weight[...], WEIGHT_LETTERS[name], dtype))
-  for name, letters in WEIGHT_LETTERS["layers"].items():
+  for name, letters in letters_of.pop("layers").items():
+    # `weight[...] = ` would cast back to the master's type.
     weight = getattr(layers, name)
     weight.set_value(all_gather_weight(weight[...], "l" + letters, dtype))
+  for name, letters in letters_of.items():
+    weight = getattr(model, name)
+    weight.set_value(all_gather_weight(weight[...], letters, dtype))
   count = model.config.num_hidden_layers
   return model, [jax.tree.map(lambda w: w[i], layers) for i in range(count)]  # noqa: B023
 

@@ -115,7 +115,7 @@ def tensors_in(files):
 
 
 def expected_shapes(config) -> dict[str, tuple[int, ...]]:
-  """{Hugging Face name: shape} of a Qwen2 model's weights; `config` is its PretrainedConfig."""
+  """{Hugging Face name: shape} of a dense model's weights; `config` is its PretrainedConfig."""
   d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
   heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
   h = getattr(config, "head_dim", None) or d // heads
@@ -125,17 +125,19 @@ def expected_shapes(config) -> dict[str, tuple[int, ...]]:
   layer = {
     "input_layernorm.weight": (d,),
     "self_attn.q_proj.weight": (heads * h, d),
-    "self_attn.q_proj.bias": (heads * h,),
     "self_attn.k_proj.weight": (kv_heads * h, d),
-    "self_attn.k_proj.bias": (kv_heads * h,),
     "self_attn.v_proj.weight": (kv_heads * h, d),
-    "self_attn.v_proj.bias": (kv_heads * h,),
     "self_attn.o_proj.weight": (d, heads * h),
     "post_attention_layernorm.weight": (d,),
     "mlp.gate_proj.weight": (f, d),
     "mlp.up_proj.weight": (f, d),
     "mlp.down_proj.weight": (d, f),
   }
+  if config.model_type == "qwen2":
+    layer["self_attn.q_proj.bias"] = (heads * h,)
+    layer["self_attn.k_proj.bias"] = layer["self_attn.v_proj.bias"] = (kv_heads * h,)
+  if config.model_type == "qwen3":
+    layer["self_attn.q_norm.weight"] = layer["self_attn.k_norm.weight"] = (h,)
   for i in range(config.num_hidden_layers):
     for name, shape in layer.items():
       shapes[f"model.layers.{i}.{name}"] = shape

@@ -120,7 +120,7 @@ def test_a_tag_that_the_template_opens_is_not_learnt(opened):
   assert single and opened.train_prompts.think_opened
   with jax.set_mesh(make_mesh("data=1")):
     for i in single:
-      (rows,) = sft.pack_examples(opened, opened.train_prompts, [i])
+      (rows,) = sft.pack_examples(opened, opened.train_prompts, [i], opened.row_shapes)
       ids = np.asarray(rows.targets_bs)[np.asarray(rows.loss_weights_bs) > 0]
       assert ids[-1] == opened.stop_ids[0]
       learnt = opened.tokenizer.decode(ids[:-1])

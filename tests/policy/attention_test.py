@@ -177,7 +177,7 @@ def test_cached_is_the_same_on_a_mesh():
   assert out[0].sharding.spec == sharding.act_spec("bgnh")
 
 
-@pytest.mark.parametrize("case", ["gqa2-untied", "gqa7-untied"])
+@pytest.mark.parametrize("case", ["gqa2-untied", "gqa7-untied", "qwen3", "llama3-rope-tied"])
 def test_greedy_decoding_equals_the_full_forward_pass(hf_case, case):
   """Two prompts, two responses each that part at their first token; the ring has no spare slot."""
   config, model = hf_case(case).config, hf_case(case).model

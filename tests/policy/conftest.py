@@ -8,11 +8,23 @@ import pytest
 
 from srl_jax.policy import weights
 
-CASES = {  # (heads, key/value heads, head size, tied); hidden size 48, so the head size is its own
+CASES = {  # (heads, key/value heads, head size, tied); hidden size 48 is no multiple of head sizes
   "gqa1-tied": (2, 2, 32, True),
   "gqa2-untied": (4, 2, 16, False),
   "gqa7-untied": (7, 1, 8, False),
+  "qwen3": (4, 2, 16, False),
+  "qwen3-tied": (2, 1, 32, True),
+  "llama": (4, 2, 16, False),
+  "llama3-rope-tied": (6, 2, 16, True),
 }
+# Limits of 4 and 16 tokens, so that within 30 positions some angles stay and some are stretched.
+LLAMA3_ROPE = dict(
+  rope_type="llama3",
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
+  original_max_position_embeddings=16,
+)
 
 
 def _transformers_model(case):
@@ -21,7 +33,8 @@ def _transformers_model(case):
   import transformers
 
   heads, kv_heads, head_dim, tied = CASES[case]
-  config = transformers.Qwen2Config(
+  family = {"g": "Qwen2", "q": "Qwen3", "l": "Llama"}[case[0]]
+  config = getattr(transformers, f"{family}Config")(
     vocab_size=96,
     hidden_size=48,
     intermediate_size=112,
@@ -29,12 +42,14 @@ def _transformers_model(case):
     num_attention_heads=heads,
     num_key_value_heads=kv_heads,
     head_dim=head_dim,
-    rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    rope_parameters={"rope_theta": 1e4}
+    | (LLAMA3_ROPE if "llama3" in case else {"rope_type": "default"}),
     rms_norm_eps=1e-5,
+    max_position_embeddings=4096,
     tie_word_embeddings=tied,
   )
   torch.manual_seed(0)
-  model = transformers.Qwen2ForCausalLM(config).eval()
+  model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
   for name, weight in model.named_parameters():
     torch.nn.init.normal_(weight, mean="norm" in name, std=0.2)
   return model

@@ -9,6 +9,7 @@ import pytest
 
 from srl_jax.policy import model as M
 from srl_jax.policy import weights
+from tests.policy.conftest import CASES
 
 RNG = np.random.default_rng(0)
 LONG, LEFT, A, B, C = (RNG.integers(1, 96, n) for n in (24, 13, 9, 1, 8))
@@ -22,7 +23,7 @@ def full_logits(model, *row_arrays, **kwargs):
 forward = jax.jit(full_logits)
 
 
-@pytest.mark.parametrize("case", ["gqa1-tied", "gqa2-untied", "gqa7-untied"])
+@pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers(hf_case, their_logits, rows, case):
   """A full row, a padded row (left and right) and a packed row, against each sequence alone."""
   hf = hf_case(case)
@@ -158,6 +159,10 @@ def test_number_of_weights_of_released_models():
   count = lambda config: sum(leaf.size for leaf in jax.tree.leaves(M.abstract(config)))
   assert count(qwen_7b) == 7_615_616_512
   assert count(qwen_half) == 494_032_768
+  qwen3 = M.ModelConfig(151936, 1024, 3072, 28, 16, 8, 128, tie_word_embeddings=True)
+  assert count(dataclasses.replace(qwen3, model_type="qwen3")) == 596_049_920  # Qwen3-0.6B
+  llama = M.ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, model_type="llama")
+  assert count(llama) == 8_030_261_248  # Llama-3.1-8B
 
 
 def test_init_is_qwen2s_and_depends_on_the_seed(hf_case):

@@ -1,5 +1,7 @@
 """Meshes: the same numbers on all of them, weights cut as written, clear refusals."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,15 +33,23 @@ def loss_and_grads(model, tokens, positions, segments, branches):
 
 
 @pytest.mark.parametrize(
-  "spec", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "data=1,fsdp=4,tensor=2"]
+  "family, spec",
+  [
+    ("qwen2", "data=8"),
+    ("qwen2", "fsdp=8"),
+    ("qwen2", "data=2,fsdp=2,tensor=2"),
+    ("qwen3", "data=2,fsdp=2,tensor=2"),
+    ("qwen2", "data=1,fsdp=4,tensor=2"),
+  ],
 )
-def test_loss_and_gradients_are_those_of_one_device(spec):
-  expected, expected_grads = loss_and_grads(M.init(CONFIG, 0), *batch())
+def test_loss_and_gradients_are_those_of_one_device(family, spec):
+  config = dataclasses.replace(CONFIG, model_type=family)
+  expected, expected_grads = loss_and_grads(M.init(config, 0), *batch())
   with jax.set_mesh(S.make_mesh(spec)):
-    model = M.init(CONFIG, 0)
+    model = M.init(config, 0)
     loss, grads = loss_and_grads(model, *(S.put(x, "bt") for x in batch()))
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
-  for name, layout in M.partition_specs(CONFIG)["layers"].items():
+  for name, layout in M.partition_specs(config)["layers"].items():
     weight, grad = getattr(model.layers, name)[...], getattr(grads.layers, name)[...]
     assert weight.sharding.spec == grad.sharding.spec == layout, name
     assert weight.addressable_shards[0].data.nbytes == weight.nbytes // _cuts(layout, spec), name

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from srl_jax.policy import hf_files, sharding, weights
+from tests.policy.conftest import CASES, LLAMA3_ROPE
 
 CASE = "gqa2-untied"
 
@@ -130,7 +131,20 @@ def test_tied_model_with_a_repeated_head(hf_case, copy):
 @pytest.mark.parametrize(
   "values, message",
   [
-    (dict(model_type="llama"), "model_type is 'llama', srl_jax computes 'qwen2' only"),
+    (dict(model_type="mistral"), "model_type is 'mistral', srl_jax computes qwen2, qwen3, llama"),
+    (
+      dict(model_type="qwen3_moe"),
+      "model_type is 'qwen3_moe', .* use a dense Qwen2, Qwen2.5, Qwen3",
+    ),
+    (dict(model_type="llama", architectures=None, attention_bias=True), "attention_bias is True"),
+    (dict(model_type="llama", architectures=None, mlp_bias=True), "mlp_bias is True"),
+    (dict(model_type="qwen3"), "architectures is .'Qwen2ForCausalLM'., .*Qwen3ForCausalLM"),
+    (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+    (dict(rope_parameters=dict(rope_type="llama3", rope_theta=1e4)), "factor is None"),
+    (
+      dict(rope_parameters=dict(LLAMA3_ROPE, rope_theta=1e4, high_freq_factor=0.5)),
+      "low_freq_factor 1.0 is not below high_freq_factor 0.5",
+    ),
     (dict(architectures=["Qwen2ForSequenceClassification"]), "architectures is .*Classification"),
     (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
     (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "rope_parameters is 'yarn'"),
@@ -273,7 +287,7 @@ def test_resolve_model(tmp_path, monkeypatch):
 # ---- saving ----
 
 
-@pytest.mark.parametrize("case", ["gqa1-tied", CASE, "gqa7-untied"])
+@pytest.mark.parametrize("case", CASES)
 def test_save_then_transformers(hf_case, their_logits, tmp_path, case):
   """transformers finds the very same tensors, and so the very same logits."""
   import transformers
@@ -286,7 +300,7 @@ def test_save_then_transformers(hf_case, their_logits, tmp_path, case):
   theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / "out", output_loading_info=True
   )
-  assert isinstance(theirs, transformers.Qwen2ForCausalLM)
+  assert type(theirs) is type(hf.theirs)
   assert not any(report.values()), report
   tokens = np.arange(1, 30)
   assert bits(their_logits(theirs, tokens)) == bits(their_logits(hf.theirs, tokens))

@@ -1,4 +1,4 @@
-"""The vLLM servers that tests share: four at most, each started when a test first asks for it."""
+"""The vLLM servers that tests share: five at most, each started when a test first asks for it."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from vllm_processes import MINIATURE, Running, require_server
 
 from srl_jax.data.tokenizer import load_tokenizer
+from srl_jax.policy.model import ModelConfig, init
 from srl_jax.policy.weights import load_hf, save_hf
 from srl_jax.rollout.vllm_client import VllmEngine
 
@@ -38,7 +39,9 @@ def untied(tmp_path_factory):
 
 
 class Servers(dict):
-  """{name: Running}: "real" has SmolLM2-135M, tied; "a", "b", "c" have `untied`. It starts them.
+  """{name: Running}: starts the server that is asked for.
+
+  "real" has SmolLM2-135M, a tied Llama; "qwen3" a random Qwen3; "a", "b", "c" `untied`, a Qwen2.
 
   Some tests kill "b", the last one kills "a".
   """
@@ -54,12 +57,22 @@ class Servers(dict):
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory, weights_root, untied, request):
+def qwen3(tmp_path_factory):
+  """Folder of a Qwen3 with random weights and the miniature's tokenizer."""
+  folder = tmp_path_factory.mktemp("qwen3") / "model"
+  config = ModelConfig(39, 64, 128, 3, 2, 1, 64, 512, model_type="qwen3", rope_theta=1e4)
+  save_hf(config, init(config, 0), folder, source=MINIATURE)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory, weights_root, untied, qwen3, request):
   """See Servers; a test that needs one calls its `wait` or `make_engine`."""
   require_server()
   # Where the real model cannot be built, its tests alone are skipped.
   real = lambda: request.getfixturevalue("real_models")("smollm2-135m")
-  models = {"real": real, "a": lambda: untied, "b": lambda: untied, "c": lambda: untied}
+  models = {"real": real, "qwen3": lambda: qwen3}
+  models |= {"a": lambda: untied, "b": lambda: untied, "c": lambda: untied}
   found = Servers(models, tmp_path_factory.mktemp("vllm"), weights_root)
   try:
     yield found
