@@ -125,6 +125,9 @@ def defaults() -> ConfigDict:
   config.lora.rank = 0  # 0: all weights are trained; 1 to 16 learn as much in RL, SFT needs more
   config.lora.alpha = 32.0  # adapters count alpha / rank times: the best lr then fits every rank
   config.lora.targets = "all"  # attention | mlp | all: attention alone learns less
+  # vllm: where servers take no adapters, push whole weights that contain them although bfloat16
+  # rounds small changes away. Into float32 servers that is always done.
+  config.lora.merged_push = False
   config.lora.lr_factor = 10.0  # optimizer.lr times this: LoRA's best rate was 10 x full tuning's
 
   config.optimizer = ConfigDict()
@@ -370,6 +373,10 @@ def _rules_of_groups(config) -> Rules:
       rollout.engine == "vllm" and not rollout.servers,
       "rollout.servers: give the base URLs of vLLM servers (launch/vllm_server.sh starts one), "
       "or start the run with launch/run.sh, which then starts a server for it",
+    ),
+    (
+      rollout.engine == "vllm" and config.lora.rank > 512,
+      f"lora.rank: {config.lora.rank}; vLLM serves adapters up to rank 512",
     ),
     (
       rollout.samples > rollout.width and rollout.engine == "builtin",

@@ -302,6 +302,7 @@ def make_engine(
     lag=rollout.lag,
     public_servers=rollout.public_servers,
     patience=rollout.patience,
+    merged_push=config.lora.merged_push,
     check=stop.raise_if_stopped,
   )
 

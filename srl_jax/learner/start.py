@@ -153,14 +153,21 @@ def base_of(config, folder: pathlib.Path) -> Base:
   place = config.init_from
   if place == RANDOM:
     return Base(RANDOM, {})
-  if not place or described(place):
-    return identify(config.model, folder)
+  model = base_model(config)
+  if model == config.model:
+    return identify(model, folder)
   if Checkpoints.present(pathlib.Path(place)):
     raise UserError(
       f"init_from: {place} trained all weights; adapters belong to a folder that peft and vLLM can"
       f" load: python -m srl_jax.export --workdir={place}, and give its folder as model"
     )
   return identify(place, resolve_model(place))
+
+
+def base_model(config) -> str:
+  """Name or folder of the weights beside a run's adapters."""
+  place = config.init_from
+  return config.model if not place or place == RANDOM or described(place) else place
 
 
 def identify(model: str, folder: pathlib.Path) -> Base:

@@ -36,9 +36,12 @@ PLAIN = {
   "use_rslora": (False,),
   "use_qalora": (False,),
   "lora_bias": (False,),
+  # Others change the weights beside the adapters when peft loads them.
+  "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
 EMPTY = ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform")
 EMPTY += ("target_parameters", "exclude_modules", "layer_replication", "trainable_token_indices")
+EMPTY += ("alora_invocation_tokens", "use_bdlora", "layers_pattern")
 
 
 class Adapter(NamedTuple):
@@ -109,30 +112,36 @@ def config_json(shape: Shape, model: str) -> dict:
   }
 
 
+def write(folder: pathlib.Path, found, shape: Shape, base: dict) -> None:
+  """Writes the two files into a folder that exists.
+
+  Args:
+    found: (name, array) pairs of `tensors`, of which all are on the host at one time.
+    base: {"model": name or folder, "sha256": {file: hash}} of the weights that they belong to.
+  """
+  arrays = {name: np.ascontiguousarray(matrix) for name, matrix in found}
+  save_file(arrays, folder / WEIGHTS, metadata={"format": "pt", "base": json.dumps(base)})
+  (folder / WEIGHTS).chmod(0o644)  # safetensors writes mode 600; servers must read it
+  (folder / CONFIG).write_text(json.dumps(config_json(shape, base["model"]), indent=2))
+
+
 def save(adapters: Lora, folder, base: dict, checksums: bool = False) -> None:
   """Writes a folder that peft and vLLM load, atomically.
 
   Args:
-    adapters: with several processes all must call this; the first one writes.
+    adapters: in one process.
     folder: new, or empty.
-    base: {"model": name or folder, "sha256": {file: hash}} of the weights that they belong to.
+    base: as of `write`.
     checksums: whether SHA256SUMS is written, which `load` compares with the files.
 
   Raises UserError when `folder` exists and is not empty.
   """
   folder = check_new(folder)
-  found = {name: np.ascontiguousarray(matrix) for name, matrix in tensors(adapters)}
-  if jax.process_index() > 0:
-    return
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
     target = pathlib.Path(partial) / "adapter"
     target.mkdir()
-    metadata = {"format": "pt", "base": json.dumps(base)}
-    save_file(found, target / WEIGHTS, metadata=metadata)
-    (target / WEIGHTS).chmod(0o644)  # safetensors writes mode 600; servers must read it
-    raw = config_json(adapters.shape, base["model"])
-    (target / CONFIG).write_text(json.dumps(raw, indent=2))
+    write(target, tensors(adapters), adapters.shape, base)
     if checksums:
       hf_files.write_checksums(target)
     os.rename(target, folder)
