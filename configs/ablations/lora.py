@@ -1,20 +1,17 @@
-"""The quickstart with adapters of a high rank: does LoRA learn what full fine-tuning learns?
+"""SRL with adapters of rank 16 beside frozen weights: what does full fine-tuning add?
 
-  launch/run.sh configs/ablations/lora.py              7 to 10 minutes on 2 CPU cores
+  launch/run.sh configs/ablations/lora.py                             8 x H100
+  launch/run.sh configs/ablations/lora.py --config.lora.targets=attention
+  launch/run.sh configs/ablations/lora.py --config.lora.rank=1
 
-The base is the quickstart's, trained in full by configs/miniature_base.py. Arguments: those of
-quickstart.py and rank.
+The learning rate is lora.lr_factor times that of full fine-tuning. Arguments: those of srl_math.py;
+there is no figure of the paper.
 """
 
-from configs import quickstart
-from srl_jax.config import parse_arg
+from configs import srl_math
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, seed=0, steps=600, rank=64)
-  config = quickstart.get_config(f"seed={args.seed},steps={args.steps}")
-  config.lora.rank = args.rank
-  # A has entries of 1 / sqrt(inputs): at width 64 an adapter's step changes the product A B seven
-  # times as much as at width 3584, for which 10 is measured.
-  config.lora.lr_factor = 3.0
+  config = srl_math.get_config(arg)
+  config.lora.rank = 16
   return config

@@ -26,7 +26,6 @@ from srl_jax import __version__, folders, hosts
 from srl_jax.errors import UserError
 from srl_jax.learner.checksums import checksums, differing
 from srl_jax.learner.update import TrainState
-from srl_jax.policy.lora import split
 
 # Where a part of a checkpoint cannot be read, orbax leaves tasks of the other parts behind. Ours is
 # the one message.
@@ -133,18 +132,17 @@ class Checkpoints:
     return bool(_steps_in(pathlib.Path(workdir) / "checkpoints"))
 
   def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
-    """Saves under state.step, unless that step is there.
+    """Saves under state.step, unless that step is there; state.model is what is trained.
 
     Returns when the arrays are on the host and may be donated; `wait` until they are on disk. Up to
     then the checkpoint before is kept. The save before is waited for.
     """
     if state.step in self.steps():
       return  # the same weights; writing them again would lose their score, and them if killed
-    trained, _ = split(state.model)
-    sums = {"model": checksums(trained), "moments": checksums(state.moments)}
+    sums = {"model": checksums(state.model), "moments": checksums(state.moments)}
     self._writing = self._checkpointer.save_checkpointables_async(
       state.step,
-      dict(model=trained, moments=state.moments, progress=_as_bytes(progress, sums)),
+      dict(model=state.model, moments=state.moments, progress=_as_bytes(progress, sums)),
       metrics=None if score is None else {"score": float(score)},
     )
 

@@ -101,7 +101,8 @@ class Run:
   def save(self, score: float | None = None) -> None:
     """Writes a checkpoint; `score` is that of the validation at this step, if there was one."""
     self.progress.seconds = time.monotonic() - self.start_time
-    self.checkpoints.save(self.state, self.progress, score)
+    trained, _ = split(self.state.model)
+    self.checkpoints.save(self.state._replace(model=trained), self.progress, score)
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ def trained_run(workdir, seed=0, **values):
     base=base.json(), config=json.loads(json.dumps(checkpoint.config_json(made)))
   )
   checkpoints = checkpoint.Checkpoints(workdir)
-  checkpoints.save(update.TrainState(3, policy, {"m": np.zeros(1)}), progress, 0.5)
+  checkpoints.save(update.TrainState(3, policy.lora, {"m": np.zeros(1)}), progress, 0.5)
   checkpoints.close()
   checkpoint.write_config(workdir, made)
   return policy
@@ -170,7 +170,7 @@ def test_a_run_continues_with_its_base_and_refuses_another(tmp_path):
     empty = tmp_path / "run"
     state, progress = restored(made, model, empty)
     checkpoints = checkpoint.Checkpoints(empty)
-    checkpoints.save(state._replace(step=2), progress)
+    checkpoints.save(state._replace(step=2, model=state.model.lora), progress)
     checkpoints.close()
     again, _ = restored(made, model, empty)
     assert again.step == 2
