@@ -13,7 +13,6 @@ import time
 
 import jax
 
-from benchmarks import arguments
 from srl_jax import command_line
 from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.errors import EngineError
@@ -30,16 +29,15 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  number = arguments.at_least(1)
   parser.add_argument("--model", required=True, help="folder")
   parser.add_argument("--server", required=True, help="base URLs, commas between")
   parser.add_argument("--weights_root", default="/dev/shm")
   parser.add_argument("--mesh", default="data=1,fsdp=1,tensor=1")
   parser.add_argument("--dtype", default="float32", help="of the policy's computation")
-  parser.add_argument("--prompts", type=number, default=16)
-  parser.add_argument("--prompt_tokens", type=number, default=256)
-  parser.add_argument("--samples", type=number, default=8)
-  parser.add_argument("--max_tokens", type=number, default=64)
+  parser.add_argument("--prompts", type=int, default=16)
+  parser.add_argument("--prompt_tokens", type=int, default=256)
+  parser.add_argument("--samples", type=int, default=8)
+  parser.add_argument("--max_tokens", type=int, default=64)
   given = parser.parse_args()
   with jax.set_mesh(make_mesh(given.mesh)):
     _, model = load_hf(given.model, compute_dtype=given.dtype)

@@ -52,4 +52,5 @@ def get_config(arg=None):
   config.eval.mode = "stepwise"
   config.eval.benchmark = "arithmetic"
   config.eval.max_tokens = 32
+  config.eval.max_turns = 12  # twice as many as a solution has steps
   return config

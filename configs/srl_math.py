@@ -26,7 +26,11 @@ ARGUMENTS = dict(
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, **ARGUMENTS)
+  return configure(parse_arg(arg, **ARGUMENTS))
+
+
+def configure(args):
+  """The config for parsed arguments."""
   config = defaults()
   columns = dict(problem=args.problem, solution=args.solution, answer=args.answer)
   learn_from(config, args.model, args.data, **columns)

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034  # what is unused here is used by those who source it
 # Sourced by the launch scripts that start more than one process. Not run by itself.
 #
-# SRL_TRAINER_NODES, SRL_SERVER_NODES  default 1 each (launch/slurm.sh, launch/kubernetes.sh)
+# SRL_TRAINER_NODES, SRL_SERVER_NODES  default 1 each (launch/slurm.sh, launch/kubernetes.yaml)
 # SRL_CARDS_PER_NODE    default 8; 0: no accelerator, one server on each server node's CPU
 # SRL_CARDS_PER_SERVER  default 1; more: a server's model is cut over as many (tensor parallel)
 # SRL_VLLM_PORT         default 8101, of a node's first server; the others have the ports after it

@@ -1,11 +1,11 @@
 """Tables 1 to 3 of the paper: trains and evaluates their rows. launch/table1.sh and so on call it.
 
-A finished training (summary.json) or evaluation (table.json) is not repeated, and the tables share
-a folder, so SRL, say, is trained once for all three.
+The tables share a folder, so SRL, say, is trained once for all three.
 """
 
 import functools
 import pathlib
+import shlex
 import sys
 from typing import NamedTuple
 
@@ -14,40 +14,26 @@ from srl_jax import command_line
 from srl_jax.errors import UserError
 from srl_jax.evals import paper
 
-
-class Row(NamedTuple):
-  """A row: its config (the name of its figures in paper.PAPER, and of its folder), title, and the
-  row whose best checkpoint it starts from.
-  """
-
-  config: str
-  title: str
-  after: str = ""
-
-
-BASE, S1K_7B = "base", "s1k_7b"  # rows that are evaluated as they are
+# Rows by the names of their configs, which paper.PAPER has their figures by: title, and the row
+# from whose best checkpoint it starts.
 ROWS = {
-  row.config: row
-  for row in (
-    Row(BASE, "base model"),
-    Row(S1K_7B, "S1K-7B"),
-    Row("sft_reasoning", "SFT (R1 reasoning)"),
-    Row("sft_outline", "SFT (R1 outline)"),
-    Row("rlvr_math", "RL(VR)"),
-    Row("sft_rlvr_math", "SFT (outline), then RL(VR)", after="sft_outline"),
-    Row("srl_math", "SRL"),
-    Row("srl_rlvr_math", "SRL, then RLVR", after="srl_math"),
-    Row("srl_math_no_filter", "SRL without dynamic sampling"),
-    Row("one_step_math", "one-step similarity"),
-  )
+  "base": ("base model", ""),
+  "s1k_7b": ("S1K-7B", ""),
+  "sft_reasoning": ("SFT (R1 reasoning)", ""),
+  "sft_outline": ("SFT (R1 outline)", ""),
+  "rlvr_math": ("RL(VR)", ""),
+  "sft_rlvr_math": ("SFT (outline), then RL(VR)", "sft_outline"),
+  "srl_math": ("SRL", ""),
+  "srl_rlvr_math": ("SRL, then RLVR", "srl_math"),
+  "srl_math_no_filter": ("SRL without dynamic sampling", ""),
+  "one_step_math": ("one-step similarity", ""),
 }
 TABLES = {
-  "1": [BASE, S1K_7B, "sft_reasoning", "sft_outline", "rlvr_math", "sft_rlvr_math", "srl_math"]
-  + ["srl_rlvr_math"],
+  "1": list(ROWS)[:8],
   "2": ["srl_math_no_filter", "srl_math"],
   "3": ["rlvr_math", "one_step_math", "srl_math"],
 }
-S1K_MODEL = "simplescaling/s1.1-7B"
+MODELS = {"base": "", "s1k_7b": "simplescaling/s1.1-7B"}  # evaluated as they are; "": the config's
 
 flags = command_line.own_flags()
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table.", required=True)
@@ -76,62 +62,61 @@ def main(passed: Passed, argv: list[str]) -> None:
       f"--rows: table {_TABLE.value} has no {', '.join(sorted(unknown))}; it has"
       f" {', '.join(chosen)}"
     )
-  rows = [ROWS[name] for name in chosen if name in (_ROWS.value or chosen)]
+  rows = [row for row in chosen if row in (_ROWS.value or chosen)]
   root = pathlib.Path(_WORKDIR.value)
   todo = {stage.name: stage for row in rows for stage in stages_of(row, root, passed)}
   if _DRY_RUN.value:
-    stages.show(list(todo.values()))
+    for stage in todo.values():
+      print(shlex.join(stage.command))
     return
   stages.run(list(todo.values()), root)
-  found = [(row.config, row.title, _outputs(row, root)) for row in rows]
+  found = [(row, ROWS[row][0], _outputs(row, root)) for row in rows]
   table = f"Table {_TABLE.value}\n{paper.side_by_side(found)}"
   (root / f"table{_TABLE.value}.txt").write_text(table + "\n", encoding="utf-8")
   print(f"\n{table}")
 
 
-def stages_of(row: Row, root: pathlib.Path, passed: Passed) -> list[stages.Stage]:
-  """What a row takes: the trainings that lead to it, then its evaluations."""
-  made = _trainings(row, root, passed)
-  return made + _evaluations(row, root, passed, tuple(stage.name for stage in made[-1:]))
-
-
-def _trainings(row: Row, root: pathlib.Path, passed: Passed) -> list[stages.Stage]:
-  if row.config in (BASE, S1K_7B):
-    return []
-  before = _trainings(ROWS[row.after], root, passed) if row.after else []
-  file = _config(row.config, passed)
-  return [*before, stages.training(row.config, file, passed.train, root, row.after)]
+def stages_of(row: str, root: pathlib.Path, passed: Passed) -> list[stages.Stage]:
+  """The trainings that lead to a row and its evaluations, with samples and without."""
+  model, flags, made = str(root / row), [], []  # a run is evaluated with its own prompts
+  if row in MODELS:
+    config = stages.config_of(_config("srl_math", passed), passed.train)
+    model = MODELS[row] or config.model
+    flags = [f"--max_tokens={config.eval.max_tokens}", "--style=plain"]
+  else:
+    before = ROWS[row][1]
+    for name, after in ((before, ""), (row, before)):
+      if name:
+        made.append(stages.training(name, _config(name, passed), passed.train, root, after))
+  after = made[-1].name if made else ""
+  passes = ((_SAMPLED.value, _SAMPLES.value), (_GREEDY.value, 0))
+  for (benchmarks, samples), output in zip(passes, _outputs(row, root)):
+    if benchmarks:
+      more = [*flags, f"--samples={samples}", *passed.evaluate]
+      name = f"{row}.{output.name}"
+      made.append(stages.evaluation(name, model, output, benchmarks, more, after))
+  return made
 
 
 def _config(name: str, passed: Passed) -> str:
   return f"{stages.CONFIGS / name}.py{passed.arguments}"
 
 
-def _evaluations(row: Row, root: pathlib.Path, passed: Passed, needs) -> list[stages.Stage]:
-  """One of the benchmarks with samples, one of those without."""
-  model, flags = str(root / row.config), []  # asked as the run asked
-  if row.config in (BASE, S1K_7B):
-    config = stages.config_of(_config("srl_math", passed), passed.train)
-    model = config.model if row.config == BASE else S1K_MODEL
-    flags = [f"--max_tokens={config.eval.max_tokens}", "--style=plain"]
-  made = []
-  for benchmarks, samples, output in zip(
-    (_SAMPLED.value, _GREEDY.value), (_SAMPLES.value, 0), _outputs(row, root)
-  ):
-    if benchmarks:
-      more = [*flags, f"--samples={samples}", *passed.evaluate]
-      name = f"{row.config}.{output.name}"
-      made.append(stages.evaluation(name, model, output, benchmarks, more, needs))
-  return made
-
-
-def _outputs(row: Row, root: pathlib.Path) -> list[pathlib.Path]:
+def _outputs(row: str, root: pathlib.Path) -> list[pathlib.Path]:
   """The folders of the two evaluations."""
-  return [root / row.config / "evaluation" / name for name in (f"at_{_SAMPLES.value}", "greedy")]
+  return [root / row / "evaluation" / name for name in (f"at_{_SAMPLES.value}", "greedy")]
+
+
+def passed_on(argv: list[str]) -> tuple[list[str], Passed]:
+  """The command line without what is passed on, and that."""
+  own = [
+    argument for argument in argv if not argument.startswith((":", "--config.", "--evaluate."))
+  ]
+  flags_of = lambda prefix: [argument for argument in argv if argument.startswith(prefix)]
+  evaluate = ["--" + flag.removeprefix("--evaluate.") for flag in flags_of("--evaluate.")]
+  return own, Passed("".join(flags_of(":")), flags_of("--config."), evaluate)
 
 
 if __name__ == "__main__":
-  sys.argv, *passed = stages.split_flags(sys.argv, ":", "--config.", "--evaluate.")
-  arguments, train, evaluate = passed
-  passed = Passed("".join(arguments), train, [f"--{flag.partition('.')[2]}" for flag in evaluate])
+  sys.argv, passed = passed_on(sys.argv)
   command_line.run(functools.partial(main, passed), flags.values)

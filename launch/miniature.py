@@ -9,6 +9,7 @@ on the 200 test problems in both modes, whole and stepwise.
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,9 +20,8 @@ from srl_jax.evals import miniature_table
 
 
 class Arm(NamedTuple):
-  """A row. Fields: its title; row, of configs/miniature_row.py ("": the base as it is); after, the
-  arm whose best checkpoint it starts from; close, whether it belongs to the pairs that take more
-  seeds to tell apart.
+  """A row. Fields: title; row, of configs/miniature_row.py ("": the base as it is); after, the arm
+  whose best checkpoint it starts from; close, whether it takes more seeds to tell it apart.
   """
 
   title: str
@@ -78,7 +78,8 @@ def main(argv: list[str]) -> None:
       for stage in [*trained, *evaluations(name, seed, root, trained)]:
         todo[stage.name] = stage
   if _DRY_RUN.value:
-    stages.show(list(todo.values()))
+    for stage in todo.values():
+      print(shlex.join(stage.command))
     return
   stages.run(list(todo.values()), root / "logs", _JOBS.value)
   measured = [
@@ -101,14 +102,12 @@ def _seeds(arm: Arm) -> int:
 
 def trainings(name: str, seed: int, root: pathlib.Path, steps: int) -> list[stages.Stage]:
   """The trainings that lead to an arm of a seed, its base's first; none for the shipped base."""
-  arm = ARMS[name]
+  arm, before = ARMS[name], []
   if arm.after:
     before = trainings(arm.after, seed, root, steps)
   elif seed:
     file = f"{stages.CONFIGS / 'miniature_base'}.py:seed={seed + 1}"
     before = [stages.training(f"made_base-{seed}", file, [], root)]
-  else:
-    before = []
   if not arm.row:
     return before
   file = f"{stages.CONFIGS / 'miniature_row'}.py:row={arm.row},seed={seed}"
@@ -121,7 +120,8 @@ def evaluations(
   name: str, seed: int, root: pathlib.Path, trained: Sequence[stages.Stage]
 ) -> list[stages.Stage]:
   """One in each mode, with the limits of the trainings in that form."""
-  model = str(root / trained[-1].name) if trained else str(stages.CONFIGS / "miniature")
+  after = trained[-1].name if trained else ""
+  model = str(root / after) if trained else str(stages.CONFIGS / "miniature")
   made = []
   for mode, output in _folders(name, seed, root).items():
     row = "srl" if mode == "stepwise" else "rlvr"
@@ -130,9 +130,8 @@ def evaluations(
     more += [f"--max_tokens={config.eval.max_tokens}", f"--max_turns={config.eval.max_turns}"]
     more += [f"--max_prompt_tokens={config.data.max_prompt_tokens}", "--dtype=float32"]
     more += [f"--mesh={config.mesh}", f"--width={config.rollout.width}", f"--seed={seed}"]
-    needs = tuple(stage.name for stage in trained[-1:])
     benchmarks = [f"arithmetic:{_PROBLEMS.value}"]
-    made.append(stages.evaluation(f"{name}-{seed}.{mode}", model, output, benchmarks, more, needs))
+    made.append(stages.evaluation(f"{name}-{seed}.{mode}", model, output, benchmarks, more, after))
   return made
 
 

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Compiles a config for every topology of the table, without any of that hardware, and writes the
-# table: benchmarks/plan.md, with one JSON file for each topology in runs/plan/; without arguments the
-# README's too.
+# table: benchmarks/plan.md, with one JSON file for each topology in runs/plan/.
 #
 #   launch/plan_all.sh                                   configs/srl_math.py
 #   launch/plan_all.sh FILE[:args] [--config.a.b=v ...]  another config, or other values
@@ -15,8 +14,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt"
 cd "$ROOT"
-page=()
-[ $# -gt 0 ] || page=(--page=README.md)
 config="${1:-configs/srl_math.py}"
 shift || true
 mkdir -p runs/plan
@@ -34,6 +31,6 @@ for topology in h100x8 h100x32 v5e-8 v5e-16 v5p-128 v6e-256; do
     wrong=1
   fi
 done
-python -m srl_jax.planning.report runs/plan/*.json "${page[@]}" > benchmarks/plan.md
+python -m srl_jax.planning.report runs/plan/*.json > benchmarks/plan.md
 cat benchmarks/plan.md
 exit "$wrong"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains what a config says; sets up the environment first if it is missing.
+# Trains a config; sets up the environment first if it is missing.
 #
 #   launch/run.sh FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
 #   launch/run.sh configs/quickstart.py
 #
 # With rollout.engine=vllm and no rollout.servers it starts a vLLM server for the run (SRL_VLLM_FLAGS,
-# SRL_VLLM_PORT) and stops it after.
+# SRL_VLLM_PORT) and stops it after; where the trainer uses NVIDIA cards, launch/node.sh does that.
 #
 # The same command again continues a run that was interrupted.
 set -euo pipefail
@@ -24,9 +24,16 @@ mapfile -t server < <(python "$ROOT/launch/server_of_config.py" --config="$confi
 if [ "${#server[@]}" -eq 0 ]; then
   exec python -m srl_jax.train --config="$config" "$@"
 fi
+# JAX reserves memory on every card that it sees, so a server beside it would not start.
+if [ "$(jax_extra)" = cuda12 ] && [ "${JAX_PLATFORMS:-}" != cpu ]; then
+  echo "error: rollout.engine=vllm: the trainer takes all GPUs of this machine and leaves none to the" \
+    "vLLM server; use launch/node.sh $config, which divides the GPUs, or name running servers with" \
+    "--config.rollout.servers=URL, or leave rollout.engine at builtin" >&2
+  exit 2
+fi
 output="$(mktemp -d)"
-set -m # groups of their own: Ctrl-C reaches this script alone, which asks the run first
-guard=() # if this script is killed outright, the kernel asks the server to stop
+set -m # separate process groups: Ctrl-C reaches this script alone, which signals the run first
+guard=() # if this script is killed with SIGKILL, the kernel signals the server
 if command -v setpriv > /dev/null; then guard=(setpriv --pdeathsig TERM); fi
 # shellcheck disable=SC2086
 "${guard[@]}" "$ROOT/launch/vllm_server.sh" "${server[@]}" --port="${SRL_VLLM_PORT:-8101}" ${SRL_VLLM_FLAGS:-} \
@@ -34,7 +41,7 @@ if command -v setpriv > /dev/null; then guard=(setpriv --pdeathsig TERM); fi
 pid=$!
 trap 'kill "$pid" 2> /dev/null || true; wait "$pid" || true; rm -rf "$output"' EXIT
 until grep -q '^ready:' "$output/ready"; do
-  kill -0 "$pid" 2> /dev/null || exit 2 # it has said why
+  kill -0 "$pid" 2> /dev/null || exit 2 # it has printed the reason
   sleep 1
 done
 cat "$output/ready"

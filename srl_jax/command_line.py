@@ -57,6 +57,8 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
     main: the command.
     own: its flags, from `own_flags().values`, besides absl's.
   """
+  # A shell expands a ~ at the beginning of a word only, which is not that of a flag's value.
+  sys.argv[:] = [sys.argv[0], *map(at_home, sys.argv[1:])]
   if own is not None:
     flags.FLAGS.append_flag_values(own)
     for name in own:
@@ -71,6 +73,12 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
       main(argv)
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def at_home(argument: str) -> str:
+  """An argument with the home folder for each ~ that begins a path: after "=", "," or ":"."""
+  home = os.path.expanduser("~")
+  return re.sub(r"(^|[=,:])~(?=/|$)", lambda match: match[1] + home, argument)
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ def defaults() -> ConfigDict:
   config.data.split = "train"
   config.data.domain = "math"  # math: numbered solutions | swe: an agent's trajectories
   config.data.fields = ConfigDict(dict(id="", problem="", solution="", answer="", reasoning=""))
+  config.data.learn_steps = False  # sft: single steps after short monologues, to teach the form
   config.data.title_hint = False
   config.data.keep_last_step = False  # the paper: k = 1..N-1
   config.data.holdout = 60  # problems
@@ -86,6 +87,9 @@ def defaults() -> ConfigDict:
   config.prompt.system_file = ""  # replaces our system prompt
   config.prompt.observation_tokens = 1800  # of one of an agent's, 90 % are shorter
   config.prompt.style = "think"  # of whole solutions: plain | think
+  # For models that do not follow the form of a step, see docs/rollouts.md:
+  config.prompt.example = False  # a worked answer in the system prompt
+  config.prompt.open_think = False  # the prompt ends with an opened think block
 
   config.reward = ConfigDict()
   config.reward.similarity = "difflib"  # of action and target: a name in srl_jax.rewards
@@ -311,6 +315,11 @@ Rules = list[tuple[bool, str]]
 def _rules_of_data(config) -> Rules:
   return [
     (not config.model, "model: give a Hugging Face name or a folder"),
+    (
+      (config.prompt.example or config.prompt.open_think) and config.method in ("one_step", "rlvr"),
+      f"prompt.example, prompt.open_think: {config.method}'s responses are whole solutions, these"
+      " are for single steps; set both to False",
+    ),
     (
       config.data.source != "arithmetic" and not config.data.path,
       "data.path: give the dataset's name (data.source=hub) or a file (jsonl)",

@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import logging
 
-from srl_jax import command_line, measuring, progress
+from srl_jax import command_line, folders, measuring, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -67,6 +67,12 @@ _STYLE = flags.DEFINE_enum(
 _SYSTEM_FILE = flags.DEFINE_string(
   "system_file", None, "Text file that replaces the system prompt (default: the run's own)."
 )
+_EXAMPLE = flags.DEFINE_bool(
+  "example", None, "Show a worked answer in the prompt of a next step (the run's or not)."
+)
+_OPEN_THINK = flags.DEFINE_bool(
+  "open_think", None, "End the prompt of a next step with an opened think block (the run's or not)."
+)
 _MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", None, "Of a response (default: that of a run of the same mode, else 4096).", 1
 )
@@ -100,6 +106,8 @@ def main(argv: list[str]) -> None:
   run = measuring.read_run(pathlib.Path(_MODEL.value))
   settings = _settings(run)
   measuring.check_same(output, settings)
+  if _print_finished(output, settings, benchmarks):
+    return
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
   with jax.set_mesh(measuring.mesh_of(_MESH.value)):
     width = min(_WIDTH.value, responses)
@@ -109,9 +117,28 @@ def main(argv: list[str]) -> None:
       measuring.claim(output, settings)
       for name, questions in benchmarks.items():
         show = _show_progress(name)
-        for k in dict.fromkeys((0, _SAMPLES.value)):  # greedy, and the samples if there are any
+        for k in _passes():
           passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
   print(tables.write(output, settings))
+
+
+def _passes() -> list[int]:
+  """Samples for each problem of every pass: 0 for the greedy one, and k if there are samples."""
+  return list(dict.fromkeys((0, _SAMPLES.value)))
+
+
+def _print_finished(output: pathlib.Path, settings: dict, benchmarks: dict[str, list]) -> bool:
+  """Prints the table if `output` has all that is to be measured; returns whether it has."""
+  from srl_jax.evals import passes, tables
+
+  before = measuring.measured_settings(output, settings)
+  for name, questions in benchmarks.items():
+    for k in _passes():
+      if not before or not passes.is_complete(output / name, questions, k):
+        return False
+  with folders.locked(output):
+    print(f"{output} is finished; its table:\n{tables.write(output, before)}")
+  return True
 
 
 # ---------------------------------------------------------------------------------- settings
@@ -148,9 +175,21 @@ def _task(run: dict | None, mode: str) -> str:
   return tasks.task_of_mode(mode, method)
 
 
+def _wording(run: dict | None, style: str):
+  """The tasks.PromptSettings of the flags and the run."""
+  from srl_jax.tasks import PromptSettings
+
+  return PromptSettings(
+    style,
+    measuring.choose(run, *_SYSTEM),
+    measuring.choose(run, _EXAMPLE, "prompt.example", False),
+    measuring.choose(run, _OPEN_THINK, "prompt.open_think", False),
+  )
+
+
 def _settings(run: dict | None) -> dict[str, Any]:
   """Everything that the figures depend on, but the weights' checksum."""
-  from srl_jax.tasks import TASKS, system_prompt
+  from srl_jax.tasks import TASKS, opens_think, system_prompt
 
   mode = measuring.choose(run, _MODE, "eval.mode", "whole")
   mode = "whole" if mode == "off" else mode
@@ -162,6 +201,7 @@ def _settings(run: dict | None) -> dict[str, Any]:
   # Not the limit of another mode: a step's would cut whole solutions off.
   same = run if (run or {}).get("eval.mode", mode) in (mode, "off") else None
   style = "think" if stepwise else measuring.choose(run, _STYLE, "prompt.style", "plain")
+  task, wording = TASKS[_task(run, mode)], _wording(run, style)
   return {
     "model": _MODEL.value,
     "step": measuring.best_step(_MODEL.value) if run else None,
@@ -169,7 +209,8 @@ def _settings(run: dict | None) -> dict[str, Any]:
     "engine": _ENGINE.value,
     "mode": mode,
     "style": style,
-    "system": system_prompt(TASKS[_task(run, mode)], style, measuring.choose(run, *_SYSTEM)),
+    "system": system_prompt(task, wording),
+    "open_think": opens_think(task, wording),
     "temperature": _TEMPERATURE.value,
     "seed": _SEED.value,
     "max_tokens": measuring.choose(same, _MAX_TOKENS, "eval.max_tokens", 4096),
@@ -188,9 +229,8 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
 
   folder = measuring.model_folder(run, settings["model"])
   tokenizer = load_tokenizer(folder)
-  build_prompt = prompt_builder(
-    tokenizer, _task(run, settings["mode"]), settings["style"], measuring.choose(run, *_SYSTEM)
-  )
+  wording = _wording(run, settings["style"])
+  build_prompt = prompt_builder(tokenizer, _task(run, settings["mode"]), wording)
   questions = list(itertools.chain(*benchmarks.values()))
   check_lengths(
     hf_files.load_config(folder),

@@ -96,6 +96,32 @@ def check_same(output: pathlib.Path, settings: dict[str, Any]) -> None:
   )
 
 
+def measured_settings(output: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+  """The settings with which `output` was measured, if they are these and the weights' files are
+  older: its figures then need no loading of the weights. None otherwise.
+  """
+  path = output / "settings.json"
+  if not path.exists():
+    return None
+  before = json.loads(path.read_text(encoding="utf-8"))  # check_same has read it
+  same = {key: before.get(key) for key in settings} == settings
+  files = _weight_files(settings)
+  # st_ctime, as a file that is moved or copied here keeps the older st_mtime.
+  newest = max((file.stat().st_ctime for file in files), default=float("inf"))
+  return before if same and newest < path.stat().st_mtime else None
+
+
+def _weight_files(settings: dict[str, Any]) -> list[pathlib.Path]:
+  """The files and folders of the weights: of a run's checkpoint, or of a model's folder."""
+  from srl_jax.policy import hf_files
+
+  if settings["step"] is not None:
+    folder = pathlib.Path(settings["model"]) / "checkpoints" / str(settings["step"])
+  else:
+    folder = pathlib.Path(hf_files.resolve_model(settings["model"]))
+  return [folder, *folder.rglob("*")]
+
+
 def claim(output: pathlib.Path, settings: dict[str, Any]) -> None:
   """Writes settings.json; raises UserError as check_same."""
   check_same(output, settings)

@@ -5,11 +5,10 @@
       --config.batch.tokens_per_device=8192
 
 compiles the programs of a run (micro-batch, optimiser step, log-prob pass, export of the weights to
-vLLM servers) with the compiler of the topology, and prints what a device needs, the collectives, a
-forecast of the step, and a verdict. Memory and collectives are the compiler's, but for the weights
-that the built-in engine keeps (rollout.engine=builtin), which come from their shapes; seconds are a
-forecast from the rates that are printed with them. Exit code 0: it fits; 1: it does not; 2: bad
-input; 3: a crash.
+vLLM servers) with the compiler of the topology, and prints what a device needs, a forecast of the
+step, and a verdict. Memory is the compiler's, except for the weights that the built-in engine keeps
+(rollout.engine=builtin), which come from their shapes; seconds are a forecast from the rates that
+are printed with them. Exit code 0: it fits; 1: it does not; 2: bad input; 3: a crash.
 
 The mesh is the config's where it has as many devices as the topology, else the topology's preset,
 or fsdp over all its devices.
@@ -101,9 +100,8 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     peak = estimate.peak_flops(devices[0].device_kind)
     forecast = None
     if found["fits"]:
-      cut = shards("b", mesh)
-      forecast = estimate.step(config, model_config, topology, work, cut, compiled, peak)
-      forecast["push"] = _push(config, state, topology, devices, compiled.get("export"))
+      sizes = parse_mesh(spec)
+      forecast = estimate.step(config, model_config, topology, work, sizes, compiled, peak)
   return {
     "model": config.model,
     "topology": name,
@@ -113,7 +111,6 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     "engine": config.rollout.engine,
     "rows_shape": rows,
     "memory": found,
-    "collectives": estimate.collectives(compiled),
     "work": {"prompt_tokens": work.prompt_tokens, "response_tokens": work.response_tokens},
     "rates": estimate.rates(topology, peak),
     "step": forecast,
@@ -143,22 +140,11 @@ def _compile(config, state, name: str) -> dict:
   """{name: Program} of all programs that a run calls."""
   from srl_jax.planning import programs
 
-  per_node = topologies.TOPOLOGIES[name].chip.per_node
   compiled = {}
   for call in programs.calls(config, state):
     print(f"compiling {call.name} for {name} ...", file=sys.stderr, flush=True)
-    compiled[call.name] = programs.compile_call(call, per_node)
+    compiled[call.name] = programs.compile_call(call)
   return compiled
-
-
-def _push(config, state, topology: topologies.Topology, devices: list, export) -> dict | None:
-  """The forecast of a push of weights to servers; None for a run without the export program."""
-  from srl_jax.planning import estimate
-
-  if export is None:
-    return None
-  hosts = {device.process_index for device in devices}
-  return estimate.push(state, topology, export, estimate.copies(config, len(hosts)))
 
 
 def mesh_spec(config, name: str) -> str:

@@ -20,6 +20,11 @@ def main(argv) -> None:
   del argv
   if FLAGS.config is None:
     raise UserError("--config: name a config file, for example configs/quickstart.py")
+  if FLAGS.workdir and "://" in FLAGS.workdir:  # as a path it would be a local folder
+    raise UserError(
+      f"--workdir={FLAGS.workdir} is a URL: mount the object store (docs/clusters.md) and name a"
+      " folder there"
+    )
   logging.set_verbosity(logging.WARNING)  # orbax logs every rename
   import jax  # after the flags: a mistake in them must not wait for it
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from srl_jax import command_line
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SCRIPT = """
@@ -129,3 +131,22 @@ def test_bugs_keep_their_traceback(command, mode):
 def test_a_good_command_line(command):
   result = command("--config=config.py", "--config.seed=7")
   assert (result.returncode, result.stdout) == (0, "seed 7\n")
+
+
+@pytest.mark.parametrize(
+  "argument, expanded",
+  [
+    ("~/x", "HOME/x"),
+    ("--output=~/x", "HOME/x"),
+    ("--output=~", "HOME"),
+    ("--workdirs=~/a,~/b", "HOME/a,HOME/b"),
+    ("--config=~/c.py:data=~/rows.jsonl,model=~/m", "HOME/c.py:data=HOME/rows.jsonl,model=HOME/m"),
+    ("--server=http://host/~user", "http://host/~user"),
+    ("--output=a~/b", "a~/b"),
+  ],
+)
+def test_a_tilde_is_the_home_folder_in_every_flag(monkeypatch, argument, expanded):
+  monkeypatch.setenv("HOME", "/home/me")
+  flag, equals, _ = argument.partition("=")
+  wanted = expanded.replace("HOME", "/home/me")
+  assert command_line.at_home(argument) == (f"{flag}={wanted}" if equals else wanted)

@@ -1,4 +1,4 @@
-"""Settings that must stand before JAX starts, and the paths that several tests share."""
+"""Settings that JAX reads when it starts, the tiers of the tests, and what several tests share."""
 
 import json
 import os
@@ -13,6 +13,17 @@ from safetensors.numpy import load_file, save_file
 TESTS = pathlib.Path(__file__).resolve().parent
 SHARED = TESTS.parent.parent / "shared"
 
+# The unit tier: pure functions, data, rewards and the learner's mathematics. A test in these places
+# that takes seconds or starts processes is marked `integration` and belongs to the default tier.
+UNIT = (
+  *("addresses_test.py", "config_test.py", "folders_test.py", "unused_options_test.py"),
+  *("data/", "rewards/", "tasks/", "planning/estimate_test.py", "planning/report_test.py"),
+  *("evals/figures_test.py", "evals/math_benchmarks_test.py", "evals/miniature_table_test.py"),
+  *("evals/paired_test.py", "evals/paper_test.py", "evals/tables_test.py"),
+  *("learner/dynamic_sampling_test.py", "learner/flops_test.py", "learner/grpo_test.py"),
+  *("learner/metrics_test.py", "learner/optimizer_test.py", "learner/packing_test.py"),
+)
+
 # Eight simulated devices: mesh tests need them, all others use the first one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -21,9 +32,22 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS / ".cache" / "xla")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks, and xdist by groups
+def pytest_collection_modifyitems(items):
+  """Marks the unit tier, and groups the tests that share fixtures on one worker of xdist."""
+  for item in items:
+    path = item.path.relative_to(TESTS).as_posix()
+    others = ("slow", "integration")
+    if path.startswith(UNIT) and not any(item.get_closest_marker(name) for name in others):
+      item.add_marker("unit")
+    # The vLLM servers are shared by all tests of a session, everything else by those of a file.
+    uses_servers = "servers" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("servers" if uses_servers else path))
+
+
 @pytest.fixture(scope="session")
 def shared():
-  """Folder of real data files; the project stands alone, so tests that need it may skip."""
+  """Folder of real data files. The project does not contain it: tests that need it may skip."""
   if not SHARED.is_dir():
     pytest.skip("needs the folder ../shared (real data files), which is not beside this checkout")
   return SHARED

@@ -134,6 +134,26 @@ def test_workdir_is_asked_as_it_trained(base, tmp_path):
   evaluate(f"--model={workdir}", *flags, f"--system_file={tmp_path}/system.txt")
 
 
+def test_evaluate_prints_a_finished_table_until_the_weights_change(tmp_path):
+  model = save_model(tmp_path / "model", 0)
+  output = tmp_path / "out"
+  flags = [f"--model={model}", f"--output={output}", "--max_tokens=4", "--benchmarks=arithmetic:1"]
+  first = evaluate(*flags)
+  table = (output / "table.txt").read_text()
+  assert table in first + "\n"
+  files = sorted(model.glob("*.safetensors"))
+  again = evaluate(*flags)
+  assert "is finished" in again and table in again + "\n"
+  assert (output / "table.txt").read_text() == table
+  assert "is finished" not in evaluate(*flags, "--samples=2")  # a pass more
+  assert "is finished" in evaluate(*flags, "--samples=2")
+  other = save_model(tmp_path / "other", 1)
+  for file in files:  # other weights under the same name
+    file.unlink()
+    (other / file.name).rename(file)
+  assert "weights was" in evaluate(*flags, code=2)
+
+
 @pytest.mark.parametrize(
   "flags, complaint",
   [

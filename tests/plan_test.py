@@ -127,10 +127,6 @@ def test_7b_on_16_small_tpus():
   assert code == 0 and memory["fits"]
   assert memory["parameters"] == pytest.approx(4 * 7_615_616_512 / 16, rel=1e-3)
   assert 12 * 2**30 < memory["peak"] < memory["limit"] < 16 * 2**30
-  # Every layer is gathered for the forward pass and for the backward pass, and not more often; the
-  # embedding and the head never, but the hidden states of trained tokens are, for the head.
-  gathered = found["collectives"]["accumulate"]["all-gather"]["bytes"]
-  assert gathered == pytest.approx(2 * 2 * 6_525_621_760 + 2 * 2 * 16 * 8192 * 3584, rel=0.05)
 
 
 @pytest.mark.slow

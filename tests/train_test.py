@@ -48,6 +48,7 @@ MATH = "--config=configs/srl_math.py:tiny,data="
 CASES = {  # name: (arguments, what the one line must say)
   "no config": ([], "--config: name a config file, for example configs/quickstart.py"),
   "config missing": (["--config=configs/nosuch.py"], "'configs/nosuch.py' does not exist"),
+  "workdir is a URL": ([QUICK, "--workdir=gs://b/r"], "--workdir=gs://b/r is a URL: mount"),
   "unknown key": ([QUICK, "--config.batch.promts=3"], "did you mean 'batch.prompts'?"),
   "unknown argument": ([QUICK + ":sede=1"], "config argument 'sede' is unknown; this config takes"),
   "wrong type": ([QUICK, "--config.batch.prompts=many"], "config.batch.prompts"),

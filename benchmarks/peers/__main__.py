@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 
-from benchmarks import arguments
 from benchmarks.peers import environments, table
 from benchmarks.peers.worker import Peer, PeerError
 
@@ -54,8 +53,8 @@ def plan(shapes: list[str], tiny: bool) -> list[tuple[str, dict, dict, int]]:
   found = []
   for shape in shapes:
     order, rounds = GROUP | {"shape": shape}, 5 if shape == "tiny" else 3
-    # 135M without checkpointing would not fit beside the other peers in 24 GB; tunix with its 8
-    # responses at once not even alone. Of 2, 4 and 8 parts it is fastest in 4.
+    # 135M without checkpointing does not fit beside the other peers in 24 GB, nor does tunix with
+    # its 8 responses at once: of 2, 4 and 8 micro-batches it is fastest in 4.
     updates = dict(UPDATES)
     if shape != "tiny":
       updates["tunix"] = ("tunix", "of_tunix", {"micro_batches": 4})
@@ -72,26 +71,10 @@ def measure(
 ) -> tuple[dict, dict]:
   """({name: its answers of the rounds that count, or the PeerError}, {name: versions}).
 
-  A peer that fails while others run, most often for lack of memory, is run again alone.
-
   Args:
     case, order, who, rounds: of plan.
     folder: for the peers' logs.
   """
-  found, versions = in_turn(case, order, who, rounds, folder)
-  for name in [name for name, answers in found.items() if isinstance(answers, PeerError)]:
-    print(f"  {name} again, alone", flush=True)
-    again, of_name = in_turn(case, order, {name: who[name]}, rounds, folder)
-    found[name], versions[name] = again[name], of_name[name]
-    if not isinstance(again[name], PeerError):
-      found[name] = [answer | {"alone": True} for answer in again[name]]
-  return found, versions
-
-
-def in_turn(
-  case: str, order: dict, who: dict, rounds: int, folder: pathlib.Path
-) -> tuple[dict, dict]:
-  """As measure, all in turn."""
   with contextlib.ExitStack() as stack:
     peers, found, versions = {}, {name: [] for name in who}, {}
 
@@ -100,7 +83,7 @@ def in_turn(
         return peers[name].ask(order)
       except PeerError as error:
         found[name] = error
-        print(f"  {name}: {error}", file=sys.stderr, flush=True)
+        print(f"  {name}: {error}; its log is {peers[name].log}", file=sys.stderr, flush=True)
         return None
 
     for name, (environment, module, extra) in who.items():
@@ -118,7 +101,6 @@ def in_turn(
         answer = ask(name, {"turn": turn})
         if answer and turn >= WARM_UP:
           found[name].append(answer)
-        if answer:
           print(f"  {turn:2} {name}: {answer['seconds']:.3f} s", flush=True)
   return found, versions
 
@@ -128,18 +110,19 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   shapes, cases = ["tiny", "135M"], ["update", "sample", "reward"]
-  listed = lambda known: dict(type=arguments.some_of(known), default=known, help=",".join(known))
-  parser.add_argument("--shapes", **listed(shapes))
-  parser.add_argument("--cases", **listed(cases))
+  for name, known in (("--shapes", shapes), ("--cases", cases)):
+    parser.add_argument(name, nargs="+", choices=known, default=known, metavar="|".join(known))
   parser.add_argument("--tiny", action="store_true")
   parser.add_argument(
     "--output",
-    type=arguments.new_file,
+    type=pathlib.Path,
     help="file of the page; default: benchmarks/peers.md, and none for a part of it",
   )
   given = parser.parse_args()
   if given.output is None and (given.shapes, given.cases, given.tiny) == (shapes, cases, False):
     given.output = environments.ROOT / "benchmarks" / "peers.md"
+  if given.output:
+    given.output.touch()  # a wrong path fails before anything is measured
   logs = pathlib.Path(tempfile.mkdtemp(prefix="peers-"))
   print(f"logs in {logs}", flush=True)
   writer = Peer(

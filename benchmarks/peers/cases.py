@@ -2,43 +2,28 @@
 
 import random
 
-# A Qwen2 of each size in Hugging Face's names. "135M" has the shape of SmolLM2-135M; "nano" is what
-# the tests run.
-_COMMON = {
-  "rope_theta": 100000.0,
-  "rms_norm_eps": 1e-5,
-  "max_position_embeddings": 8192,
-  "tie_word_embeddings": True,
+# A Qwen2 of each size: hidden_size, intermediate_size, layers, query heads, key/value heads,
+# vocab_size. "135M" has the shape of SmolLM2-135M; "nano" is what the tests run.
+_SIZES = {
+  "nano": (64, 128, 2, 2, 1, 512),
+  "tiny": (256, 1024, 8, 4, 2, 16384),
+  "135M": (576, 1536, 30, 9, 3, 49152),
 }
-SHAPES = {
-  "nano": {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 512,
-  },
-  "tiny": {
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 16384,
-  },
-  "135M": {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-  },
-}
-for _shape in SHAPES.values():
-  _shape |= _COMMON
-  _shape["head_dim"] = _shape["hidden_size"] // _shape["num_attention_heads"]
+SHAPES = {}  # in Hugging Face's names
+for _name, (_d, _f, _l, _n, _k, _v) in _SIZES.items():
+  SHAPES[_name] = dict(
+    hidden_size=_d,
+    intermediate_size=_f,
+    num_hidden_layers=_l,
+    num_attention_heads=_n,
+    num_key_value_heads=_k,
+    vocab_size=_v,
+    head_dim=_d // _n,
+    rope_theta=100000.0,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+  )
 
 LEARNING_RATE, GRAD_NORM, CLIP = 1e-6, 1.0, 0.2
 

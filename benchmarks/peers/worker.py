@@ -10,10 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import traceback
-
-from benchmarks.peers import cpu
 
 
 class PeerError(Exception):
@@ -43,27 +40,18 @@ class Peer:
       )
 
   def ask(self, order: dict) -> dict:
-    """The answer to an order, and what the processor did from order to answer.
-
-    `wall` is that time in seconds, `cpu` the CPU seconds of the peer, `others` those of the rest of
-    the machine. Raises PeerError.
-    """
-    begun, own, machine = time.perf_counter(), cpu.of_group(self.process.pid), cpu.of_machine()
+    """The answer to an order. Raises PeerError."""
     line = ""
     with contextlib.suppress(BrokenPipeError):
       self.process.stdin.write(json.dumps(order) + "\n")
       self.process.stdin.flush()
       line = self.process.stdout.readline()
-    if not line:
-      killed = self.process.wait(60) == -signal.SIGKILL
-      why = " (it was killed, most often for lack of memory)" if killed else ""
-      raise PeerError(f"the process ended{why}; its output is in {self.log}")
+    if not line:  # most often killed for lack of memory
+      raise PeerError(f"the process ended with code {self.process.wait(60)}")
     answer = json.loads(line)
     if "error" in answer:
-      raise PeerError(f"{answer['error']}; more in {self.log}")
-    used = cpu.of_group(self.process.pid) - own
-    others = max(0.0, cpu.of_machine() - machine - used)
-    return answer | {"wall": time.perf_counter() - begun, "cpu": used, "others": others}
+      raise PeerError(answer["error"])
+    return answer
 
   def close(self) -> None:
     """Ends the process and all that it started."""

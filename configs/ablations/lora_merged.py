@@ -1,7 +1,6 @@
 """SRL with adapters that are merged into the bfloat16 weights of a vLLM server after each step.
 
-  launch/vllm_server.sh Qwen/Qwen2.5-7B-Instruct --dtype=bfloat16     a card
-  launch/run.sh configs/ablations/lora_merged.py                      8 x H100
+  launch/node.sh configs/ablations/lora_merged.py     8 x H100: the trainer on four, servers on four
 
 It shows what rounding costs: a change of a weight that is smaller than a part in 256 of it does not
 reach the server, and `logprob_gap_mean` of metrics.jsonl has what that does to the samples.
@@ -15,6 +14,5 @@ from configs.ablations import lora
 def get_config(arg=None):
   config = lora.get_config(arg)
   config.rollout.engine = "vllm"
-  config.rollout.servers = "http://127.0.0.1:8101"
   config.lora.merged_push = True
   return config

@@ -7,7 +7,7 @@ import itertools
 import logging
 from typing import Any
 
-from srl_jax.data import rows, solutions
+from srl_jax.data import rows, solutions, step_labels
 from srl_jax.data.data_config import Columns, DataConfig
 from srl_jax.data.examples import ExampleKind, normalized
 from srl_jax.data.gold import gold_answer
@@ -33,6 +33,7 @@ class Problem:
     answer: gold final answer, or a worked solution that boxes it; or None.
     number: 1 for a problem's first solution, 2 for its second, ...
     had_thoughts: whether the solution came with thoughts in it.
+    reasoning: for supervised fine-tuning on single steps, the expert's reasoning, or "".
   """
 
   id: str
@@ -41,6 +42,7 @@ class Problem:
   answer: str | None
   number: int = 1
   had_thoughts: bool = False
+  reasoning: str = ""
 
 
 def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], dict[str, int]]:
@@ -59,7 +61,7 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
       "data.fields.answer: '' although final answers are compared; name the column of gold answers"
       " (prepare and teacher: --fields=answer=...)"
     )
-  counts = collections.Counter()
+  counts, unnumbered = collections.Counter(), ""
   found: dict[str, list[Problem]] = {}  # by the problem's text
   ids: dict[str, str] = {}
   for place, row in rows.read(data.source, data.path, data.split):
@@ -69,6 +71,7 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     reason = _again(problem, earlier, data, kind) or _unusable(problem, kind.unit)
     if reason:
       counts[reason] += 1
+      unnumbered = unnumbered or (problem.solution if reason == "no_steps" else "")
       continue
     if earlier:
       problem = dataclasses.replace(problem, id=earlier[0].id, number=len(earlier) + 1)
@@ -90,8 +93,22 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
     rows_read = counts.pop("rows", 0)
     counts.pop("kept")
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-    raise UserError(f"{data.path}: none of {rows_read} rows can be used ({reasons})")
+    raise UserError(
+      f"{data.path}: none of {rows_read} rows can be used ({reasons}){_hint(counts, unnumbered)}"
+    )
   return problems, dict(counts)
+
+
+def _hint(counts: collections.Counter, unnumbered: str) -> str:
+  """What to do where most solutions have no numbered steps; `unnumbered` is the first of them."""
+  if not unnumbered or counts["no_steps"] < max(counts.values()):
+    return ""
+  start = unnumbered if len(unnumbered) < 200 else f"{unnumbered[:200]} ..."
+  return (
+    f". The first solution without numbered steps begins {start!r}; steps are read in these forms:"
+    f" {step_labels.READ}. Number them so, name another column in data.fields.solution, or let"
+    " srl_jax.teacher write solutions"
+  )
 
 
 def _again(
@@ -132,8 +149,9 @@ def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind
   text = _text(row, place, fields, "problem")
   solution = "" if kind.unit == "answer" else _text(row, place, fields, "solution")
   thoughts, without_thoughts = split_thoughts(solution)
-  if kind.supervised and solution:
-    solution = as_response(solution, _text(row, place, fields, "reasoning"))
+  reasoning = _text(row, place, fields, "reasoning") if kind.supervised else ""
+  if kind.supervised and kind.unit != "steps" and solution:
+    solution = as_response(solution, reasoning)
   else:
     solution = without_thoughts
   digest = hashlib.sha256(normalized(text).encode()).hexdigest()
@@ -143,6 +161,7 @@ def _problem(row: dict[str, Any], place: str, fields: Columns, kind: ExampleKind
     solution=solution,
     answer=_answer(split_thoughts(_text(row, place, fields, "answer"))[1]),
     had_thoughts=bool(thoughts),
+    reasoning=(reasoning or thoughts) if kind.supervised else "",
   )
 
 

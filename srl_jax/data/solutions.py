@@ -12,6 +12,8 @@ import dataclasses
 import re
 import sys
 
+from srl_jax.data import step_labels
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -93,6 +95,7 @@ _ENDING_PARAGRAPH = re.compile(
 )
 # The end of a solution inside a JSON string: the quotation mark, the next key.
 _JSON_END = re.compile(r"[\s-]*\",?\s*$|\s*\"\w+\"\s*:")
+SECTIONS = 6  # headings without numbers; a solution in steps may have some too
 _NOWHERE = sys.maxsize  # the place of a head that there is not
 _PROSE = ("", "json", "latex", "markdown", "md", "tex", "text", "txt")
 
@@ -111,7 +114,11 @@ def split_solution(text: str) -> Solution:
   """
   lines = text.split("\n")
   heads = _outline(_heads(lines, _fenced(lines)))
-  if len(heads) < 2:
+  if len(heads) < 2 and not _has_sections(lines):
+    # Only now: text that has steps in the usual forms may number other things in these.
+    rewritten = list(map(step_labels.canonical, lines))
+    heads = _outline(_heads(rewritten, _fenced(lines))) or heads
+  if len(heads) < 2 and not _has_sections(lines):
     # Some teachers wrap the whole solution in a fenced block of prose or JSON.
     heads = _outline(_heads(lines, _fenced(lines, unfenced=_PROSE))) or heads
   if not heads:
@@ -123,6 +130,12 @@ def split_solution(text: str) -> Solution:
   conclusion, blocks[-1] = blocks[-1][end:], blocks[-1][:end]
   steps = list(map(_step, heads, blocks))
   return Solution(_trim(lines[: starts[0]]), steps, _trim(conclusion))
+
+
+def _has_sections(lines: list[str]) -> bool:
+  """Whether headings without numbers divide the text; lists are then parts of its sections."""
+  headings = [line for line in lines if _HEADING.match(line) and not _is_ending(line, True)]
+  return len(headings) >= SECTIONS and not any(_head(0, line) for line in headings)
 
 
 def _step(head: _Head, block: list[str]) -> Step:
@@ -152,6 +165,7 @@ def _plain(title: str) -> str | None:
   """Returns a title without markup and closing colon, None if nothing is left."""
   title = re.sub(r"\*\*|__(?=\s|$)|(?:^|(?<=\s))__", "", title).strip()
   title = title.strip("#*_` \t:").removesuffix(".").strip()
+  title = re.sub(r"^\(([^()]*)\)$", r"\1", title)  # "Step 1 (Title)"
   return title or None
 
 

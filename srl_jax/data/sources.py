@@ -13,6 +13,7 @@ from srl_jax.data import arithmetic, rows, runs, solutions
 from srl_jax.data.data_config import DataConfig
 from srl_jax.data.examples import ExampleKind, Examples, StepExample, hold_out
 from srl_jax.data.gold import gold_answer
+from srl_jax.data.monologues import with_monologue
 from srl_jax.data.problems import Problem, read_problems
 from srl_jax.errors import UserError
 
@@ -87,6 +88,8 @@ def _examples(problem: Problem, kind: ExampleKind, data: DataConfig) -> list[Ste
       title_hint=data.title_hint,
       keep_last_step=data.keep_last_step,
     )
+    if kind.supervised:
+      examples = [with_monologue(example, problem.reasoning) for example in examples]
     return [dataclasses.replace(example, problem_id=problem.id) for example in examples]
   return [
     StepExample(

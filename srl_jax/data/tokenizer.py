@@ -29,8 +29,11 @@ class EncodedPrompt(NamedTuple):
   think_opened: bool
 
 
-def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
+def encode(tokenizer, messages: list[dict[str, str]], open_think: bool = False) -> EncodedPrompt:
   """Returns the token ids of messages in the model's chat template, up to where its turn begins.
+
+  Args:
+    open_think: append an opened think block, unless the template ends with one.
 
   Raises UserError if the template leaves out a part of what the user says.
   """
@@ -43,6 +46,8 @@ def encode(tokenizer, messages: list[dict[str, str]]) -> EncodedPrompt:
         f" part of it (user message {_shortened(message['content'])}, prompt {_shortened(text)});"
         " use a model with another template, or mend it"
       )
+  if open_think and not text.rstrip().endswith(OPEN):
+    text += f"{OPEN}\n"
   # The template has written its special tokens already.
   ids = tokenizer(text, add_special_tokens=False)["input_ids"]
   return EncodedPrompt(ids, text.rstrip().endswith(OPEN))

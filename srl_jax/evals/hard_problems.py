@@ -20,7 +20,7 @@ from srl_jax.policy import hf_files, sharding, weights
 from srl_jax.rollout.engine import SamplingParams
 from srl_jax.rollout.episodes import Question, prompt_builder
 from srl_jax.rollout.sampler import Sampler
-from srl_jax.tasks import task_of_mode
+from srl_jax.tasks import PromptSettings, task_of_mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def success_rates(
   """
   model_folder = hf_files.resolve_model(trial.model)
   tokenizer = load_tokenizer(model_folder)
-  build_prompt = prompt_builder(tokenizer, task_of_mode("whole"), trial.style)
+  build_prompt = prompt_builder(tokenizer, task_of_mode("whole"), PromptSettings(trial.style))
   limits = dict(mode="whole", max_tokens=trial.max_tokens, max_prompt_tokens=0)
   architecture = hf_files.load_config(model_folder)
   check_lengths(architecture, trial.model, build_prompt, questions, **limits)

@@ -24,6 +24,19 @@ GREEDY, SAMPLED, ROLLOUTS = "greedy", "sampled-", ".rollouts.jsonl"
 _PASS = re.compile(rf"{GREEDY}|{SAMPLED}\d+")
 
 
+def pass_name(samples: int) -> str:
+  """The name of a pass with `samples` responses for each problem; 0: one by greedy decoding."""
+  return f"{SAMPLED}{samples}" if samples else GREEDY
+
+
+def is_complete(folder: pathlib.Path, questions: Sequence[Question], samples: int) -> bool:
+  """Whether a benchmark's folder has the finished pass over exactly these problems."""
+  path = folder / f"{pass_name(samples)}.jsonl"
+  if not path.exists():
+    return False
+  return [row["id"] for _, row in json_lines(path)] == [question.id for question in questions]
+
+
 def solve(
   solver: Solver,
   folder: pathlib.Path,
@@ -42,10 +55,7 @@ def solve(
     temperature: of the k.
     progress: called with the pass's name and its responses so far, replayed ones included.
   """
-  if samples:
-    name, n = f"{SAMPLED}{samples}", samples
-  else:
-    name, n = GREEDY, 1
+  name, n = pass_name(samples), max(1, samples)
   journal = Journal(solver.engine, folder / (name + ROLLOUTS), lambda count: progress(name, count))
   journaled = dataclasses.replace(solver, engine=journal)
   episodes = journaled.solve(questions, n, temperature if samples else 0.0)

@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import re
 import secrets
 import sys
 
 from srl_jax import folders, hosts
 from srl_jax.errors import UserError
 from srl_jax.learner.dynamic_sampling import Group
+
+_ROLLOUTS = re.compile(r"step_(?P<step>\d+)\.(?P<kind>jsonl|partial)")
 
 
 def rollout_lines(groups: list[Group]) -> str:
@@ -132,8 +135,9 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
     if damaged:  # zeros, after a power failure
       print(f"{metrics}: left out damaged lines, from line {damaged[0]} on", file=sys.stderr)
     folders.write_text(metrics, "".join(earlier))
-  for path in rollouts.glob("step_*"):
-    if path.suffix == ".partial" or int(path.stem.removeprefix("step_")) > step:
+  for path in rollouts.iterdir():
+    match = _ROLLOUTS.fullmatch(path.name)  # a user's own files, as a gzipped step, stay
+    if match and (match["kind"] == "partial" or int(match["step"]) > step):
       path.unlink()
 
 

@@ -20,6 +20,7 @@ from srl_jax.learner.dynamic_sampling import Batch, Group
 from srl_jax.learner.rollouts import sample_batch
 from srl_jax.learner.rows import Rows
 from srl_jax.policy.model import Qwen2
+from srl_jax.tasks import TASKS, task_of
 
 MAX_LOGPROB_GAP = 1.05  # exp of the mean |trainer's - engine's log-prob| above which a run warns
 MAX_EMPTY_STEPS = 10  # steps in a row without a group to train on, before a run gives up
@@ -133,7 +134,9 @@ def check_batch(run, batch: Batch, empty_steps: int) -> None:
   step, size = run.state.step + 1, run.config.batch.prompts
   failures = [score.failure for group in batch.groups for score in group.scores]
   malformed = bool(failures) and all(failures)
-  if malformed:
+  # In its first step a run shows whether its model follows the form.
+  mostly = step == 1 and sum(map(bool, failures)) > len(failures) / 2
+  if malformed or mostly:
     run.line.say_once("malformed", no_format(run, batch, failures))
   if empty_steps == MAX_EMPTY_STEPS:
     remedy = (
@@ -159,15 +162,17 @@ def check_batch(run, batch: Batch, empty_steps: int) -> None:
     )
 
 
-def no_format(run, batch: Batch, failures: Sequence[str]) -> str:
-  """The warning of a batch without a well-formed response: reasons, three samples, a remedy."""
-  reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(failures).most_common())
+def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
+  """The warning of a batch with few or no well-formed responses: reasons, samples, remedies."""
+  counts = Counter(filter(None, failures))
+  reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
   lines = [
-    f"warning: step {run.state.step + 1}: none of {len(failures)} responses is well-formed"
-    f" ({reasons}). Three of them:"
+    f"warning: step {run.state.step + 1}: {len(failures) - counts.total()} of {len(failures)}"
+    f" responses are well-formed ({reasons}). Three responses:"
   ]
-  opened = " (the chat template has opened <think>)" if run.train_prompts.think_opened else ""
-  for group in batch.groups[:3]:
+  opened = " (the prompt opens <think>)" if run.train_prompts.think_opened else ""
+  malformed = [group for group in batch.groups if group.scores[0].failure]
+  for group in malformed[:3]:
     text, failure = group.rollouts[0].text, group.scores[0].failure
     shown = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
     lines.append(f"  {group.example.id}, {failure}{opened}: {shown!r}")
@@ -175,19 +180,19 @@ def no_format(run, batch: Batch, failures: Sequence[str]) -> str:
   return "\n".join(lines)
 
 
-def format_remedy(run, failures: Sequence[str]) -> str:
-  """What to change when no response has the format."""
-  if Counter(failures).most_common(1)[0][0] == "cut_off":
-    limit = run.config.rollout.max_tokens
-    return (
-      f"Most were cut off: raise rollout.max_tokens ({limit}), or see that the model writes an end"
-      " token (eos_token_id in generation_config.json)"
-    )
-  return (
-    "Use an instruct model that follows the system prompt, word it for yours (prompt.system_file),"
-    " or teach the format first: supervised fine-tuning on responses with think tags, as in"
-    " configs/format_warmup.py, and then init_from"
-  )
+def format_remedy(run, failures: Sequence[str | None]) -> str:
+  """What to change when responses miss the format, the simplest remedy first."""
+  config, remedies = run.config, []
+  if "cut_off" in failures:
+    remedies.append(f"more room (rollout.max_tokens, now {config.rollout.max_tokens})")
+  if TASKS[task_of(config.method, config.data.domain)].example:
+    if not config.prompt.example:
+      remedies.append("a worked answer in the prompt (prompt.example=True)")
+    if not run.train_prompts.think_opened:
+      remedies.append("an opened think block (prompt.open_think=True)")
+    remedies.append("fine-tuning on your own problems first (configs/form_warmup.py, init_from)")
+  remedies.append("an instruct model, or a system prompt worded for yours (prompt.system_file)")
+  return f"Try in this order: {'; '.join(remedies)}. docs/rollouts.md compares them"
 
 
 # ---------------------------------------------------------------------------------- the update

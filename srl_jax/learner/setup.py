@@ -39,7 +39,7 @@ from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.rollout.sampler import Sampler
 from srl_jax.rollout.slots import SlotShape
 from srl_jax.rollout.vllm_client import VllmEngine
-from srl_jax.tasks import task_of_mode
+from srl_jax.tasks import PromptSettings, task_of_mode
 from srl_jax.tasks.examples import load_examples
 
 
@@ -310,8 +310,8 @@ def make_engine(
 
 def builder_of_problems(config, tokenizer) -> PromptBuilder:
   """Builds the prompts with which the run solves whole problems."""
-  task, prompt = task_of_mode(config.eval.mode, config.method), config.prompt
-  return prompt_builder(tokenizer, task, prompt.style, prompt.system_file)
+  task = task_of_mode(config.eval.mode, config.method)
+  return prompt_builder(tokenizer, task, PromptSettings.from_group(config.prompt))
 
 
 def make_solver(config, build_prompt: PromptBuilder, engine: Engine) -> Solver:

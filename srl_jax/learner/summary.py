@@ -5,6 +5,7 @@ import time
 from srl_jax import hosts
 from srl_jax.evals import math_benchmarks
 from srl_jax.learner.setup import Run
+from srl_jax.learner.workdir import length
 from srl_jax.policy.lora import join, split
 
 
@@ -29,6 +30,7 @@ def summarise(run: Run) -> dict:
     "steps": run.state.step,
     "best_step": best,
     "validation": run.progress.scores,
+    "train": length(run.config),
   }
   if run.config.eval.benchmark:
     run.line.say(f"measuring step {best} on {run.config.eval.benchmark} ...")

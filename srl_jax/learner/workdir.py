@@ -47,17 +47,24 @@ def claim(workdir: pathlib.Path, config) -> None:
     write_config(workdir, config)
 
 
-def finished(workdir: pathlib.Path, config) -> dict | None:
-  """The summary of the run in a claimed workdir, if it has made its config.train.steps.
+def length(config) -> dict[str, int]:
+  """The settings of a run's length: it ends after `steps`, or without them after its epochs."""
+  return {"steps": config.train.steps, "epochs": config.train.epochs}
 
-  A damaged one counts as none: the run measures what is in it again.
+
+def finished(workdir: pathlib.Path, config) -> dict | None:
+  """The summary of the run in a claimed workdir, if it ended with the length that is wanted now.
+
+  A damaged summary counts as none: the run then measures its last checkpoint again.
   """
   path = workdir / "summary.json"
-  if not config.train.steps or not path.exists() or not Checkpoints.present(workdir):
+  if not path.exists() or not Checkpoints.present(workdir):
     return None
   try:
     summary = json.loads(path.read_text(encoding="utf-8"))
-    done = summary["steps"] == config.train.steps == _last_step(workdir)
+    # A run that ends by its epochs or by train.stop_at has no number of steps in its config.
+    same_length = summary["train"] == length(config)
+    done = same_length and summary["steps"] == _last_step(workdir)
   except (ValueError, KeyError, TypeError, RecursionError):
     return None
   return summary if done else None

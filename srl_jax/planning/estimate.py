@@ -10,18 +10,16 @@ from types import SimpleNamespace
 import jax
 
 from srl_jax.learner.update import PEAKS, update_flops
-from srl_jax.planning.collectives import Collective, by_kind
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
 from srl_jax.policy.lora import split
-from srl_jax.policy.model import ModelConfig
+from srl_jax.policy.model import ModelConfig, abstract
 from srl_jax.policy.sharding import check_mesh
 
 COMPUTE = 0.55  # of the dense bf16 peak, recomputation counted; MaxText's Llama2-7B: 46-49 % MFU
-LINK = 0.8  # of the nominal rates of links and networks
+LINK = 0.8  # of the nominal rate of links inside a node or slice
 MEMORY = 0.8  # of the nominal rate of a chip's memory
 PACKED = 0.85  # real tokens among the packed ones
-FILES = 2e9  # bytes/s of writing weights to the shared folder, and of a server's reading them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,26 +60,28 @@ def peak_flops(kind: str) -> float:
 
 def rates(topology: Topology, peak: float) -> dict[str, float]:
   """The assumed rates: FLOP/s, bytes/s, and the share of real tokens among packed ones."""
-  chip = topology.chip
   return {
     "compute": COMPUTE * peak,
     "peak": peak,
-    "memory": MEMORY * chip.hbm,
-    "link": LINK * chip.link,
-    "network": LINK * chip.network,
-    "host": chip.host,
-    "files": FILES,
+    "memory": MEMORY * topology.chip.hbm,
+    "link": LINK * topology.chip.link,
     "packed": PACKED,
   }
 
 
-def link_seconds(found: list[Collective], topology: Topology) -> float:
-  """Seconds that the collectives of one call take, one after the other."""
-  seconds = 0
-  for collective in found:
-    rate = topology.chip.network if collective.across else topology.chip.link
-    seconds += collective.sent() / (LINK * rate)
-  return seconds
+def link_seconds(
+  model_config: ModelConfig, topology: Topology, mesh: dict[str, int], frozen: bool = False
+) -> float:
+  """Seconds of a micro-batch's collectives inside a node or slice, as ring algorithms take them.
+
+  fsdp gathers every bfloat16 weight for the forward pass and again for the backward pass, and
+  reduce-scatters its gradient, which frozen weights do not have; each device sends (n - 1) / n of
+  the array. Gradients that are reduced between nodes (data) are not counted: they are a small part
+  of these.
+  """
+  weights = sum(leaf.size for leaf in jax.tree.leaves(abstract(model_config)))
+  sent = (2 if frozen else 3) * 2 * weights * (mesh["fsdp"] - 1) / mesh["fsdp"]
+  return sent / mesh["tensor"] / (LINK * topology.chip.link)
 
 
 def step(
@@ -89,42 +89,40 @@ def step(
   model_config: ModelConfig,
   topology: Topology,
   work: Work,
-  rows: int,
-  programs,
+  mesh: dict[str, int],
+  programs: dict[str, Program],
   peak: float,
 ) -> dict[str, float]:
   """Forecast of the update of one optimiser step.
 
   Args:
-    rows: devices that rows are cut over.
+    mesh: {axis: size}; rows are sharded over data and fsdp.
     programs: {name: Program}.
     peak: FLOP/s of a chip.
 
   Returns {micro_batches, flops, compute_s, link_s (of all micro-batches), apply_s, score_s,
   step_s, mfu, tokens, tokens_in_flight}; of compute and links the longer one counts, as they
-  overlap. The places that stay empty in the last micro-batch are computed like all others.
+  overlap. Padding at the end of the last micro-batch is computed like tokens.
   """
-  slots = rows * config.batch.tokens_per_device
+  slots = mesh["data"] * mesh["fsdp"] * config.batch.tokens_per_device
   steps = config.algorithm.steps_per_batch
   # Each optimiser step takes whole micro-batches; a share PACKED of their places has a token.
   batches = steps * math.ceil(work.tokens() / steps / (PACKED * slots))
   frozen = config.lora.rank > 0
   flops = work.flops(model_config, frozen)
-  padded = flops * batches * slots / work.tokens()  # empty places cost as much as tokens
+  padded = flops * batches * slots / work.tokens()  # padding costs as much as tokens
   # A forward pass is a third of the FLOPs of the formula, half of them where weights are frozen.
   share = 1 / 2 if frozen else 1 / 3
   done = 1 + share if config.batch.remat == "full" else 1
   compute = padded * done / (topology.devices * peak * COMPUTE)
-  links = batches * link_seconds(programs["accumulate"].collectives, topology)
-  apply = programs["apply"]
+  links = batches * link_seconds(model_config, topology, mesh, frozen)
   # The optimiser reads weights, moments and gradients and writes as many bytes.
-  apply_s = 2 * apply.arguments / (MEMORY * topology.chip.hbm)
-  apply_s += link_seconds(apply.collectives, topology)
+  apply_s = 2 * programs["apply"].arguments / (MEMORY * topology.chip.hbm)
   # Several steps on a batch need its old log-probs, the KL term those of the reference policy: a
   # forward pass each.
   passes = int(steps > 1) + int(config.algorithm.kl > 0)
-  forward = padded * share / (topology.devices * peak * COMPUTE)
-  score = passes * max(forward, batches * link_seconds(programs["score"].collectives, topology))
+  once = links / (2 if frozen else 3)
+  score = passes * max(padded * share / (topology.devices * peak * COMPUTE), once)
   seconds = max(compute, links) + apply_s * steps + score
   return {
     "micro_batches": batches,
@@ -138,30 +136,6 @@ def step(
     "step_s": seconds,
     "mfu": flops / (seconds * topology.devices * peak),
   }
-
-
-def copies(config, hosts: int) -> int:
-  """Trainer processes, one a host, that have servers; each writes its own copy of new weights.
-
-  Servers are dealt to the processes in turn; without addresses every host is taken to have some.
-  """
-  servers = config.rollout.servers
-  return min(hosts, servers.count(",") + 1) if servers else hosts
-
-
-def push(state: State, topology: Topology, export: Program, copies: int) -> dict[str, float]:
-  """{bytes, copies, seconds} of bringing new bfloat16 weights to the servers: `copies` files of
-  `bytes` each, all in one shared folder.
-  """
-  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model))
-  table = math.prod(state.model.embed_tokens.shape)
-  # The export program gathers one tensor, the embedding; all weights take as much longer as they
-  # are larger.
-  gather = link_seconds(export.collectives, topology) * count / table
-  size = 2 * count
-  # From the devices to the host, then every copy is written to the shared folder and read from it.
-  seconds = gather + size / topology.chip.host + 2 * copies * size / FILES
-  return {"bytes": size, "copies": copies, "seconds": seconds}
 
 
 def memory(state: State, programs: dict[str, Program], topology: Topology, sampler: int) -> dict:
@@ -237,8 +211,3 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
   return lines or [
     f"model = a smaller one: fsdp={2 * parts} does not divide hidden_size {sizes['d']} of this one"
   ]
-
-
-def collectives(programs: dict[str, Program]) -> dict:
-  """{program: {kind: {calls, bytes, sent}}} of one call each."""
-  return {name: by_kind(p.collectives) for name, p in programs.items()}

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from srl_jax.learner import optimizer, packing, programs, start, update
-from srl_jax.planning.collectives import Collective, collectives
 from srl_jax.policy import weights
 from srl_jax.policy.lora import split
 from srl_jax.policy.model import ModelConfig, Qwen2
@@ -36,7 +35,7 @@ class Program(NamedTuple):
   """A compiled program, in bytes of one device.
 
   Fields: name; arguments; temporaries; peak, the most that is in use while it runs, arguments and
-  results included; resident, what else the run keeps meanwhile; collectives.
+  results included; resident, what else the run keeps meanwhile.
   """
 
   name: str
@@ -44,7 +43,6 @@ class Program(NamedTuple):
   temporaries: int
   peak: int
   resident: int
-  collectives: list[Collective]
 
   def total(self) -> int:
     return self.peak + self.resident
@@ -125,7 +123,7 @@ def loading(config, state: State) -> Program:
   the gathers need besides is not in it.
   """
   model, copy = device_bytes(state.model), _decoding_bytes(config, split(state.model)[0])
-  return Program("load", model, 0, model + copy, _beside(config, state), [])
+  return Program("load", model, 0, model + copy, _beside(config, state))
 
 
 def _beside(config, state: State) -> int:
@@ -160,26 +158,28 @@ def calls(config, state: State) -> list[Call]:
   return found
 
 
-def compile_call(call: Call, per_node: int) -> Program:
-  """Compiles a program; one that the compiler finds too large has no temporaries and collectives.
-
-  per_node: devices of a node, see collectives.
-  """
+def compile_call(call: Call) -> Program:
+  """Compiles a program; one that the compiler finds too large has no temporaries."""
   lowered = call.function.lower(*call.args, **call.kwargs)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     arguments = device_bytes((call.args, call.kwargs))
     needed = refused_bytes(error, arguments)
-    return Program(call.name, arguments, 0, needed, call.resident, [])
+    return Program(call.name, arguments, 0, needed, call.resident)
   memory = compiled.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  peak = program_bytes(compiled)
+  return Program(call.name, arguments, temporaries, peak, call.resident)
+
+
+def program_bytes(compiled) -> int:
+  """The most bytes of a device that are in use while a compiled program runs."""
+  memory = compiled.memory_analysis()
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  together = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
   # The compilers' own peak leaves out the gaps between live arrays.
-  peak = max(memory.peak_memory_in_bytes, arguments + results + temporaries)
-  peak += memory.generated_code_size_in_bytes
-  found = collectives(compiled.as_text(), per_node)
-  return Program(call.name, arguments, temporaries, peak, call.resident, found)
+  return max(memory.peak_memory_in_bytes, together) + memory.generated_code_size_in_bytes
 
 
 def refused_bytes(error: Exception, arguments: int) -> int:

@@ -4,18 +4,12 @@ import argparse
 import json
 import pathlib
 
-from srl_jax.errors import UserError
 from srl_jax.planning.topologies import GIB, TOPOLOGIES
 
 HEADER = """\
 | topology | devices | mesh | tokens a micro-batch | weights + moments | gradients \
-| largest program | temporaries | peak of limit | sent per micro-batch | step | MFU | push | |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
-
-SHORT_HEADER = """\
-| topology | mesh | tokens a micro-batch | peak of limit | step, forecast | |
-|---|---|---|---|---|---|"""
-BEGIN, END = "<!-- launch/plan_all.sh writes from here -->", "<!-- to here -->"
+| largest program | temporaries | peak of limit | step, forecast | MFU, forecast | |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def text(report: dict) -> str:
@@ -46,13 +40,6 @@ def text(report: dict) -> str:
       f"{_gib(part['resident'], 18)}{_gib(part['total'], 9)}"
     )
   lines.append(f"  {_gib(memory['peak'])}  the most, of {memory['limit'] / GIB:.2f}")
-  lines += ["", "collectives of one call, in whole arrays and as sent by each device"]
-  for name, kinds in report["collectives"].items():
-    for kind, part in kinds.items():
-      lines.append(
-        f"  {name:<12}{kind:<20}{part['calls']:>6} x {part['bytes'] / 1e9:>9.3f} GB"
-        f"{part['sent'] / 1e9:>10.3f} GB sent"
-      )
   if report["step"]:
     lines += ["", *_forecast(report)]
   lines += ["", "forecasts assume, per device: " + _rates(rates)]
@@ -74,7 +61,6 @@ def row(report: dict) -> str:
   """A line of the Markdown table under HEADER."""
   memory, step = report["memory"], report["step"]
   largest = max(memory["programs"], key=lambda name: memory["programs"][name]["total"])
-  sent = sum(kind["sent"] for kind in report["collectives"]["accumulate"].values())
   cells = [
     report["topology"],
     str(report["devices"]),
@@ -85,10 +71,8 @@ def row(report: dict) -> str:
     largest,
     f"{memory['programs'][largest]['temporaries'] / GIB:.1f}",
     f"{memory['peak'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB",
-    f"{sent / 1e9:.0f} GB" if sent else "",
     f"{step['step_s']:.0f} s" if step else "",
     f"{step['mfu']:.0%}" if step else "",
-    f"{step['push']['seconds']:.0f} s" if step and step["push"] else "",
     "fits" if memory["fits"] else "refused",
   ]
   return f"| {' | '.join(cells)} |"
@@ -107,31 +91,15 @@ def _forecast(report) -> list[str]:
     f"  {step['apply_s']:.2f} s for the optimiser, {step['score_s']:.1f} s for further log-probs",
     f"  {step['step_s']:.1f} s in all: MFU {step['mfu']:.1%}",
   ]
-  if push := step["push"]:
-    size, copies = push["bytes"] / 1e9, push["copies"]
-    written = f"{size:.1f} GB in bfloat16"
-    if copies > 1:
-      written = (
-        f"{copies} x {written}, one for each trainer process with servers, {copies * size:.0f} GB"
-      )
-    lines.append(f"  weights to the servers: {written}, {push['seconds']:.0f} s")
   return lines
 
 
 def _rates(rates) -> str:
-  parts = [
-    f"{rates['compute'] / 1e12:.0f} of {rates['peak'] / 1e12:.0f} TFLOP/s",
-    f"{rates['memory'] / 1e9:.0f} GB/s of memory",
-    f"{rates['link'] / 1e9:.0f} GB/s over links",
-  ]
-  if rates["network"]:
-    parts.append(f"{rates['network'] / 1e9:.0f} GB/s between nodes")
-  parts += [
-    f"{rates['host'] / 1e9:.0f} GB/s to the host",
-    f"{rates['files'] / 1e9:.0f} GB/s for the files of a push, written and read",
-    f"{rates['packed']:.0%} real tokens among the packed ones",
-  ]
-  return ", ".join(parts)
+  return (
+    f"{rates['compute'] / 1e12:.0f} of {rates['peak'] / 1e12:.0f} TFLOP/s, "
+    f"{rates['memory'] / 1e9:.0f} GB/s of memory, {rates['link'] / 1e9:.0f} GB/s over links, "
+    f"{rates['packed']:.0%} real tokens among the packed ones"
+  )
 
 
 def _gib(value: float, width: int = 8) -> str:
@@ -154,38 +122,14 @@ def table(reports: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def into_page(page: str, reports: list[dict]) -> str:
-  """`page` with its short table, between two marks, made anew.
-
-  Raises UserError where the marks are missing.
-  """
-  before, begin, rest = page.partition(BEGIN)
-  _, end, after = rest.partition(END)
-  if not (begin and end):
-    raise UserError(f"no place for the table: write {BEGIN} and {END}, a line each")
-  rows = list(map(_short_row, reports))
-  return "\n".join([before + BEGIN, SHORT_HEADER, *rows, END + after])
-
-
-def _short_row(report: dict) -> str:
-  """A line of the table under SHORT_HEADER."""
-  # A line begins with the separator, so cells[1] is its first column.
-  cells = row(report).split("|")
-  topology, mesh, micro_batch, peak, step, verdict = (cells[i] for i in (1, 3, 4, 9, 11, 14))
-  return f"|{topology}|{mesh}|{micro_batch}|{peak}|{step}|{verdict}|"
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description="Prints the table of plans (srl_jax.plan --json).")
   parser.add_argument("plans", nargs="+", type=pathlib.Path, help="JSON files")
-  parser.add_argument("--page", type=pathlib.Path, help="page whose short table is made anew")
   given = parser.parse_args()
   order = list(TOPOLOGIES)
   reports = [json.loads(file.read_text()) for file in given.plans]
   reports.sort(key=lambda report: order.index(report["topology"]))
   print(table(reports))
-  if given.page:
-    given.page.write_text(into_page(given.page.read_text(), reports))
 
 
 if __name__ == "__main__":

@@ -27,27 +27,22 @@ class Chip(NamedTuple):
   """Figures of a device.
 
   Fields: memory, bytes that programs may use; hbm, bytes/s of its memory; link, bytes/s that a
-  device sends in a collective inside its node or slice; network, the same between nodes (0: there
-  are none); per_node, devices of a node (0: all are one slice); host, bytes/s to its host.
+  device sends in a collective inside its node or slice.
   """
 
   memory: float
   hbm: float
   link: float
-  network: float
-  per_node: int
-  host: float
 
 
 # memory: TPUs, what the compiler allows; H100, the 75 % of 79.1 GiB that JAX takes by default
 # (XLA_PYTHON_CLIENT_MEM_FRACTION). Rates are nominal, from NVIDIA's H100 data sheet (NVLink: 450
-# GB/s each way; one 400 Gbit/s port for each GPU), Google's Cloud TPU pages and Austin et al., "How
-# to Scale Your Model", part 2: one axis of the torus, both ways, however many axes a mesh axis is
-# laid over. host: PCIe, half of its nominal rate.
-H100 = Chip(0.75 * 84942979072, 3.35e12, 450e9, 50e9, 8, 25e9)
-V5E = Chip(15.75 * GIB, 0.81e12, 90e9, 0.0, 0, 12e9)
-V5P = Chip(95.74 * GIB, 2.77e12, 180e9, 0.0, 0, 12e9)
-V6E = Chip(31.25 * GIB, 1.64e12, 180e9, 0.0, 0, 12e9)
+# GB/s each way), Google's Cloud TPU pages and Austin et al., "How to Scale Your Model", part 2: one
+# axis of the torus, both ways, however many axes a mesh axis is laid over.
+H100 = Chip(0.75 * 84942979072, 3.35e12, 450e9)
+V5E = Chip(15.75 * GIB, 0.81e12, 90e9)
+V5P = Chip(95.74 * GIB, 2.77e12, 180e9)
+V6E = Chip(31.25 * GIB, 1.64e12, 180e9)
 
 
 class Topology(NamedTuple):
@@ -64,6 +59,7 @@ class Topology(NamedTuple):
 
 TOPOLOGIES = {
   "h100x1": Topology("cuda", "1x1x1", 1, H100),
+  "h100x4": Topology("cuda", "1x1x4", 4, H100),  # the trainer of launch/node.sh
   "h100x8": Topology("cuda", "1x1x8", 8, H100),
   "h100x32": Topology("cuda", "1x4x8", 32, H100),
   "v5e-8": Topology("tpu", "v5e:2x4", 8, V5E),

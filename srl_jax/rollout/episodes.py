@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from srl_jax.data.responses import format_failure, outside_think_blocks, parse_response
 from srl_jax.data.tokenizer import EncodedPrompt, encode
 from srl_jax.rollout.engine import Engine, Prompt, Rollout, SamplingParams
-from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks import TASKS, PromptSettings, opens_think, system_prompt
 
 # (problem, actions so far) -> the next prompt.
 PromptBuilder = Callable[[str, Sequence[str]], EncodedPrompt]
@@ -52,20 +52,18 @@ class Episode:
     return "\n".join(self.actions)
 
 
-def prompt_builder(
-  tokenizer, task: str, style: str, system_file: str | None = None
-) -> PromptBuilder:
+def prompt_builder(tokenizer, task: str, settings: PromptSettings) -> PromptBuilder:
   """Returns the function that builds a task's prompts.
 
   Args:
     tokenizer: from data.tokenizer.load_tokenizer.
     task: name in TASKS; tasks.task_of_mode has the one for a mode of evaluation.
-    style, system_file: see tasks.system_prompt.
+    settings: how prompts are worded.
   """
-  system = system_prompt(TASKS[task], style, system_file)
+  system, opened = system_prompt(TASKS[task], settings), opens_think(TASKS[task], settings)
 
   def build(problem: str, context: Sequence[str]) -> EncodedPrompt:
-    return encode(tokenizer, TASKS[task].build_messages(problem, context, None, system))
+    return encode(tokenizer, TASKS[task].build_messages(problem, context, None, system), opened)
 
   return build
 

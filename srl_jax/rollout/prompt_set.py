@@ -9,7 +9,7 @@ from srl_jax.data.runs import shorten_observation
 from srl_jax.data.tokenizer import EncodedPrompt, encode
 from srl_jax.errors import UserError
 from srl_jax.rollout.engine import Prompt
-from srl_jax.tasks import SUPERVISED, TASKS, system_prompt
+from srl_jax.tasks import SUPERVISED, TASKS, PromptSettings, opens_think, system_prompt
 
 SAMPLE = 256  # examples whose targets are measured where targets are not trained on
 
@@ -25,7 +25,7 @@ class PromptSet:
     too_long: how many were left out because of data.max_prompt_tokens, or, for supervised
       fine-tuning, because prompt and response together exceed batch.tokens_per_device or the
       model's positions.
-    think_opened: whether the chat template opens the think block.
+    think_opened: whether the prompts end with an opened think block.
     prompt_tokens: tokens of each example's prompt.
     target_tokens: tokens of its target: of every one where they are trained on, else of the first
       SAMPLE examples.
@@ -43,6 +43,7 @@ class PromptSet:
     Raises UserError when there are examples and none is short enough.
     """
     self._config, self._tokenizer = config, tokenizer
+    self._wording = PromptSettings.from_group(config.prompt)
     self._room = min(config.batch.tokens_per_device, positions)
     self._system = functools.cache(self._system_prompt)
     # An observation is in the prompts of several steps, one after another.
@@ -83,21 +84,21 @@ class PromptSet:
     return Prompt(example.id, tuple(self._encode(example).token_ids))
 
   def _encode(self, example: StepExample) -> EncodedPrompt:
-    messages = TASKS[example.task].build_messages(
+    task = TASKS[example.task]
+    messages = task.build_messages(
       example.problem,
       [self._shorten(text) for text in example.context],
       example.hint,
       self._system(example.task),
     )
-    return encode(self._tokenizer, messages)
+    return encode(self._tokenizer, messages, opens_think(task, self._wording))
 
   def _shorten_observation(self, text: str) -> str:
     limit = self._config.prompt.observation_tokens
     return shorten_observation(text, limit, self._tokenizer)
 
   def _system_prompt(self, task: str) -> str:
-    prompt = self._config.prompt
-    return system_prompt(TASKS[task], prompt.style, prompt.system_file)
+    return system_prompt(TASKS[task], self._wording)
 
   def _measure(self, example: StepExample, in_sample: bool) -> tuple[int, int | None]:
     """Tokens of the prompt, and of the target if it is trained on or `in_sample`."""

@@ -5,9 +5,26 @@ One file a task. A config file may add its own to TASKS; its name is then a meth
 
 from srl_jax.errors import UserError
 from srl_jax.tasks import one_step, rlvr, srl, swe
-from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task, system_prompt
+from srl_jax.tasks.task import (
+  ParsedResponse,
+  PromptSettings,
+  RewardSettings,
+  Score,
+  Task,
+  opens_think,
+  system_prompt,
+)
 
-__all__ = ["TASKS", "ParsedResponse", "RewardSettings", "Score", "Task", "system_prompt"]
+__all__ = [
+  "TASKS",
+  "ParsedResponse",
+  "PromptSettings",
+  "RewardSettings",
+  "Score",
+  "Task",
+  "opens_think",
+  "system_prompt",
+]
 
 TASKS: dict[str, Task] = {
   "srl": srl.TASK,
@@ -32,10 +49,16 @@ def methods() -> list[str]:
   return [*(name for name in TASKS if name != "swe"), SUPERVISED]
 
 
-def task_of(method: str, domain: str = "math") -> str:
-  """Returns the name of the task that a method trains on; UserError for an unknown one."""
+def task_of(method: str, domain: str = "math", learn_steps: bool = False) -> str:
+  """Returns the name of the task that a method trains on; UserError for an unknown one.
+
+  Args:
+    method, domain, learn_steps: config.method, config.data.domain, config.data.learn_steps.
+  """
   if method not in methods():
     raise UserError(f"method: {method!r} is unknown; use {' | '.join(methods())}")
+  if method == SUPERVISED and learn_steps and domain == "math":
+    return STEP_TASK
   return _TASK_OF.get((method, domain), method)
 
 

@@ -7,9 +7,9 @@ from srl_jax.errors import UserError
 from srl_jax.tasks import STEP_TASK, SUPERVISED, TASKS, task_of
 
 
-def example_kind(method: str, domain: str = "math") -> ExampleKind:
+def example_kind(method: str, domain: str = "math", learn_steps: bool = False) -> ExampleKind:
   """Returns which examples a method is trained on; UserError for an unknown method."""
-  name = task_of(method, domain)
+  name = task_of(method, domain, learn_steps)
   return ExampleKind(
     method=method,
     task=name,
@@ -25,7 +25,7 @@ def load_examples(config) -> Examples:
 
   Raises UserError for data that cannot be used (data.sources.load_examples), or of unknown tasks.
   """
-  kind = example_kind(config.method, config.data.domain)
+  kind = example_kind(config.method, config.data.domain, config.data.learn_steps)
   examples = sources.load_examples(DataConfig.from_group(config.data), kind, seed=config.seed)
   for example in (*examples.train, *examples.validation):
     if example.task not in TASKS:

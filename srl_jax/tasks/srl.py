@@ -28,6 +28,16 @@ SYSTEM = (
   "the next step"
 )
 
+EXAMPLE = (
+  "An example. The problem: A shop sells pens in boxes of 12 for 9 dollars. What do 60 pens cost?"
+  " The partial solution: 1. **Count the boxes**: 60 pens are 60 / 12 = 5 boxes. The answer:\n"
+  "<think>\n"
+  "The boxes are counted: 5. Each costs 9 dollars, so I need 5 times 9. That is 45. Is anything"
+  " left over? 5 * 12 = 60, so no pen is missing.\n"
+  "</think>\n"
+  "2. **Multiply by the price**: 5 boxes at 9 dollars cost 5 * 9 = 45 dollars."
+)
+
 
 def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> list[float]:
   """Returns the similarity of each action to its target; the penalty for a malformed response."""
@@ -68,4 +78,5 @@ TASK = Task(
   drop_reason=drop_reason,
   unit="steps",
   needs=("target",),
+  example=EXAMPLE,
 )

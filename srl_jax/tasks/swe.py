@@ -46,6 +46,17 @@ SYSTEM = (
   "</function>"
 )
 
+EXAMPLE = (
+  "An example of an answer:\n"
+  "<think>\n"
+  "The traceback ends in parse_date of utils/dates.py. I have not seen that function yet, so I look"
+  " at it before I change anything.\n"
+  "</think>\n"
+  "<function=bash>\n"
+  '<parameter=command>grep -n -A 20 "def parse_date" utils/dates.py</parameter>\n'
+  "</function>"
+)
+
 
 def build_messages(
   problem: str, context: Sequence[str], hint: str | None, system: str
@@ -62,4 +73,5 @@ TASK = Task(
   drop_reason=srl.drop_reason,
   unit="steps",
   needs=("target",),
+  example=EXAMPLE,
 )

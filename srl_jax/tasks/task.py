@@ -15,7 +15,7 @@ evaluation build their prompts with the same function.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from srl_jax.data.examples import StepExample
 from srl_jax.errors import UserError
@@ -63,6 +63,29 @@ class RewardSettings:
   workers: int = 0
 
 
+class PromptSettings(NamedTuple):
+  """How prompts are worded, from the config's group `prompt`.
+
+  `example` and `open_think` apply to tasks that have a worked answer, Task.example.
+
+  Attributes:
+    style: of whole solutions, "think" or "plain".
+    system_file: text file that replaces the system prompt, or "".
+    example: whether the system prompt ends with the task's worked answer.
+    open_think: whether the prompt ends with an opened think block.
+  """
+
+  style: str = "think"
+  system_file: str = ""
+  example: bool = False
+  open_think: bool = False
+
+  @classmethod
+  def from_group(cls, group: Mapping[str, Any]) -> "PromptSettings":
+    """The settings of a config's group `prompt`; keys of an older run may be missing."""
+    return cls(**{name: group[name] for name in cls._fields if name in group})
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """A task as plain functions. A new one is most easily made from an existing one:
@@ -81,6 +104,8 @@ class Task:
       equal) -> the reason that is written beside the group.
     unit: examples that are made from an expert's solutions, see data.examples.ExampleKind.
     needs: fields of a StepExample that the reward cannot do without.
+    example: a worked answer for the system prompt, where a response is one think block and an
+      action; else "".
   """
 
   system: str | Mapping[str, str]
@@ -90,6 +115,7 @@ class Task:
   drop_reason: Callable[[Sequence[Score]], str]
   unit: str
   needs: tuple[str, ...]
+  example: str = ""
 
 
 # ---------------------------------------------------------------------------------- messages
@@ -131,24 +157,26 @@ def build_messages(
   ]
 
 
-def system_prompt(task: Task, style: str = "think", system_file: str | None = None) -> str:
-  """Returns the system prompt of a task.
-
-  Args:
-    task: from TASKS.
-    style: `prompt.style`; a task with a single prompt has no styles and ignores it.
-    system_file: text file that replaces our wording (`prompt.system_file`).
+def system_prompt(task: Task, settings: PromptSettings) -> str:
+  """Returns the system prompt of a task, with its worked answer if the settings ask for it.
 
   Raises:
     UserError: a style that the task does not have, or a system_file that is missing or empty.
   """
-  if system_file:
-    return _read_system_file(pathlib.Path(system_file))
-  if isinstance(task.system, str):
-    return task.system
-  if style not in task.system:
-    raise UserError(f"prompt.style={style!r}: use one of {', '.join(task.system)}")
-  return task.system[style]
+  if settings.system_file:
+    text = _read_system_file(pathlib.Path(settings.system_file))
+  elif isinstance(task.system, str):
+    text = task.system
+  elif settings.style in task.system:
+    text = task.system[settings.style]
+  else:
+    raise UserError(f"prompt.style={settings.style!r}: use one of {', '.join(task.system)}")
+  return f"{text}\n\n{task.example}" if settings.example and task.example else text
+
+
+def opens_think(task: Task, settings: PromptSettings) -> bool:
+  """Whether the prompts of a task end with an opened think block."""
+  return settings.open_think and bool(task.example)
 
 
 def _read_system_file(path: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""benchmarks.gpu on a machine without a card: its sections run, its page tells what they found."""
+"""benchmarks.gpu on a machine without a card: its sections run, and its page has their figures."""
 
 import json
 import os
@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks.gpu.__main__ import main, run_section
+from benchmarks.gpu.table import table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MACHINE = dict(
@@ -27,14 +28,14 @@ def run_tiny(tmp_path, names, **environment):
   """(sections of the JSON file, the page) of a tiny run of the sections `names`."""
   command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", f"--output={tmp_path}"]
   environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
-  subprocess.run([*command, f"--sections={names}"], cwd=ROOT, env=environment, check=True)
+  subprocess.run([*command, "--sections", *names.split(",")], cwd=ROOT, env=environment, check=True)
   found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
   assert not any("error" in section for section in found.values()), found
   return found, (tmp_path / "gpu.md").read_text()
 
 
 @pytest.mark.slow
-def test_tiny_run_of_our_sections_where_little_is_installed(tmp_path):
+def test_gpu_runs_our_sections_where_little_is_installed(tmp_path):
   """`import` of what is missing there fails in every section: Python runs sitecustomize first."""
   hide = f"import sys\nsys.modules |= dict.fromkeys({MISSING})\n"
   (tmp_path / "sitecustomize.py").write_text(hide)
@@ -50,47 +51,37 @@ def test_tiny_run_of_our_sections_where_little_is_installed(tmp_path):
 
 
 @pytest.mark.slow
-def test_tiny_run_of_torch(tmp_path):
+def test_gpu_runs_torch(tmp_path):
   pytest.importorskip("torch")
   found, page = run_tiny(tmp_path, "torch")
   assert found["torch tiny"]["sequence_tokens_per_second"] > 0
   assert "| torch tiny (not compiled) |" in page
 
 
-def test_a_section_that_takes_too_long_or_ends_badly_is_a_line(tmp_path):
-  late = gpu.run_section("ceiling", True, 0.01, str(tmp_path))
-  assert late == dict(error="not done in 0 s")
-  unknown = gpu.run_section("no such section", True, None, str(tmp_path))
+def test_run_section_returns_an_error_when_it_is_late_or_fails(tmp_path):
+  late = run_section("ceiling", True, 0.01, str(tmp_path))
+  assert list(late) == ["error"]
+  unknown = run_section("no such section", True, None, str(tmp_path))
   assert "KeyError" in unknown["error"]
 
 
-def test_what_the_budget_does_not_hold_is_left_out(tmp_path, monkeypatch):
-  monkeypatch.setattr(sys, "argv", ["gpu", f"--output={tmp_path}"])
-  monkeypatch.setattr(gpu, "machine", lambda: MACHINE)
-  monkeypatch.setattr(gpu, "BUDGET", gpu.LEAST + 100)
-  clock = iter(range(0, 10000, 20))
-  monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
-  limits = []
-
-  def run(name, tiny, seconds, cache):
-    limits.append(seconds)
-    return dict(error="a card is needed")
-
-  monkeypatch.setattr(gpu, "run_section", run)
-  gpu.main()
-  assert limits == [95, 55, 15]
-  found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
-  assert list(found) == list(gpu.sections(False))
-  assert "left out" in found["sampler 256"]["error"]
+def test_main_refuses_an_unknown_section(capsys, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["gpu", "--sections", "updat"])
+  with pytest.raises(SystemExit) as ended:
+    main()
+  said = capsys.readouterr().err
+  assert ended.value.code == 2 and "--sections: updat unknown" in said
 
 
-def test_an_unknown_section_is_refused(capsys, monkeypatch):
-  monkeypatch.setattr(sys, "argv", ["gpu", "--sections=updat"])
-  with pytest.raises(SystemExit, match="--sections: updat unknown; there are ceiling"):
-    gpu.main()
+def test_main_refuses_an_output_that_is_a_file(capsys, monkeypatch, tmp_path):
+  (tmp_path / "file").touch()
+  monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", f"--output={tmp_path / 'file'}"])
+  with pytest.raises(SystemExit) as ended:
+    main()
+  assert ended.value.code == 2 and "--output" in capsys.readouterr().err
 
 
-def test_the_page_holds_failures_ratios_and_memory():
+def test_table_has_failures_ratios_and_memory():
   speed = lambda value, **more: dict(
     seconds=[1.0], sequence_tokens_per_second=value, tflops=100.0, **more
   )
@@ -112,7 +103,7 @@ def test_the_page_holds_failures_ratios_and_memory():
       "sampler 64": dict(error="line\nOut of memory"),
     },
   )
-  page = gpu.table(results)
+  page = table(results)
   assert "driver 580.1, jax 0.11.2, torch none" in page
   assert "10.1%" in page  # 100 of 989 TFLOP/s
   assert "| 63.0 | 60.0 | 1.05 |" in page

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from benchmarks.peers import __main__ as main
 from benchmarks.peers import cases, table
 from benchmarks.peers.worker import Peer, PeerError
 
@@ -16,11 +15,11 @@ ORDER = {"shape": "nano", "prompt": 24, "response": 8, "samples": 4, "remat": Fa
 
 
 def answer(seconds, **more):
-  return {"seconds": seconds, "wall": seconds, "cpu": 2 * seconds, "others": 0.0} | more
+  return {"seconds": seconds} | more
 
 
 @pytest.mark.slow
-def test_tiny_run_writes_the_page(tmp_path):
+def test_peers_measures_ours_and_writes_the_page(tmp_path):
   output = tmp_path / "peers.md"
   command = [sys.executable, "-m", "benchmarks.peers", "--tiny", f"--output={output}"]
   subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
@@ -30,61 +29,24 @@ def test_tiny_run_writes_the_page(tmp_path):
   assert "sampled tokens/s" in page and "| standard library |" in page and "- ours: jax " in page
 
 
-def test_page_says_which_goals_are_met():
+def test_page_has_ratios_failures_and_versions():
   found = {
     "ours, prompt shared": [answer(1.0, grad_norm=2.0), answer(1.2, grad_norm=1.9)],
     "ours, sharing off": [answer(4.0, grad_norm=2.0)],
     "TRL": [answer(2.75, grad_norm=2.0)],
-    "tunix": PeerError("the process ended; its output is in a log"),
+    "cut": [answer(5.5, micro_batches=4)],
+    "tunix": PeerError("the process ended"),
   }
   page = table.page([("update", ORDER, found, {"TRL": {"trl": "1"}})], command="COMMAND", minutes=1)
-  line = next(line for line in page.splitlines() if line.startswith("| TRL"))
-  assert "2.50 (goal 2: met)" in line and "0.69 (goal 0.8: missed)" in line
-  assert "failed: the process ended |" in page and "- TRL: trl 1" in page
-  assert "| ours, prompt shared | 1.1 (1, 1.2) | 2.2 | 116 |" in page
+  lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line[:1] == "|"}
+  assert "| 2.50 | 0.69 | 2.0000 |" in lines["TRL"]
+  assert "| 5.00 | 1.38 |" in lines["cut (in 4 micro-batches)"]
+  assert "failed: the process ended" in lines["tunix"] and "- TRL: trl 1" in page
+  assert lines["ours, prompt shared"].startswith("| ours, prompt shared | 1.1 (1, 1.2) | 116 |")
+  assert len({line.count("|") for line in lines.values()}) == 1
 
 
-def test_who_fails_beside_the_others_has_another_go_alone(tmp_path, monkeypatch):
-  together = []
-
-  def in_turn(case, order, who, rounds, folder):
-    together.append(list(who))
-    fails = lambda name: name == "broken" or (name == "large" and len(who) > 1)
-    found = {name: PeerError("ended") if fails(name) else [answer(2.0)] for name in who}
-    return found, {name: {"x": "1"} for name in who}
-
-  monkeypatch.setattr(main, "in_turn", in_turn)
-  found, _ = main.measure("sample", {}, dict.fromkeys(["ours", "large", "broken"]), 1, tmp_path)
-  assert together == [["ours", "large", "broken"], ["large"], ["broken"]]
-  assert "alone" not in found["ours"][0] and isinstance(found["broken"], PeerError)
-  lines = table.rows("sample", ORDER | {"prompts": 1}, found)
-  assert any(
-    line.startswith("| large (alone: it failed beside the others) | 2 (2)") for line in lines
-  )
-
-
-def test_page_says_who_went_in_micro_batches():
-  found = {"whole": [answer(2.0)], "cut": [answer(2.0) | {"micro_batches": 4}]}
-  lines = table.rows("sample", ORDER | {"prompts": 1}, found)
-  assert lines[-2].startswith("| whole |")
-  assert lines[-1].startswith("| cut (in 4 micro-batches) |")
-
-
-def test_page_holds_seconds_to_their_goal():
-  order = {"pairs": 4096, "characters": 2000}
-  of = lambda seconds: table.rows("reward", order, {"ours, 2 processes": [answer(seconds)]})[-1]
-  assert "met" in of(14.0) and "missed" in of(16.0)
-
-
-def test_others_are_a_share_of_the_machine():
-  found = {"ours": [answer(2.0) | {"others": os.cpu_count() * 1.0}]}
-  page = table.page(
-    [("reward", {"pairs": 1, "characters": 1}, found, {})], command="COMMAND", minutes=1
-  )
-  assert "Other work took 50% of it" in page
-
-
-def test_work_is_the_same_for_the_same_turn():
+def test_group_is_the_same_for_the_same_turn():
   prompt, responses, advantages = cases.group(ORDER, 3)
   assert cases.group(ORDER, 3) == (prompt, responses, advantages)
   assert cases.prompt(ORDER, 4, 0) != prompt
@@ -94,7 +56,7 @@ def test_work_is_the_same_for_the_same_turn():
   assert len(set(pairs)) == 3 and all(len(text) == 100 for pair in pairs for text in pair)
 
 
-def test_a_peer_answers_fails_and_ends(tmp_path):
+def test_peer_answers_fails_and_ends(tmp_path):
   code = "from benchmarks.peers.worker import serve\n" + (
     "def prepare(order):\n"
     "  print('noise on stdout')\n"
@@ -105,13 +67,13 @@ def test_a_peer_answers_fails_and_ends(tmp_path):
   try:
     assert peer.ask({"case": "division"})["versions"] == {"thing": "2"}
     found = peer.ask({"turn": 4})
-    assert found["seconds"] == 0.25 and found["cpu"] >= 0 and found["others"] >= 0
-    with pytest.raises(PeerError, match="ZeroDivisionError: division by zero"):
+    assert found["seconds"] == 0.25
+    with pytest.raises(PeerError, match="ZeroDivisionError"):
       peer.ask({"turn": 0})
     assert "noise on stdout" in (tmp_path / "log").read_text()
     peer.process.kill()
     peer.process.wait()
-    with pytest.raises(PeerError, match=r"the process ended \(it was killed"):
+    with pytest.raises(PeerError, match="-9"):
       peer.ask({"turn": 1})
   finally:
     peer.close()

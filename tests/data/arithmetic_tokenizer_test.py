@@ -8,7 +8,7 @@ import transformers
 
 from srl_jax.data import arithmetic, arithmetic_tokenizer
 from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
-from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks import TASKS, PromptSettings, system_prompt
 
 
 @pytest.fixture(scope="module", params=["AutoTokenizer", "PreTrainedTokenizerFast"])
@@ -24,7 +24,7 @@ def family(n):
 
 
 def messages(problem, done, hint=None, task="srl", style="think"):
-  system = system_prompt(TASKS[task], style)
+  system = system_prompt(TASKS[task], PromptSettings(style))
   return TASKS[task].build_messages(problem.text, problem.steps[:done], hint, system)
 
 
@@ -81,7 +81,7 @@ def test_the_system_message_becomes_one_token(tokenizer, task, style, mode):
 def test_without_a_system_message_of_ours_the_next_step_is_meant(tokenizer):
   user = {"role": "user", "content": "Start with 4. Add 3."}
   own = {"role": "system", "content": "Be brief."}
-  usual = system_prompt(TASKS["srl"])
+  usual = system_prompt(TASKS["srl"], PromptSettings())
   expected = tokenizer.apply_chat_template([{"role": "system", "content": usual}, user])
   assert tokenizer.apply_chat_template([own, user]) == expected
   assert tokenizer.apply_chat_template([user]) == expected

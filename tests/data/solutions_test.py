@@ -136,6 +136,74 @@ def test_variants_of_a_head(first, second, title, body):
 
 
 @pytest.mark.parametrize(
+  ("first", "second", "title", "body"),
+  [
+    ("Step 1： a", "Step 2： b", None, "a"),
+    ("Step1: a", "Step2: b", None, "a"),
+    ("Step 1 (Add): a", "Step 2 (Halve): b", "Add", "a"),
+    ("**Step 1 (Add):** a", "**Step 2 (Halve):** b", "Add", "a"),
+    ("Step 1/3: a", "Step 2/3: b", None, "a"),
+    ("Step 1 of 3. a", "Step 2 of 3. b", None, "a"),
+    ("Step One: a", "Step Two: b", None, "a"),
+    ("Step 1\na", "Step 2\nb", None, "a"),
+    ("*Step 1*: a", "*Step 2*: b", None, "a"),
+    ("***Step 1:*** a", "***Step 2:*** b", None, "a"),
+    ("- **Step 1**: a", "- **Step 2**: b", None, "a"),
+    ("> Step 1: a", "> Step 2: b", None, "a"),
+    ("###Step 1\na", "###Step 2\nb", None, "a"),
+    ("### **Step 1：A**\na", "### **Step 2：B**\nb", "A", "a"),
+    ("### 1\na", "### 2\nb", None, "a"),
+    ("1.Text", "2.Text", None, "Text"),
+    ("1、a", "2、b", None, "a"),
+    ("步骤1：a", "步骤2：b", None, "a"),
+    ("第一步：a", "第二步：b", None, "a"),
+    ("(1) a", "(2) b", None, "a"),
+    ("\\textbf{Step 1:} a", "\\textbf{Step 2:} b", None, "a"),
+    ("\\textbf{1. A} a", "\\textbf{2. B} b", "A", "a"),
+  ],
+)
+def test_near_spellings_of_a_head(first, second, title, body):
+  solution = split_solution(f"Intro.\n\n{first}\n\n{second}\n")
+  assert solution.preamble == "Intro."
+  assert [step.number for step in solution.steps] == [1, 2]
+  assert (solution.steps[0].title, solution.steps[0].body) == (title, body)
+  assert solution.steps[0].text == first  # as the expert wrote it
+
+
+@pytest.mark.parametrize("n", [1, 9, 10, 11, 12, 19, 20, 21, 30])
+def test_chinese_numbers(n):
+  ones = "零一二三四五六七八九"
+  chinese = lambda i: (
+    (ones[i // 10] if i > 19 else "") + ("十" if i > 9 else "") + (ones[i % 10] if i % 10 else "")
+  )
+  text = "\n".join(f"第{chinese(i)}步：a" for i in range(1, n + 2))
+  assert len(split_steps(text)) == n + 1
+
+
+def test_a_byte_order_mark_hides_no_step():
+  assert len(split_steps("\ufeff1. a\n2. b")) == 2
+
+
+def test_near_spellings_count_only_where_the_usual_ones_number_nothing():
+  text = "1. We know\n(1) x\n(2) y\n2. so z.\n"
+  assert [step.text for step in split_steps(text)] == ["1. We know\n(1) x\n(2) y", "2. so z."]
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "1.5 apples\n2.5 pears",
+    "1: 4\n2: 8",
+    "Step 1 gives 4\nStep 2 gives 5",
+    "(1, 2)\n(2, 3)",
+    "#1 is best\n#2 is second",
+  ],
+)
+def test_what_only_looks_like_a_label_is_none(text):
+  assert split_steps(text) == []
+
+
+@pytest.mark.parametrize(
   "text",
   [
     "",
@@ -236,12 +304,10 @@ def test_real_solutions(shared):
   solutions = [split_solution(row["response"]) for row in rows]
   for row in rows:
     assert_nothing_lost(row["response"])
-  # One of the 250 has lists but no numbered steps; the others agree with the file's own label.
   usable = [s for s in solutions if len(s.steps) >= 2]
   assert len(rows) == 260
-  assert len(usable) == 250
   labelled = sum(int(row["n_steps"]) >= 2 for row in rows)
-  assert labelled == 249
+  assert len(usable) == labelled == 249
   counts = collections.Counter(
     len(s.steps) - int(row["n_steps"]) for row, s in zip(rows, solutions)
   )
@@ -271,6 +337,7 @@ HOSTILE += [
   "1. a\n2. b\n\n**answer" + " " * 40000 + "x",
   "1. a\n2. b\n" + "```\nx\n```\ny\n" * 6000,
 ]
+HOSTILE += [" " * 9 + "step" + " " * 40000 + "x", "#" * 40000 + "1", "步骤" * 20000, "(1" * 20000]
 HOSTILE += ["".join(f"{' ' * k}1. a\n{' ' * k}2. a\n" for k in range(200))]  # all indentations
 
 

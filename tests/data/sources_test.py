@@ -368,9 +368,9 @@ def test_real_solutions(shared):
   data = config(shared / "data" / "steps" / "mathodyssey_deepseek_v3.jsonl", holdout=60)
   data.fields = dict(problem="problem", solution="response", answer="answer", id="id", reasoning="")
   examples = load_examples(data, method="srl", seed=0)
-  assert examples.counts == {"rows": 260, "no_steps": 10, "kept": 250}
+  assert examples.counts == {"rows": 260, "no_steps": 11, "kept": 249}
   assert len({e.problem_id for e in examples.validation}) == 60
-  assert len({e.problem_id for e in examples.train}) == 190
+  assert len({e.problem_id for e in examples.train}) == 189
   both = examples.train + examples.validation
   assert len({e.id for e in both}) == len(both)
   assert all(e.target and e.problem and e.answer for e in both)

@@ -8,7 +8,7 @@ import pytest
 from srl_jax.data.responses import format_failure
 from srl_jax.data.tokenizer import decode, encode, load_tokenizer, stop_ids
 from srl_jax.errors import UserError
-from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks import TASKS, PromptSettings, system_prompt
 
 MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "P?"}]
 
@@ -18,13 +18,26 @@ def qwen(shared):
   return shared / "tokenizer_qwen2.5"
 
 
+@pytest.fixture(scope="module")
+def bytes_only(qwen, tmp_path_factory):
+  """Qwen's tokenizer with its special tokens and ids, but without merges: it loads at once."""
+  folder = tmp_path_factory.mktemp("bytes_only")
+  whole = json.loads((qwen / "tokenizer.json").read_text())
+  vocabulary = {word: i for word, i in whole["model"]["vocab"].items() if len(word) == 1}
+  added = {token["content"]: token["id"] for token in whole["added_tokens"]}
+  whole["model"] |= {"vocab": vocabulary | added, "merges": []}
+  (folder / "tokenizer.json").write_text(json.dumps(whole))
+  shutil.copyfile(qwen / "tokenizer_config.json", folder / "tokenizer_config.json")
+  return folder
+
+
 @pytest.fixture
-def copy(qwen, tmp_path):
-  """A function that copies Qwen's tokenizer with some settings changed (None removes one)."""
+def copy(bytes_only, tmp_path):
+  """A function that copies the tokenizer with some settings changed (None removes one)."""
 
   def make(**changes):
     for name in ("tokenizer.json", "tokenizer_config.json"):
-      shutil.copyfile(qwen / name, tmp_path / name)
+      shutil.copyfile(bytes_only / name, tmp_path / name)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | changes
     kept = {key: value for key, value in settings.items() if value is not None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(kept))
@@ -53,7 +66,9 @@ def test_same_ids_as_autotokenizer_for_a_real_qwen(qwen, shared):
     ids = ours(text, add_special_tokens=False)["input_ids"]
     assert ids == theirs(text, add_special_tokens=False)["input_ids"]
     assert ours.decode(ids) == theirs.decode(ids)
-  messages = TASKS["srl"].build_messages("P?", ["1. a"], None, system_prompt(TASKS["srl"]))
+  messages = TASKS["srl"].build_messages(
+    "P?", ["1. a"], None, system_prompt(TASKS["srl"], PromptSettings())
+  )
   expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
   assert encode(ours, messages) == (expected, False)
 
@@ -106,6 +121,7 @@ def test_think_tags_that_are_special_tokens_stay_in_the_text(copy):
     token = {"id": last + i, "content": tag, "special": True, "single_word": False}
     token |= {"lstrip": False, "rstrip": False, "normalized": False}
     tokens["added_tokens"].append(token)
+    tokens["model"]["vocab"][tag] = last + i
   (folder / "tokenizer.json").write_text(json.dumps(tokens))
   special = load_tokenizer(folder)
   for tokenizer in (plain, special):

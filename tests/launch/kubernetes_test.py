@@ -1,16 +1,21 @@
-"""launch/kubernetes.sh: the manifest against Kubernetes' schemas and JobSet's documented fields."""
+"""launch/kubernetes.yaml against Kubernetes' schemas, JobSet's reference, and its own commands."""
 
+import json
+import os
+import pathlib
 import re
+import subprocess
 
 import pytest
 import yaml
 
-from tests.launch.conftest import tool
-
-RUN = dict(SRL_IMAGE="registry/srl:1", SRL_CLAIM="scratch")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG_MAP, POLICY, JOBSET = yaml.safe_load_all((ROOT / "launch/kubernetes.yaml").read_text())
+SETTINGS = CONFIG_MAP["data"]
+JOBS = {job["name"]: job["template"]["spec"] for job in JOBSET["spec"]["replicatedJobs"]}
 
 # The fields of a JobSet that we use, as its API reference (v1alpha2) has them: required, allowed.
-JOBSET = {
+FIELDS = {
   "spec": (["replicatedJobs"], ["network", "successPolicy", "failurePolicy", "suspend"]),
   "network": ([], ["enableDNSHostnames", "subdomain", "publishNotReadyAddresses"]),
   "successPolicy": (["operator"], ["targetReplicatedJobs"]),
@@ -25,46 +30,28 @@ JOBSET = {
 
 
 def check_fields(kind, value):
-  required, allowed = JOBSET[kind]
+  required, allowed = FIELDS[kind]
   assert set(required) <= set(value) <= {*required, *allowed}, kind
 
 
-@pytest.fixture
-def manifest(call):
-  """manifest(*flags, **environment) -> the NetworkPolicy and the JobSet of a dry run."""
-
-  def dry_run(*flags, **environment):
-    done = call("kubernetes.sh", "--dry-run", *flags, **(RUN | environment))
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
-  return dry_run
+def container(name):
+  (only,) = JOBS[name]["template"]["spec"]["containers"]
+  return only
 
 
-def pods(jobset):
-  """{name of the replicated job: (its Job's spec, its container)}."""
-  specs = {job["name"]: job["template"]["spec"] for job in jobset["spec"]["replicatedJobs"]}
-  return {name: (s, s["template"]["spec"]["containers"][0]) for name, s in specs.items()}
-
-
-def environment(container):
-  return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
-
-
-def test_kubernetes_accepts_the_policy_and_the_jobs(manifest):
+def test_manifest_is_valid_for_kubernetes():
   schemas = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
-  policy, jobset = manifest("configs/a.py", SRL_TRAINER_NODES="4", SRL_SERVER_NODES="2")
   newest = schemas.latest_version()
-  schemas.validate(policy, newest, strict=True)
-  for job in jobset["spec"]["replicatedJobs"]:
+  for document in (CONFIG_MAP, POLICY):
+    schemas.validate(document, newest, strict=True)
+  for job in JOBSET["spec"]["replicatedJobs"]:
     whole = dict(apiVersion="batch/v1", kind="Job", metadata={"name": job["name"]})
     schemas.validate(whole | job["template"], newest, strict=True)
 
 
-def test_jobset_knows_the_fields(manifest):
-  _, jobset = manifest("configs/a.py")
-  assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-  spec = jobset["spec"]
+def test_manifest_uses_only_fields_of_jobset():
+  assert (JOBSET["apiVersion"], JOBSET["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  spec = JOBSET["spec"]
   check_fields("spec", spec)
   for kind in ("network", "successPolicy", "failurePolicy"):
     check_fields(kind, spec[kind])
@@ -80,62 +67,71 @@ def test_jobset_knows_the_fields(manifest):
   assert spec["successPolicy"]["targetReplicatedJobs"] == ["trainer"]
 
 
-def test_trainers_find_each_other_and_the_servers_by_their_pods_names(manifest):
-  policy, jobset = manifest(
-    *("configs/a.py", "--workdir=/shared/My_Run"),
-    SRL_TRAINER_NODES="4",
-    SRL_SERVER_NODES="2",
-    SRL_CARDS_PER_SERVER="4",
+def test_manifest_repeats_names_and_numbers_consistently():
+  name = JOBSET["metadata"]["name"]
+  assert JOBSET["spec"]["network"]["subdomain"] == CONFIG_MAP["metadata"]["name"] == name
+  labels = {"jobset.sigs.k8s.io/jobset-name": name}
+  assert POLICY["spec"]["podSelector"]["matchLabels"] == labels
+  assert POLICY["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": labels}}]}]
+  for job, key in (("trainer", "SRL_TRAINER_NODES"), ("servers", "SRL_SERVER_NODES")):
+    assert JOBS[job]["completions"] == JOBS[job]["parallelism"] == int(SETTINGS[key])
+    assert container(job)["envFrom"] == [{"configMapRef": {"name": name}}]
+    limits = container(job)["resources"]["limits"]
+    assert limits == {"nvidia.com/gpu": int(SETTINGS["SRL_CARDS_PER_NODE"])}
+  probe = container("servers")["readinessProbe"]["httpGet"]
+  assert probe == {"path": "/health", "port": int(SETTINGS["SRL_VLLM_PORT"])}
+  for key in ("WORKDIR", "SRL_WEIGHTS_ROOT", "HF_HOME"):
+    assert SETTINGS[key].startswith("/shared/")
+  places = {entry["name"]: entry for entry in container("trainer")["env"]}
+  assert places["JAX_COORDINATOR_ADDRESS"]["value"] == f"{name}-trainer-0-0.{name}:8476"
+  field = places["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+  assert field == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+
+
+def run_command(job, checkout, tmp_path, **more):
+  """Runs the command of a job's container in the checkout, on CPUs; returns the process."""
+  local = {key: value.replace("/shared", str(tmp_path)) for key, value in SETTINGS.items()}
+  environment = os.environ | local | {"SRL_CARDS_PER_NODE": "0", "JAX_LOCAL_DEVICE_IDS": "0"}
+  return subprocess.Popen(
+    container(job)["command"],
+    cwd=checkout,
+    env=environment | more,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
-  assert jobset["metadata"]["name"] == "srl-my-run"
-  labels = {"jobset.sigs.k8s.io/jobset-name": "srl-my-run"}
-  assert policy["spec"]["podSelector"]["matchLabels"] == labels
-  (trainer, process), (servers, server) = (pods(jobset)[n] for n in ("trainer", "servers"))
-  assert (trainer["completions"], servers["completions"]) == (4, 2)
-  env = environment(process)
-  assert env["JAX_COORDINATOR_ADDRESS"] == "srl-my-run-trainer-0-0.srl-my-run:8476"
-  assert (env["JAX_NUM_PROCESSES"], env["JAX_LOCAL_DEVICE_IDS"]) == ("4", "0,1,2,3,4,5,6,7")
-  assert env["JAX_PROCESS_ID"]["fieldRef"]["fieldPath"].endswith("job-completion-index']")
-  urls = ",".join(
-    f"http://srl-my-run-servers-0-{pod}.srl-my-run:{port}"
-    for pod in (0, 1)
-    for port in (8101, 8102)
+
+
+def test_trainer_command_starts_the_trainer_with_the_servers_addresses(checkout, tmp_path):
+  process = run_command("trainer", checkout, tmp_path, JAX_PROCESS_ID="0", SRL_SERVER_NODES="2")
+  assert process.wait(timeout=60) == 0, process.stderr.read()
+  workdir = tmp_path / "runs/srl_math"
+  _, _, *started = json.loads((workdir / "started").read_text())  # process and cards first
+  flags = dict(flag[2:].split("=", 1) for flag in started if flag.startswith("--"))
+  assert flags["config"] == SETTINGS["CONFIG"] and flags["workdir"] == str(workdir)
+  assert flags["config.mesh"] == "data=2,fsdp=1,tensor=1"
+  assert flags["config.rollout.servers"] == ",".join(
+    f"http://srl-run-servers-0-{pod}.srl-run:8101" for pod in (0, 1)
   )
-  assert process["command"][-1] == f"--config.rollout.servers={urls}"
-  weights = environment(server)["SRL_WEIGHTS_ROOT"]
-  assert weights == "/shared/My_Run/weights" == env["SRL_WEIGHTS_ROOT"]
-  assert f"--config.rollout.weights_root={weights}" in process["command"]
+  assert flags["config.rollout.weights_root"] == str(workdir / "weights")
+  assert (workdir / "weights").is_dir()
+  assert started[-1] == SETTINGS["FLAGS"]  # the user's flags override ours
 
 
-def test_the_mesh_is_as_large_as_the_trainer_unless_a_flag_says_otherwise(manifest):
-  nodes = dict(SRL_TRAINER_NODES="4", SRL_CARDS_PER_NODE="2")
-  _, jobset = manifest("configs/a.py", "--config.mesh=h100x8", **nodes)
-  given = [word for word in pods(jobset)["trainer"][1]["command"] if "--config.mesh" in word]
-  assert given == ["--config.mesh=data=4,fsdp=2,tensor=1", "--config.mesh=h100x8"]
+def test_servers_command_serves_on_the_pods_address(checkout, tmp_path):
+  process = run_command("servers", checkout, tmp_path, SRL_SERVER_HOST="10.0.0.7")
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if "all servers are ready" in line:
+      break
+  process.terminate()
+  process.communicate(timeout=60)
+  assert any("--host=10.0.0.7 --port=8101" in line for line in lines), lines
+  assert (tmp_path / "runs/srl_math/weights").is_dir()
 
 
-@pytest.mark.parametrize(
-  "folder, name",
-  [
-    ("My_Run__", "srl-my-run"),
-    ("__a.b", "srl-a-b"),
-    ("___", "srl"),
-    ("a" * 39 + "_b", "srl-" + "a" * 39),
-  ],
-)
-def test_a_workdir_of_any_name_makes_a_host_name(manifest, folder, name):
-  _, jobset = manifest("configs/a.py", f"--workdir=/shared/{folder}")
-  assert jobset["metadata"]["name"] == jobset["spec"]["network"]["subdomain"] == name
-
-
-def test_flags_arrive_letter_by_letter(manifest):
-  strange = """--config.prompt.system_file=it's "a b": #1 $HOME {x}, `y` \\n"""
-  _, jobset = manifest("configs/a.py:x=1", strange)
-  for _, container in pods(jobset).values():
-    assert strange in container["command"] and "configs/a.py:x=1" in container["command"]
-
-
-# How Kubernetes' Job controller says which rule of a podFailurePolicy was met.
+# The messages of Kubernetes' Job controller, by the rule of the podFailurePolicy that matched.
 EXITED = (
   "Container trainer for pod a/b-trainer-0-0-x failed with exit code {} matching FailJob rule"
 )
@@ -151,14 +147,12 @@ EVICTED = "Pod a/b-trainer-0-0-x has condition DisruptionTarget matching FailJob
     (EXITED.format(275), None),  # JobSet's default: a restart that counts
   ],
 )
-def test_a_saved_run_starts_anew_and_bad_input_does_not(manifest, message, action):
-  _, jobset = manifest("configs/a.py")
-  trainer, _ = pods(jobset)["trainer"]
-  exits, evicted = trainer["podFailurePolicy"]["rules"]
+def test_failure_policy_restarts_saved_runs_but_not_bad_input(message, action):
+  exits, evicted = JOBS["trainer"]["podFailurePolicy"]["rules"]
   assert exits["action"] == evicted["action"] == "FailJob"
   assert exits["onExitCodes"]["values"] == [2, 75]  # not 69: servers may be away for ever
-  assert trainer["backoffLimit"] == 0  # any other failure goes to the JobSet at once
-  policy = jobset["spec"]["failurePolicy"]
+  assert JOBS["trainer"]["backoffLimit"] == 0  # any other failure goes to the JobSet at once
+  policy = JOBSET["spec"]["failurePolicy"]
   for rule in policy["rules"]:
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
   matching = [
@@ -168,25 +162,4 @@ def test_a_saved_run_starts_anew_and_bad_input_does_not(manifest, message, actio
   ]
   assert matching == ([action] if action else [])
   assert policy["maxRestarts"] > 0
-  assert trainer["template"]["spec"]["terminationGracePeriodSeconds"] >= 600
-
-
-def test_without_dry_run_kubectl_gets_the_same_manifest(call, tmp_path):
-  tool(tmp_path / "tools", "kubectl", f'echo "$*" > {tmp_path}/args; cat > {tmp_path}/got')
-  assert call("kubernetes.sh", "configs/a.py", **RUN).returncode == 0
-  dry = call("kubernetes.sh", "--dry-run", "configs/a.py", **RUN)
-  assert (tmp_path / "args").read_text() == "apply -f -\n"
-  assert (tmp_path / "got").read_text() == dry.stdout
-
-
-@pytest.mark.parametrize(
-  "flags, environment, message",
-  [
-    ((), {"SRL_IMAGE": ""}, "SRL_IMAGE: name the image"),
-    ((), {"SRL_CLAIM": ""}, "SRL_CLAIM: name the PersistentVolumeClaim"),
-    (("--workdir=runs/a",), {}, "has to be below /shared"),
-  ],
-)
-def test_what_is_missing_is_one_line(call, flags, environment, message):
-  done = call("kubernetes.sh", "--dry-run", "configs/a.py", *flags, **(RUN | environment))
-  assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+  assert JOBS["trainer"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 600

@@ -23,7 +23,7 @@ def dry_run(*arguments):
   return [(line[2], dict(flag.split("=", 1) for flag in line[3:])) for line in lines]
 
 
-def test_all_rows_with_their_seeds_and_bases():
+def test_dry_run_has_all_rows_with_their_seeds_and_bases():
   stages = dry_run()
   trained = {f["--workdir"][2:]: f for module, f in stages if module == "srl_jax.train"}
   order = list(trained)
@@ -39,7 +39,7 @@ def test_all_rows_with_their_seeds_and_bases():
   assert order.index("srl-0") < order.index("srl_rlvr-0") < order.index("made_base-1")
 
 
-def test_every_model_is_measured_in_both_modes_alike():
+def test_dry_run_measures_every_model_in_both_modes_alike():
   measured = [f for module, f in dry_run("--quick") if module == "srl_jax.evaluate"]
   assert len(measured) == 20
   for mode, tokens in (("whole", "160"), ("stepwise", "32")):
@@ -53,7 +53,7 @@ def test_every_model_is_measured_in_both_modes_alike():
     assert alike[0]["--samples"] == "8" and alike[0]["--style"] == "think"
 
 
-def test_quick_is_shorter_and_arms_can_be_chosen():
+def test_dry_run_is_shorter_with_quick_and_arms():
   stages = dry_run("--quick", "--arms=srl_rlvr,one_step")
   configs = [f["--config"].partition(":")[2] for m, f in stages if m == "srl_jax.train"]
   assert configs == [

@@ -27,7 +27,7 @@ def test_shellcheck_finds_nothing(script):
   assert found.returncode == 0, found.stdout
 
 
-@pytest.mark.parametrize("script", ["trainer", "servers", "node", "slurm", "kubernetes", "tpu_pod"])
+@pytest.mark.parametrize("script", ["trainer", "servers", "node", "slurm", "tpu_pod"])
 def test_without_arguments_the_usage_is_shown(call, script):
   done = call(f"{script}.sh")
   assert done.returncode == 2

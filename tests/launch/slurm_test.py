@@ -190,7 +190,6 @@ def test_without_accelerators_a_node_is_one_device(call, cluster):
   assert "--config.mesh=data=2,fsdp=1,tensor=1 " in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("script", ["slurm.sh", "kubernetes.sh"])
 @pytest.mark.parametrize(
   "flags, environment, message",
   [
@@ -203,9 +202,8 @@ def test_without_accelerators_a_node_is_one_device(call, cluster):
   ],
 )
 def test_what_cannot_be_started_is_refused_before_it_is_submitted(
-  call, cluster, tmp_path, script, flags, environment, message
+  call, cluster, tmp_path, flags, environment, message
 ):
-  everything = cluster | dict(SRL_IMAGE="i", SRL_CLAIM="c") | environment
-  done = call(script, "configs/a.py", *flags, **everything)
+  done = call("slurm.sh", "configs/a.py", *flags, **(cluster | environment))
   assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
   assert not (tmp_path / "tools" / "sbatch.log").exists()

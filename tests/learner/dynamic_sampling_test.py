@@ -90,7 +90,7 @@ def test_surplus_goes_back_to_the_head_in_order():
   assert queue.take(len(surplus) + 1) == [(0, i) for i in range(15, 16 + len(surplus))]
 
 
-@pytest.mark.parametrize("size", [16, 64, 512])
+@pytest.mark.parametrize("size", [16, 64, pytest.param(512, marks=pytest.mark.integration)])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1.0])
 def test_one_round_is_enough_in_nine_of_ten_batches(size, share):
   """From the second batch on, with a surplus of at most 15 % of the prompts that are drawn."""

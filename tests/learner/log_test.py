@@ -88,6 +88,18 @@ def test_files_are_cut_back_to_the_checkpoint(tmp_path):
   assert steps_of(tmp_path) == ([], [])
 
 
+def test_other_files_in_the_folder_of_rollouts_are_left_alone(tmp_path):
+  first = log(tmp_path, 0)
+  first.write_rollouts(1, [KEPT])
+  first.step(1, {"loss": 0.5})
+  mine = ["notes.txt", "step_000001.jsonl.gz", "step_two.jsonl", "step_000009_old.jsonl"]
+  for name in mine:
+    (first.rollouts / name).write_text("mine")
+  (first.rollouts / "step_folder").mkdir()
+  log(tmp_path, 0)
+  assert steps_of(tmp_path)[1] == sorted([*mine, "step_folder"])
+
+
 DAMAGED_LINES = {
   "zeros after a line": b'{"step": 1}\n{"step": 2}\n' + bytes(300),
   "zeros in place of lines": b'{"step": 1}\n' + bytes(50) + b'\n{"step": 2}\n' + bytes(9) + b"\n",

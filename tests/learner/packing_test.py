@@ -238,7 +238,12 @@ def real_shapes(name, layout):
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize(
   "layout, count, shards, steps",
-  [("lines", 64, 1, 20), ("lines", 64, 8, 60), ("lines", 512, 8, 1), ("blocks", 64, 1, 20)],
+  [
+    ("lines", 64, 1, 20),
+    pytest.param("lines", 64, 8, 60, marks=pytest.mark.integration),
+    pytest.param("lines", 512, 8, 1, marks=pytest.mark.integration),
+    ("blocks", 64, 1, 20),
+  ],
 )
 def test_a_run_has_three_shapes_and_full_rows(name, layout, count, shards, steps):
   """A batch never needs another shape, and on average 0.92 of the tokens are real ones."""

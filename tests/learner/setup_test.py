@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import signal
-import types
 
 import jax
 import numpy as np
@@ -172,25 +171,31 @@ def test_a_signal_while_problems_are_solved(kill_in, tmp_path):
       list(run.solver.engine.sample(run.held_out.all_prompts(), 1, sampling_params(config())))
 
 
-def test_a_finished_run_is_told_from_one_to_continue(tmp_path):
-  config = types.SimpleNamespace(train=types.SimpleNamespace(steps=6))
-  assert workdir.finished(tmp_path, config) is None
+def test_finished_returns_the_summary_of_a_run_of_the_same_length(tmp_path):
+  wanted = config(train__steps=6)
+  assert workdir.finished(tmp_path, wanted) is None
   (tmp_path / "checkpoints" / "6").mkdir(parents=True)
-  folders.write_json(tmp_path / "summary.json", {"steps": 6})
-  assert workdir.finished(tmp_path, config) == {"steps": 6}
-  config.train.steps = 8  # to go on with
-  assert workdir.finished(tmp_path, config) is None
-  config.train.steps = 6
+  summary = {"steps": 6, "train": {"steps": 6, "epochs": wanted.train.epochs}}
+  folders.write_json(tmp_path / "summary.json", summary)
+  assert workdir.finished(tmp_path, wanted) == summary
+  assert workdir.finished(tmp_path, config(train__steps=8)) is None  # to be continued
   (tmp_path / "checkpoints" / "7").mkdir()  # of a longer run that was stopped
-  assert workdir.finished(tmp_path, config) is None
+  assert workdir.finished(tmp_path, wanted) is None
 
 
-@pytest.mark.parametrize("data", [b"", bytes(40), b"[]", b'{"steps"', b'{"steps": 5}'])
-def test_a_damaged_summary_is_none(tmp_path, data):
+def test_finished_knows_a_run_that_ended_by_its_epochs(tmp_path):
+  (tmp_path / "checkpoints" / "37").mkdir(parents=True)
+  summary = {"steps": 37, "train": {"steps": 0, "epochs": 3}}
+  folders.write_json(tmp_path / "summary.json", summary)
+  assert workdir.finished(tmp_path, config(train__steps=0, train__epochs=3)) == summary
+  assert workdir.finished(tmp_path, config(train__steps=0, train__epochs=4)) is None
+
+
+@pytest.mark.parametrize("data", [b"", bytes(40), b"[]", b'{"steps"', b'{"steps": 6}'])
+def test_finished_is_none_for_a_damaged_summary(tmp_path, data):
   (tmp_path / "checkpoints" / "6").mkdir(parents=True)
   (tmp_path / "summary.json").write_bytes(data)
-  train = types.SimpleNamespace(steps=6)
-  assert workdir.finished(tmp_path, types.SimpleNamespace(train=train)) is None
+  assert workdir.finished(tmp_path, config(train__steps=6)) is None
 
 
 # ---- damaged files

@@ -4,11 +4,9 @@ import pytest
 
 from srl_jax import config as common
 from srl_jax.planning import estimate
-from srl_jax.planning.collectives import Collective
 from srl_jax.planning.models import architecture
-from srl_jax.planning.programs import Program, State
+from srl_jax.planning.programs import Program
 from srl_jax.planning.topologies import GIB, H100, TOPOLOGIES
-from srl_jax.policy.model import abstract
 
 QWEN = architecture("Qwen/Qwen2.5-7B-Instruct", "bfloat16")
 NODE = TOPOLOGIES["h100x8"]
@@ -39,35 +37,29 @@ def test_flops_are_six_times_weights_and_tokens():
   assert work.flops(QWEN) == pytest.approx(6 * weights, rel=1e-4)
 
 
-def test_links_and_networks_have_their_rates():
-  inside = Collective("all-gather", 8 * 10**9, 8, 2)
-  across = Collective("all-reduce", 10**9, 4, 1, across=True)
-  seconds = estimate.link_seconds([inside, across], NODE)
-  expected = 14e9 / (0.8 * H100.link) + 1.5e9 / (0.8 * H100.network)
-  assert seconds == pytest.approx(expected)
+def test_link_seconds_are_those_of_rings():
+  """Two gathers and a reduce-scatter of 7.6e9 bfloat16 weights, 7/8 of which a device sends."""
+  sent = 3 * 2 * 7_615_616_512 * 7 / 8
+  assert estimate.link_seconds(QWEN, NODE, MESH) == pytest.approx(sent / (0.8 * H100.link))
+  assert estimate.link_seconds(QWEN, NODE, MESH | {"fsdp": 1}) == 0
 
 
-def test_a_step_by_hand():
+def test_step_by_hand():
   """Compute hides the links; the optimiser's step and further passes come on top."""
   work = estimate.work_of(config(), 1500, 1000)
-  gather = [Collective("all-gather", 8 * 10**9, 8, 1)]
-  programs = {
-    "apply": Program("apply", 10**10, 0, 10**10, 0, []),
-    "accumulate": Program("accumulate", 0, 0, 0, 0, gather),
-    "score": Program("score", 0, 0, 0, 0, []),
-  }
-  found = estimate.step(config(), QWEN, NODE, work, 8, programs, peak=1e15)
+  programs = {"apply": Program("apply", 10**10, 0, 10**10, 0)}
+  found = estimate.step(config(), QWEN, NODE, work, MESH, programs, peak=1e15)
   padded = 44 * 8 * 16384 / 4_864_000  # places for each real token, those of the last batch too
   compute = work.flops(QWEN) * padded * 4 / 3 / (8 * 0.55e15)
   apply = 2e10 / (0.8 * H100.hbm)
   assert found["micro_batches"] == 44  # 4,864,000 tokens / (8 x 16,384 x 0.85) = 43.7
   assert found["tokens_in_flight"] == 8 * 16384
-  assert found["link_s"] == pytest.approx(44 * 7e9 / (0.8 * H100.link))
+  assert found["link_s"] == pytest.approx(44 * estimate.link_seconds(QWEN, NODE, MESH))
   assert found["step_s"] == pytest.approx(compute + apply)
   assert found["mfu"] == pytest.approx(work.flops(QWEN) / (8e15 * found["step_s"]))
   twice = config()
   twice.algorithm.steps_per_batch = 2
-  again = estimate.step(twice, QWEN, NODE, work, 8, programs, peak=1e15)
+  again = estimate.step(twice, QWEN, NODE, work, MESH, programs, peak=1e15)
   old = work.flops(QWEN) / 3 * padded / (8 * 0.55e15)
   assert again["step_s"] == pytest.approx(compute + 2 * apply + old)
 
@@ -76,33 +68,15 @@ def test_a_last_micro_batch_is_computed_whole():
   """256 devices hold 4.2 million tokens: the step's 5.7 million places are two micro-batches."""
   pod = TOPOLOGIES["v6e-256"]
   work = estimate.work_of(config(), 1500, 1000)
-  names = ("apply", "accumulate", "score")
-  programs = {name: Program(name, 0, 0, 0, 0, []) for name in names}
-  found = estimate.step(config(), QWEN, pod, work, 256, programs, peak=1e15)
+  programs = {"apply": Program("apply", 0, 0, 0, 0)}
+  mesh = {"data": 16, "fsdp": 16, "tensor": 1}
+  found = estimate.step(config(), QWEN, pod, work, mesh, programs, peak=1e15)
   assert found["micro_batches"] == 2
   done = work.flops(QWEN) * 2 * 256 * 16384 / 4_864_000 * 4 / 3
   assert found["step_s"] == pytest.approx(done / (256 * 0.55e15))
   twice = config()
   twice.algorithm.steps_per_batch = 3  # each optimiser step has a micro-batch of its own
-  assert estimate.step(twice, QWEN, pod, work, 256, programs, peak=1e15)["micro_batches"] == 3
-
-
-def test_every_trainer_process_with_servers_writes_a_copy():
-  one = config()
-  assert estimate.copies(one, hosts=4) == 4
-  one.rollout.servers = "http://a:8101"
-  assert estimate.copies(one, hosts=4) == 1
-  one.rollout.servers = "http://a:8101, http://b:8101"
-  assert estimate.copies(one, hosts=4) == 2 and estimate.copies(one, hosts=1) == 1
-
-
-def test_copies_share_the_folder():
-  """7.6e9 weights of 2 bytes: once to each host, and all copies through one folder and back."""
-  state = State(abstract(QWEN), None, None, None)
-  push = estimate.push(state, NODE, Program("export", 0, 0, 0, 0, []), copies=4)
-  size = 2 * 7_615_616_512
-  assert (push["bytes"], push["copies"]) == (size, 4)
-  assert push["seconds"] == pytest.approx(size / H100.host + 2 * 4 * size / 2e9)
+  assert estimate.step(twice, QWEN, pod, work, mesh, programs, peak=1e15)["micro_batches"] == 3
 
 
 def found(peak, kept=10, limit=59, sampler=0):

@@ -55,7 +55,7 @@ def reference(q, k, v, slope):
 
 def runs(kernel):
   if kernel == "cudnn" and jax.default_backend() != "gpu":
-    pytest.skip("cuDNN's attention runs on an NVIDIA card only; benchmarks/gpu.py checks it there")
+    pytest.skip("cuDNN's attention needs an NVIDIA card: python -m benchmarks.gpu checks it there")
   # cuDNN computes in bfloat16; a difference of results of size 1 then shows at 1e-2.
   return (jnp.bfloat16, 5e-2) if kernel == "cudnn" else (jnp.float32, 2e-5)
 

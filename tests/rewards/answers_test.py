@@ -457,6 +457,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: answer[:20])
 def test_a_hostile_answer_costs_seconds_at_most(answer):
   # One CPU second, at most ten on the clock of a busy machine, and the start of a worker.
@@ -466,6 +467,7 @@ def test_a_hostile_answer_costs_seconds_at_most(answer):
   assert answers_equal(r"0.5\pi", r"\frac{\pi}{2}")  # the next one is none the worse
 
 
+@pytest.mark.integration
 def test_honest_answers_beside_hostile_ones():
   pairs = [("9^{9^{9^9}}", "1+x"), (r"\pi/2", r"\frac{\pi}{2}")] * 2 + [("x+1", "1+x")]
   assert equal_pairs(pairs) == [False, True, False, True, True]
@@ -484,6 +486,7 @@ def test_the_normal_form_of_a_hostile_answer_is_cheap(piece, start):
   assert stopwatch.last < 0.5
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("with_jax", ["", "import jax"])
 def test_works_from_a_script_without_a_guard(with_jax, tmp_path, pytestconfig):
   script = tmp_path / "script.py"

@@ -10,6 +10,7 @@ import pytest
 
 from srl_jax.rewards.workers import Workers
 
+pytestmark = pytest.mark.integration  # real processes, which are killed
 HERE = "tests.rewards.workers_test"
 
 

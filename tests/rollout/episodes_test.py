@@ -8,7 +8,7 @@ from srl_jax.data import arithmetic_tokenizer
 from srl_jax.data.tokenizer import EncodedPrompt, encode, load_tokenizer
 from srl_jax.rollout.engine import Rollout, SamplingParams
 from srl_jax.rollout.episodes import Question, prompt_builder, solve_stepwise, solve_whole
-from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks import TASKS, PromptSettings, system_prompt
 
 PARAMS = SamplingParams(max_tokens=9)
 QUESTIONS = [Question("a", "Problem a.", "1"), Question("b", "Problem b.", "2")]
@@ -139,12 +139,12 @@ def test_prompts_are_those_of_training(tmp_path):
   tokenizer = load_tokenizer(tmp_path)
   context = ["1. **Add 3**: 4+3=7"]
   for task, style in [("srl", "think"), ("rlvr", "think"), ("rlvr", "plain")]:
-    found = prompt_builder(tokenizer, task, style)("Start with 4. Add 3.", context)
-    system = system_prompt(TASKS[task], style)
+    found = prompt_builder(tokenizer, task, PromptSettings(style))("Start with 4. Add 3.", context)
+    system = system_prompt(TASKS[task], PromptSettings(style))
     messages = TASKS[task].build_messages("Start with 4. Add 3.", context, None, system)
     assert found == encode(tokenizer, messages)
   step, whole = (
-    prompt_builder(tokenizer, task, "think")("x", ()).token_ids for task in ("srl", "rlvr")
+    prompt_builder(tokenizer, task, PromptSettings())("x", ()).token_ids for task in ("srl", "rlvr")
   )
   assert step != whole
 

@@ -9,7 +9,7 @@ from configs import quickstart
 from srl_jax.data.examples import StepExample
 from srl_jax.data.tokenizer import encode, load_tokenizer
 from srl_jax.rollout.prompt_set import PromptSet
-from srl_jax.tasks import TASKS, system_prompt
+from srl_jax.tasks import TASKS, PromptSettings, system_prompt
 
 MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
 
@@ -51,7 +51,7 @@ def test_prompts_of_examples():
   assert prompt_set.prompt(2) == prompts[2]
   found = {p.id: list(p.token_ids) for p in prompts}
   for e in prompt_set.examples:
-    system = system_prompt(TASKS[e.task])
+    system = system_prompt(TASKS[e.task], PromptSettings())
     messages = TASKS[e.task].build_messages(e.problem, e.context, e.hint, system)
     assert found[e.id] == list(encode(tokenizer, messages).token_ids)
   assert len({tuple(ids) for ids in found.values()}) == 4

@@ -4,23 +4,23 @@ import pytest
 
 from srl_jax.data.responses import parse_response
 from srl_jax.data.trajectories import split_actions
-from srl_jax.tasks import TASKS, swe, system_prompt
+from srl_jax.tasks import TASKS, PromptSettings, opens_think, swe, system_prompt
 
 
 def test_whole_solutions_have_a_plain_and_a_think_prompt():
   # Qwen2.5-Math's evaluation, word for word.
   plain = "Please reason step by step, and put your final answer within \\boxed{}."
   for name in ("one_step", "rlvr"):
-    assert system_prompt(TASKS[name], "plain") == plain
-    assert "<think>" in system_prompt(TASKS[name], "think")
+    assert system_prompt(TASKS[name], PromptSettings("plain")) == plain
+    assert "<think>" in system_prompt(TASKS[name], PromptSettings())
     with pytest.raises(ValueError, match=r"prompt\.style='loud'.*plain, think"):
-      system_prompt(TASKS[name], "loud")
+      system_prompt(TASKS[name], PromptSettings("loud"))
 
 
 @pytest.mark.parametrize("task", ["srl", "swe"])
 def test_single_steps_have_one_prompt_that_shows_the_form(task):
-  system = system_prompt(TASKS[task], "plain")
-  assert system == system_prompt(TASKS[task], "think")
+  system = system_prompt(TASKS[task], PromptSettings("plain"))
+  assert system == system_prompt(TASKS[task], PromptSettings())
   form = system.rpartition("this form:\n")[2]
   assert TASKS[task].format_failure(form, "stop") is None
 
@@ -32,9 +32,29 @@ def test_the_agents_prompt_shows_a_call_in_the_form_of_the_actions():
   assert all(name in swe.SYSTEM for name in ("bash", "str_replace_editor", "submit"))
 
 
+@pytest.mark.parametrize("task", ["srl", "swe"])
+def test_the_worked_answer_has_the_form_and_ends_the_prompt(task):
+  shown = TASKS[task].example
+  system = system_prompt(TASKS[task], PromptSettings(example=True))
+  assert system == f"{system_prompt(TASKS[task], PromptSettings())}\n\n{shown}"
+  answer = shown[shown.index("<think>") :]
+  assert TASKS[task].format_failure(answer, "stop") is None
+  assert opens_think(TASKS[task], PromptSettings(open_think=True))
+
+
+@pytest.mark.parametrize("task", ["one_step", "rlvr"])
+def test_whole_solutions_have_no_worked_answer_and_no_opened_block(task):
+  settings = PromptSettings(example=True, open_think=True)
+  assert system_prompt(TASKS[task], settings) == system_prompt(TASKS[task], PromptSettings())
+  assert not opens_think(TASKS[task], settings)
+
+
 def test_a_file_replaces_the_system_prompt(tmp_path):
   (tmp_path / "own.txt").write_text("Do it — now.\n", encoding="utf-8")
-  assert system_prompt(TASKS["srl"], "think", str(tmp_path / "own.txt")) == "Do it — now."
+  assert (
+    system_prompt(TASKS["srl"], PromptSettings(system_file=str(tmp_path / "own.txt")))
+    == "Do it — now."
+  )
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "empty.txt", "latin1.txt"])
@@ -42,7 +62,7 @@ def test_a_bad_system_file_is_named(tmp_path, name):
   (tmp_path / "empty.txt").write_text(" \n")
   (tmp_path / "latin1.txt").write_bytes("Löse".encode("latin-1"))
   with pytest.raises(ValueError, match=rf"prompt\.system_file=.*{name}"):
-    system_prompt(TASKS["srl"], "think", str(tmp_path / name))
+    system_prompt(TASKS["srl"], PromptSettings(system_file=str(tmp_path / name)))
 
 
 @pytest.mark.parametrize("task", TASKS)

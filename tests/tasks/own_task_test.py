@@ -1,4 +1,4 @@
-"""A user's own task: the README's config file, word for word, in a folder of its own."""
+"""A user's own task: the config file of docs/rewards.md, word for word, outside the repository."""
 
 import json
 import os
@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from srl_jax.data import arithmetic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The README's config is for a 7B model on eight H100s.
+# The document's config is for a 7B model on eight H100s.
 SMALL = {
   "model": ROOT / "configs" / "miniature",
   "mesh": "cpu",
@@ -28,8 +30,8 @@ SMALL = {
 
 
 def section() -> str:
-  readme = (ROOT / "README.md").read_text("utf-8")
-  return readme.partition("## Add a task\n")[2].partition("\n## ")[0]
+  page = (ROOT / "docs" / "rewards.md").read_text("utf-8")
+  return page.partition("## Your own reward\n")[2].partition("\n## ")[0]
 
 
 def sums() -> list[dict]:
@@ -46,13 +48,16 @@ def shared_words(action: str, target: str) -> int:
   return len(set(action.split()) & set(target.split()))
 
 
-def test_the_readme_has_a_step_example_of_its_task():
+pytestmark = pytest.mark.integration  # a run of its own
+
+
+def test_the_document_has_a_step_example_of_its_task():
   lines = re.search(r'(?m)^    \{"id".*\n.*\}$', section())[0]
   assert json.loads(lines).keys() == sums()[0].keys()
 
 
 def write_task(folder: pathlib.Path) -> None:
-  """Writes the README's config file and data for it."""
+  """Writes the document's config file and data for it."""
   config = re.search(r"```python\n(.*?)```", section(), re.DOTALL)[1]
   assert config.count("\n") < 25
   (folder / "translate.py").write_text(config, "utf-8")
@@ -64,7 +69,7 @@ def small_flags() -> list[str]:
   return [f"--config.{key}={value}" for key, value in SMALL.items()]
 
 
-def test_the_readmes_config_trains_its_own_task(tmp_path):
+def test_the_documents_config_trains_its_own_task(tmp_path):
   write_task(tmp_path)
   command = [sys.executable, "-m", "srl_jax.train", "--config=translate.py", "--workdir=run"]
   env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}

@@ -1,0 +1,76 @@
+"""The work of every section, the same for us and for torch: shapes, tokens, sections."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+SAMPLES = 8  # responses of a group
+# Qwen2.5's own shapes; of 7B as many layers as one card holds with float32 weights, moments and
+# gradients.
+SHAPES = {
+  "7B, 8 layers": dict(d=3584, f=18944, l=8, n=28, k=4, h=128, v=152064, tied=False),
+  "1.5B": dict(d=1536, f=8960, l=28, n=12, k=2, h=128, v=151936, tied=True),
+  "tiny": dict(d=64, f=128, l=2, n=4, k=2, h=32, v=512, tied=True),
+}
+
+
+class Case(NamedTuple):
+  """An update: `groups` groups of a prompt and SAMPLES responses, of these many tokens.
+
+  shared and naive: tokens_per_device with each prompt once, and with a copy for each response.
+  """
+
+  prompt: int
+  response: int
+  groups: int
+  shared: int
+  naive: int
+
+
+CASES = {
+  "1500/1000": Case(1500, 1000, 4, 19072, 20096),
+  "2000/500": Case(2000, 500, 6, 18048, 20096),
+  "tiny": Case(40, 16, 2, 256, 256),
+}
+REPEATS = 3
+
+
+def timed(run: Callable[[], object]) -> list[float]:
+  """Seconds of each of REPEATS calls, after one to warm up."""
+  run()
+  seconds = []
+  for _ in range(REPEATS):
+    begun = time.perf_counter()
+    run()
+    seconds.append(time.perf_counter() - begun)
+  return seconds
+
+
+def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
+  """{name: (function of ours or torch, arguments)}, the most important first.
+
+  The first word of a name is what --sections selects.
+  """
+  if tiny:
+    wide, small, cases, size, chunk = "tiny", "tiny", ["tiny"], 256, 64
+    widths, lengths = (16,), (16, 8)
+  else:
+    wide, small, cases, size, chunk = "7B, 8 layers", "1.5B", ["1500/1000", "2000/500"], 8192, 2048
+    widths, lengths = (64, 256), (512, 256)
+  first, *others = cases
+
+  def ours(shape, case, sharing, remat="full"):
+    return "ours.update", (shape, case, sharing, remat, chunk)
+
+  found = {"ceiling": ("ours.ceiling", (size,)), "check": ("ours.check", ())}
+  for sharing in ("shared", "naive"):
+    found[f"update_7b {first} {sharing}"] = ours(wide, first, sharing)
+  found[f"torch {first}"] = ("torch.update", (wide, first, 8, not tiny))
+  found[f"update_7b_matmuls {first} shared"] = ours(wide, first, "shared", "matmuls")
+  for case in others:
+    for sharing in ("shared", "naive"):
+      found[f"update_7b {case} {sharing}"] = ours(wide, case, sharing)
+  found[f"update_1.5b {first} shared"] = ours(small, first, "shared")
+  for responses in widths:
+    found[f"sampler {responses}"] = ("ours.sampler", (small, responses, *lengths))
+  return found

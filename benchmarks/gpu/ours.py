@@ -1,0 +1,225 @@
+"""Our update, its exactness, and the built-in sampler."""
+
+import dataclasses
+import statistics
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import FrozenConfigDict
+
+from benchmarks.gpu.cases import CASES, SAMPLES, SHAPES, Case, timed
+from srl_jax.config import defaults
+from srl_jax.learner import packing
+from srl_jax.learner import update as learner
+from srl_jax.learner.rows import PackedGroup, Response
+from srl_jax.planning.programs import program_bytes
+from srl_jax.policy.model import ModelConfig, init
+from srl_jax.policy.sharding import platform
+from srl_jax.rollout.engine import Prompt, SamplingParams
+from srl_jax.rollout.sampler import Sampler
+
+
+def model_config(shape: str):
+  """The architecture, computing in bfloat16, or on a CPU, which has none, in float32."""
+  s = SHAPES[shape]
+  config = ModelConfig(
+    vocab_size=s["v"],
+    hidden_size=s["d"],
+    intermediate_size=s["f"],
+    num_hidden_layers=s["l"],
+    num_attention_heads=s["n"],
+    num_key_value_heads=s["k"],
+    head_dim=s["h"],
+    tie_word_embeddings=s["tied"],
+    dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
+  )
+  return config.on_platform(platform())
+
+
+def make_groups(case: Case, vocabulary: int, shared: bool):
+  """Random groups; not shared: every response is a group of its own, with its own prompt."""
+  rng = np.random.default_rng(0)
+  ids = lambda count: rng.integers(0, vocabulary, count).tolist()
+  logprobs = (-np.ones(case.response)).tolist()
+  weight = 1 / (case.groups * SAMPLES * case.response)  # of each token in the loss
+  groups = []
+  for _ in range(case.groups):
+    prompt = ids(case.prompt)
+    responses = [
+      Response(ids(case.response), logprobs, float(rng.normal()), weight) for _ in range(SAMPLES)
+    ]
+    parts = [responses] if shared else [[response] for response in responses]
+    groups += [PackedGroup(prompt, part) for part in parts]
+  return groups
+
+
+def algorithm_with(**values):
+  """The config's group algorithm with other values."""
+  algorithm = defaults().algorithm.unlock()
+  algorithm.update(values)
+  return FrozenConfigDict(algorithm)
+
+
+def flops_of(config, groups) -> float:
+  """learner.update.update_flops of packed groups."""
+  as_sampled = []
+  for group in groups:
+    prompt = SimpleNamespace(token_ids=group.prompt_ids)
+    as_sampled.append(SimpleNamespace(prompt=prompt, rollouts=list(group.responses)))
+  return learner.update_flops(config, as_sampled)
+
+
+def estimated_bytes(tx, state: learner.TrainState, packed, loss) -> int:
+  """The most bytes that an update of these micro-batches has in use, from its compiled programs.
+
+  The persistent cache has the programs already if the update has run.
+  """
+  model, moments = state.model, state.moments
+  grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
+  beside = sum(x.nbytes for x in jax.tree.leaves(moments))  # while gradients are summed
+  most = program_bytes(learner.apply.lower(tx, model, moments, grads).compile())
+  for rows in packed:
+    for program in (
+      learner.accumulate.lower(grads, model, rows, None, None, loss),
+      learner.logprobs_of.lower(model, rows, loss),
+    ):
+      most = max(most, beside + program_bytes(program.compile()))
+  return most
+
+
+def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
+  """Our update, float32 masters and bfloat16 compute: seconds, MFU, memory.
+
+  Rows are laid out for kernels on a CPU too.
+  """
+  given = CASES[case]
+  config = model_config(shape)
+  groups = make_groups(given, config.vocab_size, sharing == "shared")
+  loss = learner.Loss(algorithm_with(), chunk=chunk, remat=remat)
+  # Every case reads the same kind of rows: as many tokens as the case has, in whole groups.
+  budget = given.shared if sharing == "shared" else given.naive
+  rows = packing.pack(groups, tokens_per_device=budget, shards=1, layout="lines")
+  packed = [learner.on_device(part) for part in rows]
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-7))
+  model = init(config, 0)
+  state = learner.TrainState(0, model, learner.init_moments(tx, model))
+  del model
+
+  def step():
+    nonlocal state
+    state, output = learner.train_step(tx, state, packed, loss)
+    learner.step_metrics(output, 1)  # waits for the step
+
+  # The log-prob pass of the reference policy (algorithm.kl) or of k > 1 steps a batch.
+  def score():
+    jax.block_until_ready([learner.logprobs_of(state.model, part, loss) for part in packed])
+
+  seconds, score_seconds = timed(step), timed(score)
+  stats = jax.local_devices()[0].memory_stats() or {}
+  tokens = sum(group.size() for group in groups)
+  second, score_second = statistics.median(seconds), statistics.median(score_seconds)
+  flops = flops_of(config, groups)
+  return dict(
+    seconds=seconds,
+    micro_batches=len(packed),
+    real_share=tokens / sum(part.tokens_bt.size for part in rows),
+    tokens_per_second=tokens / second,
+    sequence_tokens_per_second=given.groups * SAMPLES * (given.prompt + given.response) / second,
+    flops=flops,
+    tflops=flops / second / 1e12,
+    score_seconds=score_seconds,
+    score_tokens_per_second=tokens / score_second,
+    score_tflops=flops / 3 / score_second / 1e12,
+    peak_bytes=stats.get("peak_bytes_in_use"),
+    estimated_bytes=estimated_bytes(tx, state, packed, loss),
+  )
+
+
+def ceiling(size: int) -> dict:
+  """A plain bfloat16 matrix product of size^3: the most that the card gives today."""
+  a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
+  product = jax.jit(lambda a, b: a @ b)
+  count = 20
+
+  def run():
+    for _ in range(count):
+      c = product(a, b)
+    c.block_until_ready()
+
+  second = statistics.median(timed(run)) / count
+  return dict(seconds=second, tflops=2 * size**3 / second / 1e12)
+
+
+def check() -> dict:
+  """This platform's kernel against plain XLA in float32: a small model, ragged groups.
+
+  Returns the relative errors (norm of the difference / norm) of the loss's gradient, and 0 or 1 for
+  a leak: whether a change of one group changes a bit of another group's log-probs.
+  """
+  rng = np.random.default_rng(1)
+  ids = lambda count: rng.integers(0, 512, count).tolist()
+
+  def group(prompt, lengths):
+    responses = [Response(ids(n), [-6.0] * n, float(rng.normal()), 0.1 / n) for n in lengths]
+    return PackedGroup(ids(prompt), responses)
+
+  groups = [group(97, [30, 61, 5]), group(12, [100, 3]), group(200, [17, 40, 90]), group(60, [9])]
+  config = dataclasses.replace(model_config("tiny"), head_dim=64)
+  loss = learner.Loss(algorithm_with(importance_cap=0.0), chunk=128)
+
+  def gradient(config, groups, lines):
+    model = init(dataclasses.replace(config, attention="xla"), 0)
+    model = jax.tree.map(lambda x: x * 2, model)  # far from uniform
+    model.config = model.layers.config = config
+    shapes = packing.row_shapes(packing.lengths_of(groups), 1024, "lines")
+    (rows,) = packing.fill(groups, shapes[:1], 1)
+    if not lines:
+      rows = rows._replace(layout=None)
+    run = jax.jit(jax.grad(learner.batch_loss, has_aux=True), static_argnums=4)
+    grad, (_, logprobs) = run(model, learner.on_device(rows), None, None, loss)
+    kept = rows.loss_weights_bs > 0
+    segments = np.take_along_axis(rows.segments_bt, rows.hidden_index_bs, axis=1)
+    flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(grad)])
+    return flat, np.asarray(logprobs)[kept], segments[kept]
+
+  with jax.default_matmul_precision("highest"):  # a card's own float32 products are TF32
+    exact = gradient(dataclasses.replace(config, dtype="float32", attention="xla"), groups, False)
+  plain = gradient(dataclasses.replace(config, attention="xla"), groups, False)
+  ours = gradient(config, groups, True)
+  error = lambda found: float(np.linalg.norm(found - exact[0]) / np.linalg.norm(exact[0]))
+  # The row's groups stand from the longest to the shortest: change the second's responses.
+  changed = list(groups)
+  changed[1] = group(12, [100, 3])
+  other = gradient(config, changed, True)
+  same = [bool((ours[1][ours[2] == s] == other[1][other[2] == s]).all()) for s in (1, 2, 3, 4)]
+  return dict(
+    kernel=config.attention,
+    gradient_error=error(ours[0]),
+    gradient_error_of_plain_xla=error(plain[0]),
+    groups_unchanged=same,
+    leak=int(sum(same) != 3),
+  )
+
+
+def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
+  """The built-in engine: tokens per second, prompts read within the time."""
+
+  class NoText:
+    def decode(self, ids, **_):
+      return ""
+
+  config = model_config(shape)
+  engine = Sampler(NoText(), [], responses)
+  engine.load_weights(init(config, 0), 0)
+  rng = np.random.default_rng(0)
+  prompts = [
+    Prompt(str(i), tuple(rng.integers(0, config.vocab_size, prompt).tolist()))
+    for i in range(responses // SAMPLES)
+  ]
+  params = SamplingParams(tokens)
+  seconds = timed(lambda: list(engine.sample(prompts, SAMPLES, params)))
+  second = statistics.median(seconds)
+  return dict(seconds=seconds, tokens_per_second=responses * tokens / second)

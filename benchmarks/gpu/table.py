@@ -1,0 +1,74 @@
+"""The results as Markdown."""
+
+import statistics
+
+from srl_jax.learner.update import PEAKS
+
+
+def table(results: dict) -> str:
+  """The results as Markdown."""
+  info, found = results["machine"], results["sections"]
+  peak = next((value for name, value in PEAKS.items() if name in info["device"]), None)
+  versions = ", ".join(f"{name} {version or 'none'}" for name, version in info["versions"].items())
+  command = "python -m benchmarks.gpu" + " --tiny" * results["tiny"]
+  lines = [
+    f"{info['device']}, driver {info['driver'] or 'none'}, {versions}, {results['date']}; "
+    f"`{command}`. Memory in GiB: the most in use, what `plan` would say of the "
+    "compiled programs, and their ratio.",
+    "",
+    "| section | seconds | TFLOP/s | MFU | tokens/s computed | in sequences | measured | estimated "
+    "| ratio |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for name, x in found.items():
+    if "error" in x:
+      last = x["error"].strip().splitlines()[-1][:80].replace("|", "/")
+      lines.append(f"| {name} | failed: {last} |")
+    elif name != "check":
+      lines.append(_line(name + " (not compiled)" * (x.get("compiled") is False), x, peak))
+      if "score_seconds" in x:
+        scored = {key.removeprefix("score_"): x[key] for key in x if key.startswith("score_")}
+        lines.append(_line(f"log-probs of {name}", scored, peak))
+  lines += ["", *_ratios(found)]
+  if "error" not in found.get("check", {"error": ""}):
+    x = found["check"]
+    lines += [
+      "",
+      f"Kernel {x['kernel']}: gradient {x['gradient_error']:.1e} from float32 (plain XLA in "
+      f"bfloat16: {x['gradient_error_of_plain_xla']:.1e}); leaks between groups: {x['leak']}.",
+    ]
+  return "\n".join(lines) + "\n"
+
+
+def _line(name: str, x: dict, peak: float | None) -> str:
+  """A line of the table; peak: the device's FLOP/s, if known."""
+  cell = lambda value, form: "" if value is None else format(value, form)
+  second = x["seconds"] if isinstance(x["seconds"], float) else statistics.median(x["seconds"])
+  tflops, measured, estimated = map(x.get, ("tflops", "peak_bytes", "estimated_bytes"))
+  mfu = tflops * 1e12 / peak if tflops and peak else None
+  cells = [name, cell(second, ".4g"), cell(tflops, ".1f"), cell(mfu, ".1%")]
+  cells += [cell(x.get(key), ",.0f") for key in ("tokens_per_second", "sequence_tokens_per_second")]
+  cells += [cell(value and value / 2**30, ".1f") for value in (measured, estimated)]
+  cells += [cell(measured / estimated if measured and estimated else None, ".2f")]
+  return f"| {' | '.join(cells)} |"
+
+
+def _ratios(found: dict) -> list[str]:
+  """Ratios of sections that did the same work."""
+  speed = lambda name: found.get(name, {}).get("sequence_tokens_per_second")
+  lines = []
+
+  def compare(name, other, what):
+    if speed(name) and speed(other):
+      lines.append(f"- {name}: {speed(name) / speed(other):.2f} x {what}")
+
+  for name in found:
+    if name.endswith(" shared"):
+      compare(name, name.replace(" shared", " naive"), "the update without sharing")
+    if name.startswith("update_7b_matmuls"):
+      compare(name, name.replace("_matmuls", ""), "the update with remat full")
+    if name.startswith("torch"):
+      case = name.split()[1]
+      for ours in ("update_7b {} naive", "update_7b {} shared", "update_7b_matmuls {} shared"):
+        compare(ours.format(case), name, "torch")
+  return lines

@@ -1,0 +1,115 @@
+"""Spellings of step labels that are near the ones data.solutions reads, rewritten into those.
+
+`canonical` changes the label at the start of a line only, so the text after it stays a suffix of
+the line. Labels that could as well be something else (a decimal number, a row of a table, a
+sentence that begins with "Step 2 gives") are left alone.
+"""
+
+import re
+
+READ = '"1. text", "1) text", "**1. Title** text", "### Step 1: Title", "Step 1: text"'
+
+_DIGITS = {digit: i for i, digit in enumerate("一二三四五六七八九", start=1)}
+# A number of 1 to 99, in digits or in Chinese.
+_NUMBER = r"(?P<number>[1-9][0-9]?|[一二三四五六七八九]?十?[一二三四五六七八九]?)"
+_CHINESE = re.compile(
+  rf"(?P<before>[\s#*_]*)(?:步骤\s*{_NUMBER}|第\s*{_NUMBER.replace('number', 'ordinal')}\s*步)"
+  r"(?P<mark>\s*[:：.、，,])?"
+)
+# In front of "Step N", none of these has a meaning: a quotation mark, a bullet, a LaTeX command.
+# "++", "*+" and "?+" never give back what they took, so every pattern takes linear time.
+_PREFIX = re.compile(
+  r"(?P<indent>\s*+)(?:>\s*+|[-+•*]\s++)(?=[*_#\s]{0,6}(?:\\textbf\{)?step\s*+\d)", re.I
+)
+_LATEX = re.compile(r"(?P<indent>\s*+)\\textbf\{(?P<inside>\s*+(?:step\s*+)?\d[^{}]*+)\}", re.I)
+_EMPHASIS = re.compile(
+  r"(?P<indent>\s*+)(?:\*{3}|\*|_)(?P<label>step\s*+\d[^*_]*+)(?:\*{3}|\*|_)", re.I
+)
+_HEADING = re.compile(r"(?P<indent>\s*+#{1,6})(?=step\s*+\d|\d{1,2}[.)])", re.I)
+_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_STEP = re.compile(
+  r"(?P<before>[\s#]*+(?:\*\*|__)?+\s*+)step[\s#-]*+"
+  rf"(?P<number>[1-9][0-9]{{0,2}}|{'|'.join(_WORDS)})"
+  r"(?:\s*+/\s*+\d{1,3}|\s++of\s++\d{1,3})?"  # "Step 1/3", "Step 1 of 3"
+  r"(?:\s*+\((?P<title>[^()]{1,80})\))?"  # "Step 1 (Add):"
+  r"(?P<mark>\s*+(?:\*\*|__)?+\s*+(?:[:：)]|\.(?!\d)))?(?P<rest>.*)",
+  re.I | re.S,
+)
+# "1.Text", "1、Text", "1．Text", "1： Text"; not "1.5".
+_TIGHT = re.compile(r"(?P<before>[\s#*_]*[1-9][0-9]?)(?P<mark>[.)](?=[^\W\d_])|[、．：])\s*")
+_BRACKETS = re.compile(r"(?P<indent>\s*)[(（](?P<number>[1-9][0-9]?)[)）]\s*")
+_NUMBER_HEADING = re.compile(r"(?P<before>\s*#{1,6}\s*[1-9][0-9]?)\s*$")
+
+
+def canonical(line: str) -> str:
+  """The line with its label in a form that data.solutions reads; unchanged if it has no label."""
+  line = line.removeprefix("\ufeff")
+  line = _PREFIX.sub(r"\g<indent>", line, count=1) if _PREFIX.match(line) else line
+  line = _LATEX.sub(r"\g<indent>**\g<inside>**", line, count=1) if _LATEX.match(line) else line
+  if _EMPHASIS.match(line):
+    line = _EMPHASIS.sub(r"\g<indent>**\g<label>**", line, count=1)
+  if _HEADING.match(line):
+    line = _HEADING.sub(r"\g<indent> ", line, count=1)
+  for pattern, rewrite in _REWRITES:
+    match = pattern.match(line)
+    if match:
+      return rewrite(match, line)
+  return line
+
+
+def _chinese(match: re.Match[str], line: str) -> str:
+  """ "步骤1：" and "第一步：" become "Step 1:"."""
+  number = _value(match["number"] or match["ordinal"] or "")
+  if not number:
+    return line
+  return f"{match['before']}Step {number}: {line[match.end() :].lstrip()}"
+
+
+def _value(text: str) -> int:
+  """The number that digits or Chinese numerals below 100 write; 0 for none."""
+  if text.isdigit():
+    return int(text)
+  tens, ten, ones = text.partition("十")
+  if not ten:
+    return _DIGITS.get(text, 0)
+  return 10 * _DIGITS.get(tens, 1) + _DIGITS.get(ones, 0)
+
+
+def _step(match: re.Match[str], line: str) -> str:
+  """ "Step1:", "Step 1/3:", "Step 1 (Add):" and a "Step 1" that is alone on its line."""
+  before, number, rest = match["before"], match["number"], match["rest"]
+  bold = before.strip().endswith(("**", "__"))
+  alone = not rest.strip("*_ \t\r")
+  if not match["mark"] and not alone:
+    return line  # a sentence
+  if number.lower() in _WORDS:
+    number = _WORDS.index(number.lower()) + 1
+  if match["title"] and not bold:
+    return f"{before}**Step {number}: {match['title']}**{rest}"
+  mark = (match["mark"] or ":").replace("：", ":").lstrip()
+  if match["title"]:
+    mark = f": {match['title']}{mark}"
+  gap = " " if rest and not rest.startswith((" ", "\t", "\r", "*", "_")) else ""
+  return f"{before}Step {number}{mark}{gap}{rest}"
+
+
+def _tight(match: re.Match[str], line: str) -> str:
+  return f"{match['before']}. {line[match.end() :]}"
+
+
+def _brackets(match: re.Match[str], line: str) -> str:
+  return f"{match['indent']}{match['number']}) {line[match.end() :]}"
+
+
+def _number_heading(match: re.Match[str], line: str) -> str:
+  del line
+  return f"{match['before']}."
+
+
+_REWRITES = (
+  (_CHINESE, _chinese),
+  (_STEP, _step),
+  (_NUMBER_HEADING, _number_heading),
+  (_TIGHT, _tight),
+  (_BRACKETS, _brackets),
+)

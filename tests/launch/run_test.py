@@ -1,0 +1,43 @@
+"""launch/run.sh: whether it starts a vLLM server beside the trainer."""
+
+import pytest
+
+from tests.launch.conftest import tool
+
+VLLM = ("run.sh", "configs/a.py", "--workdir=w", "--config.rollout.engine=vllm")
+
+
+@pytest.fixture
+def gpus(tmp_path):
+  """A machine on which nvidia-smi finds GPUs, and JAX is free to use them."""
+  tool(tmp_path / "tools", "nvidia-smi", "exit 0")
+  return {"JAX_PLATFORMS": ""}
+
+
+def test_run_refuses_a_server_where_the_trainer_takes_all_gpus(call, gpus, tmp_path):
+  done = call(*VLLM, **gpus)
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert "rollout.engine=vllm" in line and "launch/node.sh configs/a.py" in line
+  assert "ready:" not in done.stdout
+  assert not (tmp_path / "here" / "w").exists()
+
+
+@pytest.mark.parametrize(
+  "flags", [("--config.rollout.engine=builtin",), ("--config.rollout.engine=vllm", "--servers")]
+)
+def test_run_trains_on_gpus_without_a_server_of_its_own(call, checkout, gpus, flags):
+  """With the built-in engine, or with servers of the user: the config then needs no server."""
+  model = 'import sys\nif "--servers" not in sys.argv and sys.argv[-1].endswith("vllm"): print("m")'
+  (checkout / "launch" / "server_of_config.py").write_text(model)
+  done = call("run.sh", "configs/a.py", "--workdir=w", *flags, **gpus)
+  assert done.returncode == 0, done.stderr
+  assert "training from 0" in done.stdout and "ready:" not in done.stdout
+
+
+@pytest.mark.parametrize("gpu_present", [False, True])
+def test_run_starts_a_server_for_a_trainer_on_the_cpu(call, tmp_path, gpu_present):
+  tool(tmp_path / "tools", "nvidia-smi", "exit 0" if gpu_present else "exit 9")
+  done = call(*VLLM, JAX_PLATFORMS="cpu" if gpu_present else "")
+  assert done.returncode == 0, done.stderr
+  assert "ready:" in done.stdout and "training from 0" in done.stdout
