@@ -14,12 +14,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from srl_jax.data.tokenizer import decode
 from srl_jax.policy.lora import split, with_lora
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import keep_mesh, on_host, on_mesh, shards
+from srl_jax.rollout import decoding_weights
 from srl_jax.rollout import slots as device
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.slots import Draws, HostSnapshot, NewPrompts, SlotShape, slot_shape
@@ -189,15 +189,13 @@ class Sampler:
     """
     adapters, base = split(model)
     if base is None:
-      self.model, self.layers = device.decoding_copy(model)
+      self.model, self.layers = decoding_weights.decoding_copy(model)
     else:
       if self._base is not base.embed_tokens[...]:
-        self._base = base.embed_tokens[...]
-        is_shared = isinstance(base.layers, nnx.List)
-        self._copy = device.layers_of(base) if is_shared else device.decoding_copy(base)
+        self._base, self._copy = base.embed_tokens[...], decoding_weights.of_frozen(base)
       self.model, layers = self._copy
-      dtype = model.config.dtype
-      self.layers = list(map(with_lora, layers, device.decoding_adapters(adapters, dtype=dtype)))
+      parts = decoding_weights.decoding_adapters(adapters, dtype=model.config.dtype)
+      self.layers = list(map(with_lora, layers, parts))
     self.version = version
 
   def stats(self) -> dict[str, float]:
@@ -265,16 +263,16 @@ class Sampler:
     """(The shapes of what decodes, the programs of load_weights as `calls` has them)."""
     adapters, base = split(model)
     whole = model if base is None else base
-    if isinstance(whole.layers, nnx.List):
-      (outside, layers), found = device.layers_of(whole), []
+    if decoding_weights.is_unstacked(whole):
+      (outside, layers), found = decoding_weights.layers_of(whole), []
     else:
-      outside, layers = on_mesh(device.decoding_copy.eval_shape(whole))
-      found = [("weights for decoding", device.decoding_copy, (whole,), {})]
+      outside, layers = on_mesh(decoding_weights.decoding_copy.eval_shape(whole))
+      found = [("weights for decoding", decoding_weights.decoding_copy, (whole,), {})]
     if base is not None:
       how = {"dtype": model.config.dtype}
-      parts = on_mesh(device.decoding_adapters.eval_shape(adapters, **how))
+      parts = on_mesh(decoding_weights.decoding_adapters.eval_shape(adapters, **how))
       layers = list(map(with_lora, layers, parts))
-      found.append(("adapters for decoding", device.decoding_adapters, (adapters,), how))
+      found.append(("adapters for decoding", decoding_weights.decoding_adapters, (adapters,), how))
     return (outside, layers), found
 
   def _shape_for(self, n: int, longest: int, max_tokens: int) -> SlotShape:

@@ -29,9 +29,7 @@ RETRY_SECONDS = 60.0  # longest time between two attempts to win a lost server b
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """A server's settings: dtype, max_num_seqs (responses), max_model_len (tokens), logprobs_mode;
-  lora_rank, of adapters at most, 0 if it takes none.
-  """
+  """A server's settings: lora_rank is that of adapters at most, 0 if it takes none."""
 
   dtype: str
   max_num_seqs: int
@@ -61,7 +59,7 @@ def read_limits(server: Server, owner: threading.Event | None = None) -> Limits:
       max_num_seqs=int(scheduler["max_num_seqs"]),
       max_model_len=int(model["max_model_len"]),
       logprobs_mode=str(model["logprobs_mode"]),
-      lora_rank=int((found.get("lora_config") or {"max_lora_rank": 0})["max_lora_rank"]),
+      lora_rank=int((found.get("lora_config") or {}).get("max_lora_rank", 0)),
     )
     # A probe needs two tokens and one more.
     if not 0 < limits.max_num_seqs < 2**31 or not 3 <= limits.max_model_len < 2**31:

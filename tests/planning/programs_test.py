@@ -16,7 +16,7 @@ from srl_jax.planning.models import architecture
 from srl_jax.planning.topologies import TOPOLOGIES
 from srl_jax.policy.model import ModelConfig, abstract
 from srl_jax.policy.sharding import make_mesh
-from srl_jax.rollout import slots
+from srl_jax.rollout import decoding_weights
 
 MODEL = ModelConfig(1000, 32, 48, 2, 2, 1, 16)
 WEIGHTS = sum(leaf.size for leaf in jax.tree.leaves(abstract(MODEL)))
@@ -80,7 +80,7 @@ def test_the_built_in_engine_keeps_its_copy(config, state):
   with jax.set_mesh(mesh):
     state = programs.state_of(config, halved)
     kept = programs.sampler_bytes(config, state)
-    real = programs.device_bytes(slots.decoding_copy.eval_shape(state.model))
+    real = programs.device_bytes(decoding_weights.decoding_copy.eval_shape(state.model))
     calls = {call.name: call for call in programs.calls(config, state)}
   assert kept == real
   model, moments = map(programs.device_bytes, (state.model, state.moments))
