@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -23,7 +22,7 @@ from srl_jax.errors import UserError
 from srl_jax.policy import hf_files, lora
 from srl_jax.policy.lora import Lora, Shape
 from srl_jax.policy.model import ModelConfig
-from srl_jax.policy.sharding import param_spec, reshard
+from srl_jax.policy.sharding import on_host, param_spec
 from srl_jax.policy.weights import HF_WEIGHTS, check_new
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -61,13 +60,13 @@ def is_peft(folder) -> bool:
   return (pathlib.Path(folder).expanduser() / CONFIG).is_file()
 
 
-def tensors(adapters: Lora) -> Iterator[tuple[str, jax.Array]]:
-  """The adapters under peft's names and in its shapes, float32, replicated, one at a time.
+def tensors(adapters: Lora) -> Iterator[tuple[str, np.ndarray]]:
+  """The adapters under peft's names and in its shapes, float32, one at a time.
 
   With several processes all must iterate.
   """
   for name, kind, param in _matrices(adapters):
-    for i, matrix in enumerate(_to_peft(param[...], kind)):
+    for i, matrix in enumerate(_to_peft(on_host(param[...]), kind, adapters.shape.rank)):
       yield _name(name, i, kind), matrix
 
 
@@ -82,12 +81,11 @@ def _name(name: str, layer: int, kind: str) -> str:
   return f"base_model.model.{module}.lora_{kind}.weight"
 
 
-def _to_peft(stacked, kind: str) -> list[jax.Array]:
+def _to_peft(stacked: np.ndarray, kind: str, rank: int) -> np.ndarray:
   """Each layer's matrix as [out, in]: of A, [rank, inputs]; of B, [outputs, rank]."""
-  whole = reshard(stacked, P())
-  count, rank = whole.shape[0], whole.shape[-1 if kind == "A" else 1]
-  flat = whole.reshape(count, -1, rank) if kind == "A" else whole.reshape(count, rank, -1)
-  return list(flat.transpose(0, 2, 1))
+  count = len(stacked)
+  flat = stacked.reshape(count, -1, rank) if kind == "A" else stacked.reshape(count, rank, -1)
+  return flat.transpose(0, 2, 1)
 
 
 def config_json(shape: Shape, model: str) -> dict:
