@@ -3,6 +3,7 @@
   launch/vllm_server.sh MODEL --dtype=float32 --max-model-len=1024 &
   python -m benchmarks.vllm --model=MODEL --server=http://127.0.0.1:8101
 
+With --lora_rank=16 and a server with --enable-lora a push has adapters alone.
 Responses run to their full length (no stop token), so both engines make the same number of tokens.
 """
 
@@ -16,6 +17,7 @@ import jax
 from srl_jax import command_line
 from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.errors import EngineError
+from srl_jax.policy import lora
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import load_hf
 from srl_jax.rollout.engine import Prompt, SamplingParams
@@ -34,6 +36,7 @@ def main() -> None:
   parser.add_argument("--weights_root", default="/dev/shm")
   parser.add_argument("--mesh", default="data=1,fsdp=1,tensor=1")
   parser.add_argument("--dtype", default="float32", help="of the policy's computation")
+  parser.add_argument("--lora_rank", type=int, default=0, help="0: push whole weights")
   parser.add_argument("--prompts", type=int, default=16)
   parser.add_argument("--prompt_tokens", type=int, default=256)
   parser.add_argument("--samples", type=int, default=8)
@@ -41,6 +44,9 @@ def main() -> None:
   given = parser.parse_args()
   with jax.set_mesh(make_mesh(given.mesh)):
     _, model = load_hf(given.model, compute_dtype=given.dtype)
+    if given.lora_rank:
+      shape = lora.Shape(given.lora_rank, 32.0, lora.TARGETS["all"])
+      model = lora.join(lora.init(shape, model.config, seed=0), model)
     tokenizer = load_tokenizer(given.model)
     size = model.config.vocab_size
     batch = [

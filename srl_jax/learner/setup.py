@@ -236,11 +236,13 @@ def opening(run: Run, examples: Examples) -> str:
   config, size = run.config, run.state.model.config
   source = ", ".join(f"{name} {n}" for name, n in examples.counts.items())
   too_long = f", {run.train_prompts.too_long} too long" if run.train_prompts.too_long else ""
-  start = f"continued from step {run.state.step}" if run.state.step else "from the start"
+  begun = f"continued from step {run.state.step}" if run.state.step else "from the start"
+  adapters = f", adapters of rank {config.lora.rank}" if config.lora.rank else ""
   return (
-    f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size}); "
+    f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size})"
+    f"{adapters}; "
     f"source: {source}; {len(run.train_prompts.examples)} prompts to train on, "
-    f"{len(run.held_out.examples)} held out{too_long}; {run.steps} steps, {start}"
+    f"{len(run.held_out.examples)} held out{too_long}; {run.steps} steps, {begun}"
   )
 
 

@@ -199,7 +199,7 @@ def load_base(config, base: Base, folder: pathlib.Path) -> Qwen2:
     weights = init(load_config(folder, config.dtype), config.seed)
     weights = jax.tree.map(lambda weight: weight.astype(config.dtype), weights)
   else:
-    place = folder if base.model == config.model else resolve_model(base.model)
+    place = _folder_of(base, config, folder)
     weights = load_hf(place, dtype=jnp.dtype(config.dtype))[1]
   return lora.unstack(weights) if can_share(config.rollout.engine) else weights
 
@@ -209,16 +209,14 @@ def restore_base(config, progress: Progress, folder: pathlib.Path, place) -> Qwe
 
   place: of the checkpoint. Raises UserError if the files are other ones now.
   """
-  wanted = Base(**progress.base)
-  found = wanted
-  if wanted.model != RANDOM:
-    found = identify(wanted.model, _folder_of(wanted.model, config.model, folder))
-  check_same_base(place, wanted, found)
-  return load_base(config, found, folder)
+  base = Base(**progress.base)
+  if base.model != RANDOM:
+    check_same_base(place, base, identify(base.model, _folder_of(base, config, folder)))
+  return load_base(config, base, folder)
 
 
-def _folder_of(model: str, known: str, folder: pathlib.Path) -> pathlib.Path:
-  return folder if model == known else resolve_model(model)
+def _folder_of(base: Base, config, folder: pathlib.Path) -> pathlib.Path:
+  return folder if base.model == config.model else resolve_model(base.model)
 
 
 # ---------------------------------------------------------------------------------- saved weights

@@ -122,8 +122,9 @@ class VllmEngine:
       raise UserError(
         f"rollout.servers: they take adapters up to rank {self._lora_rank}, the run's have {rank};"
         f" start them with launch/vllm_server.sh MODEL --enable-lora --max-lora-rank="
-        f"{served_rank(rank)}. With lora.merged_push=True the adapters are merged into the weights,"
-        " where bfloat16 rounds small changes away"
+        f"{served_rank(rank)}. With lora.merged_push=True a run merges the adapters into the"
+        " weights, where bfloat16 rounds small changes away; evaluate takes a folder of"
+        " srl_jax.export --merge"
       )
     return False
 

@@ -9,7 +9,7 @@ import pytest
 
 from srl_jax.policy import lora as L
 from srl_jax.policy import model as M
-from srl_jax.policy.sharding import make_mesh
+from srl_jax.policy.sharding import act_spec, make_mesh, reshard
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(1, 96, 24)
@@ -50,8 +50,13 @@ def peft_matrices(config, lora):
   return found
 
 
-@pytest.mark.parametrize("targets", list(L.TARGETS))
-@pytest.mark.parametrize("case", ["gqa2-untied", "gqa1-tied"])
+OTHERS = ["gqa1-tied", "qwen3", "llama3-rope-tied"]
+
+
+@pytest.mark.parametrize(
+  ("case", "targets"),
+  [*(("gqa2-untied", targets) for targets in L.TARGETS), *((case, "all") for case in OTHERS)],
+)
 def test_logits_and_gradients_equal_peft(hf_case, case, targets):
   import peft
   import torch
@@ -104,8 +109,13 @@ def test_a_merged_policy_computes_the_same(hf_case):
   np.testing.assert_allclose(logits_of(merged), logits_of(policy), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("mesh", [None, "data=2,fsdp=2,tensor=2", "tensor=2", "fsdp=8"])
-@pytest.mark.parametrize("unstacked", [False, True])
+@pytest.mark.parametrize(
+  ("mesh", "unstacked"),
+  [(None, False), (None, True), ("data=2,fsdp=2,tensor=2", False)]
+  + [
+    pytest.param(*case, marks=pytest.mark.slow) for case in (("tensor=2", True), ("fsdp=8", False))
+  ],
+)
 def test_gradients_are_the_same_on_every_mesh_stacked_or_by_layer(hf_case, mesh, unstacked):
   hf = hf_case("gqa2-untied")
   lora = random_lora(hf.config, "all")
@@ -131,10 +141,7 @@ def test_gradients_are_the_same_on_every_mesh_stacked_or_by_layer(hf_case, mesh,
 @jax.jit
 def gradients_on_mesh(trained, frozen):
   """gradients_of, for eight equal rows."""
-  tokens_bt = jnp.tile(jnp.asarray(TOKENS, jnp.int32), (8, 1))
-  from srl_jax.policy.sharding import act_spec, reshard
-
-  tokens_bt = reshard(tokens_bt, act_spec("bt"))
+  tokens_bt = reshard(jnp.tile(jnp.asarray(TOKENS, jnp.int32), (8, 1)), act_spec("bt"))
   positions_bt = reshard(jnp.tile(jnp.arange(24), (8, 1)), act_spec("bt"))
 
   def loss(trained):
