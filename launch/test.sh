@@ -9,7 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt" "$ROOT/requirements-test.txt"
 # The tests of the sandbox need bubblewrap; without it they are skipped.
 if ! command -v bwrap > /dev/null && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
-  apt-get install -y -qq bubblewrap > /dev/null 2>&1 || echo "no bubblewrap: its tests are skipped"
+  { apt-get update -qq && apt-get install -y -qq bubblewrap; } > /dev/null 2>&1 ||
+    echo "bubblewrap cannot be installed: the tests of the sandbox are skipped"
 fi
 cd "$ROOT"
 exec python -m pytest -q -m '' -n auto --dist=loadgroup "$@"

@@ -25,7 +25,6 @@ weights from here. The same command continues where it stopped, and further benc
 
 import itertools
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -116,9 +115,10 @@ def main(argv: list[str]) -> None:
     with measuring.sampling(solver.engine, output, advice):
       measuring.claim(output, settings)
       for name, questions in benchmarks.items():
-        show = _show_progress(name)
         for k in _passes():
-          passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
+          with _pass_line(name, len(questions), k, settings["mode"]) as line:
+            show = lambda _, responses, line=line: line.show(responses)
+            passes.solve(solver, output / name, questions, k, _TEMPERATURE.value, show)
   print(tables.write(output, settings))
 
 
@@ -278,10 +278,14 @@ def _shapes(settings: dict, first: int, width: int, kernel: str) -> list:
   return [short, slot_shape(fewer, 1, longest, max_tokens, *on)]
 
 
-def _show_progress(benchmark: str) -> Callable[[str, int], None]:
-  """A function that prints how many responses a pass has, now and then."""
-  pace = progress.Pace()
-  return lambda name, responses: pace.say(f"{benchmark} {name}: {responses} responses")
+def _pass_line(benchmark: str, problems: int, k: int, mode: str) -> progress.ProgressLine:
+  """The line that shows how many responses a pass has, those of earlier commands included."""
+  from srl_jax.evals.passes import pass_name
+
+  # A stepwise solution has a response for each turn.
+  total = problems * max(1, k) if mode == "whole" else None
+  title = f"{benchmark} {pass_name(k)}: response"
+  return progress.ProgressLine(total, name=title, unit="responses")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,10 @@ def main(argv: list[str]) -> None:
   measuring.check_same(output, settings)
   with jax.set_mesh(measuring.mesh_of(_MESH.value)):
     width = min(_WIDTH.value, len(found) * _SAMPLES.value)
-    solver, settings["weights"] = _load(run, words, settings, width)
+    line = progress.ProgressLine(None, name="response", unit="responses")
+    solver, settings["weights"] = _load(run, words, settings, width, line)
     advice = f"--width ({_WIDTH.value}) or --max_prompt_tokens"
-    with measuring.sampling(solver.engine, output, advice):
+    with measuring.sampling(solver.engine, output, advice), line:
       measuring.claim(output, settings)
       for setting in _SETTINGS.value:
         solve.solve(solver, setting, found, output / setting)
@@ -133,9 +134,13 @@ def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
 
 
 def _load(
-  run: dict | None, words: prompting.Wording, settings: dict, width: int
+  run: dict | None,
+  words: prompting.Wording,
+  settings: dict,
+  width: int,
+  line: progress.ProgressLine,
 ) -> tuple[solve.Solver, int]:
-  """(Solver with the weights in its engine, checksum of the weights)."""
+  """(Solver with the weights in its engine, checksum of the weights); `line` shows its progress."""
   from srl_jax.data.tokenizer import encode, load_tokenizer, stop_ids
   from srl_jax.policy import hf_files
   from srl_jax.policy.limits import check_positions
@@ -153,7 +158,6 @@ def _load(
   ends = stop_ids(tokenizer, folder)
   engine = measuring.make_engine(tokenizer, ends, width, _SERVERS.value, _WEIGHTS_ROOT.value)
   engine.load_weights(model, settings["step"] or 0)
-  pace = progress.Pace()
   solver = solve.Solver(
     engine=engine,
     encode=lambda messages: encode(tokenizer, messages),
@@ -163,7 +167,7 @@ def _load(
     samples=settings["samples"],
     max_prompt_tokens=settings["max_prompt_tokens"],
     name=_name(settings["model"]),
-    progress=lambda stage, responses: pace.say(f"{stage}: {responses} responses"),
+    progress=lambda stage, responses: line.show(responses, {"of": stage}),
   )
   return solver, measuring.checksum(model)
 

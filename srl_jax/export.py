@@ -18,10 +18,11 @@ nothing else.
 """
 
 import pathlib
+from collections.abc import Callable
 
 from absl import logging
 
-from srl_jax import command_line
+from srl_jax import command_line, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -93,7 +94,7 @@ def export(
     saved = start.Saved(trained, found[1])
     trained = start.merge(saved, run["dtype"], dtype)
   how = dict(dtype=dtype, source=source, stop_ids=ends, checksums=True)
-  weights.save_hf(trained.config, trained, output, **how)
+  weights.save_hf(trained.config, trained, output, **how, progress=_show_tensors())
   return step
 
 
@@ -116,6 +117,17 @@ def _restore(workdir: pathlib.Path, run: dict, step: int | None, found):
   trained, _, _ = checkpoints.restore(step, shapes)
   checkpoints.close()
   return step, trained
+
+
+def _show_tensors() -> Callable[[int, int], None]:
+  """A function that shows how many of all tensors are written."""
+  line = progress.ProgressLine(None, name="tensor", unit="tensors")
+
+  def show(done: int, total: int) -> None:
+    line.total = total
+    line.show(done)
+
+  return show
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from absl import flags as absl_flags
 from absl import logging
 from ml_collections import config_flags
 
-from srl_jax import command_line
+from srl_jax import command_line, progress
 from srl_jax import config as common
 from srl_jax.data.tokenizer import load_tokenizer
 from srl_jax.errors import UserError
@@ -140,10 +140,12 @@ def _compile(config, state, name: str) -> dict:
   """{name: Program} of all programs that a run calls."""
   from srl_jax.planning import programs
 
-  compiled = {}
-  for call in programs.calls(config, state):
-    print(f"compiling {call.name} for {name} ...", file=sys.stderr, flush=True)
+  compiled, calls = {}, programs.calls(config, state)
+  line = progress.ProgressLine(len(calls), name="program", file=sys.stderr)  # stdout has the plan
+  for call in calls:
+    line.show(len(compiled), {"compiling": f"{call.name} for {name}"})
     compiled[call.name] = programs.compile_call(call)
+  line.show(len(calls))
   return compiled
 
 

@@ -28,8 +28,8 @@ from typing import Any
 from srl_jax import command_line, folders, progress
 from srl_jax.config import CHOICES, defaults
 from srl_jax.data import problems as problems_lib
+from srl_jax.data import rows, solutions, sources
 from srl_jax.data import runs as runs_lib
-from srl_jax.data import solutions, sources
 from srl_jax.data.data_config import Columns, DataConfig, TrajectoryConfig
 from srl_jax.data.examples import REMARKS, Examples, StepExample
 from srl_jax.errors import UserError
@@ -116,11 +116,13 @@ def main(argv: list[str]) -> None:
   kind = example_kind(_METHOD.value, _DOMAIN.value)
   with contextlib.ExitStack() as stack:
     if data.trajectories:
-      runs, counts = runs_lib.read_runs(data, seed=seed)
+      with _row_line(data) as line:
+        runs, counts = runs_lib.read_runs(data, seed=seed, progress=line.show)
       measures = _measure_runs(runs)
       examples = runs_lib.make_examples(runs, counts, data, kind, seed=seed)
     else:
-      problems, counts = problems_lib.read_problems(data, kind)
+      with _row_line(data) as line:
+        problems, counts = problems_lib.read_problems(data, kind, progress=line.show)
       if _HARD.value:
         questions = _questions(problems)
         stack.enter_context(folders.locked(output))  # the samples are written there, too
@@ -164,11 +166,9 @@ def _data() -> DataConfig:
       raise UserError(f"--fields: {item!r} is none of {choices}")
     columns[field] = column
   source = _SOURCE.value
-  # A name that ends like a file is one even if it is missing: the error is then about the file.
-  is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
   trajectories = TrajectoryConfig(**{name: flag.value for name, flag in _SWE.items()})
   return DataConfig(
-    source="jsonl" if is_file else "hub",
+    source="jsonl" if rows.is_local(source) else "hub",
     path=source,
     split=_SPLIT.value,
     domain=_DOMAIN.value,
@@ -179,6 +179,15 @@ def _data() -> DataConfig:
     solutions_per_problem=_SOLUTIONS_PER_PROBLEM.value,
     trajectories=trajectories if _DOMAIN.value != "math" else None,
   )
+
+
+def _row_line(data: DataConfig) -> progress.ProgressLine:
+  """The line that shows how many rows are read; of a hub dataset their number is not known yet."""
+  total = None
+  if data.source == "jsonl" and os.path.isfile(data.path):
+    with open(data.path, "rb") as file:
+      total = sum(1 for _ in file)
+  return progress.ProgressLine(total, name="row", unit="rows")
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -255,10 +264,13 @@ def _success_rates(questions: list[Any], output: pathlib.Path) -> dict[str, floa
   trial = hard_problems.Trial(
     _MODEL.value, _SAMPLES.value, _STYLE.value, _MAX_TOKENS.value, _SEED.value
   )
-  pace, total = progress.Pace(), len(questions) * trial.samples
-  show = lambda name, responses: pace.say(f"{name}: {responses} of {total} responses")
+  total = len(questions) * trial.samples
   width = max(_WIDTH.value, trial.samples)
-  return hard_problems.success_rates(trial, questions, output / "hard", width=width, progress=show)
+  with progress.ProgressLine(total, name="sampling: response", unit="responses") as line:
+    show = lambda _, responses: line.show(responses)
+    return hard_problems.success_rates(
+      trial, questions, output / "hard", width=width, progress=show
+    )
 
 
 # ---------------------------------------------------------------------------------- the summary

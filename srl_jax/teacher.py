@@ -78,15 +78,22 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
   """Makes the attempts that `output` lacks, writes what came out and prints the table."""
   path = output / "attempts.jsonl"
   made = _read_attempts(path, problems)
-  pace = progress.Pace()
+  line, number, done = None, 0, 0  # of the round: every unsolved problem gets its attempt `number`
   try:
     with path.open("a", encoding="utf-8") as file:
       for attempt in _attempts(server, problems, made):
+        if attempt["number"] != number:
+          number, done = attempt["number"], 0
+          todo = len(problems) - len(_solved_or_tried(made, number))
+          name = f"attempt {number} of {_ATTEMPTS.value}: answer"
+          if line:  # the last round's; some of its attempts may have been given up
+            line.end()
+          line = progress.ProgressLine(todo, name=name, unit="answers")
         file.write(json.dumps(attempt, ensure_ascii=False) + "\n")
         file.flush()
         made.append(attempt)
-        kept = sum(not a["reason"] for a in made)
-        pace.say(f"{len(made)} answers, {kept} of {len(problems)} problems solved")
+        done += 1
+        line.show(done, {"solved": f"{sum(not a['reason'] for a in made)}/{len(problems)}"})
   except KeyboardInterrupt:
     print(
       f"\nstopped; the same command continues from what {output} holds (Ctrl-C again: do not wait"
@@ -95,6 +102,8 @@ def _make_attempts(server: ChatServer, problems: dict[str, Problem], output: pat
     )
     raise SystemExit(130) from None
   finally:  # after an error or Ctrl-C too: what is solved can be used
+    if line:
+      line.end()
     _write_solutions(output / "solutions.jsonl", problems, made)
   print(_table(problems, made))
   print(f"wrote {output}/solutions.jsonl and attempts.jsonl")

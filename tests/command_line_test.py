@@ -112,7 +112,7 @@ def command(tmp_path_factory):
     (["--mode=ours"], "error: rows.jsonl:3: broken beyond repair"),
   ],
 )
-def test_bad_input_is_one_line(command, flags, message):
+def test_run_reports_bad_input_in_one_line(command, flags, message):
   result = command(*flags)
   assert result.returncode == 2
   assert message in result.stderr
@@ -122,13 +122,13 @@ def test_bad_input_is_one_line(command, flags, message):
 
 
 @pytest.mark.parametrize("mode", ["library", "socket", "bug"])
-def test_bugs_keep_their_traceback(command, mode):
+def test_run_keeps_the_traceback_of_bugs(command, mode):
   result = command(f"--mode={mode}")
   assert result.returncode == 1
   assert "Traceback" in result.stderr
 
 
-def test_a_good_command_line(command):
+def test_run_parses_flags_and_config_overrides(command):
   result = command("--config=config.py", "--config.seed=7")
   assert (result.returncode, result.stdout) == (0, "seed 7\n")
 

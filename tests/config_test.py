@@ -30,7 +30,7 @@ def build(path, arg=None):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_config_is_sound(path):
+def test_configs_pass_the_checks(path):
   """It builds, passes the checks, has every key and no other, and its mesh cuts its model."""
   config = build(path)
   if config.rollout.engine == "vllm":  # the launch scripts add the addresses
@@ -48,7 +48,7 @@ BUILT = set()  # configs differ mostly in what no program depends on
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_config_builds_abstractly(path):
+def test_configs_build_their_programs_on_shapes(path):
   """The programs of its run, on shapes: model, moments, largest micro-batch, loss."""
   config = build(path)
   architecture = models.architecture(config.model, config.dtype)
@@ -68,8 +68,8 @@ def test_every_config_builds_abstractly(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_config_refuses_unknown_arguments(path):
-  with pytest.raises(ValueError, match="config argument 'sede' is unknown; this config takes "):
+def test_configs_refuse_unknown_arguments(path):
+  with pytest.raises(ValueError, match="'sede'"):
     build(path, "sede=3")
 
 
@@ -78,7 +78,7 @@ MATH += ("srl_rlvr_math", "sft_outline", "sft_reasoning")
 
 
 @pytest.mark.parametrize("name", MATH)
-def test_the_same_file_runs_small(name):
+def test_configs_run_small_with_tiny(name):
   config = build(ROOT / "configs" / f"{name}.py", "model=/models/tiny,data=steps.jsonl,tiny")
   common.check(config)
   assert (config.model, config.data.source) == ("/models/tiny", "jsonl")
@@ -108,12 +108,12 @@ ABLATIONS = {
 }
 
 
-def test_an_ablation_changes_what_it_says_and_nothing_else():
+def test_ablations_change_their_keys_only():
   paths = sorted((ROOT / "configs" / "ablations").glob("*.py"))
   assert {path.stem: changes(path, "srl_math") for path in paths} == ABLATIONS
 
 
-def test_the_rows_have_the_papers_hyperparameters():
+def test_rows_have_the_papers_hyperparameters():
   """Tables 5 (SFT), 6 (RLVR) and 7 (SRL: the defaults, below)."""
   configs = ROOT / "configs"
   rlvr = {"method": "rlvr", "batch.prompts": 128, "prompt.style": "plain"}
@@ -136,7 +136,7 @@ def test_the_rows_have_the_papers_hyperparameters():
   assert changes(configs / "one_step_math.py", "srl_math") == one_step
 
 
-def test_the_rows_of_the_miniature_are_the_quickstart_with_another_method():
+def test_miniature_rows_are_the_quickstart_with_another_method():
   quick = quickstart.get_config()
   rows = {row: miniature_row.get_config(f"row={row},steps=80") for row in miniature_row.ROWS}
   for config in rows.values():
@@ -154,11 +154,11 @@ def test_the_rows_of_the_miniature_are_the_quickstart_with_another_method():
   assert not rows["srl_no_filter"].algorithm.dynamic_sampling
   kind, count = quick.data.path.split(":")
   assert (kind, rows["sft_reasoning"].data.path) == ("hard", f"reasoned:{count}")
-  with pytest.raises(ValueError, match="config argument row='ppo': use one of srl, "):
+  with pytest.raises(ValueError, match="row='ppo'.*srl"):
     miniature_row.get_config("row=ppo")
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_are_the_papers():
   """Table 7 and section 4 of the paper, which has no value for what is not here."""
   config = common.defaults()
   assert (config.batch.prompts, config.optimizer.lr, config.optimizer.grad_norm) == (512, 5e-7, 1.0)
@@ -169,7 +169,7 @@ def test_the_defaults_are_the_papers():
   assert (config.reward.format_penalty, config.reward.autojunk) == (-1.0, False)
 
 
-def test_every_key_is_read_somewhere():
+def test_keys_are_read_somewhere():
   """An option that nothing reads is worse than none."""
   files = (ROOT / "srl_jax").rglob("*.py")
   sources = "\n".join(file.read_text() for file in files if file.name != "config.py")
@@ -183,7 +183,7 @@ def test_every_key_is_read_somewhere():
 # ---- arguments of a config file
 
 
-def test_arguments_take_the_type_of_their_default():
+def test_parse_arg_takes_the_type_of_the_default():
   parse = lambda arg: common.parse_arg(arg, seed=0, lr=1.0, model="a", tiny=False).to_dict()
   assert parse(None) == parse("") == dict(seed=0, lr=1.0, model="a", tiny=False)
   found = parse("model=x/y=z,tiny,seed=3,lr=1e-6")
@@ -201,7 +201,7 @@ def test_arguments_take_the_type_of_their_default():
     ("seed", "config argument seed='true' is not a int"),
   ],
 )
-def test_wrong_arguments(arg, message):
+def test_parse_arg_refuses_wrong_arguments(arg, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     common.parse_arg(arg, seed=0, lr=1.0, tiny=False)
   with pytest.raises(ValueError, match="this config takes none"):
@@ -255,14 +255,14 @@ def changed(**values):
     (dict(rollout__engine="vllm"), "rollout.servers: give the base URLs of vLLM servers"),
   ],
 )
-def test_contradictions_are_refused_with_the_remedy(values, message):
+def test_check_refuses_contradictions_with_the_remedy(values, message):
   common.check(changed())
   with pytest.raises(ValueError, match=message):
     common.check(changed(**values))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300, -1e300])
-def test_every_number_has_a_range(value):
+def test_check_has_a_range_for_every_number(value):
   """A number that no run can use is refused, whichever key has it; also as a whole number."""
   numbers = [
     key
@@ -298,7 +298,7 @@ BOUNDED += ("train.stop_at",)
     "me:secret@host",
   ],
 )
-def test_a_secret_in_an_address_is_refused_and_not_shown(address):
+def test_check_refuses_a_secret_in_an_address_and_hides_it(address):
   """Whatever the engine: config.json is written with every key. A run writes it after the check."""
   common.check(changed(rollout__servers="http://[fe80::1%eth0]:8101,http://127.0.0.1:8101"))
   for more in ({}, dict(rollout__engine="vllm"), dict(method="sft", data__path="mix")):
@@ -307,7 +307,7 @@ def test_a_secret_in_an_address_is_refused_and_not_shown(address):
     assert "secret" not in str(caught.value)
 
 
-def test_a_config_without_a_key_is_told_where_to_begin():
+def test_check_refuses_a_config_without_a_key():
   config = changed()
   with config.unlocked():
     del config.batch["remat"]
@@ -315,12 +315,12 @@ def test_a_config_without_a_key_is_told_where_to_begin():
     common.check(config)
 
 
-def test_sft_needs_no_groups():
+def test_check_of_sft_needs_no_groups():
   common.check(
     changed(method="sft", data__path="mix", rollout__samples=1, rollout__temperature=0.0)
   )
 
 
-def test_meshes_by_name_or_size():
+def test_mesh_spec_takes_names_and_sizes():
   assert common.mesh_spec(changed(mesh="h100x8")) == "data=1,fsdp=8,tensor=1"
   assert common.mesh_spec(changed(mesh="fsdp=2")) == "fsdp=2"

@@ -16,8 +16,9 @@ SHARED = TESTS.parent.parent / "shared"
 # The unit tier: pure functions, data, rewards and the learner's mathematics. A test in these places
 # that takes seconds or starts processes is marked `integration` and belongs to the default tier.
 UNIT = (
-  *("addresses_test.py", "config_test.py", "folders_test.py", "unused_options_test.py"),
-  *("data/", "rewards/", "tasks/", "planning/estimate_test.py", "planning/report_test.py"),
+  *("addresses_test.py", "config_test.py", "folders_test.py", "progress_test.py"),
+  *("unused_options_test.py", "data/", "rewards/", "tasks/"),
+  *("planning/estimate_test.py", "planning/report_test.py"),
   *("evals/figures_test.py", "evals/math_benchmarks_test.py", "evals/miniature_table_test.py"),
   *("evals/paired_test.py", "evals/paper_test.py", "evals/tables_test.py"),
   *("learner/dynamic_sampling_test.py", "learner/flops_test.py", "learner/grpo_test.py"),

@@ -38,7 +38,7 @@ def evaluate(*flags, code=0):
     (["--repair_prompt=none.txt"], "cannot be read"),
   ],
 )
-def test_bad_flags(toy, tmp_path, flags, complaint):  # noqa: F811
+def test_evaluate_swe_refuses_bad_flags(toy, tmp_path, flags, complaint):  # noqa: F811
   file, clones = toy
   usual = [f"--data={file}", f"--repositories={clones}", f"--output={tmp_path}/out"]
   model = ROOT / "configs" / "miniature"
@@ -46,7 +46,7 @@ def test_bad_flags(toy, tmp_path, flags, complaint):  # noqa: F811
   assert not (tmp_path / "out").exists()
 
 
-def test_rows_without_a_patch(toy, tmp_path):  # noqa: F811
+def test_evaluate_swe_refuses_rows_without_a_patch(toy, tmp_path):  # noqa: F811
   """The oracle setting has nothing to show; end to end needs no patch."""
   file, clones = toy
   row = json.loads(file.read_text())
@@ -58,7 +58,7 @@ def test_rows_without_a_patch(toy, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_real_model(real_models, toy, tmp_path):  # noqa: F811
+def test_evaluate_swe_with_a_real_model(real_models, toy, tmp_path):  # noqa: F811
   """Both settings; the same command again samples nothing; other settings are refused."""
   model = real_models("smollm2-135m")
   file, clones = toy

@@ -56,7 +56,7 @@ def read_lines(path):
 
 
 @pytest.mark.slow
-def test_goes_on_and_refuses(base, tmp_path):
+def test_evaluate_continues_and_refuses_other_settings(base, tmp_path):
   """A second command adds samples and problems and repeats nothing; other settings are refused."""
   output = tmp_path / "out"
   flags = [f"--model={base}", f"--output={output}", "--max_tokens=8"]
@@ -88,7 +88,7 @@ def test_goes_on_and_refuses(base, tmp_path):
 
 
 @pytest.mark.slow
-def test_workdir_is_asked_as_it_trained(base, tmp_path):
+def test_evaluate_of_a_workdir_has_the_runs_prompts_and_limits(base, tmp_path):
   """The best checkpoint, stepwise, with the run's own limits."""
   workdir = tmp_path / "run"
   config = {
@@ -165,13 +165,13 @@ def test_evaluate_prints_a_finished_table_until_the_weights_change(tmp_path):
     (["--benchmarks=arithmetic", "--mode=stepwise", "--style=plain"], "for --mode=whole"),
   ],
 )
-def test_bad_flags(base, tmp_path, flags, complaint):
+def test_evaluate_refuses_bad_flags(base, tmp_path, flags, complaint):
   said = evaluate(f"--model={base}", f"--output={tmp_path}/out", *flags, code=2)
   assert complaint in said
   assert not (tmp_path / "out").exists()
 
 
-def test_responses_beyond_the_models_positions(base, tmp_path):
+def test_evaluate_refuses_responses_beyond_the_models_positions(base, tmp_path):
   """The value of the message fits, one more does not; nothing is sampled."""
   flags = [f"--model={base}", f"--output={tmp_path}/out", "--benchmarks=arithmetic:2"]
   said = evaluate(*flags, "--max_tokens=300", code=2)
@@ -182,7 +182,7 @@ def test_responses_beyond_the_models_positions(base, tmp_path):
   assert "set --max_prompt_tokens=156" in evaluate(*flags, *limits, code=2)
 
 
-def test_damaged_and_busy_outputs(base, tmp_path):
+def test_evaluate_refuses_damaged_and_busy_outputs(base, tmp_path):
   (tmp_path / "damaged").mkdir()
   (tmp_path / "damaged" / "settings.json").write_text("{")
   flags = [f"--model={base}", "--benchmarks=arithmetic:1", "--max_tokens=2"]
@@ -193,14 +193,14 @@ def test_damaged_and_busy_outputs(base, tmp_path):
     assert f"busy: process {os.getpid()}" in evaluate(f"--output={tmp_path}/busy", *flags, code=2)
 
 
-def test_run_without_checkpoint(tmp_path):
+def test_evaluate_refuses_a_run_without_a_checkpoint(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("")
   flags = ["--benchmarks=arithmetic", f"--output={tmp_path}/out", f"--model={tmp_path}"]
   assert "a run without a checkpoint" in evaluate(*flags, code=2)
 
 
 @pytest.mark.slow
-def test_real_model(real_models, shared, tmp_path):
+def test_evaluate_with_a_real_model(real_models, shared, tmp_path):
   """Two real problems, a few tokens: the files and the engine agree on what was sampled."""
   model = real_models("smollm2-135m")
   flags = [f"--data={shared}/data/math", "--benchmarks=amc23,minerva_math", "--limit=2"]

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step, dtype", [(None, None), (6, None), (2, "bfloat16")])
-def test_export_is_the_checkpoints_weights(run, tmp_path, step, dtype):
+def test_export_writes_the_checkpoints_weights(run, tmp_path, step, dtype):
   (workdir, saved), out = run, tmp_path / "out"
   assert export.export(workdir, out, step, dtype) == (step or 4)
   assert json.loads((out / "config.json").read_text())["torch_dtype"] == (dtype or "float32")
@@ -59,7 +59,7 @@ def test_export_is_the_checkpoints_weights(run, tmp_path, step, dtype):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_damaged_export_is_refused(run, tmp_path, name):
+def test_load_hf_refuses_a_damaged_export(run, tmp_path, name):
   """By its checksums, which sha256sum reads too; without them it is loaded as it is."""
   out = tmp_path / "out"
   export.export(run[0], out)
@@ -68,7 +68,7 @@ def test_a_damaged_export_is_refused(run, tmp_path, name):
   assert names == {path.name for path in out.iterdir()} - {"SHA256SUMS"}
   data = (out / name).read_bytes()
   (out / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
-  with pytest.raises(UserError, match=f"{name}: damaged, .*remove SHA256SUMS if"):
+  with pytest.raises(UserError, match=f"{name}: .*SHA256SUMS"):
     weights.load_hf(out)
   (out / name).unlink()
   with pytest.raises(UserError, match=f"{name}: missing"):
@@ -77,7 +77,7 @@ def test_a_damaged_export_is_refused(run, tmp_path, name):
   weights.load_hf(out)
 
 
-def test_damaged_checksums_are_refused(run, tmp_path):
+def test_load_hf_refuses_damaged_checksums(run, tmp_path):
   export.export(run[0], tmp_path / "out")
   sums = tmp_path / "out" / "SHA256SUMS"
   whole = sums.read_text()
@@ -98,9 +98,9 @@ def test_export_stops_where_the_run_stopped(run, tmp_path):
   assert stop_ids(load_tokenizer(tmp_path / "out"), tmp_path / "out") == wanted
 
 
-def test_export_refuses(run, tmp_path):
+def test_export_refuses_bad_input(run, tmp_path):
   workdir, _ = run
-  with pytest.raises(ValueError, match="no checkpoint of step 3; it has 2, 4, 6"):
+  with pytest.raises(ValueError, match="step 3.*2, 4, 6"):
     export.export(workdir, tmp_path / "out", 3)
   with pytest.raises(ValueError, match="no run with a checkpoint"):
     export.export(tmp_path, tmp_path / "out")
@@ -109,7 +109,7 @@ def test_export_refuses(run, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_command(run, tmp_path):
+def test_export_command_writes_a_folder(run, tmp_path):
   """On a machine with one device, unlike the run's."""
   command = [sys.executable, "-m", "srl_jax.export", f"--output={tmp_path}/out"]
   call = lambda workdir: subprocess.run(
@@ -121,7 +121,8 @@ def test_command(run, tmp_path):
   )
   done = call(run[0])
   assert done.returncode == 0, done.stderr
-  assert done.stdout == f"wrote {tmp_path}/out: step 4 of {run[0]}\n"
+  # On a busy machine there are lines of progress before it.
+  assert done.stdout.splitlines()[-1] == f"wrote {tmp_path}/out: step 4 of {run[0]}"
   refused = call(tmp_path / "nothing")
   assert refused.returncode == 2
   assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1

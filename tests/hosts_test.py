@@ -99,7 +99,7 @@ print("all well")
 """
 
 
-def test_processes_exchange_what_they_have(logs):
+def test_processes_exchange_objects(logs):
   """Values, sums, errors of one of them, and groups of rollouts."""
   for process, log in zip(start(["-c", EXCHANGE], logs), logs):
     assert process.wait(300) == 0 and "all well" in log.read_text(), log.read_text()
@@ -119,7 +119,7 @@ hosts.all_gather_json(1)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_who_waits_for_a_killed_process_ends(logs, victim):
+def test_barrier_ends_when_a_process_is_killed(logs, victim):
   """Within a minute, and says why."""
   both = start(["-c", KILLED, victim], logs)
   while not all("up" in log.read_text() for log in logs):
@@ -130,7 +130,7 @@ def test_who_waits_for_a_killed_process_ends(logs, victim):
   assert GONE.search(logs[1 - victim].read_text()), logs[1 - victim].read_text()
 
 
-def test_one_process_is_all(tmp_path):
+def test_one_process_needs_no_exchange(tmp_path):
   assert (
     hosts.all_gather_json({"a": 1}) == [{"a": 1}] and hosts.broadcast(3) == 3 and hosts.is_writer()
   )
@@ -153,11 +153,11 @@ def test_one_process_is_all(tmp_path):
     ({"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "a"}, True),
   ],
 )
-def test_what_the_environment_says(environment, several):
+def test_initialize_recognises_several_processes(environment, several):
   assert hosts._several(environment) == several
 
 
-def test_half_an_environment_is_one_line(tmp_path):
+def test_initialize_refuses_half_an_environment(tmp_path):
   environment = os.environ | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_PROCESS_ID": "0"}
   command = [sys.executable, "-m", "srl_jax.train", "--config=configs/quickstart.py"]
   command.append(f"--workdir={tmp_path}")
@@ -225,7 +225,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run_whatever_happens_to_them(whole, tmp_path, logs):
+def test_train_of_two_processes_is_one_run_through_kills(whole, tmp_path, logs):
   """One is killed, then one is stopped, then they end: weights, decisions and files of `whole`."""
   workdir = tmp_path / "run"
   command = [*FLAGS, f"--workdir={workdir}"]

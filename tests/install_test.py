@@ -25,7 +25,7 @@ def run(*command, cwd):
   return done.stdout
 
 
-def test_every_extra_brings_a_build_of_jax_that_the_requirements_allow():
+def test_extras_bring_a_jax_that_the_requirements_allow():
   project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
   assert project["optional-dependencies"].keys() == {"cuda12", "cuda13", "tpu"}
   for extra, needs in project["optional-dependencies"].items():
@@ -52,7 +52,7 @@ def python(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_config_elsewhere_trains_with_the_installed_package(python, tmp_path):
+def test_installed_package_trains_a_config_elsewhere(python, tmp_path):
   folder = tmp_path / "elsewhere"
   folder.mkdir()
   where = "import srl_jax; print(srl_jax.__file__, srl_jax.__version__)"

@@ -33,13 +33,13 @@ def run(*flags):
     (["--config=configs/srl_math.py", "--topology=v5e-8", "--prompt_tokens=0"], "prompt_tokens"),
   ],
 )
-def test_bad_flags_are_one_line(flags, message):
+def test_plan_refuses_bad_flags_in_one_line(flags, message):
   done = run(*flags)
   assert done.returncode == 2 and done.stdout == ""
   assert message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_lengths_beyond_the_models_positions():
+def test_check_refuses_lengths_beyond_the_models_positions():
   """Qwen2.5-Math has 4,096; the values of the message fit."""
   config = srl_math.get_config()
   config.model = "Qwen/Qwen2.5-Math-7B"
@@ -53,7 +53,7 @@ def test_lengths_beyond_the_models_positions():
     plan.check(config)
 
 
-def test_a_tokenizer_beyond_the_embedding(tmp_path):
+def test_check_refuses_a_tokenizer_beyond_the_embedding(tmp_path):
   config = quickstart.get_config()
   for file in (ROOT / "configs" / "miniature").glob("*.json"):
     shutil.copy(file, tmp_path)
@@ -65,7 +65,7 @@ def test_a_tokenizer_beyond_the_embedding(tmp_path):
     plan.check(config)
 
 
-def test_every_topology_has_a_mesh():
+def test_mesh_spec_of_every_topology():
   """Each has a preset of its size or, v5e-8, the size of the configs' own mesh."""
   config = srl_math.get_config()
   for name, topology in topologies.TOPOLOGIES.items():
@@ -73,7 +73,7 @@ def test_every_topology_has_a_mesh():
     assert math.prod(sizes) == topology.devices
 
 
-def test_the_configs_mesh_stays_where_it_fits():
+def test_mesh_spec_keeps_the_configs_mesh_where_it_fits():
   config = srl_math.get_config()
   config.mesh = "data=2,fsdp=4,tensor=2"
   assert plan.mesh_spec(config, "v5e-16") == "data=2,fsdp=4,tensor=2"
@@ -82,7 +82,7 @@ def test_the_configs_mesh_stays_where_it_fits():
   assert plan.mesh_spec(config, "v5e-8") == "data=1,fsdp=8,tensor=1"
 
 
-def test_a_crash_is_no_verdict(monkeypatch, capsys):
+def test_command_of_a_crash_exits_with_3(monkeypatch, capsys):
   def crash(*_):
     raise RuntimeError("of the compiler")
 
@@ -92,7 +92,7 @@ def test_a_crash_is_no_verdict(monkeypatch, capsys):
   assert ended.value.code == 3 and "RuntimeError: of the compiler" in capsys.readouterr().err
 
 
-def test_servers_need_no_address(monkeypatch):
+def test_plan_needs_no_server_addresses(monkeypatch):
   """A launcher starts them; what else is wrong with the config is still found."""
   config = srl_math.get_config()
   config.rollout.engine = "vllm"
@@ -120,7 +120,7 @@ def planned(name, *flags):
 
 
 @pytest.mark.slow
-def test_7b_on_16_small_tpus():
+def test_plan_fits_7b_on_16_small_tpus():
   """All 28 layers with Google's own compiler, libtpu (0.7 GB, installed on first use)."""
   code, found = planned("v5e-16", "--config.batch.tokens_per_device=8192")
   memory = found["memory"]
@@ -130,7 +130,7 @@ def test_7b_on_16_small_tpus():
 
 
 @pytest.mark.slow
-def test_7b_is_refused_on_8_small_tpus():
+def test_plan_refuses_7b_on_8_small_tpus():
   code, found = planned("v5e-8", "--config.batch.tokens_per_device=8192")
   assert code == 1 and not found["memory"]["fits"] and found["step"] is None
   assert found["memory"]["peak"] > found["memory"]["limit"]
@@ -138,7 +138,7 @@ def test_7b_is_refused_on_8_small_tpus():
 
 
 @pytest.mark.slow
-def test_7b_on_a_node_of_h100s():
+def test_plan_fits_7b_on_a_node_of_h100s():
   """Only where JAX's CUDA plugin is: it is about 5 GB."""
   python = topologies.ENVIRONMENT / "bin" / "python"
   check = (

@@ -80,7 +80,7 @@ def test_prepare_writes_what_a_config_would_make(rows):
   assert summary["counts"] == {"rows": 11, "no_steps": 1, "kept": 10}
 
 
-def test_a_config_that_asks_for_something_else_is_refused(rows):
+def test_load_examples_refuses_a_folder_prepared_otherwise(rows):
   assert run(rows, "--source=rows.jsonl", "--output=out", FIELDS, "--holdout=4").returncode == 0
   folder = str(rows / "out")
   for changes, message in (
@@ -89,14 +89,14 @@ def test_a_config_that_asks_for_something_else_is_refused(rows):
   ):
     with pytest.raises(ValueError, match=message):
       load_examples(config(path=folder, **changes), method="srl", seed=0)
-  with pytest.raises(ValueError, match="method='srl', the config has 'rlvr'"):
+  with pytest.raises(ValueError, match="method='srl'.*'rlvr'"):
     load_examples(config(path=folder), method="rlvr", seed=0)
   (rows / "out" / "summary.json").unlink()
-  with pytest.raises(ValueError, match="has no readable summary.json"):
+  with pytest.raises(ValueError, match="summary.json"):
     load_examples(config(path=folder), method="srl", seed=0)
 
 
-def test_nothing_held_out_and_other_methods(rows):
+def test_prepare_without_held_out_problems_and_for_other_methods(rows):
   flags = ("--source=rows.jsonl", "--output=out", FIELDS, "--holdout=0", "--method=rlvr")
   result = run(rows, *flags)
   assert result.stdout.splitlines()[:3] == [
@@ -121,7 +121,7 @@ def test_nothing_held_out_and_other_methods(rows):
     ([], "error: flag --source=None"),
   ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(rows, flags, message):
+def test_prepare_refuses_bad_input_and_leaves_nothing(rows, flags, message):
   (rows / "broken.jsonl").write_text('{"q": "Q?", "s": "1. a\\n2. b", "a": "1"}\n{"q": \n')
   before = sorted(os.listdir(rows))
   result = run(rows, "--output=out", *flags)
@@ -130,7 +130,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(rows, flags, message):
   assert sorted(os.listdir(rows)) == before
 
 
-def test_a_failed_write_leaves_the_old_files(tmp_path):
+def test_prepare_that_fails_leaves_the_old_files(tmp_path):
   good = StepExample("p/1", "p", "srl", "Q?", [], None, "t", None)
   prepare._write(tmp_path / "out", Examples([good], [], {}), {"a": 1}, [])
   before = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
@@ -160,7 +160,7 @@ prepare._write(pathlib.Path("out"), Examples([example("n")], [example("v")], {})
 
 
 @pytest.mark.parametrize("moved", range(3))
-def test_a_killed_prepare_leaves_nothing_that_is_read(rows, moved):
+def test_prepare_that_is_killed_leaves_nothing_that_is_read(rows, moved):
   """Killed before each move of a file: a config reads no mixture, and a second try is whole."""
   flags = ["--source=rows.jsonl", "--output=out", FIELDS, "--holdout=4"]
   assert run(rows, *flags).returncode == 0
@@ -177,7 +177,7 @@ def test_a_killed_prepare_leaves_nothing_that_is_read(rows, moved):
   assert names == {"train.jsonl", "validation.jsonl", "summary.json"}
 
 
-def test_two_commands_do_not_write_to_one_folder(rows):
+def test_prepare_refuses_a_folder_in_use(rows):
   flags = ["--source=rows.jsonl", "--output=out", FIELDS, "--holdout=4"]
   with folders.locked(rows / "out"):
     for more in ([], ["--hard", "--model=gone/model"]):
@@ -189,7 +189,7 @@ def test_two_commands_do_not_write_to_one_folder(rows):
 # ---------------------------------------------------------------------------------- runs
 
 
-def test_runs_of_agents(tmp_path):
+def test_prepare_of_trajectories(tmp_path):
   call = "<function=bash>\n<parameter=command>{}</parameter>\n</function>"
   rows = []
   for k in range(4):
@@ -225,7 +225,7 @@ def test_runs_of_agents(tmp_path):
   data.swe.pairs = 1
   with pytest.raises(ValueError, match="was prepared with swe="):
     load_examples(data, method="srl", seed=0)
-  with pytest.raises(ValueError, match="prepared with domain='swe', the config has 'math'"):
+  with pytest.raises(ValueError, match="domain='swe'.*'math'"):
     load_examples(config(path=str(tmp_path / "out"), holdout=1), method="srl", seed=0)
 
 
@@ -241,7 +241,7 @@ def guesser(tmp_path_factory):
   return folder
 
 
-def test_hard_problems_are_those_that_the_model_hardly_solves(guesser, tmp_path):
+def test_prepare_hard_keeps_problems_that_the_model_hardly_solves(guesser, tmp_path):
   solution = "1. **A**: aa\n2. **B**: bb\n3. **C**: ccc"
   rows = [{"q": f"{k} + {k}", "s": solution, "a": str(k), "i": f"p{k}"} for k in range(10)]
   rows += [{"q": "7 * 7", "s": solution, "a": "49000", "i": "never"}]
@@ -286,7 +286,7 @@ def test_hard_problems_are_those_that_the_model_hardly_solves(guesser, tmp_path)
     (["--hard", "--model=m", "--fields=problem=q,solution=s"], "error: --hard: no problem has a"),
   ],
 )
-def test_hard_needs_a_model_and_answers(rows, flags, message):
+def test_prepare_hard_needs_a_model_and_answers(rows, flags, message):
   result = run(rows, "--source=rows.jsonl", FIELDS, "--output=out", *flags)
   assert result.returncode == 2
   assert result.stderr.startswith(message) and result.stderr.count("\n") == 1

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "tests" / ".cache" / "venv-3.12"
+FOLDER = ROOT / "tests" / ".cache" / "3.12" / ".venv"
 PACKAGES = ["-r", "requirements.txt", "jax==0.11.*", "pytest", "pytest-xdist", "hypothesis"]
 
 

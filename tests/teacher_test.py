@@ -93,7 +93,7 @@ def problems(tmp_path):
   return tmp_path
 
 
-def test_solutions_are_kept_and_the_rest_is_told_by_reason(problems, server):
+def test_teacher_keeps_solutions_and_counts_the_rest_by_reason(problems, server):
   answers = {
     "0+1?": [solved(1)],
     # Of a server whose chat template opens the block.
@@ -142,7 +142,7 @@ def test_solutions_are_kept_and_the_rest_is_told_by_reason(problems, server):
   assert again.stdout == result.stdout and server.asked.total() == asked
 
 
-def test_a_killed_run_goes_on_where_it_stopped(problems, server):
+def test_teacher_continues_after_a_kill(problems, server):
   held = threading.Event()
 
   def script(problem, before):
@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_where_it_stopped(problems, server):
   assert len(lines(attempts)) == len(lines(problems / "out" / "solutions.jsonl")) == 6
 
 
-def test_an_error_in_the_middle_keeps_what_there_is(problems, server):
+def test_teacher_keeps_answers_before_an_error(problems, server):
   server.script = lambda problem, before: (
     (400, '{"error": {"message": "too\\nlong"}}')
     if problem == "3+1?"
@@ -194,7 +194,7 @@ def test_an_error_in_the_middle_keeps_what_there_is(problems, server):
     ((200, '{"choices": []}'), "no chat completion"),
   ],
 )
-def test_a_server_that_refuses_is_one_line(problems, server, answer, message):
+def test_teacher_reports_a_server_that_refuses(problems, server, answer, message):
   server.script = lambda problem, before: answer
   result = run(problems, server.url + "/v1/", "--parallel=1")
   assert result.returncode == 2
@@ -213,7 +213,7 @@ def content(json_text):
 
 
 @pytest.mark.parametrize("parallel", [1, 4])
-def test_bad_answers_are_counted_and_good_ones_kept(problems, server, parallel):
+def test_teacher_counts_bad_answers(problems, server, parallel):
   """One bad answer of each kind, even as the very first; then each problem is solved."""
   bad = [content(LISTED), content("3"), content('"half \\ud83d"'), DEEP, "<html>Hello"]
   bad += [completion(solved(6), ["stop"])]
@@ -229,7 +229,7 @@ def test_bad_answers_are_counted_and_good_ones_kept(problems, server, parallel):
   assert len(lines(problems / "out" / "solutions.jsonl")) == 6
 
 
-def test_an_answer_without_end_is_not_read_to_its_end(problems, server, monkeypatch):
+def test_chat_bounds_the_size_and_time_of_an_answer(problems, server, monkeypatch):
   """In memory and in time: one body is too large, one arrives a byte at a time."""
   monkeypatch.setenv("OPENAI_API_KEY", KEY)
   monkeypatch.setattr(chat, "_LARGEST_ANSWER", 1 << 20)
@@ -246,21 +246,21 @@ def test_an_answer_without_end_is_not_read_to_its_end(problems, server, monkeypa
 
 
 @pytest.mark.parametrize("body", ['{"error": {"message": "key %s is wrong"}}', "%s is wrong", DEEP])
-def test_a_key_that_the_server_repeats_is_not_shown(problems, server, body):
+def test_teacher_hides_a_key_that_the_server_repeats(problems, server, body):
   server.script = lambda problem, before: (401, body.replace("%s", KEY))
   result = run(problems, server.url, "--parallel=1")
   assert result.returncode == 2 and result.stderr.count("\n") == 1
   assert "HTTP 401" in result.stderr and KEY not in result.stderr
 
 
-def test_a_key_that_no_header_can_hold_is_refused(problems, server):
+def test_teacher_refuses_a_key_that_no_header_holds(problems, server):
   result = run(problems, server.url, key="sk-secret\nX: 1")
   assert result.returncode == 2 and result.stderr.startswith("error: OPENAI_API_KEY: ")
   assert "secret" not in result.stdout + result.stderr and not server.seen
 
 
 @pytest.mark.parametrize("field", ["problem", "answer", "id"])
-def test_half_a_character_in_a_problem_is_refused(problems, server, field):
+def test_teacher_refuses_half_a_character_in_a_problem(problems, server, field):
   row = {"problem": "1+1?", "answer": "2", "id": "a"} | {field: "half \ud83d"}
   (problems / "half.jsonl").write_text(json.dumps(row) + "\n")
   fields = "--fields=problem=problem,answer=answer,id=id"
@@ -269,7 +269,7 @@ def test_half_a_character_in_a_problem_is_refused(problems, server, field):
   assert result.stderr.count("\n") == 1 and not server.seen
 
 
-def test_nobody_at_the_address(problems, server):
+def test_teacher_reports_that_no_server_answers(problems, server):
   server.server_close()
   result = run(problems, server.url, "--parallel=1")
   assert result.returncode == 2
@@ -291,7 +291,7 @@ def test_nobody_at_the_address(problems, server):
     (["--problems=other.jsonl"], "error: out/attempts.jsonl holds answers to a problem"),
   ],
 )
-def test_bad_input_is_one_line(problems, flags, message):
+def test_teacher_refuses_bad_input(problems, flags, message):
   (problems / "other.jsonl").write_text('{"problem": "9+1?", "answer": 10}\n')
   (problems / "out").mkdir()
   attempt = {
@@ -308,7 +308,7 @@ def test_bad_input_is_one_line(problems, flags, message):
   assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
 
 
-def test_the_form_that_is_asked_for_is_one_that_splits():
+def test_system_prompt_form_splits_into_steps():
   form = teacher.SYSTEM.rpartition("The form is:\n\n")[2]
   split = solutions.split_solution(form)
   assert [step.title for step in split.steps] == [

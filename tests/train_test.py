@@ -128,14 +128,14 @@ def results(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_one_line(folder, results, name):
+def test_train_refuses_bad_input_in_one_line(folder, results, name):
   code, said = results[name]
   assert code == 2, said
   assert said.startswith("error: ") and said.count("\n") == 1, said
   assert CASES[name][1].replace("{folder}", str(folder)) in said and len(said) < 600
 
 
-def test_nothing_is_left_behind(folder, results):
+def test_train_that_is_refused_leaves_nothing(folder, results):
   """No claim on the other run's folder, and no checkpoint in a new one."""
   assert json.loads((folder / "other" / "config.json").read_text())["seed"] == 0
   assert not list((folder / "new").glob("checkpoints/[0-9]*"))
@@ -153,7 +153,7 @@ command_line.run(train.main)
 """
 
 
-def test_a_device_without_room_is_one_line(tmp_path):
+def test_train_reports_a_device_without_room(tmp_path):
   """With the keys to lower. The error is XLA's; to provoke it for real can hang a CPU process."""
   command = [sys.executable, "-c", OUT_OF_MEMORY, QUICK, f"--workdir={tmp_path}"]
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}

@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu`; __main__.py has the usage.
 
 cases.py  shapes, tokens and sections
-ours.py   our update, its exactness, and the built-in sampler
+ours.py   our update and the built-in sampler
 torch.py  the same update in torch and transformers
 table.py  results -> Markdown
 """

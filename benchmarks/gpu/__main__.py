@@ -1,12 +1,13 @@
 """What one NVIDIA card does: the update, the sampler, and the same update in torch.
 
   python -m benchmarks.gpu                      all sections, about 8 minutes on one H100
-  python -m benchmarks.gpu --sections check update_7b
+  python -m benchmarks.gpu --sections ceiling update_7b
   python -m benchmarks.gpu --tiny               a minute or two, on any machine
 
 Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section has a
 process of its own, so that its peak of memory is its own; the results go to benchmarks/gpu.json
-and, as a table, to benchmarks/gpu.md. Weights are random: speed does not depend on them.
+and, as a table, to benchmarks/gpu.md. Weights are random: speed does not depend on them. That the
+card's attention kernel is right is a test: JAX_PLATFORMS=cuda pytest tests/policy/kernels_test.py.
 """
 
 import argparse

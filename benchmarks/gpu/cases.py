@@ -62,7 +62,7 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
   def ours(shape, case, sharing, remat="full"):
     return "ours.update", (shape, case, sharing, remat, chunk)
 
-  found = {"ceiling": ("ours.ceiling", (size,)), "check": ("ours.check", ())}
+  found = {"ceiling": ("ours.ceiling", (size,))}
   for sharing in ("shared", "naive"):
     found[f"update_7b {first} {sharing}"] = ours(wide, first, sharing)
   found[f"torch {first}"] = ("torch.update", (wide, first, 8, not tiny))

@@ -1,6 +1,5 @@
-"""Our update, its exactness, and the built-in sampler."""
+"""Our update and the built-in sampler."""
 
-import dataclasses
 import statistics
 from types import SimpleNamespace
 
@@ -151,57 +150,6 @@ def ceiling(size: int) -> dict:
 
   second = statistics.median(timed(run)) / count
   return dict(seconds=second, tflops=2 * size**3 / second / 1e12)
-
-
-def check() -> dict:
-  """This platform's kernel against plain XLA in float32: a small model, ragged groups.
-
-  Returns the relative errors (norm of the difference / norm) of the loss's gradient, and 0 or 1 for
-  a leak: whether a change of one group changes a bit of another group's log-probs.
-  """
-  rng = np.random.default_rng(1)
-  ids = lambda count: rng.integers(0, 512, count).tolist()
-
-  def group(prompt, lengths):
-    responses = [Response(ids(n), [-6.0] * n, float(rng.normal()), 0.1 / n) for n in lengths]
-    return PackedGroup(ids(prompt), responses)
-
-  groups = [group(97, [30, 61, 5]), group(12, [100, 3]), group(200, [17, 40, 90]), group(60, [9])]
-  config = dataclasses.replace(model_config("tiny"), head_dim=64)
-  loss = learner.Loss(algorithm_with(importance_cap=0.0), chunk=128)
-
-  def gradient(config, groups, lines):
-    model = init(dataclasses.replace(config, attention="xla"), 0)
-    model = jax.tree.map(lambda x: x * 2, model)  # far from uniform
-    model.config = model.layers.config = config
-    shapes = packing.row_shapes(packing.lengths_of(groups), 1024, "lines")
-    (rows,) = packing.fill(groups, shapes[:1], 1)
-    if not lines:
-      rows = rows._replace(layout=None)
-    run = jax.jit(jax.grad(learner.batch_loss, has_aux=True), static_argnums=4)
-    grad, (_, logprobs) = run(model, learner.on_device(rows), None, None, loss)
-    kept = rows.loss_weights_bs > 0
-    segments = np.take_along_axis(rows.segments_bt, rows.hidden_index_bs, axis=1)
-    flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(grad)])
-    return flat, np.asarray(logprobs)[kept], segments[kept]
-
-  with jax.default_matmul_precision("highest"):  # a card's own float32 products are TF32
-    exact = gradient(dataclasses.replace(config, dtype="float32", attention="xla"), groups, False)
-  plain = gradient(dataclasses.replace(config, attention="xla"), groups, False)
-  ours = gradient(config, groups, True)
-  error = lambda found: float(np.linalg.norm(found - exact[0]) / np.linalg.norm(exact[0]))
-  # The row's groups stand from the longest to the shortest: change the second's responses.
-  changed = list(groups)
-  changed[1] = group(12, [100, 3])
-  other = gradient(config, changed, True)
-  same = [bool((ours[1][ours[2] == s] == other[1][other[2] == s]).all()) for s in (1, 2, 3, 4)]
-  return dict(
-    kernel=config.attention,
-    gradient_error=error(ours[0]),
-    gradient_error_of_plain_xla=error(plain[0]),
-    groups_unchanged=same,
-    leak=int(sum(same) != 3),
-  )
 
 
 def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:

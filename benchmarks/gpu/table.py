@@ -24,19 +24,12 @@ def table(results: dict) -> str:
     if "error" in x:
       last = x["error"].strip().splitlines()[-1][:80].replace("|", "/")
       lines.append(f"| {name} | failed: {last} |")
-    elif name != "check":
+    else:
       lines.append(_line(name + " (not compiled)" * (x.get("compiled") is False), x, peak))
       if "score_seconds" in x:
         scored = {key.removeprefix("score_"): x[key] for key in x if key.startswith("score_")}
         lines.append(_line(f"log-probs of {name}", scored, peak))
   lines += ["", *_ratios(found)]
-  if "error" not in found.get("check", {"error": ""}):
-    x = found["check"]
-    lines += [
-      "",
-      f"Kernel {x['kernel']}: gradient {x['gradient_error']:.1e} from float32 (plain XLA in "
-      f"bfloat16: {x['gradient_error_of_plain_xla']:.1e}); leaks between groups: {x['leak']}.",
-    ]
   return "\n".join(lines) + "\n"
 
 

@@ -45,7 +45,9 @@ class Problem:
   reasoning: str = ""
 
 
-def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], dict[str, int]]:
+def read_problems(
+  data: DataConfig, kind: ExampleKind, progress: rows.Progress | None = None
+) -> tuple[list[Problem], dict[str, int]]:
   """Returns the usable problems of a hub dataset or a file of rows, and counts as in `Examples`.
 
   Rows are left out and counted by reason, those of a unit in brackets: empty_problem;
@@ -64,7 +66,7 @@ def read_problems(data: DataConfig, kind: ExampleKind) -> tuple[list[Problem], d
   counts, unnumbered = collections.Counter(), ""
   found: dict[str, list[Problem]] = {}  # by the problem's text
   ids: dict[str, str] = {}
-  for place, row in rows.read(data.source, data.path, data.split):
+  for place, row in rows.read(data.source, data.path, data.split, progress):
     counts["rows"] += 1
     problem = _problem(row, place, data.fields, kind)
     earlier = found.setdefault(normalized(problem.text), [])

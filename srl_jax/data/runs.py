@@ -39,7 +39,9 @@ def load(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples:
   return make_examples(runs, counts, data, kind, seed=seed)
 
 
-def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]]:
+def read_runs(
+  data: DataConfig, *, seed: int, progress: rows.Progress | None = None
+) -> tuple[list[Run], dict[str, int]]:
   """Returns the usable runs of a source, and counts as in `Examples`.
 
   Rows are left out and counted as: not_resolved and other_expert (`data.swe`; also
@@ -50,7 +52,7 @@ def read_runs(data: DataConfig, *, seed: int) -> tuple[list[Run], dict[str, int]
     UserError: rows without the column of messages, one id for two runs, or no usable run.
   """
   counts, runs, complaint = collections.Counter(), {}, ""
-  for place, row in rows.read(data.source, data.path, data.split):
+  for place, row in rows.read(data.source, data.path, data.split, progress):
     counts["rows"] += 1
     reason = _excluded(row, data.trajectories)
     if not reason:

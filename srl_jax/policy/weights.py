@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,7 @@ def save_hf(
   source=None,
   stop_ids: Sequence[int] = (),
   checksums: bool = False,
+  progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
   """Writes a folder that transformers and vLLM load, atomically.
 
@@ -143,6 +144,7 @@ def save_hf(
     stop_ids: token ids that end a response, for config.json and generation_config.json; () keeps
       those of `source`. transformers and vLLM stop at no other token.
     checksums: whether SHA256SUMS is written, which load_hf compares with the files.
+    progress: called with the number of tensors so far, and of all.
 
   Raises UserError when `folder` exists and is not empty.
   """
@@ -155,12 +157,17 @@ def save_hf(
       pass
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
+  written, count = 0, sum(map(len, files.values()))
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
     target = pathlib.Path(partial) / "model"
     target.mkdir()
     for file, names in files.items():
       # `tensors` has the order of the plan, so the host holds one file's tensors at a time.
-      part = {name: np.asarray(array) for name, (_, array) in zip(names, tensors)}
+      part = {}
+      for name, (_, array) in zip(names, tensors):
+        part[name] = np.asarray(array)
+        written += 1
+        progress(written, count)
       save_file(part, target / file, metadata={"format": "pt"})
       (target / file).chmod(0o644)  # safetensors writes mode 600; servers must read it
     if len(files) > 1:

@@ -39,10 +39,8 @@ def test_gpu_runs_our_sections_where_little_is_installed(tmp_path):
   """`import` of what is missing there fails in every section: Python runs sitecustomize first."""
   hide = f"import sys\nsys.modules |= dict.fromkeys({MISSING})\n"
   (tmp_path / "sitecustomize.py").write_text(hide)
-  names = "ceiling,check,update_7b,update_7b_matmuls,sampler"
+  names = "ceiling,update_7b,update_7b_matmuls,sampler"
   found, page = run_tiny(tmp_path, names, PYTHONPATH=str(tmp_path))
-  assert found["check"]["leak"] == 0 and found["check"]["gradient_error"] < 1e-4
-  assert found["check"]["groups_unchanged"].count(False) == 1  # the check can fail
   shared, naive = (found[f"update_7b tiny {how}"] for how in ("shared", "naive"))
   assert shared["flops"] < 0.5 * naive["flops"]
   assert shared["tokens_per_second"] > 0 and shared["estimated_bytes"] > 0

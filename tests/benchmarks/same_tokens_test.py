@@ -28,7 +28,7 @@ def write(folder, tokens, logprobs, id="p0"):
     ([1, 2], [-0.1, -0.7], 1, "p0: 2 (inf)"),
   ],
 )
-def test_same_tokens(tmp_path, tokens, logprobs, code, said):
+def test_same_tokens_finds_where_responses_part(tmp_path, tokens, logprobs, code, said):
   write(tmp_path / "a", [1, 2, 3], [-0.1, -0.7, -0.1])
   write(tmp_path / "b", tokens, logprobs)
   command = [sys.executable, "-m", "benchmarks.same_tokens", tmp_path / "a", tmp_path / "b"]
@@ -44,7 +44,7 @@ def test_same_tokens(tmp_path, tokens, logprobs, code, said):
     ({"prompt_id": "p9", "rollouts": []}, "have other problems of amc23"),
   ],
 )
-def test_folders_that_cannot_be_compared(tmp_path, row, said):
+def test_same_tokens_refuses_folders_that_do_not_match(tmp_path, row, said):
   write(tmp_path / "a", [1], [-0.1])
   file = tmp_path / "b" / "amc23" / "greedy.rollouts.jsonl"
   file.parent.mkdir(parents=True)

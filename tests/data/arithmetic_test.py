@@ -21,18 +21,18 @@ def load(data, method, seed):
   return arithmetic.load(data, example_kind(method), seed=seed)
 
 
-def test_reasoned_responses_think_first():
+def test_problems_reasoned_responses_think_first():
   (example,) = load(data_config(path="reasoned:1"), "sft", seed=0).train
   problem = arithmetic.problems("train", 1)[0]
   monologue, solution = example.target.removeprefix("<think>").split("</think>\n")
   assert solution.split("\n") == problem.steps and example.task == "one_step"
   turns = [turn.removeprefix("<think>").split("</think>")[0] for turn in problem.turns]
   assert monologue.split("\n") == turns
-  with pytest.raises(ValueError, match="data.path='reasoned' holds responses to learn"):
+  with pytest.raises(ValueError, match="data.path='reasoned'"):
     load(data_config(path="reasoned"), "rlvr", seed=0)
 
 
-def test_first_test_problem_never_changes():
+def test_problems_keep_their_first_test_problem():
   problem = arithmetic.problems("test", 1)[0]
   assert (
     problem.text == "Start with 70. Add 28. Subtract 34. Subtract 35. Subtract 10. Add 37. Add 43."
@@ -49,7 +49,7 @@ def test_first_test_problem_never_changes():
 
 
 @pytest.mark.parametrize("steps, digits", [(6, 2), (3, 2), (3, 1)])
-def test_every_solution_is_right(steps, digits):
+def test_problems_have_right_solutions(steps, digits):
   low, high = {1: (1, 9), 2: (10, 99)}[digits]
   for problem in arithmetic.problems("train", 500, steps=steps, digits=digits):
     value = int(re.match(r"Start with (\d+)\.", problem.text)[1])
@@ -82,7 +82,7 @@ def check_scratch_work(monologue: str, before: int, after: int):
   assert over == 0
 
 
-def test_splits_share_no_problem_and_are_prefixes_of_longer_draws():
+def test_problems_of_splits_are_disjoint_prefixes_of_longer_draws():
   sets = {split: arithmetic.problems(split, 400) for split in SPLITS}
   texts = {split: {problem.text for problem in found} for split, found in sets.items()}
   assert all(len(found) == 400 for found in texts.values())
@@ -92,7 +92,7 @@ def test_splits_share_no_problem_and_are_prefixes_of_longer_draws():
     assert {arithmetic.split_of(text) for text in found} == {split}
 
 
-def test_another_seed_draws_other_problems_of_the_same_split():
+def test_problems_of_another_seed_differ():
   first = {problem.text for problem in arithmetic.problems("train", 200)}
   second = {problem.text for problem in arithmetic.problems("train", 200, seed=1)}
   assert not first & second
@@ -102,11 +102,11 @@ def test_another_seed_draws_other_problems_of_the_same_split():
 def test_problems_refuses_what_it_cannot_draw():
   with pytest.raises(ValueError, match="'validation'"):
     arithmetic.problems("validation", 1)
-  with pytest.raises(ValueError, match="1000 different problems of 1 steps and 1 digits"):
+  with pytest.raises(ValueError, match="1000 .* 1 steps and 1 digits"):
     arithmetic.problems("train", 1000, steps=1, digits=1)
 
 
-def test_srl_examples_are_the_steps_with_what_stands_before_them():
+def test_load_examples_srl_has_the_steps_with_their_context():
   examples = load(data_config(), "srl", seed=0)
   assert (len(examples.train), len(examples.validation)) == (600, 18)
   assert examples.counts == {"rows": 103, "kept": 103}
@@ -120,7 +120,7 @@ def test_srl_examples_are_the_steps_with_what_stands_before_them():
   assert load(data_config(), "srl", seed=1) == examples  # one data set for every run
 
 
-def test_srl_examples_without_the_last_step_and_with_a_title_hint():
+def test_load_examples_srl_leaves_out_the_last_step_and_gives_hints():
   data = data_config(path="hard:2", keep_last_step=False, title_hint=True)
   examples = load(data, "srl", seed=0).train
   problem = arithmetic.problems("train", 1)[0]
@@ -130,7 +130,7 @@ def test_srl_examples_without_the_last_step_and_with_a_title_hint():
 
 
 @pytest.mark.parametrize("method", ["one_step", "rlvr", "sft"])
-def test_whole_solution_methods_have_one_example_per_problem(method):
+def test_load_examples_has_one_example_a_problem_of_whole_solutions(method):
   examples = load(data_config(path="hard:5"), method, seed=0)
   found = arithmetic.problems("train", 5)
   assert [e.problem for e in examples.train] == [p.text for p in found]
@@ -140,7 +140,7 @@ def test_whole_solution_methods_have_one_example_per_problem(method):
     assert example.target == ("" if method == "rlvr" else "\n".join(problem.steps))
 
 
-def test_the_warm_up_has_both_forms_and_keeps_to_its_split():
+def test_load_examples_warm_up_has_both_forms_of_its_split():
   examples = load(data_config(path="mix:2000"), "sft", seed=0)
   assert len(examples.train) == 2000 and len(examples.validation) == 18
   assert {arithmetic.split_of(e.problem) for e in examples.train} == {"train"}
@@ -156,7 +156,7 @@ def test_the_warm_up_has_both_forms_and_keeps_to_its_split():
   assert examples.train != load(data_config(path="mix:2000"), "sft", seed=1).train
 
 
-def test_load_refuses_what_the_family_does_not_have():
+def test_load_examples_refuses_unknown_problems():
   with pytest.raises(ValueError, match="data.path='hard:0'"):
     load(data_config(path="hard:0"), "srl", seed=0)
   with pytest.raises(ValueError, match="method='sft', not 'srl'"):

@@ -28,7 +28,7 @@ def messages(problem, done, hint=None, task="srl", style="think"):
   return TASKS[task].build_messages(problem.text, problem.steps[:done], hint, system)
 
 
-def test_round_trip_without_unknown_tokens(tokenizer):
+def test_tokenizer_decodes_what_it_encodes(tokenizer):
   for problem in family(1000):
     user = messages(problem, len(problem.steps) - 1, hint="Subtract 8")[1]["content"]
     for text in (user, "\n".join(problem.turns)):
@@ -38,7 +38,7 @@ def test_round_trip_without_unknown_tokens(tokenizer):
       assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
-def test_digits_stand_alone_and_words_are_whole(tokenizer):
+def test_tokenizer_has_single_digits_and_whole_words(tokenizer):
   words = [tokenizer.decode([i]) for i in tokenizer.encode("Start with 45. Subtract 8.")]
   assert words == ["Start with ", "4", "5", ". Subtract ", "8", "."]
   step = "<think>5-8=7b</think>1. **Subtract 8**: \\boxed{37}"
@@ -47,14 +47,14 @@ def test_digits_stand_alone_and_words_are_whole(tokenizer):
   assert words[8:] == ["1", ". **Subtract ", "8", "**: ", "\\boxed{", "3", "7", "}"]
 
 
-def test_lengths(tokenizer):
+def test_tokenizer_lengths_fit_the_quickstart(tokenizer):
   for problem in arithmetic.problems("train", 300):
     assert len(encode(tokenizer, messages(problem, 5)).token_ids) <= 70
     assert max(len(tokenizer.encode(turn)) for turn in problem.turns) <= 25
     assert len(tokenizer.encode("\n".join(problem.turns))) <= 150
 
 
-def test_foreign_characters_are_unknown_one_by_one(tokenizer):
+def test_tokenizer_maps_foreign_characters_to_unknown(tokenizer):
   assert tokenizer.encode("4\u00e9\U0001f600x") == [
     *tokenizer.encode("4"),
     *[tokenizer.unk_token_id] * 3,
@@ -71,14 +71,14 @@ def test_foreign_characters_are_unknown_one_by_one(tokenizer):
     ("rlvr", "plain", "<|solution|>"),
   ],
 )
-def test_the_system_message_becomes_one_token(tokenizer, task, style, mode):
+def test_template_writes_the_system_message_as_one_token(tokenizer, task, style, mode):
   problem = arithmetic.problems("train", 1)[0]
   encoded = encode(tokenizer, messages(problem, 0, task=task, style=style))
   mode, turn = tokenizer.convert_tokens_to_ids([mode, "<|turn|>"])
   assert encoded == ([mode, *tokenizer.encode(problem.text), turn], False)
 
 
-def test_without_a_system_message_of_ours_the_next_step_is_meant(tokenizer):
+def test_template_defaults_to_the_next_step(tokenizer):
   user = {"role": "user", "content": "Start with 4. Add 3."}
   own = {"role": "system", "content": "Be brief."}
   usual = system_prompt(TASKS["srl"], PromptSettings())
@@ -89,13 +89,13 @@ def test_without_a_system_message_of_ours_the_next_step_is_meant(tokenizer):
 
 @pytest.mark.parametrize("system", ["Box the final answer.", "Put the final answer within a box."])
 @pytest.mark.parametrize("task, mode", [("srl", "<|step|>"), ("rlvr", "<|solution|>")])
-def test_the_task_decides_whatever_a_users_own_system_prompt_says(tokenizer, task, mode, system):
+def test_template_goes_by_the_task_of_the_prompt(tokenizer, task, mode, system):
   messages = TASKS[task].build_messages("Start with 4.", [], None, system)
   assert encode(tokenizer, messages).token_ids[0] == tokenizer.convert_tokens_to_ids(mode)
 
 
 @pytest.mark.parametrize("task, mode", [("srl", "<|step|>"), ("rlvr", "<|solution|>")])
-def test_our_prompts_are_known_without_the_field(tokenizer, task, mode):
+def test_template_knows_our_prompts_without_the_task(tokenizer, task, mode):
   """As a server's chat route gets them, which knows role and content only."""
   problem = arithmetic.problems("train", 1)[0]
   for style in ("think", "plain"):
@@ -106,7 +106,7 @@ def test_our_prompts_are_known_without_the_field(tokenizer, task, mode):
     assert encode(tokenizer, sent).token_ids[0] == tokenizer.convert_tokens_to_ids(mode)
 
 
-def test_an_answer_ends_with_the_stop_token(tokenizer):
+def test_template_ends_an_answer_with_the_stop_token(tokenizer):
   problem = arithmetic.problems("train", 1)[0]
   answer = {"role": "assistant", "content": problem.turns[0]}
   text = tokenizer.apply_chat_template([*messages(problem, 0), answer], tokenize=False)
@@ -117,7 +117,7 @@ def test_an_answer_ends_with_the_stop_token(tokenizer):
   assert tokenizer.eos_token == "<|end|>" and tokenizer.pad_token == "<|pad|>"
 
 
-def test_the_committed_model_folder_is_up_to_date(tmp_path):
+def test_save_writes_the_committed_tokenizer(tmp_path):
   arithmetic_tokenizer.save(tmp_path)
   folder = pathlib.Path(__file__).parents[2] / "configs" / "miniature"
   for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -11,11 +11,11 @@ from srl_jax.errors import UserError
 
 
 @given(st.integers(1, 200), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_has_every_example_once(count, seed, epoch):
+def test_epoch_order_has_every_example_once(count, seed, epoch):
   assert sorted(epoch_order(count, seed, epoch)) == list(range(count))
 
 
-def test_order_is_a_function_of_seed_and_epoch_alone():
+def test_epoch_order_depends_on_seed_and_epoch_alone():
   """Golden: runs of other machines and Pythons must draw the same. Never change this."""
   assert epoch_order(8, seed=0, epoch=0) == [0, 2, 1, 4, 6, 7, 3, 5]
   assert epoch_order(8, 0, 0) == epoch_order(8, 0, 0)
@@ -24,7 +24,7 @@ def test_order_is_a_function_of_seed_and_epoch_alone():
 
 
 @given(st.integers(1, 20), st.lists(st.integers(0, 25), max_size=12))
-def test_the_queue_deals_epochs_one_after_another(count, sizes):
+def test_queue_take_continues_into_the_next_epoch(count, sizes):
   """Whatever is taken at a time, wrapping included: every example once an epoch, in its order."""
   queue, dealt = PromptQueue(count, 3), []
   for n in sizes:
@@ -42,7 +42,7 @@ def test_the_queue_deals_epochs_one_after_another(count, sizes):
   st.lists(st.tuples(st.integers(1, 12), st.integers(0, 4)), max_size=8),
   st.integers(0, 8),
 )
-def test_state_goes_through_json_at_any_point(count, moves, cut):
+def test_queue_state_survives_json_at_any_point(count, moves, cut):
   """Each move takes n and puts back the last k of them; a copy made at `cut` goes on the same."""
 
   def play(queue, moves):
@@ -62,7 +62,7 @@ def test_state_goes_through_json_at_any_point(count, moves, cut):
   assert second.state() == whole.state()
 
 
-def test_what_is_put_back_comes_first():
+def test_queue_take_returns_what_was_put_back_first():
   queue = PromptQueue(6, 0)
   first = queue.take(4)
   queue.put_back(first[1:3])
@@ -70,13 +70,11 @@ def test_what_is_put_back_comes_first():
   assert queue.take(3) == [*first[1:3], (0, epoch_order(6, 0, 0)[4])]
 
 
-def test_buckets():
-  lengths = [1, 32, 33, 256, 257, 512, 513, 1024, 1025, 2049]
-  assert [bucket(n) for n in lengths] == [32, 32, 64, 256, 288, 512, 576, 1024, 1152, 2304]
+def test_bucket_rounds_up_with_bounded_padding():
   for n in range(1, 9000):
-    assert n <= bucket(n) <= max(32, n * 1.125 + 32) and bucket(n) % (128 if n > 1024 else 32) == 0
-    assert bucket(bucket(n)) == bucket(n)
-  assert len({bucket(n) for n in range(1, 8193)}) == 8 + 8 * 5
+    assert n <= bucket(n) < n * 1.125 + 32 and bucket(n) % (128 if n > 1024 else 32) == 0
+    assert bucket(bucket(n)) == bucket(n) <= bucket(n + 1)
+  assert len({bucket(n) for n in range(1, 8193)}) <= 50  # programs to compile
 
 
 @pytest.mark.parametrize(
@@ -87,6 +85,6 @@ def test_buckets():
     (3, dict(epoch=1, position=1, head=[[0, 3]])),
   ],
 )
-def test_a_queue_of_other_examples_is_refused(count, state):
+def test_queue_refuses_the_state_of_other_examples(count, state):
   with pytest.raises(UserError):
     PromptQueue(count, 0, state)

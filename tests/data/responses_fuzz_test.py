@@ -23,7 +23,7 @@ TEXT = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_siz
 REASONS = {None, "cut_off", "no_open", "no_close", "several", "empty_action"}
 
 
-def test_a_response_has_a_reason_or_an_action(capsys):
+def test_parse_response_of_any_text_has_a_reason_or_an_action(capsys):
   stopwatch, formed = Stopwatch(), 0
   with capsys.disabled():
 

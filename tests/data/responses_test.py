@@ -27,7 +27,7 @@ from srl_jax.data.responses import (
     ("<think>x < 3 </ think></think>a <b> </b>", Response("x < 3 </ think>", "a <b> </b>")),
   ],
 )
-def test_well_formed(text, response):
+def test_parse_response_splits_well_formed_texts(text, response):
   assert format_failure(text) is None
   assert parse_response(text) == response
 
@@ -51,13 +51,13 @@ def test_well_formed(text, response):
     ("<think>m</think> \n\t", "empty_action"),
   ],
 )
-def test_each_reason(text, reason):
+def test_format_failure_names_each_reason(text, reason):
   assert format_failure(text) == reason
   assert parse_response(text) is None
 
 
 @pytest.mark.parametrize("text", ["<think>m", "<think>m</think>half an act", "a", ""])
-def test_what_was_cut_off_is_a_failure(text):
+def test_format_failure_of_a_response_that_was_cut_off(text):
   assert format_failure(text, "length") == "cut_off"
   assert format_failure(text, finish_reason="abort") == "cut_off"
 
@@ -73,12 +73,12 @@ def test_what_was_cut_off_is_a_failure(text):
     ("m</think>a</think>b", "several"),
   ],
 )
-def test_a_template_that_opens_the_block(text, reason):
+def test_format_failure_with_a_block_that_the_template_opened(text, reason):
   assert format_failure(text, think_opened=True) == reason
   assert (parse_response(text, think_opened=True) is None) == (reason is not None)
 
 
-def test_the_opened_block_is_the_monologue():
+def test_parse_response_takes_the_opened_block_as_monologue():
   assert parse_response(" m \n</think> a ", think_opened=True) == Response("m", "a")
 
 
@@ -88,7 +88,7 @@ PIECES = st.lists(
 
 
 @given(PIECES.map("".join), st.booleans())
-def test_parsed_or_a_reason_never_both(text, opened):
+def test_parse_response_and_format_failure_exclude_each_other(text, opened):
   response = parse_response(text, think_opened=opened)
   assert (response is None) == (format_failure(text, think_opened=opened) is not None)
   if response:
@@ -109,7 +109,7 @@ def test_parsed_or_a_reason_never_both(text, opened):
     ("a<think>verify</think>", "a"),
   ],
 )
-def test_well_formed_whole_solutions(text, solution):
+def test_parse_solution_accepts_well_formed_texts(text, solution):
   assert whole_format_failure(text) is None
   assert outside_think_blocks(text) == solution
 
@@ -126,25 +126,25 @@ def test_well_formed_whole_solutions(text, solution):
     ("<<think></think>think>", "several"),
   ],
 )
-def test_malformed_whole_solutions(text, failure):
+def test_parse_solution_names_what_is_malformed(text, failure):
   assert whole_format_failure(text) == failure
   assert whole_format_failure(text, "length") == "cut_off"
 
 
-def test_whole_solution_of_an_opened_template():
+def test_parse_solution_with_a_block_that_the_template_opened():
   assert whole_format_failure("m</think>a", think_opened=True) is None
   assert whole_format_failure("a", think_opened=True) == "no_close"
 
 
 @given(PIECES.map("".join), st.booleans())
-def test_no_tag_is_left_in_a_well_formed_solution(text, opened):
+def test_parse_solution_leaves_no_tag(text, opened):
   if whole_format_failure(text, think_opened=opened) is None:
     solution = outside_think_blocks(text, think_opened=opened)
     assert solution == solution.strip() != ""
     assert "<think>" not in solution and "</think>" not in solution
 
 
-def test_outside_and_inside_of_any_text():
+def test_split_blocks_keeps_every_character():
   text = "a<think> m1 </think>b<think>m2"
   assert outside_think_blocks(text) == "ab"
   assert monologues(text) == ["m1", "m2"]
@@ -153,7 +153,7 @@ def test_outside_and_inside_of_any_text():
   assert outside_think_blocks("a</think>b") == "a</think>b"
 
 
-def test_the_public_names_are_importable_from_data_prompts():
+def test_prompts_exports_the_public_names():
   for name in ("Response", "parse_response", "format_failure"):
     assert getattr(prompts, name) is getattr(responses, name)
 
@@ -164,7 +164,7 @@ def test_the_public_names_are_importable_from_data_prompts():
 @pytest.mark.parametrize(
   "turn", ["<think>\nAdd 3.\n</think>\n1. 7", " <think>a</think>\n1. 7\n<think>b</think>", "1. 7"]
 )
-def test_what_follows_an_opened_tag(turn):
+def test_format_failure_of_text_after_an_opened_tag(turn):
   """With the template's tag it is the same response: of one block, of several, or of none."""
   rest = after_opened_tag(turn)
   assert outside_think_blocks(rest, think_opened=True) == outside_think_blocks(turn)

@@ -64,7 +64,7 @@ They are 1 and 2.
 PLAIN = "1. Add 2 and 3 to get 5.\n2. Double 5 to get 10.\n3. Take 1: \\boxed{9}.\n\nIt is 9."
 
 
-def test_bold_numbers():
+def test_split_steps_by_bold_numbers():
   solution = split_solution(BOLD)
   assert solution.preamble == "To solve this, we factor."
   assert solution.steps == [
@@ -84,7 +84,7 @@ def test_bold_numbers():
   assert solution.conclusion == "Therefore the roots are 1 and 2."
 
 
-def test_step_headings():
+def test_split_steps_by_headings():
   solution = split_solution(HEADINGS)
   assert solution.preamble == "We factor.\n\n### Step-by-Step Solution:"
   assert [(s.title, s.body) for s in solution.steps] == [
@@ -95,7 +95,7 @@ def test_step_headings():
   assert solution.conclusion == "### Final Answer:\n\\boxed{1, 2}"
 
 
-def test_plain_numbers():
+def test_split_steps_by_plain_numbers():
   solution = split_solution(PLAIN)
   assert [(s.title, s.body) for s in solution.steps] == [
     (None, "Add 2 and 3 to get 5."),
@@ -127,7 +127,7 @@ def test_plain_numbers():
     ("1. a\r", "2. b\r", None, "a"),
   ],
 )
-def test_variants_of_a_head(first, second, title, body):
+def test_split_steps_reads_variants_of_a_head(first, second, title, body):
   solution = split_solution(f"Intro.\n\n{first}\n\n{second}\n")
   assert solution.preamble == "Intro."
   assert [step.number for step in solution.steps] == [1, 2]
@@ -213,17 +213,17 @@ def test_what_only_looks_like_a_label_is_none(text):
     "Step 1 gives 4, and Step 2 gives 5.",
   ],
 )
-def test_text_without_steps_is_all_preamble(text):
+def test_split_steps_of_text_without_steps_is_empty(text):
   solution = split_solution(text)
   assert (solution.preamble, solution.steps, solution.conclusion) == (text, [], "")
 
 
-def test_numbering_is_strict():
+def test_split_steps_needs_consecutive_numbers():
   assert [s.text for s in split_steps("1. a\n2. b\n4. d\n3. c")] == ["1. a", "2. b\n4. d", "3. c"]
   assert [s.number for s in split_steps("1. only one")] == [1]
 
 
-def test_nested_lists_restart_inside_a_step():
+def test_split_steps_keeps_nested_lists_in_their_step():
   text = "### Step 1: A\n1. x\n2. y\n\n### Step 2: B\n1. x\n2. y\n3. z\n\n### Step 3: C\nc"
   assert titles(text) == ["A", "B", "C"]
   text = "1. **A**:\n\n1. x\n2. y\n\n2. **B**:\n1. x\n2. y\n3. z\n\n3. **C**: c"
@@ -236,17 +236,17 @@ def test_nested_lists_restart_inside_a_step():
   assert titles(text) == ["A", "B"]
 
 
-def test_a_list_of_givens_is_preamble():
+def test_split_steps_skips_a_list_of_givens():
   solution = split_solution("Given:\n1. a\n2. b\n\nSolution:\n\n1. x\n2. y\n3. z")
   assert solution.preamble == "Given:\n1. a\n2. b\n\nSolution:"
   assert [s.body for s in solution.steps] == ["x", "y", "z"]
 
 
-def test_a_step_that_lost_its_bold_title_still_counts():
+def test_split_steps_counts_a_step_without_its_bold_title():
   assert titles("1. **A**: a\n2. **B**: b\n3. So c.\n4. **D**: d") == ["A", "B", None, "D"]
 
 
-def test_code_is_not_numbering_but_a_wrapped_solution_is():
+def test_split_steps_ignores_numbers_in_code():
   text = "### Step 1: A\n```python\n# 1. x\n### Step 2: no\n```\n\n### Step 2: B\nb"
   assert titles(text) == ["A", "B"]
   assert titles("```python\n# 1. x\n# 2. y\n```") == []
@@ -278,7 +278,7 @@ def test_code_is_not_numbering_but_a_wrapped_solution_is():
     ("### Step 2: B\nb\n\nMore b", ""),
   ],
 )
-def test_where_the_last_step_ends(last, conclusion):
+def test_split_steps_ends_the_last_step_before_the_answer(last, conclusion):
   solution = split_solution(f"### Step 1: A\na\n\nmore a\n\n{last}")
   expected = "Thus, the final answer is:\n\n\\boxed{4}" if conclusion is None else conclusion
   assert solution.conclusion == expected
@@ -286,19 +286,19 @@ def test_where_the_last_step_ends(last, conclusion):
   assert solution.steps[1].text == (last.removesuffix(expected).rstrip("\n-") if expected else last)
 
 
-def test_unindented_bodies_do_not_end_at_a_paragraph():
+def test_split_steps_keeps_unindented_paragraphs():
   text = "1. **A**\n\nUnindented.\n\nMore.\n\n2. **B**\n\nUnindented.\n\nMore.\n\nThe answer is 4."
   solution = split_solution(text)
   assert solution.steps[1].body == "Unindented.\n\nMore."
   assert solution.conclusion == "The answer is 4."
 
 
-def test_a_cut_off_solution_keeps_its_last_step():
+def test_split_steps_keeps_the_last_step_of_a_cut_solution():
   steps = split_steps("1. **A**: a\n\n2. **B**: b\n\n3.")
   assert [(s.title, s.body) for s in steps] == [("A", "a"), ("B", "b"), (None, "")]
 
 
-def test_real_solutions(shared):
+def test_split_steps_of_real_solutions(shared):
   path = shared / "data" / "steps" / "mathodyssey_deepseek_v3.jsonl"
   rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
   solutions = [split_solution(row["response"]) for row in rows]
@@ -326,7 +326,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join)))
-def test_nothing_is_lost_from_any_text(text):
+def test_split_steps_loses_nothing_of_any_text(text):
   assert_nothing_lost(text)
 
 
@@ -342,13 +342,13 @@ HOSTILE += ["".join(f"{' ' * k}1. a\n{' ' * k}2. a\n" for k in range(200))]  # a
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_long_hostile_text_takes_no_time(text):
+def test_split_steps_is_fast_on_hostile_text(text):
   with Stopwatch() as stopwatch:
     split_solution(text)
   assert stopwatch.last < 1.0
   assert_nothing_lost(text)
 
 
-def test_the_longest_of_many_restarted_lists_has_the_steps():
+def test_split_steps_takes_the_longest_of_restarted_lists():
   text = "1. a\n2. b\n1. c\n" * 50 + "\n1. one\n2. two\n3. three\n" + "1. d\n" * 50
   assert [step.number for step in split_solution(text).steps] == [1, 2, 3]

@@ -48,7 +48,7 @@ def write(path, rows):
   return path
 
 
-def test_a_solution_of_three_steps_gives_two_prompts():
+def test_load_examples_makes_two_prompts_of_three_steps():
   shared = {"problem_id": "p", "task": "srl", "problem": "Q?", "hint": None, "answer": "7"}
   assert step_examples("srl", "p", "Q?", SOLUTION, "7", title_hint=False, keep_last_step=False) == [
     StepExample(id="p/1", context=["We start."], target="1. **A**: a", **shared),
@@ -56,7 +56,7 @@ def test_a_solution_of_three_steps_gives_two_prompts():
   ]
 
 
-def test_supervised_reasoning_stands_in_think_tags_before_the_solution(tmp_path):
+def test_load_examples_puts_reasoning_in_think_tags(tmp_path):
   path = write(tmp_path / "a.jsonl", [row(1, trace="Hm."), row(2, trace=None)])
   data = config(path)
   data.fields.reasoning = "trace"
@@ -64,11 +64,11 @@ def test_supervised_reasoning_stands_in_think_tags_before_the_solution(tmp_path)
   assert targets("sft") == [f"<think>\nHm.\n</think>\n{SOLUTION}", SOLUTION]
   assert targets("one_step") == [SOLUTION] * 2
   data.fields.reasoning = "thoughts"
-  with pytest.raises(ValueError, match="no field 'thoughts', which data.fields.reasoning names"):
+  with pytest.raises(ValueError, match="'thoughts'.*data.fields.reasoning"):
     targets("sft")
 
 
-def test_thoughts_in_the_solutions_are_no_steps(tmp_path):
+def test_load_examples_leaves_thoughts_out_of_the_steps(tmp_path):
   """Left out for steps and whole solutions, the reasoning for sft; counted where they are."""
   thoughts = "1. first\n2. second\n3. third\n4. fourth"
   rows = [row(1, f"<think>{thoughts}</think>\n{SOLUTION}"), row(2, f"{thoughts}</think>{SOLUTION}")]
@@ -90,7 +90,7 @@ def test_thoughts_in_the_solutions_are_no_steps(tmp_path):
         assert [(e.context, e.target) for e in found[f"Question {k}?"]] == plain
 
 
-def test_title_hint_and_last_step():
+def test_load_examples_gives_title_hints_and_the_last_step():
   examples = step_examples("srl", "p", "Q?", SOLUTION, None, title_hint=True, keep_last_step=True)
   assert [(e.id, e.hint, e.target) for e in examples] == [
     ("p/1", "A", "a"),
@@ -100,7 +100,7 @@ def test_title_hint_and_last_step():
   assert examples[2].context == ["We start.", "1. **A**: a", "2. **B**: b"]
 
 
-def test_a_step_without_a_title_or_without_more_gets_no_hint():
+def test_load_examples_gives_no_hint_without_a_title():
   examples = step_examples(
     "srl", "p", "Q?", "1. **A**\n2. b\n3. c", None, title_hint=True, keep_last_step=False
   )
@@ -110,12 +110,12 @@ def test_a_step_without_a_title_or_without_more_gets_no_hint():
   ]
 
 
-def test_fewer_than_two_steps_give_no_prompt():
+def test_load_examples_makes_no_prompt_of_fewer_than_two_steps():
   for text in ("", "Prose.", "1. **Only**: one"):
     assert step_examples("srl", "p", "Q?", text, None, title_hint=False, keep_last_step=True) == []
 
 
-def test_rows_are_counted_by_reason(tmp_path):
+def test_load_examples_counts_rows_by_reason(tmp_path):
   rows = [
     row(1),
     row(2, "No steps."),
@@ -147,7 +147,9 @@ def test_rows_are_counted_by_reason(tmp_path):
     ("rlvr", "", 3, "no_answer"),
   ],
 )
-def test_other_methods_have_one_example_a_problem(tmp_path, method, target, kept, reason):
+def test_load_examples_has_one_example_a_problem_of_other_methods(
+  tmp_path, method, target, kept, reason
+):
   rows = [row(1), row(2, gold=27.0), row(3, "No steps."), row(4, " ", gold=None)]
   examples = load_examples(config(write(tmp_path / "a.jsonl", rows)), method=method, seed=0)
   assert examples.counts == {"rows": 4, reason: 1, "kept": kept}
@@ -157,7 +159,7 @@ def test_other_methods_have_one_example_a_problem(tmp_path, method, target, kept
   assert (first.id, second.answer) == (first.problem_id, "27.0")
 
 
-def test_an_explanation_is_an_answer_only_with_a_box(tmp_path):
+def test_load_examples_takes_an_explanation_as_answer_only_with_a_box(tmp_path):
   """Some rows of s1K have a worked solution in the column of the answers."""
   why = "Because it is so. " * 30
   rows = [row(1, gold=why), row(2, gold=why + r"So \(x=\boxed{7}\)."), row(3, gold="7")]
@@ -165,7 +167,7 @@ def test_an_explanation_is_an_answer_only_with_a_box(tmp_path):
   assert examples.counts == {"rows": 3, "no_answer": 1, "kept": 2}
 
 
-def test_holdout_is_whole_problems_and_independent_of_row_order(tmp_path):
+def test_load_examples_holds_out_whole_problems_in_any_order(tmp_path):
   rows = [row(k) for k in range(40)]
   rows.append(row(99, question=" Question 7? "))
   one = load_examples(config(write(tmp_path / "a.jsonl", rows), holdout=10), method="srl", seed=3)
@@ -180,7 +182,7 @@ def test_holdout_is_whole_problems_and_independent_of_row_order(tmp_path):
   assert {e.id for e in other.validation} != {e.id for e in one.validation}
 
 
-def test_ids_of_a_column(tmp_path):
+def test_load_examples_takes_ids_of_a_column(tmp_path):
   data = config(write(tmp_path / "a.jsonl", [row(1, name=17), row(2, name="x")]))
   data.fields.id = "name"
   examples = load_examples(data, method="srl", seed=0)
@@ -205,13 +207,13 @@ def test_ids_of_a_column(tmp_path):
     ([], {}, "srl", r"a.jsonl is empty"),
   ],
 )
-def test_bad_input_is_named(tmp_path, rows, changes, method, message):
+def test_load_examples_names_bad_input(tmp_path, rows, changes, method, message):
   path = write(tmp_path / "a.jsonl", rows)
   with pytest.raises(ValueError, match=message):
     load_examples(config(**{"path": path, **changes}), method=method, seed=0)
 
 
-def test_several_solutions_of_one_problem(tmp_path):
+def test_load_examples_of_several_solutions_of_one_problem(tmp_path):
   """All are kept for steps, under one problem_id; the same solution again is not; both counted."""
   other = SOLUTION.replace("b", "B")
   rows = [row(1), row(2), row(1, other), row(1, f" {SOLUTION}\n"), row(1, "1. x\n2. y\n3. z")]
@@ -236,7 +238,7 @@ def test_several_solutions_of_one_problem(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["rlvr", "srl"])
-def test_gold_answers_that_nothing_could_equal(tmp_path, unit):
+def test_load_examples_leaves_out_answers_that_nothing_equals(tmp_path, unit):
   """GSM8K's form is read, NaN is null, prose stays; RLVR leaves out what cannot be parsed."""
   worked = "Natalia sold 48/2 = 24 in May.\nShe sold 72.\n#### 72"
   golds = [worked, "#### 1,000", float("nan"), "No real solutions", "a. 3, b. 4", 5]
@@ -252,7 +254,7 @@ def test_gold_answers_that_nothing_could_equal(tmp_path, unit):
   assert found == wanted and examples.counts == counts
 
 
-def test_rlvr_needs_an_answer_column(tmp_path):
+def test_load_examples_of_rlvr_needs_an_answer_column(tmp_path):
   data = config(write(tmp_path / "a.jsonl", [row(1)]))
   data.fields.answer = ""
   assert load_examples(data, method="srl", seed=0).train[0].answer is None
@@ -260,7 +262,7 @@ def test_rlvr_needs_an_answer_column(tmp_path):
     load_examples(data, method="rlvr", seed=0)
 
 
-def test_a_file_of_step_examples(tmp_path):
+def test_load_examples_reads_a_file_of_step_examples(tmp_path):
   rows = [row(k) for k in range(9)]
   direct = load_examples(config(write(tmp_path / "a.jsonl", rows), holdout=3), method="srl", seed=5)
   steps = [dataclasses.asdict(e) for e in (*direct.train, *direct.validation)]
@@ -270,7 +272,7 @@ def test_a_file_of_step_examples(tmp_path):
   with pytest.raises(ValueError, match=r"steps.jsonl:1: task='srl', .*--method=rlvr"):
     load_examples(config(path), method="rlvr", seed=5)
   write(path, [steps[0], {k: v for k, v in steps[1].items() if k != "hint"}])
-  with pytest.raises(ValueError, match=r"steps.jsonl:2: a step example without 'hint'"):
+  with pytest.raises(ValueError, match="steps.jsonl:2: .*'hint'"):
     load_examples(config(path), method="srl", seed=5)
 
 
@@ -313,16 +315,16 @@ def step(**changes):
     ({"task": "rlvr", "answer": "7\ud83d"}, "rlvr", "'answer' has half a character"),
   ],
 )
-def test_a_step_example_is_checked_for_its_task(tmp_path, changes, method, place):
+def test_load_examples_checks_step_examples_for_their_task(tmp_path, changes, method, place):
   path = write(tmp_path / "a.jsonl", [step(**{"id": "7/2"} | changes)])
   with pytest.raises(ValueError, match=rf"a.jsonl:1: .*{place}"):
     load_examples(config(path), method=method, seed=0)
 
 
-def test_an_id_names_one_step_example(tmp_path):
+def test_load_examples_refuses_an_id_of_two_step_examples(tmp_path):
   """Also where one is in train.jsonl and the other in validation.jsonl."""
   path = write(tmp_path / "a.jsonl", [step(), step(id="7/2"), step(target="u")])
-  with pytest.raises(UserError, match=r"a.jsonl:3: the 'id' '7/1' is that of .*a.jsonl:1 too"):
+  with pytest.raises(UserError, match="a.jsonl:3: .*'7/1'.*a.jsonl:1"):
     load_examples(config(path), method="srl", seed=0)
   folder = tmp_path / "prepared"
   folder.mkdir()
@@ -330,23 +332,23 @@ def test_an_id_names_one_step_example(tmp_path):
   (folder / "summary.json").write_text(json.dumps({"settings": settings, "counts": {}}))
   write(folder / "train.jsonl", [step()])
   write(folder / "validation.jsonl", [step(id="8/1", problem_id="8", problem="R?"), step()])
-  with pytest.raises(UserError, match=r"validation.jsonl:2: the 'id' .*train.jsonl:1 too"):
+  with pytest.raises(UserError, match="validation.jsonl:2: .*train.jsonl:1"):
     load_examples(config(folder, holdout=1), method="srl", seed=0)
 
 
-def test_what_a_reward_does_not_need_may_be_empty(tmp_path):
+def test_load_examples_accepts_empty_fields_that_no_reward_needs(tmp_path):
   path = write(tmp_path / "a.jsonl", [step(task="rlvr", target="", answer="7")])
   assert load_examples(config(path), method="rlvr", seed=0).train[0].answer == "7"
 
 
-def test_supervised_examples_keep_their_task(tmp_path):
+def test_load_examples_of_sft_keep_their_task(tmp_path):
   """Responses are learned in reply to the prompt of their task; prepare 0.1 wrote "sft"."""
   rows = [step(id=name, problem_id=name, task=name) for name in ("srl", "rlvr", "sft")]
   examples = load_examples(config(write(tmp_path / "a.jsonl", rows)), method="sft", seed=0)
   assert [e.task for e in examples.train] == ["srl", "rlvr", "one_step"]
 
 
-def test_hub(monkeypatch):
+def test_load_examples_of_a_hub_dataset(monkeypatch):
   def load_dataset(name, *, split):
     assert (name, split) == ("org/name", "train")
     return [row(1), row(2)]
@@ -356,7 +358,7 @@ def test_hub(monkeypatch):
   assert (len(examples.train), len(examples.validation)) == (2, 2)
 
 
-def test_built_in_problems():
+def test_load_examples_of_built_in_problems():
   examples = load_examples(
     config("hard:8", source="arithmetic", keep_last_step=True, holdout=4), method="srl", seed=0
   )
@@ -364,7 +366,7 @@ def test_built_in_problems():
   assert len({e.problem_id for e in examples.validation}) == 4
 
 
-def test_real_solutions(shared):
+def test_load_examples_of_real_solutions(shared):
   data = config(shared / "data" / "steps" / "mathodyssey_deepseek_v3.jsonl", holdout=60)
   data.fields = dict(problem="problem", solution="response", answer="answer", id="id", reasoning="")
   examples = load_examples(data, method="srl", seed=0)

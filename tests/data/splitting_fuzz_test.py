@@ -33,7 +33,7 @@ LONG_PIECES += ["**answer", "```\nx\n```\n" * 500, "__", ":", "\n1. **A**: b", "
 TEXT = st.lists(st.one_of(PIECES, st.sampled_from(LONG_PIECES), st.text(max_size=5)), max_size=30)
 
 
-def test_any_solution_is_split_at_once(capsys):
+def test_split_steps_is_fast_on_any_solution(capsys):
   stopwatch = Stopwatch()
   with capsys.disabled():
 
@@ -107,7 +107,7 @@ def places(parent):
       yield from places(parent[key])
 
 
-def test_mutated_runs_are_split_or_refused(capsys):
+def test_steps_of_mutated_runs_are_split_or_refused(capsys):
   stopwatch, refused = Stopwatch(), 0
   with capsys.disabled():
 

@@ -25,7 +25,7 @@ SOLUTION = "1. Add 2\n2. Double"
     (f" {SOLUTION} ", "", f" {SOLUTION} "),
   ],
 )
-def test_thoughts_and_solution(text, thoughts, solution):
+def test_split_thoughts_returns_thoughts_and_solution(text, thoughts, solution):
   assert split_thoughts(text) == (thoughts, solution)
   response = as_response(text, "")
   if thoughts and solution:
@@ -36,7 +36,7 @@ def test_thoughts_and_solution(text, thoughts, solution):
     assert response == solution
 
 
-def test_reasoning_of_a_column_comes_before_thoughts_in_the_text():
+def test_as_response_prefers_the_column_of_reasoning():
   text = f"<think>of the text</think>{SOLUTION}"
   for reasoning in ("of the column", "<think>of the column</think>"):
     assert as_response(text, reasoning) == f"<think>\nof the column\n</think>\n{SOLUTION}"

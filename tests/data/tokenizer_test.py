@@ -46,7 +46,7 @@ def copy(bytes_only, tmp_path):
   return make
 
 
-def test_same_ids_as_autotokenizer_for_a_real_qwen(qwen, shared):
+def test_load_tokenizer_gives_the_ids_of_autotokenizer(qwen, shared):
   from transformers import AutoTokenizer
 
   ours, theirs = load_tokenizer(qwen), AutoTokenizer.from_pretrained(qwen)
@@ -73,24 +73,24 @@ def test_same_ids_as_autotokenizer_for_a_real_qwen(qwen, shared):
   assert encode(ours, messages) == (expected, False)
 
 
-def test_padding_is_not_a_vision_token(qwen):
+def test_load_tokenizer_pads_with_qwens_end_of_text(qwen):
   tokenizer = load_tokenizer(qwen)
   assert tokenizer.pad_token == "<|endoftext|>" and tokenizer.pad_token_id == 151643
 
 
-def test_padding_where_none_is_named(copy):
+def test_load_tokenizer_pads_with_the_end_where_none_is_named(copy):
   tokenizer = load_tokenizer(copy(pad_token=None))
   assert tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
-def test_a_template_that_opens_the_block_is_noticed(copy):
+def test_encode_notices_a_template_that_opens_the_block(copy):
   tokenizer = load_tokenizer(copy(chat_template="{{ messages[1].content }}:<think>\n"))
   assert encode(tokenizer, MESSAGES).think_opened
   closed = load_tokenizer(copy(chat_template="{{ messages[1].content }}:<think>\n\n</think>\n\n"))
   assert not encode(closed, MESSAGES).think_opened
 
 
-def test_special_tokens_are_not_added_twice(copy):
+def test_encode_adds_special_tokens_once(copy):
   # A template writes its own beginning of text; a tokenizer may add one to whatever it is given.
   folder = copy(chat_template="<|im_start|>{{ messages[1].content }}", bos_token="<|im_start|>")
   tokens = json.loads((folder / "tokenizer.json").read_text())
@@ -110,7 +110,7 @@ def test_special_tokens_are_not_added_twice(copy):
   assert ids.count(151644) == 1
 
 
-def test_think_tags_that_are_special_tokens_stay_in_the_text(copy):
+def test_decode_keeps_think_tags_that_are_special_tokens(copy):
   """Other special tokens are left out; the tags are tokens of their own in both directions."""
   text = "<think>4 + 3</think>1. 7"
   plain = load_tokenizer(copy())
@@ -131,20 +131,20 @@ def test_think_tags_that_are_special_tokens_stay_in_the_text(copy):
   assert "<think>" not in special.decode(ids, skip_special_tokens=True)  # what used to be rewarded
 
 
-def test_a_folder_without_a_tokenizer_is_one_clear_line(tmp_path):
-  with pytest.raises(ValueError, match="has no tokenizer.json"):
+def test_load_tokenizer_refuses_a_folder_without_one(tmp_path):
+  with pytest.raises(ValueError, match="tokenizer.json"):
     load_tokenizer(tmp_path)
 
 
-def test_a_broken_tokenizer_is_one_clear_line(copy):
+def test_load_tokenizer_refuses_a_broken_file(copy):
   folder = copy()
   (folder / "tokenizer.json").write_text('{"version": "1.0", "model": 3')
-  with pytest.raises(ValueError, match="the tokenizer cannot be read"):
+  with pytest.raises(ValueError, match="tokenizer"):
     load_tokenizer(folder)
 
 
-def test_a_tokenizer_without_a_template_is_one_clear_line(copy):
-  with pytest.raises(ValueError, match="has no chat template"):
+def test_load_tokenizer_refuses_one_without_a_template(copy):
+  with pytest.raises(ValueError, match="chat template"):
     load_tokenizer(copy(chat_template=None))
 
 
@@ -155,8 +155,8 @@ def test_a_tokenizer_without_a_template_is_one_clear_line(copy):
     ("{{ raise_exception('no system role') }}", "TemplateError: no system role"),
   ],
 )
-def test_a_template_that_fails_is_one_clear_line(copy, template, reason):
-  with pytest.raises(ValueError, match=f"cannot write a system and a user message .{reason}"):
+def test_load_tokenizer_refuses_a_template_that_fails(copy, template, reason):
+  with pytest.raises(ValueError, match=f"{reason}"):
     load_tokenizer(copy(chat_template=template))
 
 
@@ -164,14 +164,14 @@ def test_a_template_that_fails_is_one_clear_line(copy, template, reason):
   "user",
   ["", "{{ m.content | length }}", "{{ m.content[:8] }}", "{{ m.content | upper }}"],
 )
-def test_a_template_that_leaves_the_question_out_is_refused(copy, user):
+def test_load_tokenizer_refuses_a_template_without_the_question(copy, user):
   parts = "{% if m.role == 'system' %}{{ m.content }}{% else %}" + user + "{% endif %}"
-  with pytest.raises(UserError, match="its chat template leaves the question out") as caught:
+  with pytest.raises(UserError, match="chat template") as caught:
     load_tokenizer(copy(chat_template="{% for m in messages %}" + parts + "{% endfor %}"))
   assert "'A question.'" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_template_that_cuts_long_questions_off_is_refused(copy):
+def test_encode_refuses_a_template_that_cuts_questions_off(copy):
   """The trial fits; the real prompt does not."""
   template = "{% for m in messages %}{{ m.content[:30] }}{% endfor %}"
   tokenizer = load_tokenizer(copy(chat_template=template))
@@ -180,7 +180,7 @@ def test_a_template_that_cuts_long_questions_off_is_refused(copy):
 
 
 @pytest.mark.parametrize("user", ["{{ m.content | trim }}", "[INST] {{ m.content }}\n[/INST]"])
-def test_a_template_may_strip_the_question_or_leave_the_system_prompt_out(copy, user):
+def test_load_tokenizer_accepts_a_template_without_the_system_prompt(copy, user):
   template = "{% for m in messages %}{% if m.role == 'user' %}" + user + "{% endif %}{% endfor %}"
   tokenizer = load_tokenizer(copy(chat_template=template))
   messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "\n What? \n"}]
@@ -189,11 +189,11 @@ def test_a_template_may_strip_the_question_or_leave_the_system_prompt_out(copy, 
 
 @pytest.mark.parametrize("eos", [151_700, 152_064, 2**40, -1, [151_645, 10**30]])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_an_end_beyond_the_vocabulary_is_refused(copy, name, eos):
+def test_stop_ids_refuses_an_id_beyond_the_vocabulary(copy, name, eos):
   """The last token is 151664."""
   folder = copy()
   (folder / name).write_text(json.dumps({"eos_token_id": eos, "vocab_size": 152_064}))
-  with pytest.raises(UserError, match=f"/{name}: eos_token_id .* is no token of the tokenizer"):
+  with pytest.raises(UserError, match=f"/{name}: eos_token_id"):
     stop_ids(load_tokenizer(folder), folder)
 
 
@@ -207,21 +207,21 @@ def test_stop_ids_come_from_everywhere(copy):
   assert stop_ids(tokenizer, folder) == [151645, 7, 151643]
 
 
-def test_a_base_model_stops_where_its_template_ends_a_turn(copy):
+def test_stop_ids_of_a_base_model_has_the_templates_end(copy):
   # Qwen2.5's base models name <|endoftext|> as the end; their template writes <|im_end|>.
   folder = copy(eos_token="<|endoftext|>")
   assert stop_ids(load_tokenizer(folder), folder) == [151645, 151643]
 
 
-def test_a_broken_config_is_named(copy):
+def test_stop_ids_names_a_broken_config(copy):
   folder = copy()
   tokenizer = load_tokenizer(folder)
   (folder / "generation_config.json").write_text("{")
-  with pytest.raises(ValueError, match=r"generation_config\.json is no JSON object"):
+  with pytest.raises(ValueError, match=r"generation_config\.json"):
     stop_ids(tokenizer, folder)
 
 
-def test_ends_of_a_wrong_type_are_refused(copy):
+def test_stop_ids_refuses_wrong_types(copy):
   folder = copy()
   tokenizer = load_tokenizer(folder)
   for name in ("config.json", "generation_config.json"):

@@ -68,7 +68,7 @@ def called(name, arguments):
 # ---------------------------------------------------------------------------------- one run
 
 
-def test_text_and_tool_calls_give_the_same_steps():
+def test_read_runs_reads_text_and_tool_calls_alike():
   steps = [
     AgentStep("Look.", VIEW, "  1\ta\n  2\tb"),
     AgentStep("", bash("ls"), "Your command ran."),
@@ -107,14 +107,14 @@ def test_text_and_tool_calls_give_the_same_steps():
   assert split_actions(tools) == steps
 
 
-def test_submits_after_the_first_are_left_out():
+def test_read_runs_leaves_out_submits_after_the_first():
   run = xml_run(VIEW, SUBMIT, bash("rm x.py"), SUBMIT, SUBMIT)
   steps = split_actions(run)
   assert [step.action for step in steps] == [VIEW, SUBMIT, bash("rm x.py")]
   assert [step.observation for step in steps] == ["shown 0", "shown 1", "shown 2"]
 
 
-def test_a_thought_may_speak_of_functions_and_a_value_may_contain_tags():
+def test_read_runs_accepts_tags_in_thoughts_and_values():
   thought = "I call <function=bash> now: </function>"
   action = bash("cat <<X\n<function=bash>\nX")
   (step,) = split_actions([message("assistant", f"{thought}\n\n{action}")])
@@ -153,19 +153,19 @@ def test_a_thought_may_speak_of_functions_and_a_value_may_contain_tags():
     (called("bash", '{"a>b": 1}'), "message 0: 'a>b' is no name of a function or a parameter"),
   ],
 )
-def test_broken_messages_are_refused(messages, complaint):
+def test_read_runs_counts_broken_messages_as_malformed(messages, complaint):
   with pytest.raises(ValueError, match=complaint):
     split_actions(messages)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_long_hostile_messages_take_no_time(text):
+def test_read_runs_is_fast_on_hostile_messages(text):
   with Stopwatch() as stopwatch, pytest.raises(UserError):
     split_actions([message("assistant", text)])
   assert stopwatch.last < 0.5
 
 
-def test_shorten_keeps_both_ends(shared):
+def test_shorten_observation_keeps_both_ends(shared):
   """By tokens of the model: of Qwen2.5 a digit is one, a line of blanks is few."""
   tokenizer = load_tokenizer(shared / "tokenizer_qwen2.5")
   digits = "0123456789"
@@ -184,7 +184,7 @@ def test_shorten_keeps_both_ends(shared):
       assert len(kept) < len(text) and "\ufffd" not in kept
 
 
-def test_only_the_observation_is_shortened(shared):
+def test_shorten_observation_changes_no_call(shared):
   tokenizer = load_tokenizer(shared / "tokenizer_qwen2.5")
   call = "<function=bash>\n<parameter=command>ls</parameter>\n</function>"
   pair = f"{call}\n\nOBSERVATION:\n{'0123456789' * 10}"
@@ -223,7 +223,7 @@ def write(path, rows):
   return path
 
 
-def test_prompts_have_the_last_two_pairs_and_the_action_is_the_target(tmp_path):
+def test_make_examples_has_the_last_two_pairs_and_the_action(tmp_path):
   actions = [bash("a"), VIEW, EDIT, SUBMIT]
   data = config(write(tmp_path / "a.jsonl", [row(xml_run(*actions), traj_id="t")]))
   data.fields.id = "traj_id"
@@ -241,7 +241,7 @@ def test_prompts_have_the_last_two_pairs_and_the_action_is_the_target(tmp_path):
   assert all(e.context == [] for e in load_examples(data, method="srl", seed=0).train)
 
 
-def test_supervised_targets_are_well_formed_answers(tmp_path):
+def test_make_examples_of_sft_has_well_formed_targets(tmp_path):
   messages = xml_run(VIEW, EDIT)
   messages[4]["content"] = EDIT  # no thought
   data = config(write(tmp_path / "a.jsonl", [row(messages)]))
@@ -254,7 +254,7 @@ def test_supervised_targets_are_well_formed_answers(tmp_path):
   ]
 
 
-def test_step_examples_that_prepare_wrote_before_swe_was_a_task(tmp_path):
+def test_load_examples_reads_step_examples_of_version_0_1(tmp_path):
   data = config(write(tmp_path / "a.jsonl", [row(xml_run(VIEW, EDIT))]))
   examples = load_examples(data, method="srl", seed=0).train
   rows = [{**dataclasses.asdict(e), "task": "srl"} for e in examples]
@@ -262,7 +262,7 @@ def test_step_examples_that_prepare_wrote_before_swe_was_a_task(tmp_path):
   assert load_examples(data, method="srl", seed=0).train == examples
 
 
-def test_rows_are_counted_by_reason(tmp_path):
+def test_read_runs_counts_rows_by_reason(tmp_path):
   rows = [
     row(xml_run(VIEW, SUBMIT)),
     row(json.dumps(xml_run(EDIT, SUBMIT))),
@@ -286,7 +286,7 @@ def test_rows_are_counted_by_reason(tmp_path):
   assert with_all == {"rows": 11, "kept": 2, "malformed": 4, "no_steps": 1, "duplicate": 4}
 
 
-def test_runs_whose_id_is_no_text_are_left_out(tmp_path):
+def test_read_runs_leaves_out_runs_without_a_text_id(tmp_path):
   ids = ["a", 7, ["a"], None, "half \ud83d"]
   data = config(write(tmp_path / "a.jsonl", [row(xml_run(VIEW, SUBMIT), id=id) for id in ids]))
   data.fields.id = "id"
@@ -303,7 +303,7 @@ def many(count=30):
   ]
 
 
-def test_whole_runs_are_held_out_and_their_issues_with_them(tmp_path):
+def test_make_examples_holds_out_whole_runs_and_their_issues(tmp_path):
   rows = many()
   data = config(write(tmp_path / "a.jsonl", rows), holdout=5, validation_steps=7)
   data.fields.id = "id"
@@ -324,7 +324,7 @@ def test_whole_runs_are_held_out_and_their_issues_with_them(tmp_path):
   assert {e.id for e in other} != {e.id for e in whole}
 
 
-def test_runs_are_drawn_by_seed_and_id(tmp_path):
+def test_read_runs_draws_by_seed_and_id(tmp_path):
   rows = many()
   data = config(write(tmp_path / "a.jsonl", rows), runs=8)
   data.fields.id = "id"
@@ -352,7 +352,7 @@ def test_runs_are_drawn_by_seed_and_id(tmp_path):
     ),
   ],
 )
-def test_bad_input_is_named(tmp_path, rows, changes, method, complaint):
+def test_read_runs_names_bad_input(tmp_path, rows, changes, method, complaint):
   data = config(write(tmp_path / "a.jsonl", rows))
   data.fields.solution = changes.pop("fields", "messages")
   data.fields.id = changes.pop("id", "")
@@ -374,7 +374,9 @@ def real(shared, form, **changes):
   ("form", "count", "turns", "submits", "empty", "unanswered"),
   [("xml", 16, 499, 14, 44, 2), ("tool", 2, 54, 2, 2, 0)],
 )
-def test_every_turn_of_the_real_runs(shared, form, count, turns, submits, empty, unanswered):
+def test_read_runs_reads_every_turn_of_real_runs(
+  shared, form, count, turns, submits, empty, unanswered
+):
   data = real(shared, form)
   found, counts = runs.read_runs(DataConfig.from_group(data), seed=0)
   assert counts == {"rows": count, "kept": count}
@@ -394,7 +396,7 @@ def test_every_turn_of_the_real_runs(shared, form, count, turns, submits, empty,
       assert all(any(text.endswith(action) for text in said) for action in taken)
 
 
-def test_real_actions_have_one_form(shared):
+def test_read_runs_writes_real_actions_in_one_form(shared):
   """An action of a text run, read as a tool call, gives the same text again."""
   for run in runs.read_runs(DataConfig.from_group(real(shared, "xml")), seed=0)[0]:
     for step in run.steps:
@@ -411,7 +413,7 @@ def test_real_actions_have_one_form(shared):
       assert again == dataclasses.replace(step, observation=None)
 
 
-def test_real_examples(shared):
+def test_make_examples_of_real_runs(shared):
   data = real(shared, "xml", holdout=3, validation_steps=50)
   examples = load_examples(data, method="srl", seed=0)
   assert len(examples.validation) == 50

@@ -20,7 +20,7 @@ def line(*answers, **more):
   return {"samples": samples(*answers, **more)}
 
 
-def test_greedy():
+def test_figures_of_a_greedy_pass():
   found = F.figures({"greedy": [line("7"), line("7"), line("1"), line(None, ended="cut_off")]})
   assert found["greedy"]["value"] == 0.5
   # Variance with ddof 1: 4 * 0.25 / 3; over 4 problems.
@@ -35,7 +35,7 @@ def test_greedy():
   }
 
 
-def test_sampled():
+def test_figures_of_a_sampled_pass():
   passes = {"sampled-4": [line("7", "7", "1", "7"), line("1", "2", "7", "1")]}
   found = F.figures(passes)
   assert found["avg_at_4"]["value"] == (0.75 + 0.25) / 2
@@ -45,7 +45,7 @@ def test_sampled():
   assert found["passes"]["sampled-4"]["tokens"] == 25.0
 
 
-def test_one_problem_has_no_error():
+def test_figures_of_one_problem_have_no_error():
   assert F.mean_and_error([True]) == {"value": 1.0, "se": None}
 
 
@@ -63,11 +63,11 @@ def test_one_problem_has_no_error():
     (["0.5", "7", "1/2", "7", r"\frac{1}{3}"], False),  # two against two, and 0.5 was first
   ],
 )
-def test_majority(answers, right):
+def test_figures_majority_by_hand(answers, right):
   assert F.majority_right(samples(*answers)) is right
 
 
-def test_majority_compares_only_where_it_matters():
+def test_figures_majority_compares_only_where_it_matters():
   def refuse(pairs):
     raise AssertionError("compared")
 
@@ -76,7 +76,7 @@ def test_majority_compares_only_where_it_matters():
 
 
 @given(st.lists(st.sampled_from(["7", "1", "2", None]), min_size=1, max_size=9))
-def test_majority_is_the_most_common(answers):
+def test_figures_majority_is_the_most_common(answers):
   votes = [a for a in answers if a]
   counts = {a: votes.count(a) for a in votes}
   best = [a for a in counts if counts[a] == max(counts.values())]
@@ -84,7 +84,7 @@ def test_majority_is_the_most_common(answers):
   assert F.majority_right(samples(*answers), same) is (bool(best) and best[0] == "7")
 
 
-def test_paper_average():
+def test_paper_average_by_hand():
   """Table 1, the base model: seven figures, 24.6 on average."""
   of = lambda value: {"value": value, "se": 0.0}
   benchmarks = {

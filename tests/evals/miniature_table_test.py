@@ -38,7 +38,7 @@ def arm(tmp_path):
   return write
 
 
-def test_each_arm_in_its_own_form_and_in_both(arm):
+def test_table_has_each_arm_in_its_own_form_and_in_both(arm):
   base = arm("base", {"whole": 1 / 6, "stepwise": 2 / 6}, seeds=2)
   srl = arm("srl", {"whole": 0, "stepwise": 5 / 6}, seeds=2)
   rlvr = arm("rlvr", {"whole": 3 / 6, "stepwise": 1})
@@ -58,7 +58,7 @@ def test_each_arm_in_its_own_form_and_in_both(arm):
   assert 0 < low < 0.5 < high <= 1
 
 
-def test_the_text_has_every_figure_and_what_it_cost(arm):
+def test_table_text_has_every_figure_and_cost(arm):
   srl = arm("srl", {"whole": 0, "stepwise": 5 / 6}, seeds=3)
   text, data = miniature_table.table([srl])
   assert data["compute"]["srl"] == {"steps": 3, "sampled_tokens": 30, "seconds": 9}
@@ -69,7 +69,7 @@ def test_the_text_has_every_figure_and_what_it_cost(arm):
   assert ["<srl>", *("0.0", "+-", "0.0") * 3] in rows
 
 
-def test_arms_are_paired_problem_by_problem(arm):
+def test_table_pairs_arms_by_problem(arm):
   """The same mean on the same problems differs by nothing, with no width."""
   both = {"whole": 1 / 2, "stepwise": 1 / 2}
   _, data = miniature_table.table([arm("srl", both, 2), arm("srl_no_filter", both, 2)])

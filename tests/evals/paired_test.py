@@ -13,12 +13,12 @@ def test_summary_is_over_seeds():
   assert paired.summary([[1, 0]]).spread is None
 
 
-def test_an_arm_against_itself_differs_by_nothing():
+def test_difference_of_an_arm_and_itself_is_zero():
   scores = np.random.default_rng(1).random((3, 50))
   assert paired.difference(scores, scores)[:3] == (0.0, 0.0, 0.0)
 
 
-def test_a_constant_gain_has_a_narrow_interval_however_hard_the_problems_vary():
+def test_difference_of_a_constant_gain_has_a_narrow_interval():
   """Pairing takes out what both arms share: unpaired, these means would tell nothing apart."""
   rng = np.random.default_rng(2)
   hard = rng.random((5, 200))
@@ -29,7 +29,7 @@ def test_a_constant_gain_has_a_narrow_interval_however_hard_the_problems_vary():
   assert len(noisy.by_seed) == 5 and np.mean(noisy.by_seed) == pytest.approx(noisy.mean)
 
 
-def test_one_seed_is_the_bootstrap_of_a_mean():
+def test_difference_of_one_seed_is_the_bootstrap_of_a_mean():
   """Its width is that of the normal interval of a mean over problems."""
   difference = np.random.default_rng(3).normal(0.2, 1.0, (1, 400))
   found = paired.difference(difference, np.zeros_like(difference))
@@ -38,7 +38,7 @@ def test_one_seed_is_the_bootstrap_of_a_mean():
   assert found.mean == pytest.approx(difference.mean())
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_difference_interval_covers_the_truth_as_often_as_stated():
   """With effects of seeds and of problems; it may cover more often, hardly less."""
   rng, covered = np.random.default_rng(4), 0
   for _ in range(200):
@@ -48,6 +48,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
   assert covered >= 180
 
 
-def test_arms_of_other_seeds_or_problems_are_refused():
+def test_difference_refuses_other_seeds_or_problems():
   with pytest.raises(ValueError, match="the same seeds and problems"):
     paired.difference(np.zeros((3, 10)), np.zeros((5, 10)))

@@ -11,7 +11,7 @@ PASSES = {"greedy": {"unfinished": 0.0}, "at_2": {"unfinished": 0.5}}
 SETTINGS = {"mode": "whole", "style": "think", "max_tokens": 4096}
 
 
-def test_the_figures_have_the_averages_that_the_paper_prints():
+def test_paper_figures_have_the_printed_averages():
   """A slip of a digit would show, but for rows whose printed mean is not that of their figures."""
   off = {}
   for name, figures in paper.PAPER.items():
@@ -21,7 +21,7 @@ def test_the_figures_have_the_averages_that_the_paper_prints():
   assert off == {"srl_math": 26.9}
 
 
-def test_ours_stand_above_the_papers(tmp_path):
+def test_side_by_side_has_ours_above_the_papers(tmp_path):
   at, greedy, missing = tmp_path / "at_2", tmp_path / "greedy", tmp_path / "missing"
   for folder, table in (
     (at, {"amc23": {"greedy": {"value": 0.5}, "avg_at_2": {"value": 0.25}, "passes": PASSES}}),
@@ -43,7 +43,7 @@ def test_ours_stand_above_the_papers(tmp_path):
   assert how == f"  SRL: {told}" and missing_how == "  base model: not yet"
 
 
-def test_a_column_without_a_figure_in_the_paper_is_left_open(tmp_path):
+def test_side_by_side_leaves_a_column_open_without_the_papers_figure(tmp_path):
   (tmp_path / "table.json").write_text(
     json.dumps(
       {"benchmarks": {"mine": {"greedy": {"value": 1.0}, "passes": PASSES}}, "settings": SETTINGS}

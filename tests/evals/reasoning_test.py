@@ -26,7 +26,7 @@ INTERLEAVED = (
 )
 
 
-def test_interleaved():
+def test_interleaved_by_hand():
   assert read(INTERLEAVED) == (23, 13, 10, ["planning", "between", "verification"])
 
 
@@ -45,20 +45,20 @@ def test_interleaved():
     ("one <think>a checkerboard</think> two", ["between"]),
   ],
 )
-def test_kinds(text, kinds):
+def test_kinds_of_blocks_by_hand(text, kinds):
   assert read(text).kinds == kinds
 
 
-def test_block_that_the_template_opened():
+def test_blocks_count_the_one_that_the_template_opened():
   assert read("my plan</think> one two", think_opened=True) == (4, 2, 2, ["planning"])
 
 
-def test_turns_are_one_response():
+def test_turns_of_an_episode_are_one_response():
   turns = ("<think>a b</think>1. one", "<think>c</think>2. two", r"<think>check</think>\boxed{3}")
   assert read(*turns) == (9, 4, 5, ["planning", "between", "verification"])
 
 
-def test_describe():
+def test_describe_by_hand():
   found = R.describe([read(INTERLEAVED), read("<think>a</think> b"), read("b c d")])
   assert found["count"] == 3
   assert found["words"]["response"]["p50"] == 3 and found["words"]["response"]["max"] == 23
@@ -69,7 +69,7 @@ def test_describe():
   assert found["interleaved"] == found["monolithic"] == pytest.approx(1 / 3)
 
 
-def test_difference():
+def test_difference_by_hand():
   """By problem: 3 - 1 = 2 and 5 - 1 = 4 words, the second over two samples; 3 on average."""
   words = lambda n: read(" ".join(["w"] * n))
   found = R.difference([[words(1)], [words(1)]], [[words(3)], [words(4), words(6)]])
@@ -104,7 +104,7 @@ def command(*flags):
   )
 
 
-def test_command(tmp_path):
+def test_reasoning_command_writes_its_figures(tmp_path):
   base = evaluation(tmp_path / "base", {"1": "one two", "2": "one", "3": "only here " * 50})
   srl = evaluation(tmp_path / "srl", {"1": INTERLEAVED, "2": "<think>a</think> b"})
   done = command(
@@ -121,7 +121,7 @@ def test_command(tmp_path):
   assert {"base", "SRL <7B>", "Words of a response", "verification"} <= set(words)
 
 
-def test_refuses(tmp_path):
+def test_reasoning_command_refuses_bad_input(tmp_path):
   base = evaluation(tmp_path / "base", {"1": "one"})
   other = evaluation(tmp_path / "other", {"2": "two"})
   for flags, complaint in [

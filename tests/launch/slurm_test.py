@@ -68,7 +68,7 @@ def job(cluster, checkout):
   return cluster | dict(SLURM_JOB_ID="17", SLURM_JOB_NODELIST="a[1-3]", SRL_ROOT=str(checkout))
 
 
-def test_the_job_is_submitted_with_a_warning_before_its_limit(call, cluster, checkout, tmp_path):
+def test_slurm_submits_with_a_signal_before_the_limit(call, cluster, checkout, tmp_path):
   assert call("slurm.sh", "configs/a.py", "--config.c=a b", **cluster).returncode == 0
   root, *arguments = (tmp_path / "tools" / "sbatch.log").read_text().splitlines()
   assert root == str(checkout)
@@ -77,7 +77,7 @@ def test_the_job_is_submitted_with_a_warning_before_its_limit(call, cluster, che
     assert flag in arguments
 
 
-def test_dry_run_says_what_is_submitted_and_what_the_job_starts(call, cluster, checkout, tmp_path):
+def test_slurm_dry_run_prints_job_and_steps(call, cluster, checkout, tmp_path):
   done = call("slurm.sh", "--dry-run", "configs/a.py", "--workdir=/w", **cluster)
   assert done.returncode == 0, done.stderr
   flags = (
@@ -95,7 +95,7 @@ def test_dry_run_says_what_is_submitted_and_what_the_job_starts(call, cluster, c
   assert not (tmp_path / "tools" / "srun.log").exists()
 
 
-def test_the_job_starts_what_the_dry_run_said(call, job, tmp_path):
+def test_slurm_job_starts_what_the_dry_run_printed(call, job, tmp_path):
   workdir = tmp_path / "w"
   done = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", **job)
   assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ def test_the_job_starts_what_the_dry_run_said(call, job, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["limit", "preempted"])
-def test_it_saves_when_asked_and_is_queued_again(call, job, checkout, tmp_path, number):
+def test_slurm_job_saves_and_is_queued_again(call, job, checkout, tmp_path, number):
   workdir = long_run(tmp_path)
   run = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **job)
   wait_for(workdir / "started")
@@ -124,7 +124,7 @@ def test_it_saves_when_asked_and_is_queued_again(call, job, checkout, tmp_path, 
   assert done.returncode == 0 and f"training from {saved}" in done.stdout
 
 
-def test_cancelled_it_saves_and_is_not_queued_again(call, job, tmp_path):
+def test_slurm_job_that_is_cancelled_is_not_queued_again(call, job, tmp_path):
   workdir = long_run(tmp_path)
   job |= dict(STATE="CANCELLED")
   run = call("slurm.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **job)
@@ -137,9 +137,7 @@ def test_cancelled_it_saves_and_is_not_queued_again(call, job, tmp_path):
 
 
 @pytest.mark.parametrize("restarts", [0, 20])
-def test_a_run_whose_servers_are_away_is_queued_again_but_not_for_ever(
-  call, job, checkout, tmp_path, restarts
-):
+def test_slurm_job_without_servers_is_queued_20_times(call, job, checkout, tmp_path, restarts):
   (checkout / "srl_jax" / "train.py").write_text(SERVERS_ARE_AWAY)
   job |= dict(SLURM_RESTART_COUNT=str(restarts))
   done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", **job)
@@ -149,7 +147,7 @@ def test_a_run_whose_servers_are_away_is_queued_again_but_not_for_ever(
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["limit", "preempted"])
-def test_asked_to_stop_during_set_up_it_starts_nothing(call, job, checkout, tmp_path, number):
+def test_slurm_job_stopped_during_set_up_starts_nothing(call, job, checkout, tmp_path, number):
   installing = tmp_path / "installing"
   server = checkout / "launch" / "vllm_server.sh"
   server.write_text(f"#!/bin/bash\ntouch {installing}\nsleep 2\n")
@@ -164,13 +162,13 @@ def test_asked_to_stop_during_set_up_it_starts_nothing(call, job, checkout, tmp_
     assert run.returncode == 2 and "give the job more (SBATCH_TIMELIMIT)" in said
 
 
-def test_bad_input_is_not_queued_again(call, job, tmp_path):
+def test_slurm_job_of_bad_input_is_not_queued_again(call, job, tmp_path):
   done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", "--config.fail", **job)
   assert done.returncode == 2
   assert not (tmp_path / "tools" / "requeued").exists()
 
 
-def test_servers_that_cannot_start_end_the_job(call, job, checkout, tmp_path):
+def test_slurm_job_ends_when_servers_cannot_start(call, job, checkout, tmp_path):
   job |= dict(SRL_VLLM_FLAGS="--broken")
   done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", **job)
   assert done.returncode == 2
@@ -178,13 +176,13 @@ def test_servers_that_cannot_start_end_the_job(call, job, checkout, tmp_path):
   assert not running(checkout)
 
 
-def test_an_allocation_of_another_size_is_refused(call, job):
+def test_slurm_refuses_an_allocation_of_another_size(call, job):
   job |= dict(SRL_SERVER_NODES="2")
   done = call("slurm.sh", "configs/a.py", **job)
   assert done.returncode == 2 and "the allocation has 3 nodes" in done.stderr
 
 
-def test_without_accelerators_a_node_is_one_device(call, cluster):
+def test_slurm_without_accelerators_has_one_device_a_node(call, cluster):
   cluster |= dict(SRL_CARDS_PER_NODE="0")
   done = call("slurm.sh", "--dry-run", "configs/a.py", **cluster)
   assert "--config.mesh=data=2,fsdp=1,tensor=1 " in done.stdout.splitlines()[-1]
@@ -201,7 +199,7 @@ def test_without_accelerators_a_node_is_one_device(call, cluster):
     (("--config.rollout.servers=http://a",), {}, "servers=http://a: this script starts its own"),
   ],
 )
-def test_what_cannot_be_started_is_refused_before_it_is_submitted(
+def test_slurm_refuses_bad_settings_before_it_submits(
   call, cluster, tmp_path, flags, environment, message
 ):
   done = call("slurm.sh", "configs/a.py", *flags, **(cluster | environment))

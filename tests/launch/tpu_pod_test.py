@@ -46,7 +46,7 @@ def pod(checkout, tmp_path):
   return dict(SRL_TPU_NAME="pod", WORKERS=str(workers))
 
 
-def test_dry_run_prints_the_commands(call, checkout):
+def test_tpu_pod_dry_run_prints_the_commands(call, checkout):
   done = call(
     *("tpu_pod.sh", "--dry-run", "configs/a.py", "--config.mesh=v5p-128", "--workdir=/w"),
     **(NOTHING_SET | dict(SRL_TPU_NAME="pod")),
@@ -64,7 +64,7 @@ def test_dry_run_prints_the_commands(call, checkout):
   assert not (checkout / ".cache").exists()
 
 
-def test_all_workers_run_and_the_first_ones_output_and_exit_code_come_back(call, pod, tmp_path):
+def test_tpu_pod_runs_all_workers_and_follows_the_first(call, pod, tmp_path):
   workdir = tmp_path / "w"
   done = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", "--config.c=it's a", **pod)
   assert done.returncode == 0, done.stderr
@@ -74,7 +74,7 @@ def test_all_workers_run_and_the_first_ones_output_and_exit_code_come_back(call,
   assert "JAX_COORDINATOR_ADDRESS=10.0.0.1:8476" in (tmp_path / "workers/gcloud.log").read_text()
 
 
-def test_workers_get_the_environment_and_a_dry_run_shows_no_secret(call, pod, checkout, tmp_path):
+def test_tpu_pod_passes_the_environment_and_prints_no_secret(call, pod, checkout, tmp_path):
   train = checkout / "srl_jax" / "train.py"
   train.write_text(
     "import os\n" + train.read_text() + "\nprint(os.environ['HF_TOKEN'], os.environ['HF_HOME'])\n"
@@ -89,14 +89,14 @@ def test_workers_get_the_environment_and_a_dry_run_shows_no_secret(call, pod, ch
 
 
 @pytest.mark.parametrize("given", ["configs/a.py:x=1", "{root}/configs/a.py:x=1"])
-def test_a_config_of_this_folder_is_found_on_the_workers(call, checkout, given):
+def test_tpu_pod_copies_a_config_of_this_folder(call, checkout, given):
   flags = ("--dry-run", given.format(root=checkout), "--workdir=/w")
   done = call("tpu_pod.sh", *flags, SRL_TPU_NAME="pod")
   assert " launch/trainer.sh configs/a.py:x=1 --workdir=/w'" in done.stdout
 
 
 @pytest.mark.parametrize("given", ["{here}/a.py:x=1", "a.py", "../a.py"])
-def test_a_config_that_the_workers_lack_is_refused(call, tmp_path, given):
+def test_tpu_pod_refuses_a_config_outside_the_folder(call, tmp_path, given):
   here = tmp_path / "here"
   (here / "a.py").touch()
   done = call(
@@ -106,7 +106,7 @@ def test_a_config_that_the_workers_lack_is_refused(call, tmp_path, given):
   assert "a.py: the workers get a copy of" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_stop_saves_on_all_workers(call, pod, tmp_path):
+def test_tpu_pod_stop_saves_on_all_workers(call, pod, tmp_path):
   workdir = long_run(tmp_path)
   run = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **pod)
   wait_for(workdir / "started", '["1"')
@@ -119,7 +119,7 @@ def test_stop_saves_on_all_workers(call, pod, tmp_path):
   assert "nothing runs" in call("tpu_pod.sh", "--stop", **pod).stdout
 
 
-def test_a_run_outlives_the_command_that_follows_it(call, pod, tmp_path):
+def test_tpu_pod_run_outlives_the_following_command(call, pod, tmp_path):
   workdir = long_run(tmp_path)
   run = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", popen=subprocess.Popen, **pod)
   wait_for(workdir / "started", '["1"')
@@ -131,6 +131,6 @@ def test_a_run_outlives_the_command_that_follows_it(call, pod, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [(), ("--workdir=runs/a",)])
-def test_a_workdir_of_one_worker_alone_is_refused(call, flags):
+def test_tpu_pod_refuses_a_local_workdir(call, flags):
   done = call("tpu_pod.sh", "--dry-run", "configs/a.py", *flags, SRL_TPU_NAME="pod")
   assert done.returncode == 2 and "all workers mount" in done.stderr

@@ -56,7 +56,7 @@ def as_jax():
   return jax.tree.map(jnp.asarray, SMALL)
 
 
-def test_a_damaged_checkpoint_is_a_clear_line(opened, tmp_path):
+def test_restore_refuses_a_damaged_checkpoint(opened, tmp_path):
   """Whichever file of it is cut off: it is read all the same, or told, never a crash."""
   save(opened(), 1)
   opened().close()
@@ -83,7 +83,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_no_damage_restores_other_numbers(tmp_path, capsys, damage):
+def test_restore_never_returns_damaged_numbers(tmp_path, capsys, damage):
   """Whatever file is damaged, wherever: the same numbers come back, or a line, never others."""
   rng = np.random.default_rng(int(os.environ.get("FUZZ_SEED", 0)))
   model = {"w": rng.normal(size=(64, 33)).astype(np.float32), "b": np.zeros(3, np.float32)}
@@ -122,7 +122,7 @@ def overwrite_numbers(folder):
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
 
-def test_of_damaged_checkpoints_the_one_before_is_used(opened, tmp_path, capsys):
+def test_restore_last_uses_the_checkpoint_before_a_damaged_one(opened, tmp_path, capsys):
   """The damaged ones are named and renamed; their steps are saved again."""
   checkpoints = opened(keep=4)
   for step in (2, 4, 6):
@@ -142,33 +142,33 @@ def test_of_damaged_checkpoints_the_one_before_is_used(opened, tmp_path, capsys)
   assert opened(keep=4).steps() == [2, 4, 6]
 
 
-def test_if_all_are_damaged_nothing_is_renamed(opened, tmp_path):
+def test_restore_last_renames_nothing_if_all_are_damaged(opened, tmp_path):
   """Also where the model is another one: that may be a mistake in the config."""
   for step in (2, 4):
     save(opened(), step)
-  with pytest.raises(UserError, match=r"checkpoints/4: cannot be read as a checkpoint of this"):
+  with pytest.raises(UserError, match="checkpoints/4"):
     opened().restore_last({"w": jnp.zeros((3, 3))}, as_jax()[1])
   for step in (2, 4):
     overwrite_numbers(tmp_path / "checkpoints" / str(step))
-  with pytest.raises(UserError, match=r"checkpoints/4: .*remove this folder"):
+  with pytest.raises(UserError, match="checkpoints/4: .*remove"):
     opened().restore_last(*as_jax())
   assert opened().steps() == [2, 4]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"score": NaN}', "\0\0\0"])
-def test_a_damaged_score(opened, tmp_path, text):
+def test_checkpoints_refuse_a_damaged_score(opened, tmp_path, text):
   """orbax's own reading of it would be a crash."""
   for step in (2, 4):
     save(opened(), step, score=0.5)
   opened().close()
   (tmp_path / "checkpoints" / "4" / "metrics" / "metrics").write_text(text)
-  with pytest.raises(UserError, match="checkpoints/4: its score is damaged; remove"):
+  with pytest.raises(UserError, match="checkpoints/4: .*score.*remove"):
     Checkpoints(tmp_path)
   checkpoint.set_aside_damaged_scores(tmp_path)
   assert opened().steps() == [2]
 
 
-def test_a_checkpoint_knows_its_config(opened, tmp_path):
+def test_saved_config_returns_the_config_of_the_checkpoint(opened, tmp_path):
   """With config.json gone or damaged; without a checkpoint it is a clear line."""
   with pytest.raises(UserError, match="config.json: missing"):
     read_config(tmp_path)
@@ -204,23 +204,23 @@ def test_checksums_depend_on_every_bit_and_place():
   assert len(set(sums)) == len(sums)
 
 
-def test_another_models_checkpoint_is_a_clear_line(opened):
+def test_restore_refuses_the_checkpoint_of_another_model(opened):
   save(opened(), 1)
-  with pytest.raises(ValueError, match="checkpoints/1: cannot be read as a checkpoint of this"):
+  with pytest.raises(ValueError, match="checkpoints/1"):
     opened().restore(1, {"w": jnp.zeros((3, 3))})
-  with pytest.raises(ValueError, match="checkpoints/1: cannot be read as a checkpoint of this"):
+  with pytest.raises(ValueError, match="checkpoints/1"):
     opened().restore(1, {"other": jnp.zeros((2, 3))})
 
 
 @pytest.mark.parametrize("text", ['{"method": ', "[]"])
-def test_a_damaged_config_is_a_clear_line(tmp_path, text):
+def test_read_config_refuses_a_damaged_file(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(ValueError, match="config.json: "):
     read_config(tmp_path)
 
 
 @pytest.mark.parametrize("spec", ["", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2"])
-def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
+def test_restore_onto_any_mesh_gives_the_same_state(policy, opened, spec):
   """Saved on fsdp=8; every bit and the layout of the mesh that reads it; the numbers as JSON."""
   chain = types.SimpleNamespace(schedule="constant", warmup=0.0, b2=0.999, weight_decay=0.0)
   chain.lr, chain.grad_norm = 1e-3, 1.0
@@ -256,14 +256,14 @@ def test_a_run_comes_back_on_any_mesh(policy, opened, spec):
     restore()
 
 
-def test_the_model_alone(opened):
+def test_restore_returns_the_model_alone(opened):
   save(opened(), 3)
   model, moments, progress = opened().restore(3, as_jax()[0])
   assert moments is None and progress.seconds == 3
   assert (np.asarray(model["w"]) == SMALL[0]["w"]).all()
 
 
-def test_the_last_and_the_best_are_kept(opened):
+def test_save_keeps_the_last_and_the_best(opened):
   """keep = 2; the later of equal scores is the best, and stays when it is no longer a last one."""
   checkpoints, seen = opened(keep=2), []
   for step, score in [(1, 0.5), (2, 0.9), (3, None), (4, 0.9), (5, 0.1), (6, None), (7, 0.2)]:
@@ -282,7 +282,7 @@ def test_the_last_and_the_best_are_kept(opened):
   assert (checkpoints.steps(), checkpoints.best_step()) == seen[-1]
 
 
-def test_without_scores_the_last_is_the_best(opened):
+def test_best_step_without_scores_is_the_last(opened):
   checkpoints = opened()
   assert checkpoints.best_step() is None and checkpoints.steps() == []
   for step in (1, 2):
@@ -290,7 +290,7 @@ def test_without_scores_the_last_is_the_best(opened):
   assert checkpoints.best_step() == 2
 
 
-def test_a_saved_step_is_not_saved_again(opened):
+def test_save_skips_a_step_that_is_saved(opened):
   """A stop right after a validated step must not cost its score, nor the checkpoint if killed."""
   checkpoints = opened()
   save(checkpoints, 1, score=0.9)
@@ -302,7 +302,7 @@ def test_a_saved_step_is_not_saved_again(opened):
   assert (weights_of(checkpoints, 2) == SMALL[0]["w"]).all()
 
 
-def test_a_half_written_checkpoint_is_never_read(opened, tmp_path):
+def test_steps_leave_out_a_half_written_checkpoint(opened, tmp_path):
   """Orbax's name for one that is being written; the step is then written anew in its place."""
   save(opened(), 2)
   folder = tmp_path / "checkpoints"
@@ -317,7 +317,7 @@ def test_a_half_written_checkpoint_is_never_read(opened, tmp_path):
   assert (weights_of(opened(), 4) == SMALL[0]["w"] + 1).all()
 
 
-def test_half_a_temporary_folder_alone_is_no_run(tmp_path):
+def test_present_ignores_a_temporary_folder(tmp_path):
   """A run killed in its first save starts from the beginning."""
   assert not Checkpoints.present(tmp_path)
   (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
@@ -326,7 +326,7 @@ def test_half_a_temporary_folder_alone_is_no_run(tmp_path):
   assert Checkpoints.present(tmp_path)
 
 
-def test_a_half_deleted_old_checkpoint_harms_nobody(opened, tmp_path):
+def test_steps_leave_out_a_half_deleted_checkpoint(opened, tmp_path):
   """Old ones are removed file by file, and a kill may come between."""
   for step, score in [(1, 0.5), (2, 0.9)]:
     save(opened(), step, score)
@@ -339,7 +339,7 @@ def test_a_half_deleted_old_checkpoint_harms_nobody(opened, tmp_path):
   assert checkpoints.steps() == [2, 3]
 
 
-def test_progress_of_an_earlier_version_is_read(opened, monkeypatch):
+def test_restore_reads_the_progress_of_version_0_1(opened, monkeypatch):
   """0.1.0 also stored its step and a batch in flight; init_from reads such runs."""
   stored = json.dumps(dataclasses.asdict(Progress()) | {"step": 1, "ahead": None})
   as_bytes = {"json": np.frombuffer(stored.encode(), np.uint8)}
@@ -368,7 +368,7 @@ sys.stdin.read()
 """
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
+def test_save_that_is_killed_leaves_the_checkpoint_before(tmp_path):
   """Step 2 is saved in the background when SIGKILL comes; both saves are of their own numbers."""
   run = [sys.executable, "-c", SAVE_TWICE, str(tmp_path)]
   pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -385,7 +385,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
   checkpoints.close()
 
 
-def test_a_donated_array_is_saved_as_it_was(tmp_path):
+def test_save_copies_arrays_that_are_donated_later(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   w = jax.random.normal(jax.random.key(0), (1 << 22,))
   before, shape = np.array(w), jax.ShapeDtypeStruct(w.shape, w.dtype)

@@ -44,7 +44,7 @@ def group(rewards, ticket=(0, 0), task="srl", failures=None):
     (dict(rewards=[0.5, 0.5]), -1.0, None),  # dynamic sampling off: every group is kept
   ],
 )
-def test_reasons(given, epsilon, reason):
+def test_reason_to_drop_by_hand(given, epsilon, reason):
   assert why_dropped(group(**given), epsilon) == reason
 
 
@@ -61,19 +61,17 @@ def fill(queue, teaches, *, size, max_rounds=10):
 
 def in_order(count):
   """A queue whose first epoch is 0, 1, 2, ..."""
-  queue = PromptQueue(count, 0)
-  queue._order = list(range(count))
-  return queue
+  return PromptQueue(count, 0, dict(epoch=0, position=count, head=[[0, i] for i in range(count)]))
 
 
-def test_one_round_when_everything_teaches():
+def test_draw_size_needs_one_round_when_all_groups_are_kept():
   batch, rounds = fill(in_order(20), lambda i: True, size=4)
   assert [len(r) for r in rounds] == [4] and batch.rounds == 1
   assert [g.ticket[1] for g in batch.kept] == [0, 1, 2, 3]
   assert all(g.dropped is None for g in batch.groups)
 
 
-def test_later_rounds_draw_what_the_kept_share_says():
+def test_draw_size_follows_the_kept_share():
   """Even indices teach. 8 give 4; 4 more at a share of 1/2 need 8, and 5 for bad luck."""
   batch, rounds = fill(in_order(100), lambda i: i % 2 == 0, size=8)
   assert [len(r) for r in rounds] == [8, 13]
@@ -81,7 +79,7 @@ def test_later_rounds_draw_what_the_kept_share_says():
   assert [g.dropped for g in batch.groups][:16] == [None, "low_std"] * 8
 
 
-def test_surplus_goes_back_to_the_head_in_order():
+def test_surplus_tickets_return_to_the_head_in_order():
   queue = in_order(100)
   batch, _ = fill(queue, lambda i: i >= 7, size=8)
   assert [g.ticket[1] for g in batch.kept] == list(range(7, 15))
@@ -92,7 +90,7 @@ def test_surplus_goes_back_to_the_head_in_order():
 
 @pytest.mark.parametrize("size", [16, 64, pytest.param(512, marks=pytest.mark.integration)])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1.0])
-def test_one_round_is_enough_in_nine_of_ten_batches(size, share):
+def test_draw_size_needs_one_round_in_nine_of_ten_batches(size, share):
   """From the second batch on, with a surplus of at most 15 % of the prompts that are drawn."""
   rng = np.random.default_rng(size)
   queue, enough, surplus, drawn = PromptQueue(10**6, 0), 0, 0, 0
@@ -108,7 +106,7 @@ def test_one_round_is_enough_in_nine_of_ten_batches(size, share):
   assert surplus <= 0.15 * drawn
 
 
-def test_the_share_is_part_of_the_queues_state():
+def test_queue_state_has_the_kept_share():
   queue = in_order(100)
   fill(queue, lambda i: i % 2 == 0, size=8)
   queue.note_kept(0.5)
@@ -118,7 +116,7 @@ def test_the_share_is_part_of_the_queues_state():
   assert again.kept == pytest.approx(0.6)
 
 
-def test_surplus_never_teaches_and_is_drawn_once_more_only():
+def test_surplus_is_drawn_again_and_trained_once():
   queue, trained = in_order(24), []
   for _ in range(3):
     batch, _ = fill(queue, lambda i: i % 3 > 0, size=4)
@@ -126,7 +124,7 @@ def test_surplus_never_teaches_and_is_drawn_once_more_only():
   assert trained == [(0, i) for i in range(24) if i % 3][:12]
 
 
-def test_rounds_are_bounded():
+def test_draw_size_is_bounded_by_max_rounds():
   batch, rounds = fill(in_order(100), lambda i: i == 3, size=4, max_rounds=3)
   assert batch.rounds <= 3 and sum(map(len, rounds)) == 12
   assert [g.ticket[1] for g in batch.kept] == [3] and len(batch.groups) == 12
@@ -134,7 +132,7 @@ def test_rounds_are_bounded():
   assert nothing.kept == [] and len(nothing.groups) == 8
 
 
-def test_a_small_data_set_wraps_into_the_next_epoch():
+def test_draw_size_wraps_into_the_next_epoch():
   """Three examples, one of them teaches: the batch of four takes it from four epochs."""
   queue = PromptQueue(3, 0)
   batch, _ = fill(queue, lambda i: i == 1, size=4)

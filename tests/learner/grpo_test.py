@@ -18,14 +18,14 @@ ONE_FAILURE = [0.31, 0.35, 0.28, 0.40, -1, 0.33, 0.30, 0.36]  # a format failure
   [(0, 1e-6, -2.637, 3), (1, 1e-6, -2.467, 3), (1, 1e-4, -2.4665, 4)],
   ids=["population", "verl and tunix", "TRL"],
 )
-def test_advantage_of_the_format_failure(ddof, eps, fifth, places):
+def test_group_advantages_of_a_format_failure(ddof, eps, fifth, places):
   advantages_g = grpo.group_advantages([ONE_FAILURE], ddof=ddof, eps=eps)[0]
   assert round(float(advantages_g[4]), places) == fifth
   assert abs(advantages_g.sum()) < 1e-5
   assert (advantages_g[[0, 1, 2, 3, 5, 6, 7]] > 0).all()
 
 
-def test_advantages_by_hand():
+def test_group_advantages_by_hand():
   # mean 0.5; population std 0.5, sample std 0.5 * sqrt(4 / 3)
   rewards_bg = [[0, 1, 1, 0], [0.25, 0.25, 0.25, 0.25]]
   np.testing.assert_allclose(
@@ -39,15 +39,15 @@ def test_advantages_by_hand():
   assert centred.tolist() == [[1, -1]] and centred.dtype == np.float32
 
 
-def test_equal_rewards_have_no_advantage():
+def test_group_advantages_of_equal_rewards_are_zero():
   """Eight times 0.1 has a mean that float arithmetic does not hit; epsilon must swallow that."""
   assert np.abs(grpo.group_advantages([[0.1] * 8], ddof=1)).max() < 1e-9
 
 
-def test_advantages_refuse_what_has_none():
-  with pytest.raises(ValueError, match="advantage_ddof: 1 needs groups of more than 1 responses"):
+def test_group_advantages_refuses_unknown_settings():
+  with pytest.raises(ValueError, match="advantage_ddof: 1"):
     grpo.group_advantages([[0.5], [0.1]], ddof=1)
-  with pytest.raises(ValueError, match="advantage_scale: 'mad' is unknown; use 'std' or 'none'"):
+  with pytest.raises(ValueError, match="advantage_scale: 'mad'"):
     grpo.group_advantages([[0.5, 0.1]], scale="mad")
 
 
@@ -73,7 +73,7 @@ def token_loss(logprob, old, advantage, weight=None, **algorithm):
     (1.5, 0.0, 0.0, False),
   ],
 )
-def test_clip_by_hand(ratio, advantage, objective, clipped):
+def test_token_loss_clips_by_hand(ratio, advantage, objective, clipped):
   def run(logprob):
     loss, terms = token_loss(logprob, -1.0, advantage, clip_low=0.2, clip_high=0.3)
     return -loss, (terms["ratio"], terms["clip_fraction"])
@@ -85,21 +85,21 @@ def test_clip_by_hand(ratio, advantage, objective, clipped):
   np.testing.assert_allclose(slope, 0.0 if clipped else ratio * advantage, rtol=1e-6)
 
 
-def test_importance_weights_are_capped_constants():
+def test_importance_weights_are_capped_and_have_no_gradient():
   old, sampler = jnp.log(jnp.array([0.5, 0.2, 0.9])), jnp.log(jnp.array([0.25, 0.4, 0.1]))
   np.testing.assert_allclose(grpo.importance_weights(old, sampler, 2.5), [2, 0.5, 2.5], rtol=1e-6)
   for i, (advantage, weight) in enumerate([(1.0, 0.0), (-1.0, 1.0), (1.0, 2.0)]):
     assert token_loss(old[i], old[i], advantage, weight)[0] == -advantage * weight
 
 
-def test_kl_is_k3():
+def test_kl_estimate_is_k3():
   logprobs, reference = jnp.log(jnp.array([0.5, 0.25, 0.3])), jnp.log(jnp.array([0.25, 0.5, 0.3]))
   # p / q - log(p / q) - 1 of reference over policy: 1/2, 2 and 1
   by_hand = [0.5 + math.log(2) - 1, 2 - math.log(2) - 1, 0]
   np.testing.assert_allclose(grpo.kl_estimate(logprobs, reference), by_hand, rtol=1e-6, atol=1e-7)
 
 
-def test_kl_estimates_the_divergence_without_bias():
+def test_kl_estimate_is_unbiased():
   rng = np.random.default_rng(0)
   policy, reference = rng.dirichlet(np.ones(6), 2)
   estimate = grpo.kl_estimate(jnp.log(policy), jnp.log(reference))
@@ -107,13 +107,13 @@ def test_kl_estimates_the_divergence_without_bias():
   np.testing.assert_allclose((policy * np.asarray(estimate)).sum(), exact, rtol=1e-5)
 
 
-def test_token_weights_by_hand():
+def test_token_shares_by_hand():
   lengths_b = np.array([1, 4, 3])
   sequence = grpo.token_weights(lengths_b, "sequence", 10)
   np.testing.assert_allclose(sequence, [1 / 3, 1 / 12, 1 / 9])
   np.testing.assert_allclose(grpo.token_weights(lengths_b, "token", 10), [1 / 8] * 3)
   np.testing.assert_allclose(grpo.token_weights(lengths_b, "constant", 10), [1 / 30] * 3)
-  with pytest.raises(ValueError, match="aggregate: 'mean' is unknown; use one of sequence, token"):
+  with pytest.raises(ValueError, match="aggregate: 'mean'"):
     grpo.token_weights(lengths_b, "mean", 10)
 
 
@@ -209,7 +209,7 @@ def test_policy_loss_has_no_gradient_outside_the_mask():
   assert (slope[mask_bt == 1] != 0).any() and np.isfinite(slope).all()
 
 
-def test_on_policy_the_gradient_is_minus_a_over_the_tokens():
+def test_policy_loss_gradient_on_policy_is_minus_a_over_the_tokens():
   """Equation (1) at ratio 1: each token pulls with A / (its sequence's length x sequences)."""
   _, old_bt, _, mask_bt = _numbers()
   advantages_b = grpo.group_advantages([REWARDS])[0]

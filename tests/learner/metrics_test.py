@@ -70,7 +70,7 @@ def test_batch_metrics_by_hand():
   json.dumps(found)
 
 
-def test_nothing_but_failures_has_no_formed_reward():
+def test_batch_metrics_of_failures_has_no_formed_reward():
   found = metrics.batch_metrics(Batch([], [DROPPED], rounds=1))
   assert found["reward_formed_mean"] == found["reward_formed_std"] == 0 and found["kept_share"] == 0
 
@@ -84,13 +84,13 @@ def test_logprob_gap_by_hand():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("wrong", [math.nan, -math.inf])
-def test_logprob_gap_leaves_complaints_to_the_step(wrong):
+def test_logprob_gap_of_nan_is_nan(wrong):
   assert not math.isfinite(
     metrics.logprob_gap(np.array([wrong, -2.0]), np.array([-1.5, -1.0]))["logprob_gap_mean"]
   )
 
 
-def test_timers_add_up_the_seconds_of_a_phase():
+def test_phases_add_up_seconds():
   timers = metrics.Timers()
   for _ in range(2):
     with timers("sample"):
@@ -105,7 +105,7 @@ def test_timers_add_up_the_seconds_of_a_phase():
 # ---- speed
 
 
-def test_speed_without_a_known_peak():
+def test_speed_metrics_without_a_known_peak_has_no_mfu():
   """A CPU has none: tokens a second of the work, and no MFU."""
   seconds = {"seconds_sample": 1.0, "seconds_update": 0.5, "seconds_validate": 9.0}
   found = metrics.speed(types.SimpleNamespace(config=CONFIG, lora=None), BATCH, seconds)

@@ -19,19 +19,19 @@ def rates(steps, **given):
   return np.array([rate(step) for step in range(steps)])
 
 
-def test_constant_without_warmup():
+def test_make_constant_without_warmup():
   assert (rates(5, lr=0.25) == 0.25).all()
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
-def test_warmup_rises_linearly_and_moves_from_the_first_step(schedule):
+def test_make_warmup_rises_linearly_from_the_first_step(schedule):
   """Three of ten steps: 1/4, 2/4, 3/4, then the full rate."""
   found = rates(10, schedule=schedule, warmup=0.3)
   np.testing.assert_allclose(found[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
   assert (found > 0).all()
 
 
-def test_decays_by_hand():
+def test_make_decays_by_hand():
   np.testing.assert_allclose(rates(4, schedule="linear"), [1, 0.75, 0.5, 0.25], rtol=1e-6)
   cosine = (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
   np.testing.assert_allclose(rates(4, schedule="cosine"), cosine, rtol=1e-6)
@@ -43,14 +43,14 @@ def one_step(gradient, weight, **given):
   return np.asarray(updates)
 
 
-def test_first_step_by_hand():
+def test_make_first_step_by_hand():
   """Adam's first step is lr x sign, whatever the gradient's size; decay adds lr x decay x w."""
   np.testing.assert_allclose(one_step([3.0, -4.0], [1.0, 1.0], lr=0.1), [-0.1, 0.1], rtol=1e-5)
   decayed = one_step([3.0, -4.0], [1.0, 2.0], lr=0.1, weight_decay=0.5)
   np.testing.assert_allclose(decayed, [-0.15, 0.0], atol=1e-6)
 
 
-def test_the_global_norm_is_clipped():
+def test_make_clips_the_global_norm():
   """To grad_norm, over all weights together; a smaller gradient is left as it is."""
   tx = optimizer.make(settings(grad_norm=1.0), 10)
   weights = {"a": jnp.zeros(1), "b": jnp.zeros(1)}

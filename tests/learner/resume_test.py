@@ -118,14 +118,14 @@ def assert_like(whole, workdir):
   assert told(workdir) == written
 
 
-def test_the_run_trains(whole):
+def test_train_writes_metrics_and_a_summary(whole):
   """Else equal weights would say nothing."""
   method, _, (metrics, _) = whole
   moved = [row for row in metrics if row.get("grad_norm", 0) > 0]
   assert len(moved) >= STEPS - 2
 
 
-def test_killed_at_any_point(whole, tmp_path):
+def test_train_killed_at_any_point_continues_bit_for_bit(whole, tmp_path):
   """kill -9 in the middle of a save, right behind a line, and at random moments of a step."""
   workdir, rng, killed = tmp_path / "killed", random.Random(1), 0
   saving = lambda: is_saving(workdir)
@@ -151,7 +151,7 @@ def test_killed_at_any_point(whole, tmp_path):
   assert_like(whole, workdir)
 
 
-def test_stopped_and_continued(whole, tmp_path):
+def test_train_stopped_by_a_signal_continues_bit_for_bit(whole, tmp_path):
   """SIGTERM behind step 3, which is saved with its score already."""
   workdir = tmp_path / "stopped"
   process = begin(whole[0], workdir)

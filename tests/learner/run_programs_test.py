@@ -35,7 +35,7 @@ def cache(tmp_path):
   compilation_cache.reset_cache()
 
 
-def test_compiled_and_loaded_programs_are_counted_apart(cache):
+def test_counter_tells_compiled_from_loaded_programs(cache):
   counter = programs.Counter()
   try:
     function = lambda x: jnp.tanh(x) * 12345.0
@@ -52,7 +52,7 @@ def test_compiled_and_loaded_programs_are_counted_apart(cache):
   assert counter.take()["programs_loaded"] == 0
 
 
-def test_what_is_compiled_ahead_is_not_compiled_again():
+def test_ahead_compiles_what_the_run_calls():
   shape = jax.ShapeDtypeStruct((5,), jnp.float32)
   function, said = jax.jit(lambda x: x * 54321.0), []
   programs.Ahead([programs.Call("f", function, (shape,))]).wait(said.append)
@@ -65,7 +65,7 @@ def test_what_is_compiled_ahead_is_not_compiled_again():
   assert found["programs_compiled"] == found["programs_loaded"] == 0
 
 
-def test_an_error_of_a_compilation_is_raised():
+def test_ahead_raises_an_error_of_a_compilation():
   def broken(x):
     raise FloatingPointError("as traced")
 
@@ -75,7 +75,7 @@ def test_an_error_of_a_compilation_is_raised():
     ahead.wait(print)
 
 
-def test_the_cache_is_in_the_users_folder_unless_another_is_chosen(monkeypatch, tmp_path):
+def test_use_cache_is_in_the_users_folder_by_default(monkeypatch, tmp_path):
   chosen = jax.config.jax_compilation_cache_dir
   assert chosen and programs.use_cache() is None  # tests/conftest.py has chosen
   names = ("jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs")
@@ -109,7 +109,7 @@ LIMITS = dict(prefill=2, decode=2, decoding_copy=1, accumulate=3, apply=1, logpr
 
 
 @pytest.mark.slow
-def test_a_run_compiles_before_its_first_step_and_a_second_one_not_at_all(tmp_path):
+def test_train_compiles_before_its_first_step_only(tmp_path):
   """Training, validation turn by turn and the benchmark, with the built-in sampler."""
   cache = tmp_path / "cache"
   env = os.environ | {

@@ -29,7 +29,7 @@ VOCABULARY = json.loads((MODEL / "config.json").read_text())["vocab_size"]
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3))
-def test_every_example_once_an_epoch(count, size, seed):
+def test_train_sft_has_every_example_once_an_epoch(count, size, seed):
   """The last batch of an epoch may be short; the order is another one in every epoch."""
   per_epoch = -(-count // size)
   batches = [sft.batch_of(step, count, size, seed) for step in range(2 * per_epoch)]
@@ -59,7 +59,7 @@ def run(tmp_path, monkeypatch):
   return go
 
 
-def test_a_run_learns_and_tells(run, tmp_path, monkeypatch):
+def test_train_sft_lowers_the_loss_and_logs_it(run, tmp_path, monkeypatch):
   """The trained tokens are the responses and their end, and nothing of the prompts."""
   trained, train_step = [], update.train_step
 
@@ -112,7 +112,7 @@ def opened(tmp_path):
   )
 
 
-def test_a_tag_that_the_template_opens_is_not_learnt(opened):
+def test_train_sft_does_not_train_a_tag_of_the_template(opened):
   """A row holds each tag once; the trained tokens are a well-formed response to such a prompt."""
   single = [
     i for i, e in enumerate(opened.train_prompts.examples) if e.target.count("<think>") == 1
@@ -129,7 +129,7 @@ def test_a_tag_that_the_template_opens_is_not_learnt(opened):
       assert opened.tokenizer.decode(row).count("<think>") == 1
 
 
-def test_a_tag_that_the_template_opens_is_not_in_limits_and_stop_rule(opened):
+def test_train_sft_leaves_a_tag_of_the_template_out_of_the_stop_rule(opened):
   """The longest response just fits, and repeating the targets is exact."""
   prompts = opened.train_prompts
   sizes = []
@@ -148,7 +148,7 @@ def test_a_tag_that_the_template_opens_is_not_in_limits_and_stop_rule(opened):
   assert sft.exact_shares(opened)["validation_exact"] == 1.0
 
 
-def test_the_stop_rule(run, tmp_path, monkeypatch):
+def test_train_sft_stops_by_its_rule(run, tmp_path, monkeypatch):
   """The run ends at the first validation that reaches stop_at, also at the step number where it is
   worst, and stays ended.
   """

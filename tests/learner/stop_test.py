@@ -18,7 +18,7 @@ def stop():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_asked_about(number):
+def test_stop_signal_is_reported_when_polled(number):
   before = signal.getsignal(number)
   stop = StopSignal()
   try:
@@ -33,14 +33,14 @@ def test_a_signal_is_asked_about(number):
   assert signal.getsignal(number) == before
 
 
-def test_a_signal_is_raised_where_it_comes_while_nothing_can_be_saved(stop):
+def test_stop_signal_is_raised_while_nothing_can_be_saved(stop):
   stop.at_once = True
   with pytest.raises(Stopped, match="SIGTERM"):
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("it was only remembered")
 
 
-def test_the_question_waits_while_it_is_held(stop):
+def test_stop_signal_waits_while_it_is_held(stop):
   """And is asked right behind."""
   with stop.held():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -50,7 +50,7 @@ def test_the_question_waits_while_it_is_held(stop):
     stop.raise_if_any_stopped()
 
 
-def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop, monkeypatch):
+def test_stop_signal_during_a_barrier_counts_next_time(stop, monkeypatch):
   """The others did not hear of it, so all go on; it must not be forgotten either."""
 
   def gather(name):
@@ -64,14 +64,14 @@ def test_a_signal_while_the_others_are_waited_for_is_asked_about_next_time(stop,
     stop.raise_if_any_stopped()
 
 
-def test_what_another_process_was_asked(stop, monkeypatch):
+def test_stop_signal_of_another_process_counts_here(stop, monkeypatch):
   monkeypatch.setattr(hosts, "all_gather_json", lambda name: [name, "SIGTERM"])
   with pytest.raises(Stopped, match="SIGTERM"):
     stop.raise_if_any_stopped()
   stop.raise_if_stopped()
 
 
-def test_a_second_interrupt_ends_at_once(stop):
+def test_stop_signal_twice_ends_at_once(stop):
   os.kill(os.getpid(), signal.SIGINT)
   with pytest.raises(KeyboardInterrupt):
     os.kill(os.getpid(), signal.SIGINT)

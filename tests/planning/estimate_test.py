@@ -29,7 +29,7 @@ def test_work_counts_a_prompt_once():
   assert estimate.work_of(sft, 100, 10).tokens() == 512 * 110
 
 
-def test_flops_are_six_times_weights_and_tokens():
+def test_work_flops_are_six_times_weights_and_tokens():
   """A response alone, so short that attention is nothing: 6 x matmul weights x tokens."""
   work = estimate.Work(prompts=1, samples=1, prompt_tokens=0, response_tokens=1)
   head = QWEN.vocab_size * QWEN.hidden_size
@@ -64,7 +64,7 @@ def test_step_by_hand():
   assert again["step_s"] == pytest.approx(compute + 2 * apply + old)
 
 
-def test_a_last_micro_batch_is_computed_whole():
+def test_step_computes_the_last_micro_batch_whole():
   """256 devices hold 4.2 million tokens: the step's 5.7 million places are two micro-batches."""
   pod = TOPOLOGIES["v6e-256"]
   work = estimate.work_of(config(), 1500, 1000)
@@ -90,11 +90,11 @@ def advice(config, found, mesh=MESH):
   return estimate.advice(config, found, mesh, QWEN.sizes())
 
 
-def test_nothing_to_change_when_it_fits():
+def test_advice_is_empty_when_it_fits():
   assert advice(config(), found(peak=50)) == []
 
 
-def test_activations_are_made_smaller_first():
+def test_advice_lowers_activations_first():
   first, second, third, last = advice(config(remat="none"), found(peak=70))
   assert first == "batch.remat = 'full' (now 'none')"
   assert second == "batch.tokens_per_device = 8192 (now 16384)"
@@ -102,14 +102,14 @@ def test_activations_are_made_smaller_first():
   assert last.startswith("mesh = 'data=1,fsdp=16,tensor=1', more devices: ")
 
 
-def test_tokens_never_fall_below_the_longest_sequence():
+def test_advice_keeps_room_for_the_longest_sequence():
   first, *_ = advice(config(tokens_per_device=8192), found(peak=70))
   assert first == "batch.tokens_per_device = 6144 (now 8192)"
   first, *_ = advice(config(tokens_per_device=6144), found(peak=70))
   assert first.startswith("data.max_prompt_tokens and rollout.max_tokens lower (now 6144 together)")
 
 
-def test_weights_that_do_not_fit_need_devices():
+def test_advice_adds_devices_for_weights_that_do_not_fit():
   """50 GiB of weights, moments and gradients on 16 GiB: 8 times the devices leave 6 GiB each."""
   (line,) = advice(config(), found(peak=70, kept=50, limit=16))
   assert line == (
@@ -118,7 +118,7 @@ def test_weights_that_do_not_fit_need_devices():
   )
 
 
-def test_only_meshes_that_the_model_allows():
+def test_advice_names_meshes_that_divide_the_model():
   """Its 3,584 = 512 x 7 can be cut in 512, not in 1,024."""
   large = found(peak=700, kept=500, limit=16)
   (line,) = advice(config(), large, MESH | {"fsdp": 64})
@@ -127,7 +127,7 @@ def test_only_meshes_that_the_model_allows():
   assert line == "model = a smaller one: fsdp=1024 does not divide hidden_size 3584 of this one"
 
 
-def test_the_samplers_weights_go_first():
+def test_advice_removes_the_samplers_weights_first():
   first, second, *_ = advice(config(), found(peak=70, sampler=14.2))
   assert first == (
     "rollout.engine = 'vllm' (now 'builtin', which keeps 14.2 GiB of weights of its own on each "
@@ -136,7 +136,7 @@ def test_the_samplers_weights_go_first():
   assert second == "batch.tokens_per_device = 8192 (now 16384)"
 
 
-def test_every_chip_has_its_peak():
+def test_peak_flops_of_every_chip():
   for kind, peak in [("NVIDIA H100 80GB HBM3", 989e12), ("TPU v5 lite", 197e12)]:
     assert estimate.peak_flops(kind) == peak
   for kind, peak in [("TPU v5", 459e12), ("TPU v6 lite", 918e12)]:

@@ -66,7 +66,7 @@ def lines_of_two_groups():
 
 
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
-def test_lines_leak_nothing(monkeypatch, kernel):
+def test_attend_lines_leak_nothing(monkeypatch, kernel):
   """What is not seen changes not one bit of an output, nor of a gradient."""
   interpret = jax.default_backend() != "tpu"
   monkeypatch.setattr(kernels, "_splash", functools.partial(kernels._splash, interpret=interpret))
@@ -100,7 +100,7 @@ def test_lines_leak_nothing(monkeypatch, kernel):
 
 
 @pytest.mark.parametrize("dtype, atol", [("float32", 3e-5), ("bfloat16", 2e-2)])
-def test_chunks_are_the_whole(dtype, atol):
+def test_attend_in_chunks_equals_the_whole(dtype, atol):
   """40 tokens in chunks of 8, with scores up to some hundreds in any block; the cache too."""
   rng = np.random.default_rng(8)
   scale_bt11 = rng.choice([1, 10], (2, 40, 1, 1))
@@ -141,7 +141,7 @@ def cached_case():
   return q, new_k, new_v, Cached(*prompts, lengths, *rings, np.int32(1), ages)
 
 
-def test_cached_reads_its_prompt_and_its_own_young_slots():
+def test_cached_reads_its_prompt_and_its_own_slots():
   q, new_k, new_v, state = cached_case()
   out, (k_bgkhr, v_bgkrh) = jax.jit(attend)(q, new_k, new_v, state)
   for b in range(4):

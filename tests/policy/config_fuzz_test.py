@@ -35,7 +35,7 @@ def mutated(draw):
 
 
 @pytest.mark.slow
-def test_a_mutated_config_is_read_or_refused(tmp_path, capsys):
+def test_load_config_of_mutated_files_reads_or_refuses(tmp_path, capsys):
   draw, stopwatch, read = random.Random(SEED), Stopwatch(), 0
   for case in range(20_000):
     data = mutated(draw)

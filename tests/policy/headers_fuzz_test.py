@@ -85,7 +85,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_header_is_refused(sound, tmp_path, name):
+def test_read_headers_refuses_a_damaged_header(sound, tmp_path, name):
   header, tensors = parts(sound / "model.safetensors")
   header = json.loads(header)
   DAMAGED[name](header)
@@ -94,7 +94,7 @@ def test_a_damaged_header_is_refused(sound, tmp_path, name):
     hf_files.read_headers(tmp_path)
 
 
-def test_a_name_that_comes_twice_is_refused(sound, tmp_path):
+def test_read_headers_refuses_a_repeated_name(sound, tmp_path):
   header, tensors = parts(sound / "model.safetensors")
   for one in (header.replace(b"layers.1", b"layers.0"), DEEP, b"{" * 9):
     write(tmp_path / "model.safetensors", one, tensors)
@@ -102,17 +102,17 @@ def test_a_name_that_comes_twice_is_refused(sound, tmp_path):
       hf_files.read_headers(tmp_path)
 
 
-def test_a_tensor_in_two_files_is_refused(sound, tmp_path):
+def test_read_headers_refuses_a_tensor_in_two_files(sound, tmp_path):
   save_file({"scale": TENSORS["scale"]}, tmp_path / "b.safetensors")
   write(tmp_path / "a.safetensors", *parts(sound / "model.safetensors"))
   weight_map = {"scale": "b.safetensors", "model.norm.weight": "a.safetensors"}
   (tmp_path / hf_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
-  with pytest.raises(UserError, match="scale is in a.safetensors too"):
+  with pytest.raises(UserError, match="scale .*a.safetensors"):
     hf_files.read_headers(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["../a.safetensors", "/dev/zero", "a.bin", 3, None])
-def test_an_index_names_files_of_its_folder_only(tmp_path, file):
+def test_read_headers_refuses_an_index_of_other_folders(tmp_path, file):
   (tmp_path / hf_files.INDEX).write_text(json.dumps({"weight_map": {"scale": file}}))
   with pytest.raises(UserError, match="no safetensors file|no weight_map"):
     hf_files.read_headers(tmp_path)
@@ -147,7 +147,7 @@ def damaged(draw, header, tensors):
 
 
 @pytest.mark.slow
-def test_damaged_headers_give_the_same_weights_or_an_error(tmp_path, capsys):
+def test_load_hf_of_damaged_headers_loads_the_same_or_refuses(tmp_path, capsys):
   """With load_hf behind it, which compares names and shapes with config.json."""
   config = ModelConfig(11, 8, 12, 2, 2, 1, 4)
   save_hf(config, init(config, 0), tmp_path / "model")

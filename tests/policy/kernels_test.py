@@ -55,13 +55,13 @@ def reference(q, k, v, slope):
 
 def runs(kernel):
   if kernel == "cudnn" and jax.default_backend() != "gpu":
-    pytest.skip("cuDNN's attention needs an NVIDIA card: python -m benchmarks.gpu checks it there")
+    pytest.skip("cuDNN's attention needs an NVIDIA card (JAX_PLATFORMS=cuda)")
   # cuDNN computes in bfloat16; a difference of results of size 1 then shows at 1e-2.
   return (jnp.bfloat16, 5e-2) if kernel == "cudnn" else (jnp.float32, 2e-5)
 
 
 @pytest.mark.parametrize("kernel", RUN)
-def test_equals_plain_attention(kernel):
+def test_kernel_equals_plain_attention(kernel):
   dtype, atol = runs(kernel)
   q, k, v = arrays(0, dtype)
   slope = arrays(1, dtype)[0]
@@ -70,7 +70,7 @@ def test_equals_plain_attention(kernel):
 
 
 @pytest.mark.parametrize("kernel", RUN)
-def test_nothing_leaks(kernel):
+def test_kernel_leaks_nothing_between_segments(kernel):
   """Padding and later tokens do not change one bit of what stands before them, nor its gradient."""
   dtype, _ = runs(kernel)
   q, k, v = arrays(0, dtype)
@@ -100,11 +100,11 @@ def test_nothing_leaks(kernel):
     ("tpu", "float32", 32, "xla"),
   ],
 )
-def test_each_platform_has_its_kernel(platform, dtype, head_dim, kernel):
+def test_kernel_of_each_platform(platform, dtype, head_dim, kernel):
   assert kernels.choose(platform, dtype, head_dim) == kernel
 
 
-def test_output_beyond_the_lengths_is_zero():
+def test_kernel_output_beyond_the_lengths_is_zero():
   q, k, v = arrays()
   out = kernels.causal(q, k, v, jnp.array(LENGTHS, jnp.int32), "xla")
   assert (np.asarray(out)[1, 100:] == 0).all() and np.abs(np.asarray(out)[1, :100]).min() > 0

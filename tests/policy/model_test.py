@@ -58,7 +58,7 @@ def shared_row():
   return [jnp.asarray(line, jnp.int32)[None] for line in zip(*columns)]
 
 
-def test_shared_prompt_equals_each_response_alone(hf_case, rows):
+def test_model_of_a_shared_prompt_equals_each_response_alone(hf_case, rows):
   """Branches: loss and every gradient as if each response had its own copy of the prompt."""
   model = hf_case("gqa2-untied").model
   weight = RNG.normal(size=(2, 24, 96))  # of each logit in the loss, by response and position
@@ -102,7 +102,7 @@ def test_shared_prompt_equals_each_response_alone(hf_case, rows):
     ("last prompt token", range(4, 10)),
   ],
 )
-def test_tokens_that_are_not_seen_change_no_bit(hf_case, changed, untouched):
+def test_model_ignores_tokens_that_are_not_visible(hf_case, changed, untouched):
   model = hf_case("gqa2-untied").model
   tokens, *rest = shared_row()
   place = {
@@ -119,7 +119,7 @@ def test_tokens_that_are_not_seen_change_no_bit(hf_case, changed, untouched):
   assert not np.array_equal(after[place], before[place])
 
 
-def test_segments_do_not_see_each_other(hf_case, rows):
+def test_model_segments_do_not_see_each_other(hf_case, rows):
   model = hf_case("gqa1-tied").model
   other = (A + 1) % 95 + 1
   both = rows(
@@ -131,7 +131,7 @@ def test_segments_do_not_see_each_other(hf_case, rows):
   assert np.isfinite(logits).all()  # a row of nothing but padding, too
 
 
-def test_bfloat16_compute(hf_case, rows):
+def test_model_computes_in_bfloat16(hf_case, rows):
   """Float32 weights, bfloat16 activations, float32 logits close to the exact ones."""
   hf = hf_case("gqa2-untied")
   _, low = weights.load_hf(hf.folder, compute_dtype=jnp.bfloat16)
@@ -144,7 +144,7 @@ def test_bfloat16_compute(hf_case, rows):
   assert 1e-4 < error < 0.3
 
 
-def test_rotary_angles_far_out():
+def test_rotary_angles_are_exact_at_far_positions():
   config = M.ModelConfig(1, 1, 1, 1, 1, 1, head_dim=64, rope_theta=1e6)
   cos, sin = M.rotary_angles(jnp.array([[0, 1, 30000]]), config)
   angle = np.array([0, 1, 30000])[:, None] * 1e6 ** (-np.arange(32) / 32)
@@ -153,7 +153,7 @@ def test_rotary_angles_far_out():
   np.testing.assert_allclose(cos[0, :2], np.cos(angle)[:2], atol=1e-6)
 
 
-def test_number_of_weights_of_released_models():
+def test_abstract_has_the_weights_of_released_models():
   qwen_7b = M.ModelConfig(152064, 3584, 18944, 28, 28, 4, 128)
   qwen_half = M.ModelConfig(151936, 896, 4864, 24, 14, 2, 64, tie_word_embeddings=True)
   count = lambda config: sum(leaf.size for leaf in jax.tree.leaves(M.abstract(config)))
@@ -210,7 +210,7 @@ def test_real_models_equal_transformers(real_models, their_logits, rows, name, d
     np.testing.assert_allclose(part, want, rtol=0, atol=1e-4)
 
 
-def test_the_heads_gradient_is_summed_in_float32():
+def test_head_gradient_is_summed_in_float32():
   """600 equal parts: in bfloat16 their sum would stand still at 256."""
   master = jnp.zeros((1, 1))
 

@@ -42,7 +42,7 @@ def loss_and_grads(model, tokens, positions, segments, branches):
     ("qwen2", "data=1,fsdp=4,tensor=2"),
   ],
 )
-def test_loss_and_gradients_are_those_of_one_device(family, spec):
+def test_sharded_loss_and_gradients_equal_one_device(family, spec):
   config = dataclasses.replace(CONFIG, model_type=family)
   expected, expected_grads = loss_and_grads(M.init(config, 0), *batch())
   with jax.set_mesh(S.make_mesh(spec)):
@@ -65,22 +65,22 @@ def _cuts(layout, spec):
   return int(np.prod([sizes[axis] for axis in layout if axis]))
 
 
-def test_parse_mesh():
+def test_parse_mesh_by_hand():
   assert S.parse_mesh("fsdp=8") == {"data": 1, "fsdp": 8, "tensor": 1}
   assert S.parse_mesh(" tensor=2, data=3 ") == {"data": 3, "fsdp": 1, "tensor": 2}
   assert S.parse_mesh("") == {"data": 1, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize("spec", ["pipeline=2", "fsdp", "fsdp=0", "fsdp=-1", "fsdp=two"])
-def test_parse_mesh_refuses(spec):
-  with pytest.raises(ValueError, match=r"mesh: .* is not AXIS=SIZE .* write for example"):
+def test_parse_mesh_refuses_what_is_no_mesh(spec):
+  with pytest.raises(ValueError, match="AXIS=SIZE"):
     S.parse_mesh(spec)
 
 
-def test_make_mesh():
+def test_make_mesh_has_the_axes():
   mesh = S.make_mesh("fsdp=2,tensor=2")
   assert mesh.axis_names == S.AXES and mesh.devices.shape == (1, 2, 2)
-  with pytest.raises(ValueError, match="'fsdp=16' needs 16 devices, this run has 8"):
+  with pytest.raises(ValueError, match="fsdp=16.* 16 .* 8"):
     S.make_mesh("fsdp=16")
 
 
@@ -88,7 +88,7 @@ QWEN_7B = M.ModelConfig(152064, 3584, 18944, 28, 28, 4, 128).sizes()
 
 
 @pytest.mark.parametrize("spec", ["data=512", "fsdp=7", "fsdp=512", "tensor=4", "data=3,tensor=2"])
-def test_check_mesh_accepts(spec):
+def test_check_mesh_accepts_what_divides(spec):
   S.check_mesh(spec, QWEN_7B)
 
 
@@ -101,7 +101,7 @@ def test_check_mesh_accepts(spec):
     ("fsdp=1024", "fsdp=1024 does not divide the model's hidden_size 3584; "),
   ],
 )
-def test_check_mesh_refuses(spec, message):
+def test_check_mesh_refuses_what_does_not_divide(spec, message):
   with pytest.raises(ValueError, match=f"mesh: {message}"):
     S.check_mesh(spec, QWEN_7B)
 
@@ -111,7 +111,7 @@ def test_check_mesh_looks_at_every_size(letter, name):
   sizes = dict.fromkeys(QWEN_7B, 8) | {letter: 12}
   axis = S.PARAM_AXES[letter]
   S.check_mesh(f"{axis}=4", sizes)
-  with pytest.raises(ValueError, match=f"{axis}=8 does not divide the model's {name} 12; legal"):
+  with pytest.raises(ValueError, match=f"{axis}=8 .*{name} 12"):
     S.check_mesh(f"{axis}=8", sizes)
 
 

@@ -57,7 +57,7 @@ def edit_tensors(folder, change):
 # ---- loading ----
 
 
-def test_config_of_transformers_4_and_5(hf_case, copy):
+def test_load_config_reads_transformers_4_and_5(hf_case, copy):
   config = hf_case(CASE).config
   assert (config.head_dim, config.rope_theta, config.rms_norm_eps) == (16, 1e4, 1e-5)
   folder = copy()
@@ -71,7 +71,7 @@ def test_config_of_transformers_4_and_5(hf_case, copy):
 
 @pytest.mark.parametrize("disk", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("memory", ["float32", "bfloat16"])
-def test_load_casts_each_tensor_once(hf_case, copy, disk, memory):
+def test_load_hf_casts_each_tensor_once(hf_case, copy, disk, memory):
   folder = copy()
   edit_tensors(
     folder, lambda tensors: tensors.update({k: v.astype(disk) for k, v in tensors.items()})
@@ -85,7 +85,7 @@ def test_load_casts_each_tensor_once(hf_case, copy, disk, memory):
 
 
 @pytest.mark.parametrize("spec", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"])
-def test_load_onto_a_mesh_reads_only_each_devices_part(hf_case, monkeypatch, spec):
+def test_load_hf_reads_only_each_devices_part(hf_case, monkeypatch, spec):
   hf = hf_case(CASE)
   mesh, largest = sharding.make_mesh(spec), 0
   put = jax.device_put
@@ -107,7 +107,7 @@ def test_load_onto_a_mesh_reads_only_each_devices_part(hf_case, monkeypatch, spe
     assert weights.load_hf(hf.folder)[1].norm[...].sharding == model.norm[...].sharding
 
 
-def test_tied_model_with_a_repeated_head(hf_case, copy):
+def test_load_hf_of_a_tied_model_with_a_repeated_head(hf_case, copy):
   folder = copy("gqa1-tied")
 
   def repeat(tensors):
@@ -121,7 +121,7 @@ def test_tied_model_with_a_repeated_head(hf_case, copy):
     tensors["lm_head.weight"][3, 4] += 1
 
   edit_tensors(folder, differ)
-  with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+  with pytest.raises(ValueError, match="lm_head.weight .*model.embed_tokens.weight"):
     weights.load_hf(folder)
 
 
@@ -171,7 +171,7 @@ def test_tied_model_with_a_repeated_head(hf_case, copy):
     (dict(num_key_value_heads=3), "num_attention_heads 4 is not a multiple of"),
   ],
 )
-def test_config_that_is_not_computed(copy, values, message):
+def test_load_config_refuses_what_is_not_computed(copy, values, message):
   folder = copy()
   edit_config(folder, **values)
   with pytest.raises(ValueError, match=message) as caught:
@@ -180,14 +180,14 @@ def test_config_that_is_not_computed(copy, values, message):
   assert "\n" not in str(caught.value)
 
 
-def test_sliding_window_that_is_not_in_use(hf_case, copy):
+def test_load_config_accepts_an_unused_sliding_window(hf_case, copy):
   """As released Qwen2.5 checkpoints have it."""
   folder = copy()
   edit_config(folder, use_sliding_window=False, sliding_window=131072, max_window_layers=1)
   assert hf_files.load_config(folder).on_platform("cpu") == hf_case(CASE).config
 
 
-def test_tensors_that_do_not_fit(copy, monkeypatch):
+def test_load_hf_refuses_tensors_that_do_not_fit(copy, monkeypatch):
   folder = copy()
 
   def spoil(tensors):
@@ -215,10 +215,10 @@ def test_tensors_that_do_not_fit(copy, monkeypatch):
   assert "more" not in message
 
 
-def test_long_lists_of_faults_are_cut(copy):
+def test_load_hf_cuts_long_lists_of_faults(copy):
   folder = copy()
   edit_config(folder, num_hidden_layers=5)
-  with pytest.raises(ValueError, match="is missing; and 14 more. Put the config") as caught:
+  with pytest.raises(ValueError, match="14 more") as caught:
     weights.load_hf(folder)
   assert str(caught.value).count("is missing") == 10
 
@@ -247,7 +247,7 @@ def test_long_lists_of_faults_are_cut(copy):
     ),
   ],
 )
-def test_files_that_are_missing_or_broken(copy, spoil, message):
+def test_load_hf_refuses_missing_and_broken_files(copy, spoil, message):
   folder = copy()
   spoil(folder)
   with pytest.raises(ValueError, match=message) as caught:
@@ -255,19 +255,19 @@ def test_files_that_are_missing_or_broken(copy, spoil, message):
   assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_of_the_index_is_missing(hf_case, tmp_path, monkeypatch):
+def test_load_hf_names_a_missing_file_of_the_index(hf_case, tmp_path, monkeypatch):
   monkeypatch.setattr(weights, "MAX_FILE_BYTES", 100_000)
   hf = hf_case(CASE)
   weights.save_hf(hf.config, hf.model, tmp_path / "out")
   (tmp_path / "out" / "model-00002-of-00004.safetensors").unlink()
-  with pytest.raises(ValueError, match="00002-of-00004.safetensors: missing, but .*index.json"):
+  with pytest.raises(ValueError, match="00002-of-00004.safetensors.*index.json"):
     weights.load_hf(tmp_path / "out")
   (tmp_path / "out" / "model.safetensors.index.json").write_text("[]")
-  with pytest.raises(ValueError, match="index.json: no weight_map in it"):
+  with pytest.raises(ValueError, match="index.json.*weight_map"):
     weights.load_hf(tmp_path / "out")
 
 
-def test_resolve_model(tmp_path, monkeypatch):
+def test_resolve_model_finds_folders_and_hub_names(tmp_path, monkeypatch):
   assert hf_files.resolve_model(str(tmp_path)) == tmp_path
   asked = []
 
@@ -280,7 +280,7 @@ def test_resolve_model(tmp_path, monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   assert hf_files.resolve_model("Qwen/Qwen2.5-7B-Instruct") == tmp_path
   assert "*.safetensors" in asked[0][1] and not any("py" in pattern for pattern in asked[0][1])
-  with pytest.raises(ValueError, match=r"model 'me/mine': .*\(no connection\).* local folder"):
+  with pytest.raises(ValueError, match="me/mine.*no connection"):
     hf_files.resolve_model("me/mine")
 
 
@@ -288,7 +288,7 @@ def test_resolve_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_save_then_transformers(hf_case, their_logits, tmp_path, case):
+def test_save_hf_writes_what_transformers_loads(hf_case, their_logits, tmp_path, case):
   """transformers finds the very same tensors, and so the very same logits."""
   import transformers
 
@@ -310,7 +310,7 @@ def test_save_then_transformers(hf_case, their_logits, tmp_path, case):
     assert bits(ours) == bits(expected)
 
 
-def test_save_from_a_mesh_in_several_bfloat16_files(hf_case, tmp_path, monkeypatch):
+def test_save_hf_from_a_mesh_in_several_files(hf_case, tmp_path, monkeypatch):
   import torch
   import transformers
 
@@ -344,7 +344,7 @@ def test_hf_tensors_yields_one_whole_layer_at_a_time(hf_case):
   assert seen == {name: tuple(x.shape) for name, x in hf.theirs.state_dict().items()}
 
 
-def test_save_takes_over_tokenizer_and_token_ids(hf_case, tmp_path):
+def test_save_hf_copies_tokenizer_and_token_ids(hf_case, tmp_path):
   source = tmp_path / "source"
   source.mkdir()
   (source / "config.json").write_text(json.dumps(dict(eos_token_id=7, pad_token_id=8, other=9)))
@@ -359,7 +359,7 @@ def test_save_takes_over_tokenizer_and_token_ids(hf_case, tmp_path):
   assert (raw["eos_token_id"], raw["pad_token_id"]) == (7, 8) and "other" not in raw
 
 
-def test_save_never_overwrites_and_leaves_nothing_half_done(hf_case, tmp_path, monkeypatch):
+def test_save_hf_never_overwrites(hf_case, tmp_path, monkeypatch):
   hf, out = hf_case(CASE), tmp_path / "out"
   out.mkdir()
   (out / "precious.txt").write_text("mine")
@@ -399,7 +399,7 @@ print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(model)))
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["data=1", "fsdp=4,tensor=2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_peak_memory_of_loading(real_models, dtype, spec):
+def test_load_hf_peak_memory_is_bounded(real_models, dtype, spec):
   """No second copy: the peak rises by at most 1.3 x the weights, in a process of its own."""
   if not sys.platform.startswith("linux"):
     pytest.skip("reads the peak from /proc/self/status, which only Linux has")
@@ -412,7 +412,7 @@ def test_peak_memory_of_loading(real_models, dtype, spec):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
-def test_real_models_save_to_the_same_bits(real_models, their_logits, tmp_path, name):
+def test_save_hf_of_real_models_writes_the_same_bits(real_models, their_logits, tmp_path, name):
   import transformers
 
   folder = real_models(name)

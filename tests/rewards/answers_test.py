@@ -57,11 +57,11 @@ def rows(path):
     ("", None),
   ],
 )
-def test_extract_answer(text, answer):
+def test_extract_answer_by_hand(text, answer):
   assert extract_answer(text) == answer
 
 
-def test_only_a_box_is_a_box():
+def test_extract_answer_needs_a_box():
   assert last_boxed("The answer is 5") is None
   assert last_boxed(r"\boxed{}") is None
   assert last_boxed(r"\boxed{") is None
@@ -81,7 +81,7 @@ def test_only_a_box_is_a_box():
     "-." * 500_000,
   ],
 )
-def test_finding_is_linear(text):
+def test_extract_answer_is_linear(text):
   with Stopwatch() as stopwatch:
     extract_answer(text)
   assert stopwatch.last < 3
@@ -285,18 +285,18 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("predicted", "gold"), SAME)
-def test_same(predicted, gold):
+def test_answers_equal_of_equal_answers(predicted, gold):
   assert answers_equal(predicted, gold)
 
 
 @pytest.mark.parametrize(("predicted", "gold"), DIFFERENT)
-def test_different(predicted, gold):
+def test_answers_equal_of_different_answers(predicted, gold):
   assert not answers_equal(predicted, gold)
 
 
 @settings(max_examples=300, deadline=None)
 @given(a=LATEX, b=LATEX)
-def test_what_runs_in_the_trainer_takes_any_text(a, b):
+def test_normal_form_accepts_any_text(a, b):
   extract_answer(a)
   form = normal_form(a)
   assert same_form(form, form) is True
@@ -305,7 +305,7 @@ def test_what_runs_in_the_trainer_takes_any_text(a, b):
   options(a + b)
 
 
-def test_many_at_once_keep_their_order():
+def test_equal_pairs_keeps_the_order():
   pairs = [*SAME[:40], *DIFFERENT[:20], *SAME[:40]]
   assert equal_pairs(pairs) == [True] * 40 + [False] * 20 + [True] * 40
   assert equal_pairs([]) == []
@@ -323,11 +323,11 @@ PROBLEM = r"""What is the speed of the bus? Consider A. and B.
   ("predicted", "gold", "equal"),
   [("28.5", "B", True), ("20 mph", "$A$", True), ("B", "B", True), ("20", "B", False)],
 )
-def test_the_text_of_the_right_option_is_right(predicted, gold, equal):
+def test_answers_equal_accepts_the_text_of_the_right_option(predicted, gold, equal):
   assert answers_equal(predicted, gold, problem=PROBLEM) is equal
 
 
-def test_options_in_their_usual_forms():
+def test_answers_equal_reads_options_in_their_usual_forms():
   assert list(options(PROBLEM)) == ["A", "B", "C"]
   assert options("Pick. Options:\nA) \\( 0.6 \\)\\\\\nB) 31 m") == {"A": "\\( 0.6 \\)", "B": "31 m"}
   textbook = r"Pick. $\textbf{(A)}\ 12\qquad\textbf{(B)}\ 13\qquad\textbf{(C)}\ 14$"
@@ -336,7 +336,7 @@ def test_options_in_their_usual_forms():
   assert options("Let A. be a point and (x) a value.") == {}
 
 
-def test_a_worked_solution_may_be_the_gold_answer():
+def test_answers_equal_accepts_a_worked_solution_as_gold():
   """Its box, or what it announces, is compared."""
   gold = "We add 2 and 3.\n\nSo the sum is $\\boxed{5}$, which is prime."
   assert answers_equal("5", gold) and answers_equal(r"\boxed{5.0}", gold)
@@ -344,7 +344,7 @@ def test_a_worked_solution_may_be_the_gold_answer():
   assert answers_equal("5", "2 + 3 = 5, the answer is $5$.")
 
 
-def test_numbers_and_letters():
+def test_answers_equal_of_numbers_and_letters():
   assert number("3/0") is None and number("x") is None and number("1" * 1000) is None
   assert number("20%").percent and not number("20%/3") and number("4.5e3").value == 4500
   assert choice("A+B") is None and choice("Because") is None and choice("E = 5") is None
@@ -353,7 +353,7 @@ def test_numbers_and_letters():
 # ---------------------------------------------------------------------------------- real data
 
 
-def test_math500_solutions_hold_their_answers(shared):
+def test_extract_answer_of_math500_solutions(shared):
   data = rows(shared / "data/math/math500.jsonl")
   equal = equal_pairs([(extract_answer(row["solution"]), row["answer"]) for row in data])
   for row, same in zip(data, equal):
@@ -363,7 +363,7 @@ def test_math500_solutions_hold_their_answers(shared):
 
 
 @pytest.mark.parametrize("name", ["amc23", "aime24", "aime25", "minerva_math"])
-def test_gold_answers_parse(name, shared):
+def test_answers_equal_parses_gold_answers(name, shared):
   data = rows(shared / f"data/math/{name}.jsonl")
   golds = [
     extract_answer(row["solution"]) if name == "minerva_math" else str(row["answer"])
@@ -397,7 +397,7 @@ def wrongly(verdict, pairs):
   return [pair for pair, same in zip(pairs, equal_pairs(pairs)) if same is verdict]
 
 
-def test_mutations_of_real_gold_answers(shared):
+def test_answers_equal_refuses_mutated_gold_answers(shared):
   golds = real_gold_answers(shared)
   numbers = [(number(normal_form(gold)), gold) for gold in golds]
   whole = [
@@ -414,7 +414,7 @@ def test_mutations_of_real_gold_answers(shared):
     assert wrongly(True, [(answer, gold) for gold in finite]) == []
 
 
-def test_mathodyssey_marks_of_a_reader(shared, capsys):
+def test_answers_equal_agrees_with_a_reader_of_mathodyssey(shared, capsys):
   """Gold answers that are numbers, expressions or choice letters: all but yes and no.
 
   Six of the twelve disagreements are answers that a reader marked wrong though their value is
@@ -459,7 +459,7 @@ HOSTILE = [
 
 @pytest.mark.integration
 @pytest.mark.parametrize("answer", HOSTILE, ids=lambda answer: answer[:20])
-def test_a_hostile_answer_costs_seconds_at_most(answer):
+def test_answers_equal_is_bounded_on_hostile_answers(answer):
   # One CPU second, at most ten on the clock of a busy machine, and the start of a worker.
   start = time.monotonic()
   assert not answers_equal(answer, r"\frac{\pi}{4}")
@@ -468,7 +468,7 @@ def test_a_hostile_answer_costs_seconds_at_most(answer):
 
 
 @pytest.mark.integration
-def test_honest_answers_beside_hostile_ones():
+def test_equal_pairs_judges_honest_answers_beside_hostile_ones():
   pairs = [("9^{9^{9^9}}", "1+x"), (r"\pi/2", r"\frac{\pi}{2}")] * 2 + [("x+1", "1+x")]
   assert equal_pairs(pairs) == [False, True, False, True, True]
 
@@ -478,7 +478,7 @@ def test_honest_answers_beside_hostile_ones():
   "piece", [r"\,", " ", "1", "１", "1,", "_ ", "{", "x base ", "\\frac", "1 1/"]
 )
 @pytest.mark.parametrize("start", ["", "1.", "x", "_"])
-def test_the_normal_form_of_a_hostile_answer_is_cheap(piece, start):
+def test_normal_form_is_fast_on_hostile_answers(piece, start):
   answer = (start + piece * 2000)[:2000]
   with Stopwatch() as stopwatch:
     form = normal_form(answer)
@@ -488,7 +488,7 @@ def test_the_normal_form_of_a_hostile_answer_is_cheap(piece, start):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("with_jax", ["", "import jax"])
-def test_works_from_a_script_without_a_guard(with_jax, tmp_path, pytestconfig):
+def test_answers_equal_works_from_a_script_without_a_guard(with_jax, tmp_path, pytestconfig):
   script = tmp_path / "script.py"
   script.write_text(
     f"{with_jax}\n"

@@ -79,7 +79,7 @@ def test_similarity_equals_the_standard_library(capsys):
     print(f"worst time of a pair: {stopwatch.worst:.3f} s")
 
 
-def test_answers_survive_anything(capsys):
+def test_answers_equal_of_any_text_is_a_verdict(capsys):
   r"""Nothing raises or hangs, an answer equals itself, and \infty is never paid for a number."""
   worst = 0.0
   with capsys.disabled():

@@ -47,13 +47,13 @@ def reference(a, b, autojunk):
 @example(a="ab" * 100, b="ab" * 120, autojunk=True)  # nothing but frequent letters, extended
 @example(a="\ud800x\udfff", b="x\ud800", autojunk=False)
 @example(a="", b="a", autojunk=False)
-def test_matches_as_many_characters_as_the_standard_library(a, b, autojunk):
+def test_matches_equal_the_standard_librarys(a, b, autojunk):
   assert matched_characters(a, b, autojunk=autojunk) == reference(a, b, autojunk)
 
 
 @settings(max_examples=150, deadline=None)
 @given(a=LONG, b=LONG, at=st.integers(0, 200), autojunk=st.booleans())
-def test_a_text_with_a_part_replaced(a, b, at, autojunk):
+def test_matches_of_a_text_with_a_part_replaced(a, b, at, autojunk):
   changed = a[:at] + b[:50] + a[at + 30 :]
   assert matched_characters(a, changed, autojunk=autojunk) == reference(a, changed, autojunk)
 
@@ -91,7 +91,7 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("autojunk", [False, True])
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_texts_cost_a_second_at_most(name, autojunk):
+def test_matches_is_bounded_on_degenerate_texts(name, autojunk):
   """Processor time, three times what was measured at worst (0.7 s); cydifflib takes minutes."""
   with Stopwatch() as stopwatch:
     similarity(*DEGENERATE[name], autojunk=autojunk)
@@ -100,13 +100,13 @@ def test_degenerate_texts_cost_a_second_at_most(name, autojunk):
 
 @pytest.mark.parametrize("autojunk", [False, True])
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_texts_score_as_the_standard_library(name, autojunk):
+def test_matches_of_degenerate_texts_equal_the_standard_librarys(name, autojunk):
   """The same texts, short enough for it."""
   a, b = (text[:700] for text in DEGENERATE[name])
   assert matched_characters(a, b, autojunk=autojunk) == reference(a, b, autojunk)
 
 
-def test_ordinary_long_texts_score_as_the_standard_library():
+def test_matches_of_long_texts_equal_the_standard_librarys():
   action = CODE[:700] + CODE[900:1500].replace("e", "i") + CODE[1400:2400]
   for autojunk in (False, True):
     expected = difflib.SequenceMatcher(None, action, CODE[:2500], autojunk=autojunk).ratio()

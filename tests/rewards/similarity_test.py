@@ -29,24 +29,24 @@ def reference(action, target, autojunk):
 @example(action="\ud800x\udfff", target="x\ud800", autojunk=False)
 @example(action="a" * 300, target="a" * 200, autojunk=True)
 @example(action="\0a😀e\u0301", target="😀a\0é", autojunk=False)
-def test_equals_the_standard_library_to_the_last_bit(action, target, autojunk):
+def test_similarity_equals_the_standard_library_to_the_last_bit(action, target, autojunk):
   assert similarity(action, target, autojunk=autojunk) == reference(action, target, autojunk)
 
 
-def test_the_paper_formula_by_hand():
+def test_similarity_by_hand():
   # Longest block "bcd" (3), nothing left of it on both sides: R = 2 * 3 / (4 + 4).
   assert similarity("abcd", "bcde") == 0.75
   assert similarity("same", "same") == 1.0
   assert similarity("abc", "xyz") == 0.0
 
 
-def test_the_action_comes_first():
+def test_similarity_takes_the_action_first():
   # "tide" against "diet": the matcher's greedy choice depends on which string is searched.
   assert similarity("tide", "diet") == 0.25
   assert similarity("diet", "tide") == 0.5
 
 
-def test_autojunk_ignores_frequent_letters_of_long_targets_only():
+def test_similarity_autojunk_ignores_frequent_letters_of_long_targets():
   expert = "the quick brown fox jumps over the lazy dog " * 6
   policy = expert.replace("fox", "cat").replace("lazy", "calm")
   assert similarity(policy, expert) > 0.8
@@ -56,7 +56,7 @@ def test_autojunk_ignores_frequent_letters_of_long_targets_only():
   )
 
 
-def test_real_steps_equal_the_standard_library(shared):
+def test_similarity_of_real_steps_equals_the_standard_library(shared):
   lines = (shared / "data/steps/mathodyssey_deepseek_v3.jsonl").read_text().splitlines()[:12]
   steps = [step[:600] for line in lines for step in line.split("\\n\\n")[2:6]]
   for action, target in zip(steps, steps[1:]):
@@ -70,7 +70,7 @@ def random_pairs(n, length):
   return [(text(), text()) for _ in range(n)]
 
 
-def test_equal_pairs_are_computed_once(monkeypatch):
+def test_similarities_computes_equal_pairs_once(monkeypatch):
   calls = []
   count = lambda *pair, **options: calls.append(pair) or similarity(*pair, **options)
   monkeypatch.setattr(module, "similarity", count)
@@ -79,13 +79,13 @@ def test_equal_pairs_are_computed_once(monkeypatch):
   assert calls == [("ab", "abc"), ("b", "abc")]
 
 
-def test_no_pairs():
+def test_similarities_of_no_pairs_is_empty():
   assert similarities([]) == []
   assert similarities([], workers=2) == []
 
 
 @pytest.mark.parametrize("autojunk", [False, True])
-def test_workers_give_the_same_numbers_in_the_same_order(autojunk, monkeypatch):
+def test_similarities_with_workers_are_the_same(autojunk, monkeypatch):
   monkeypatch.setattr(module, "_SECONDS_WORTH_WORKERS", 0)
   monkeypatch.setattr(module, "_SECONDS_PER_JOB", 0.001)
   pairs = random_pairs(200, 500)
@@ -94,7 +94,7 @@ def test_workers_give_the_same_numbers_in_the_same_order(autojunk, monkeypatch):
   assert similarities(pairs, autojunk=autojunk, workers=2) == expected
 
 
-def test_jobs_are_of_like_cost_and_lose_nothing():
+def test_similarities_jobs_are_of_like_cost_and_lose_nothing():
   pairs = random_pairs(6000, 2000)
   chunks = module._chunks(pairs)
   costs = [sum(map(module._seconds, chunk)) for chunk in chunks]
@@ -103,7 +103,7 @@ def test_jobs_are_of_like_cost_and_lose_nothing():
   assert min(costs[:-1]) > module._SECONDS_PER_JOB / 2
 
 
-def test_a_killed_worker_is_replaced(monkeypatch):
+def test_similarities_replaces_a_killed_worker(monkeypatch):
   monkeypatch.setattr(module, "_SECONDS_WORTH_WORKERS", 0)
   pairs = random_pairs(20, 100)
   expected = similarities(pairs, workers=2)
@@ -113,9 +113,9 @@ def test_a_killed_worker_is_replaced(monkeypatch):
   assert similarities(pairs, workers=2) == expected
 
 
-def test_pairs_that_kill_every_worker_are_an_error_that_says_so(monkeypatch):
+def test_similarities_raises_for_pairs_that_kill_every_worker(monkeypatch):
   monkeypatch.setattr(module, "_SECONDS_WORTH_WORKERS", 0)
   pool = Workers("tests.rewards.workers_test:end_process", 1)
   monkeypatch.setattr(module, "_pool", lambda workers: pool)
-  with pytest.raises(RuntimeError, match="killed twice over the same 1 pairs"):
+  with pytest.raises(RuntimeError, match=" 1 pairs"):
     similarities([("a", "b")], workers=1)

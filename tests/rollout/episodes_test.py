@@ -43,7 +43,7 @@ def stepwise(say, questions=QUESTIONS, n=1, **limits):
   return solve_stepwise(engine, ask, questions, n, PARAMS, **limits), engine
 
 
-def test_turn_by_turn_to_the_box():
+def test_solve_stepwise_continues_to_the_box():
   """Each episode goes on from its own actions, without its monologues, until it boxes."""
 
   def say(id, sample):
@@ -83,7 +83,7 @@ def test_turn_by_turn_to_the_box():
     ("<think>x</think> cut off at a limit ...", "cut_off"),
   ],
 )
-def test_a_broken_format_ends_the_episode_without_an_action(text, ended):
+def test_solve_stepwise_ends_at_a_broken_format(text, ended):
   def say(id, sample):
     return text if id.endswith("/1") else "<think>x</think> first"
 
@@ -93,7 +93,7 @@ def test_a_broken_format_ends_the_episode_without_an_action(text, ended):
   assert all(not asked for asked in engine.asked[2:])
 
 
-def test_limits():
+def test_solve_stepwise_ends_at_its_limits():
   """Four turns; or prompts that grow beyond three tokens: problem and two actions."""
   endless = lambda id, sample: "<think>x</think> more"
   episodes, _ = stepwise(endless)
@@ -102,7 +102,7 @@ def test_limits():
   assert [(e.ended, len(e.actions)) for e in episodes] == [("prompt_too_long", 3)] * 2
 
 
-def test_one_ends_while_another_goes_on():
+def test_solve_stepwise_episodes_end_independently():
   def say(id, sample):
     return "<think>x</think> \\boxed{1}" if id.startswith("a") else "<think>x</think> on"
 
@@ -116,7 +116,7 @@ def test_one_ends_while_another_goes_on():
   ]
 
 
-def test_whole_solutions():
+def test_solve_whole_has_one_response():
   """Think blocks may stand anywhere; what is outside is the solution, whoever ends first."""
 
   def say(id, sample):
@@ -133,7 +133,7 @@ def test_whole_solutions():
   assert episodes[2].responses == [say("b", 0)] and episodes[2].tokens == 5
 
 
-def test_prompts_are_those_of_training(tmp_path):
+def test_solve_stepwise_has_the_prompts_of_training(tmp_path):
   """The tokens are those of the task's messages with its system prompt."""
   arithmetic_tokenizer.save(tmp_path)
   tokenizer = load_tokenizer(tmp_path)
@@ -149,7 +149,7 @@ def test_prompts_are_those_of_training(tmp_path):
   assert step != whole
 
 
-def test_a_template_that_opens_the_think_block():
+def test_solve_with_a_template_that_opens_the_think_block():
   """Then a response begins inside it."""
   opened = lambda problem, context: EncodedPrompt([0], True)
   engine = Script(lambda id, sample: "inside</think> \\boxed{3}")
@@ -160,7 +160,7 @@ def test_a_template_that_opens_the_think_block():
   assert episode.solution.strip() == "\\boxed{3}"
 
 
-def test_no_problems():
+def test_solve_of_no_problems_is_empty():
   nothing = types.SimpleNamespace(sample=lambda batch, n, params: iter(()))
   assert solve_whole(nothing, ask, [], 2, PARAMS) == []
   limits = dict(max_turns=2, max_prompt_tokens=5)

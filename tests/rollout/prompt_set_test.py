@@ -25,7 +25,7 @@ def example(number, problem="Start with 4. Add 3.", task="srl", hint=None, conte
   return StepExample(f"p/{number}", "p", task, problem, list(context), hint, "x", "7")
 
 
-def test_prompts_of_examples():
+def test_prompt_set_encodes_examples_within_the_limit():
   """Each with its task's system prompt, its steps so far and its hint; long ones are counted."""
   tokenizer = load_tokenizer(MODEL)
   examples = [
@@ -57,8 +57,8 @@ def test_prompts_of_examples():
   assert len({tuple(ids) for ids in found.values()}) == 4
 
 
-def test_no_prompt_short_enough():
+def test_prompt_set_refuses_a_limit_below_all_prompts():
   tokenizer = load_tokenizer(MODEL)
-  with pytest.raises(ValueError, match=r"data\.max_prompt_tokens: all 2 prompts .* 3 tokens"):
+  with pytest.raises(ValueError, match=r"data\.max_prompt_tokens: .* 2 .* 3 tokens"):
     PromptSet(config(data__max_prompt_tokens=3), tokenizer, [example(1), example(2)])
   assert PromptSet(config(), tokenizer, []).all_prompts() == []

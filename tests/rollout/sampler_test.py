@@ -79,31 +79,31 @@ def distribution():
 # ---- the same five names, the same token
 
 
-def test_width_does_not_change_what_is_sampled(groups):
+def test_sample_does_not_depend_on_width(groups):
   """One slot, in which everything waits for everything, against four."""
   assert_same(sample(width=4), groups)
 
 
-def test_order_and_neighbours_do_not_change_what_is_sampled(groups):
+def test_sample_does_not_depend_on_order_and_neighbours(groups):
   assert_same(sample(PROMPTS[::-1]), groups)
   alone = sample(PROMPTS[3:4])
   assert tokens(alone)["p3"] == tokens(groups)["p3"]
 
 
 @pytest.mark.parametrize("spec", ["data=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"])
-def test_meshes_do_not_change_what_is_sampled(groups, spec):
+def test_sample_does_not_depend_on_the_mesh(groups, spec):
   with jax.set_mesh(make_mesh(spec)):
     assert_same(sample(width=32), groups)
 
 
 @pytest.mark.parametrize("other", [dict(seed=4), dict(step=6)])
-def test_another_seed_or_step_is_another_sample(groups, other):
+def test_sample_depends_on_seed_and_step(groups, other):
   found = tokens(sample(params=dataclasses.replace(PARAMS, **other)))
   same = sum(a == b for id in found for a, b in zip(found[id], tokens(groups)[id]))
   assert same <= 2  # of 48; one-token responses may agree
 
 
-def test_samples_and_prompts_have_streams_of_their_own(groups):
+def test_sample_has_a_random_stream_for_each_response(groups):
   """The same tokens under another id, or as another sample of the group, are drawn anew."""
   twins = [Prompt(f"twin {i}", PROMPTS[4].token_ids) for i in range(4)]
   found = tokens(sample(twins))
@@ -129,7 +129,7 @@ def trainer_logprobs(groups, temperature):
   return out
 
 
-def test_sampler_logprobs_are_the_distributions(groups, distribution):
+def test_sample_logprobs_are_the_distributions(groups, distribution):
   for id, g, i, logprobs_v in distribution(PROMPTS, groups):
     rollout = groups[id][g]
     assert rollout.sampler_logprobs[i] == pytest.approx(
@@ -144,7 +144,7 @@ def many():
   return prompts, sample(prompts)
 
 
-def test_tokens_follow_the_distribution(many, distribution):
+def test_sample_tokens_follow_the_distribution(many, distribution):
   """Over all positions the mean surprise is the mean entropy; at temperature 0.9 it is not."""
   prompts, found = many
 
@@ -162,7 +162,7 @@ def test_tokens_follow_the_distribution(many, distribution):
 
 
 @pytest.mark.parametrize("positions", [[1], range(2, 12)], ids=["behind the prefill", "later"])
-def test_neighbours_do_not_share_their_random_number(many, distribution, positions):
+def test_sample_neighbours_have_different_random_numbers(many, distribution, positions):
   """Else a token would come twice in a row more often than its probability says."""
   prompts, found = many
   excess = variance = 0.0
@@ -175,13 +175,13 @@ def test_neighbours_do_not_share_their_random_number(many, distribution, positio
   assert abs(excess) / variance**0.5 < 3
 
 
-def test_log_probs_at_another_temperature_are_the_trainers():
+def test_sample_logprobs_at_another_temperature_are_the_trainers():
   found = sample(params=dataclasses.replace(PARAMS, temperature=0.7))
   for (id, g), logprobs in trainer_logprobs(found, 0.7).items():
     np.testing.assert_allclose(found[id][g].sampler_logprobs, logprobs, atol=1e-4)
 
 
-def test_greedy_takes_the_most_likely(distribution):
+def test_sample_greedy_takes_the_most_likely(distribution):
   """Of the full forward pass, at every position; log-probs are those of temperature 1."""
   found = sample(params=dataclasses.replace(PARAMS, temperature=0.0))
   for id, g, i, logprobs_v in distribution(PROMPTS, found):
@@ -190,7 +190,7 @@ def test_greedy_takes_the_most_likely(distribution):
     assert rollout.sampler_logprobs[i] == pytest.approx(float(logprobs_v.max()), abs=1e-4)
 
 
-def test_trainer_and_sampler_agree_after_refilling(groups):
+def test_sample_logprobs_agree_with_the_trainer_after_refilling(groups):
   """Slots of all ages side by side, the ring gone round: within 1e-4 at every token."""
   for (id, g), logprobs in trainer_logprobs(groups, 1.0).items():
     np.testing.assert_allclose(groups[id][g].sampler_logprobs, logprobs, atol=1e-4)
@@ -199,7 +199,7 @@ def test_trainer_and_sampler_agree_after_refilling(groups):
 # ---- how a response ends
 
 
-def test_responses_end_at_the_first_stop_token_or_at_the_limit(groups):
+def test_sample_ends_at_the_first_stop_token_or_the_limit(groups):
   rollouts = [r for group in groups.values() for r in group]
   for rollout in rollouts:
     stops = [i for i, token in enumerate(rollout.token_ids) if token in STOPS]
@@ -214,7 +214,7 @@ def test_responses_end_at_the_first_stop_token_or_at_the_limit(groups):
   assert reasons == {("stop", 7), ("stop", 23), ("length", False)}  # both stop ids were met
 
 
-def test_one_token_responses_need_no_decoding():
+def test_sample_of_one_token_needs_no_decoding():
   found = sample(params=dataclasses.replace(PARAMS, max_tokens=1))
   for group in found.values():
     assert [len(rollout.token_ids) for rollout in group] == [1] * N
@@ -223,7 +223,7 @@ def test_one_token_responses_need_no_decoding():
 # ---- running it
 
 
-def test_groups_come_as_they_end_and_carry_the_version(groups):
+def test_sample_yields_groups_as_they_end_with_the_version(groups):
   made = engine(version=41)
   stream = made.sample(PROMPTS, N, PARAMS)
   before = {g[0].prompt_id: g for g in [next(stream)]}
@@ -249,7 +249,7 @@ class Stopping:
 
 
 @pytest.mark.parametrize("prompts, at", [(12, 1), (12, 2), (12, 3), (4, 2)])
-def test_a_stop_ends_sampling_and_leaves_the_engine_usable(groups, prompts, at):
+def test_sample_ends_at_a_stop_and_can_be_called_again(groups, prompts, at):
   """`check` raises before the first, second, third decode call.
 
   With four prompts in four slots the first call is in flight when the second is refused.
@@ -267,7 +267,7 @@ def test_a_stop_ends_sampling_and_leaves_the_engine_usable(groups, prompts, at):
   assert_same({g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}, groups)
 
 
-def test_groups_come_while_others_decode(many):
+def test_sample_yields_groups_while_others_decode(many):
   """Of 64 groups in 64 slots the first come before the last decode call is dispatched."""
   check = Stopping(at=0)
   made = S.Sampler(Words(), STOPS, 64 * N, check)
@@ -278,7 +278,7 @@ def test_groups_come_while_others_decode(many):
   assert len(list(stream)) == 63 and check.calls > calls
 
 
-def test_an_error_in_the_caller_leaves_the_engine_usable(groups):
+def test_sample_can_be_called_after_an_error_in_the_caller(groups):
   """The responses of the first decode call are unreadable while the second is in flight."""
 
   class Broken(Words):
@@ -298,7 +298,7 @@ def test_an_error_in_the_caller_leaves_the_engine_usable(groups):
   assert_same({g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}, groups)
 
 
-def test_a_caller_that_leaves_early_leaves_the_engine_usable(groups):
+def test_sample_can_be_called_after_a_caller_left_early(groups):
   made = engine()
   stream = made.sample(PROMPTS, N, PARAMS)
   next(stream)
@@ -307,7 +307,7 @@ def test_a_caller_that_leaves_early_leaves_the_engine_usable(groups):
 
 
 @pytest.mark.parametrize("spec", [None, "data=2,fsdp=2,tensor=2"])
-def test_bfloat16_is_what_decoding_reads(spec):
+def test_load_weights_keeps_a_bfloat16_copy(spec):
   """The copy and the caches have the compute type, the policy keeps its float32 masters."""
   with jax.set_mesh(make_mesh(spec)) if spec else contextlib.nullcontext():
     masters = policy(dtype="bfloat16")
@@ -320,7 +320,7 @@ def test_bfloat16_is_what_decoding_reads(spec):
   assert len(groups) == 4 and all(np.isfinite(r.sampler_logprobs).all() for g in groups for r in g)
 
 
-def test_sampling_leaves_the_policy_as_it_was():
+def test_sample_leaves_the_policy_unchanged():
   model = policy()
   before = jax.tree.map(np.asarray, model)
   made = S.Sampler(Words(), STOPS, 16)
@@ -330,7 +330,7 @@ def test_sampling_leaves_the_policy_as_it_was():
     assert (a == np.asarray(b)).all()
 
 
-def test_sampling_leaves_nothing_on_the_device():
+def test_sample_leaves_nothing_on_the_device():
   """Not until the garbage collector comes round: caches are gigabytes, and an update follows."""
   made = engine()
   list(made.sample(PROMPTS, N, PARAMS))
@@ -343,7 +343,7 @@ def test_sampling_leaves_nothing_on_the_device():
     gc.enable()
 
 
-def test_prompts_of_lengths_seen_before_compile_nothing():
+def test_sample_compiles_nothing_for_lengths_seen_before():
   """Full and short batches, other seeds and steps, lengths of two buckets."""
   made, rng = engine(), np.random.default_rng(2)
 
@@ -362,11 +362,11 @@ def test_prompts_of_lengths_seen_before_compile_nothing():
   assert known == 0 and any(line.startswith("Compiling") for line in compiled)
 
 
-def test_a_width_below_the_group_still_samples():
+def test_sample_with_a_width_below_the_group():
   assert tokens(sample(PROMPTS[:3], width=3)) == tokens(sample(PROMPTS[:3], width=4))
 
 
-def test_no_prompts_and_no_weights():
+def test_sample_of_no_prompts_and_without_weights():
   assert list(engine().sample([], N, PARAMS)) == []
   with pytest.raises(RuntimeError, match="call load_weights first"):
     next(S.Sampler(Words(), STOPS, 16).sample(PROMPTS, N, PARAMS))
@@ -377,7 +377,7 @@ def test_no_prompts_and_no_weights():
 
 
 @pytest.mark.parametrize("mesh", [None, "data=1", "data=2"])
-def test_one_response_of_one_prompt(mesh):
+def test_sample_one_response_of_one_prompt(mesh):
   """Sizes of one: a slot, a response, a token; on each shard of the mesh."""
   with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
     made = S.Sampler(Words(), STOPS, 1)

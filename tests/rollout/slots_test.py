@@ -45,7 +45,7 @@ def test_pick_draws_from_the_softmax(on_cpu):
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])
-def test_greedy_takes_the_most_likely_at_temperature_1(on_cpu):
+def test_pick_greedy_has_logprobs_at_temperature_1(on_cpu):
   logits_bgv = jnp.asarray(np.random.default_rng(2).normal(0, 1.5, (3, 4, 20)), jnp.float32)
   draws = slots.Draws(jnp.array([1, 2], jnp.uint32), jnp.float32(0), 1)
   streams_b, zeros_b, zeros_bg = (
@@ -59,7 +59,7 @@ def test_greedy_takes_the_most_likely_at_temperature_1(on_cpu):
   np.testing.assert_allclose(logprobs, jax.nn.log_softmax(logits_bgv).max(axis=-1), atol=1e-6)
 
 
-def test_without_a_cpu_the_draw_is_jaxs_own():
+def test_pick_without_a_cpu_is_jaxs_categorical():
   logits_bgv = jnp.asarray(np.random.default_rng(3).normal(0, 1.5, (2, 3, 50)), jnp.float32)
   streams_b, zeros_b = jnp.array([4, 5], jnp.uint32), jnp.zeros(2, jnp.int32)
   positions_bg, seed_step = jnp.full((2, 3), 7), jnp.array([1, 2], jnp.uint32)
@@ -69,7 +69,7 @@ def test_without_a_cpu_the_draw_is_jaxs_own():
   assert (tokens == jax.vmap(jax.vmap(jax.random.categorical))(keys, logits_bgv)).all()
 
 
-def test_categorical_on_cpus_over_several_blocks():
+def test_cpu_categorical_draws_over_several_blocks():
   """300 entries, two thirds of them impossible, in three blocks, one of next to no weight."""
   rng = np.random.default_rng(1)
   probs_v = np.where(np.arange(300) % 3 == 0, rng.uniform(size=300), 0.0)
@@ -87,7 +87,7 @@ def test_categorical_on_cpus_over_several_blocks():
 
 
 @pytest.mark.parametrize("share", [0.0, np.nextafter(np.float32(1), np.float32(0))])
-def test_categorical_on_cpus_at_the_ends_of_the_interval(monkeypatch, share):
+def test_cpu_categorical_at_the_ends_of_the_interval(monkeypatch, share):
   """Neither the least nor the largest uniform number gives an impossible token."""
   monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, share))
   probs_v = np.zeros(400, np.float32)
@@ -96,7 +96,7 @@ def test_categorical_on_cpus_at_the_ends_of_the_interval(monkeypatch, share):
   assert first == (130 if share == 0 else 399)
 
 
-def test_every_token_has_another_key():
+def test_pick_has_another_key_for_every_token():
   def keys(streams, offsets, positions):
     seed_step = jnp.array([3, 5], jnp.uint32)
     found = slots.random_keys(seed_step, streams, jnp.array(offsets), positions)
@@ -128,7 +128,7 @@ def sample(shapes, prompts=PROMPTS, n=N, **changed):
   return {group[0].prompt_id: group for group in groups}
 
 
-def test_a_shape_has_room_for_its_prompts():
+def test_slot_shape_has_room_for_its_prompts():
   for longest in (1, 33, 900, 1024, 1025, 1500, 4000, 32000):
     for kernel in ("xla", "cudnn"):
       for rows in (1, 3, 8):
@@ -142,7 +142,7 @@ def test_a_shape_has_room_for_its_prompts():
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_chunks_give_what_one_prefill_gives(mesh):
+def test_prefill_in_chunks_equals_one_prefill(mesh):
   """Around the boundaries of chunks of 16, prompts of different lengths in one prefill."""
   rng = np.random.default_rng(5)
   prompts = [
@@ -154,7 +154,7 @@ def test_chunks_give_what_one_prefill_gives(mesh):
     assert_same(sample([SlotShape(b=4, g=N, p=64, r=12, batch=2, c=16)], prompts), whole)
 
 
-def test_a_long_prompt_needs_all_its_chunks():
+def test_prefill_of_a_long_prompt_needs_all_chunks():
   """Another first token, three chunks before the end, changes the log-probs of what is sampled."""
   prompt = Prompt("x", tuple(np.random.default_rng(6).integers(1, 96, 50).tolist()))
   other = dataclasses.replace(prompt, token_ids=(95 - prompt.token_ids[0], *prompt.token_ids[1:]))
@@ -165,14 +165,14 @@ def test_a_long_prompt_needs_all_its_chunks():
 
 
 @pytest.mark.parametrize("mesh, g", [(None, 1), (None, 3), ("fsdp=2,tensor=2", 3)])
-def test_a_group_in_several_slots_has_the_same_samples(mesh, g):
+def test_slots_of_a_group_in_parts_sample_the_same(mesh, g):
   """Of 4 responses in slots of 3 the second slot has one; its others are done from the start."""
   with on(mesh):
     whole = sample([SlotShape(b=4, g=N, p=32, r=12, batch=2, c=32)])
     assert_same(sample([SlotShape(b=8, g=g, p=32, r=12, batch=2, c=32)]), whole)
 
 
-def test_room_to_spare_changes_nothing():
+def test_slots_with_spare_room_sample_the_same():
   """Longer rings and prompts than needed; max_tokens and the temperature belong to the call."""
   roomy = [SlotShape(b=3, g=N, p=96, r=40, batch=2, c=96)]
   for changed in (dict(max_tokens=5), dict(max_tokens=5, temperature=0.0)):
@@ -206,7 +206,7 @@ def compile_ahead(calls):
 
 
 @pytest.mark.parametrize("mesh", [None, "data=2", "fsdp=2,tensor=2"])
-def test_what_is_compiled_ahead_is_all_that_is_compiled(mesh):
+def test_slot_calls_are_all_that_is_compiled(mesh):
   """Training, validation (greedy) and a benchmark of longer responses and prompts; two shapes.
 
   A request that fits neither shape compiles, which shows that compilations are counted.
@@ -234,7 +234,7 @@ def test_what_is_compiled_ahead_is_all_that_is_compiled(mesh):
   assert not known and found
 
 
-def test_a_shape_that_a_call_made_serves_the_next():
+def test_slot_shape_of_a_call_serves_the_next():
   made = Sampler(Words(), STOPS, 16)
   made.load_weights(policy(), 1)
   list(made.sample(PROMPTS[:4], 2, dataclasses.replace(PARAMS, max_tokens=9)))

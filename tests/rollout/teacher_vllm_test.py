@@ -23,7 +23,7 @@ def lines(path):
   return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_the_teacher_asks_a_vllm_server_and_does_not_ask_again(servers, tmp_path):
+def test_teacher_queries_a_vllm_server_once(servers, tmp_path):
   rows = [dict(id=id, problem=text, answer=gold) for id, (text, gold) in PROBLEMS.items()]
   (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   command = [sys.executable, "-m", "srl_jax.teacher", f"--server={servers['real'].wait().url}"]

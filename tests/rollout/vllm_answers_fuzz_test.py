@@ -119,7 +119,7 @@ def check_sound(group):
 
 
 @pytest.mark.slow
-def test_mutated_answers_give_a_sound_group_or_an_error(serving, capsys):
+def test_read_group_of_mutated_answers_is_sound_or_refused(serving, capsys):
   (server, answer), stopwatch, taken = serving, Stopwatch(), 0
   checks = list(hypothesis.HealthCheck)
   settings = hypothesis.settings(
@@ -150,7 +150,7 @@ def test_mutated_answers_give_a_sound_group_or_an_error(serving, capsys):
     print(f"{taken} groups were taken; worst time of an answer: {stopwatch.worst:.4f} s")
 
 
-def test_a_sound_answer_is_taken(serving):
+def test_read_group_accepts_a_sound_answer(serving):
   server, answer = serving
   answer[0] = json.dumps(sound()).encode()
   found = server.call("POST", "/", {}, timeout=10)

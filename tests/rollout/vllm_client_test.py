@@ -189,7 +189,7 @@ def ask(engine, count=4, n=2, **params):
   return list(engine.sample(batch, n, SamplingParams(8, **params)))
 
 
-def test_groups_come_back_whole(fake, make_engine, model):
+def test_sample_returns_whole_groups(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   groups = ask(engine)
@@ -255,7 +255,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_useless_answer_is_asked_for_again_and_counted(fake, make_engine, model, name):
+def test_sample_repeats_a_useless_answer_and_counts_it(fake, make_engine, model, name):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   fake.faults = [FAULTS[name]]
@@ -266,7 +266,7 @@ def test_a_useless_answer_is_asked_for_again_and_counted(fake, make_engine, mode
   assert engine.stats() == {f"groups_{reason}": 1.0}
 
 
-def test_a_server_that_answers_garbage_all_the_time_is_lost(fake, make_engine, model):
+def test_sample_gives_up_a_server_that_answers_garbage(fake, make_engine, model):
   engine = make_engine(fake, patience=0.3)
   engine.load_weights(model, 3)
   fake.scored = lambda end: {"choices": []}
@@ -278,7 +278,7 @@ def test_a_server_that_answers_garbage_all_the_time_is_lost(fake, make_engine, m
   assert any("cannot be used" in line for line in engine.said)
 
 
-def test_a_404_that_stays_ends_the_run_where_it_can_save(fake, make_engine, model):
+def test_sample_raises_an_engine_error_for_a_lasting_404(fake, make_engine, model):
   """As an EngineError, not as the user's mistake."""
   engine = make_engine(fake, patience=0.3)
   engine.load_weights(model, 3)
@@ -291,7 +291,7 @@ def test_a_404_that_stays_ends_the_run_where_it_can_save(fake, make_engine, mode
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])
-def test_a_server_that_drips_is_left(monkeypatch, part):
+def test_sample_leaves_a_server_that_is_too_slow(monkeypatch, part):
   """An answer that has begun has to end; each byte would begin a socket's timeout anew."""
   monkeypatch.setattr(vllm_server, "ANSWER_SECONDS", 0.5)
   listener = socket.create_server(("127.0.0.1", 0))
@@ -322,9 +322,9 @@ def test_a_server_that_drips_is_left(monkeypatch, part):
   "setting",
   [dict(slots=0), dict(slots=-1), dict(slots=10**400), dict(slots="many"), dict(slots=[])],
 )
-def test_settings_of_a_server_that_are_none(fake, make_engine, setting):
+def test_start_refuses_settings_that_it_cannot_read(fake, make_engine, setting):
   vars(fake).update(setting)
-  with pytest.raises(ValueError, match=f"{fake.url} .*server_info: answer not understood"):
+  with pytest.raises(ValueError, match=f"{fake.url} .*server_info"):
     make_engine(fake)
 
 
@@ -342,7 +342,7 @@ PROBES = {
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_that_is_not_answered_stops_the_push(fake, make_engine, model, name):
+def test_load_weights_fails_when_its_probe_is_not_answered(fake, make_engine, model, name):
   engine = make_engine(fake)
   fake.scored = lambda end: {
     "choices": [
@@ -352,29 +352,27 @@ def test_a_probe_that_is_not_answered_stops_the_push(fake, make_engine, model, n
       )
     ]
   }
-  with pytest.raises(EngineError, match="weights of step 3 were refused: .*answer not understood"):
+  with pytest.raises(EngineError, match="step 3"):
     engine.load_weights(model, 3)
   # The push had paused it. Its health is asked for all the time.
   assert [path for path, _ in fake.requests if path != "/health"][-1] == "/resume"
 
 
-def test_one_bad_answer_to_a_push_is_asked_for_again(fake, make_engine, model):
+def test_load_weights_repeats_after_one_bad_answer(fake, make_engine, model):
   engine, handle, bad = make_engine(fake), fake.handle, [(404, b""), (500, b"")]
 
   def sometimes(path, body):
     return bad.pop() if path == "/update_weights" and bad else handle(path, body)
 
   fake.handle = sometimes
-  with pytest.raises(
-    EngineError, match="weights of step 3 were refused: .*update_weights answered"
-  ):
+  with pytest.raises(EngineError, match="step 3 .*update_weights"):
     engine.load_weights(model, 3)
   bad.append((404, b""))
   engine.load_weights(model, 4)
   assert ask(engine)[0][0].weight_version == 4
 
 
-def test_a_server_that_refuses_all_weights_is_left_where_others_take_them(model, fake, make_engine):
+def test_load_weights_leaves_a_server_that_refuses_weights(model, fake, make_engine):
   other = FakeServer(model)
   engine = make_engine(fake, other)
   handle = fake.handle
@@ -386,7 +384,7 @@ def test_a_server_that_refuses_all_weights_is_left_where_others_take_them(model,
   other.http.server_close()
 
 
-def test_old_weights_are_rejected_and_the_server_gets_the_new_ones(fake, make_engine, model):
+def test_sample_rejects_old_weights_and_pushes_again(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   fake.version = "default"  # restarted: it has the weights of its disk
@@ -397,23 +395,23 @@ def test_old_weights_are_rejected_and_the_server_gets_the_new_ones(fake, make_en
 
 
 @pytest.mark.parametrize("lag, reason", [(0, "rejected_old"), (1, None)])
-def test_lag_is_the_oldest_version_allowed(lag, reason):
+def test_sample_accepts_versions_within_the_lag(lag, reason):
   group = [((1,), (-1.0,), "length", ("6",)), ((1,), (-1.0,), "length", ("7",))]
   assert why_rejected(group, 7, lag) == reason
   assert why_rejected([((1,), (-1.0,), "length", ("8",))], 7, lag) == "rejected_old"
   assert why_rejected([((1,), (-1.0,), "length", ("7", "7"))], 7, lag) is None
 
 
-def test_a_wrong_request_is_not_tried_again(fake, make_engine, model):
+def test_sample_does_not_repeat_a_wrong_request(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 3)
   fake.faults = [lambda fake, body: (400, {"error": {"message": "too long"}})] * 9
-  with pytest.raises(ValueError, match=r"prompt p0 .*answered 400: too long"):
+  with pytest.raises(ValueError, match="p0 .*400: too long"):
     ask(engine, count=1)
   assert len(fake.faults) == 8
 
 
-def test_no_more_in_flight_than_the_server_takes(fake, make_engine, model):
+def test_sample_bounds_the_requests_in_flight(fake, make_engine, model):
   fake.slots, fake.seconds = 6, 0.05
   engine = make_engine(fake)
   engine.load_weights(model, 1)
@@ -421,7 +419,7 @@ def test_no_more_in_flight_than_the_server_takes(fake, make_engine, model):
   assert fake.most_at_once == 3  # 3 requests of 2 responses
 
 
-def test_groups_are_yielded_while_others_are_sampled(fake, make_engine, model):
+def test_sample_yields_groups_while_others_are_sampled(fake, make_engine, model):
   release = threading.Event()
 
   def slow(fake, body):
@@ -437,7 +435,7 @@ def test_groups_are_yielded_while_others_are_sampled(fake, make_engine, model):
   assert len(list(groups)) == 1
 
 
-def test_a_hanging_request_is_cut_when_the_caller_stops(fake, make_engine, model):
+def test_sample_cuts_a_hanging_request_when_the_caller_stops(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 1)
   hang = threading.Event()
@@ -450,7 +448,7 @@ def test_a_hanging_request_is_cut_when_the_caller_stops(fake, make_engine, model
   hang.set()
 
 
-def test_a_hanging_server_is_lost_and_the_others_take_over(model, fake, make_engine):
+def test_sample_moves_work_from_a_hanging_server(model, fake, make_engine):
   other = FakeServer(model)
   engine = make_engine(fake, other, seconds_per_token=0.01)
   engine.load_weights(model, 1)
@@ -465,27 +463,27 @@ def test_a_hanging_server_is_lost_and_the_others_take_over(model, fake, make_eng
   other.http.server_close()
 
 
-def test_weights_that_did_not_arrive_stop_the_run(fake, make_engine, model):
+def test_load_weights_refuses_weights_that_did_not_arrive(fake, make_engine, model):
   engine = make_engine(fake)
   engine.load_weights(model, 1)
-  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+  with pytest.raises(EngineError, match="log-probs"):
     engine.load_weights(policy_model.init(CONFIG, 1), 2)  # the fake keeps the old ones
   engine = make_engine(fake)
   fake.handle = lambda path, body, handle=fake.handle: handle(
     path, None if "finish" in path else body
   )
-  with pytest.raises(EngineError, match="samples with weights '2' after the push of step 4"):
+  with pytest.raises(EngineError, match="'2' .*step 4"):
     engine.load_weights(model, 4)
 
 
-def test_starting_without_a_server_names_it(make_engine):
-  with pytest.raises(ValueError, match=r"127.0.0.1:9 \(/health never answered 200\)"):
+def test_start_names_a_server_that_is_away(make_engine):
+  with pytest.raises(ValueError, match=r"127.0.0.1:9 .*/health"):
     make_engine("http://127.0.0.1:9")
 
 
-def test_starting_with_a_server_of_another_kind_says_what_it_answered(fake, make_engine):
+def test_start_refuses_a_server_of_another_kind(fake, make_engine):
   fake.handle = lambda path, body: (200, b"" if path == "/health" else b"hello")
-  with pytest.raises(ValueError, match=r"/server_info answered no JSON: hello"):
+  with pytest.raises(ValueError, match="/server_info .*hello"):
     make_engine(fake)
 
 
@@ -504,17 +502,17 @@ def test_starting_with_a_server_of_another_kind_says_what_it_answered(fake, make
     ("http://8.8.8.8:8101", "public address 8.8.8.8"),
   ],
 )
-def test_addresses_that_are_refused(url, message):
+def test_start_refuses_addresses(url, message):
   with pytest.raises(ValueError, match=message):
     Server(url)
 
 
-def test_addresses_that_are_taken():
+def test_start_accepts_addresses():
   assert Server("http://10.1.2.3:8000/").url == "http://10.1.2.3:8000"
   assert Server("http://8.8.8.8", public=True).port == 80
 
 
-def test_the_key_comes_from_the_environment_and_stays_out_of_messages(fake, monkeypatch):
+def test_start_reads_the_key_from_the_environment_and_hides_it(fake, monkeypatch):
   monkeypatch.setenv("VLLM_API_KEY", "s3cret")
   fake.handle = lambda path, body: (500, b"no s3cret")
   with pytest.raises(ServerError, match=r"no \*\*\*") as caught:
@@ -523,7 +521,7 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_messages(fake, monk
   assert "s3cret" not in str(caught.value)
 
 
-def test_a_temperature_needs_processed_logprobs(fake, make_engine, model):
+def test_sample_at_a_temperature_needs_processed_logprobs(fake, make_engine, model):
   fake.mode = "raw_logprobs"
   engine = make_engine(fake)
   engine.load_weights(model, 1)
@@ -532,7 +530,7 @@ def test_a_temperature_needs_processed_logprobs(fake, make_engine, model):
     ask(engine, temperature=0.7)
 
 
-def test_read_group_takes_a_response_that_was_cut_off(fake):
+def test_read_group_accepts_a_response_that_was_cut_off(fake):
   fake.version = "4"
   answer = fake.sampled(
     1,
@@ -543,7 +541,7 @@ def test_read_group_takes_a_response_that_was_cut_off(fake):
   assert read_group(answer, 1, 2, [5]) == [((7, 8), (-0.5, -0.5), "length", ("4",))]
 
 
-def test_a_wait_ends_when_the_run_is_asked_to_stop(fake, make_engine, model):
+def test_sample_stops_waiting_when_the_run_is_stopped(fake, make_engine, model):
   asked = threading.Event()
 
   def check():

@@ -109,7 +109,7 @@ def commands(terminal):
   return found
 
 
-def test_a_port_that_is_taken_is_refused(tmp_path):
+def test_vllm_server_refuses_a_port_in_use(tmp_path):
   require_server()
   with socket.socket() as other:
     other.bind(("127.0.0.1", 0))
@@ -126,7 +126,7 @@ def test_a_port_that_is_taken_is_refused(tmp_path):
   assert f"error: something listens at 127.0.0.1:{port} already" in ended.stderr
 
 
-def test_ctrl_c_while_the_server_starts(launch, weights_root, tmp_path):
+def test_vllm_server_ends_at_ctrl_c_while_it_starts(launch, weights_root, tmp_path):
   terminal = launch(tmp_path / "run")
   starting = lambda: any("vllm.entrypoints" in command for command in commands(terminal))
   assert eventually(starting, 60), terminal.said
@@ -138,7 +138,7 @@ def test_ctrl_c_while_the_server_starts(launch, weights_root, tmp_path):
   assert not list(weights_root.iterdir())
 
 
-def test_a_killed_launch_leaves_no_server(launch, tmp_path):
+def test_run_that_is_killed_leaves_no_server(launch, tmp_path):
   terminal = launch(tmp_path / "run")
   starting = lambda: any("vllm.entrypoints" in command for command in commands(terminal))
   assert eventually(starting, 60), terminal.said
@@ -146,7 +146,7 @@ def test_a_killed_launch_leaves_no_server(launch, tmp_path):
   assert eventually(lambda: not terminal.processes(), 30), commands(terminal)
 
 
-def test_ctrl_c_saves_the_run_and_stops_its_server(launch, weights_root, tmp_path):
+def test_run_saves_at_ctrl_c_and_stops_its_server(launch, weights_root, tmp_path):
   workdir = tmp_path / "run"
   terminal = launch(workdir)
   metrics = workdir / "metrics.jsonl"

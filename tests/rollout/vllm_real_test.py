@@ -105,7 +105,7 @@ def check_logprobs(engine, model, previous, version):
 
 
 @pytest.mark.parametrize("name", ["real", "a"])
-def test_a_new_server_has_the_weights_of_its_disk(servers, name):
+def test_server_starts_with_the_weights_on_disk(servers, name):
   server = servers[name].wait()
   _, model = load_hf(servers.models[name]())
   batch = asked(3)
@@ -122,7 +122,7 @@ def test_a_new_server_has_the_weights_of_its_disk(servers, name):
   assert np.abs(np.concatenate(wanted) - np.concatenate(served)).max() <= 1e-3
 
 
-def test_greedy_tokens_are_those_of_the_built_in_engine(servers, make_engine, real_models):
+def test_sample_greedy_tokens_equal_the_built_in_engines(servers, make_engine, real_models):
   folder = real_models("smollm2-135m")
   _, model = load_hf(folder)
   tokenizer = tokenizers.load_tokenizer(folder)
@@ -149,7 +149,7 @@ def test_greedy_tokens_are_those_of_the_built_in_engine(servers, make_engine, re
 
 
 @pytest.mark.parametrize("name", ["real", "qwen3", "a"])
-def test_logprobs_agree_after_each_of_three_pushes(servers, make_engine, name):
+def test_load_weights_three_times_keeps_logprobs_equal(servers, make_engine, name):
   engine = make_engine(name)  # a tied Llama, an untied Qwen3, an untied Qwen2
   start = None if name == "a" else load_hf(servers.models[name]())[1]
   previous = None
@@ -162,15 +162,15 @@ def test_logprobs_agree_after_each_of_three_pushes(servers, make_engine, name):
   assert engine.stats() == {}
 
 
-def test_the_check_sees_weights_that_did_not_arrive(make_engine, monkeypatch):
+def test_load_weights_detects_weights_that_did_not_arrive(make_engine, monkeypatch):
   engine = make_engine("a")
   engine.load_weights(random_model(1), 1)
   monkeypatch.setattr(vllm_weights, "_transfer", lambda post, folder: None)
-  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+  with pytest.raises(EngineError, match="log-probs"):
     engine.load_weights(random_model(2), 2)
 
 
-def test_the_check_sees_a_stale_prefix_cache(make_engine, monkeypatch):
+def test_load_weights_detects_a_stale_prefix_cache(make_engine, monkeypatch):
   engine = make_engine("a")
   engine.load_weights(random_model(1), 1)
   real_call = Server.call
@@ -181,7 +181,7 @@ def test_the_check_sees_a_stale_prefix_cache(make_engine, monkeypatch):
     return real_call(self, method, path, *args, **kwargs)
 
   monkeypatch.setattr(Server, "call", without_pause)
-  with pytest.raises(EngineError, match="log-probs differ from the policy's by"):
+  with pytest.raises(EngineError, match="log-probs"):
     engine.load_weights(random_model(2), 2)
 
 
@@ -195,7 +195,7 @@ def test_the_check_sees_a_stale_prefix_cache(make_engine, monkeypatch):
     ("link", "no folder with safetensors files under"),
   ],
 )
-def test_wrong_files_are_refused_and_the_old_weights_stay(
+def test_load_weights_of_wrong_files_keeps_the_old_weights(
   make_engine, monkeypatch, tmp_path, fault, reason
 ):
   engine = make_engine("a")
@@ -228,7 +228,7 @@ def test_wrong_files_are_refused_and_the_old_weights_stay(
   shutil.rmtree(bad)
 
 
-def test_weights_that_cannot_be_written_end_the_run_and_leave_nothing(make_engine):
+def test_load_weights_that_cannot_be_written_leaves_nothing(make_engine):
   engine = make_engine("a")
   model = random_model(6)
   engine.load_weights(model, 6)
@@ -237,7 +237,7 @@ def test_weights_that_cannot_be_written_end_the_run_and_leave_nothing(make_engin
     resource.RLIMIT_FSIZE, (100_000, limits[1])
   )  # the file system says no half-way
   try:
-    with pytest.raises(EngineError, match="step 7 could not be written to .* Make room"):
+    with pytest.raises(EngineError, match="step 7"):
       engine.load_weights(random_model(7), 7)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -245,7 +245,7 @@ def test_weights_that_cannot_be_written_end_the_run_and_leave_nothing(make_engin
   check_logprobs(engine, model, None, 6)
 
 
-def test_both_engines_sample_the_distribution_that_the_loss_assumes(make_engine):
+def test_sample_of_both_engines_follows_the_distribution(make_engine):
   """At another temperature than 1: softmax(logits / temperature), and its log-probs."""
   model, temperature = random_model(7), 1.2
   prompt = asked(1, length=20)[0]
@@ -282,14 +282,14 @@ def _next_token_logits(model, tokens_bt):
   return model.logits(model.hidden(tokens_bt, positions_bt, jnp.ones_like(tokens_bt)))[0, -1]
 
 
-def test_a_prompt_that_is_too_long_is_the_users_error(make_engine):
+def test_sample_refuses_a_prompt_that_is_too_long(make_engine):
   engine = make_engine("a")
   engine.load_weights(random_model(8), 8)
-  with pytest.raises(ValueError, match=r"prompt p0 \(600 tokens\): .* answered 400"):
+  with pytest.raises(ValueError, match=r"p0 \(600 tokens\).* 400"):
     list(engine.sample(asked(1, length=600), 2, SamplingParams(8)))
 
 
-def test_stopping_in_the_middle_frees_the_server(servers, make_engine):
+def test_sample_stopped_in_the_middle_frees_the_server(servers, make_engine):
   engine = make_engine("a")
   engine.load_weights(random_model(9), 9)
   groups = engine.sample(asked(64), 4, SamplingParams(250))
@@ -301,7 +301,7 @@ def test_stopping_in_the_middle_frees_the_server(servers, make_engine):
   assert eventually(lambda: set(running()) == {"0.0"}, 5), running()
 
 
-def test_two_servers_share_the_work_and_one_is_enough(servers, make_engine):
+def test_sample_shares_the_work_and_survives_a_lost_server(servers, make_engine):
   engine = make_engine("a", "b")
   model = random_model(10)
   engine.load_weights(model, 10)
@@ -339,7 +339,7 @@ def test_two_servers_share_the_work_and_one_is_enough(servers, make_engine):
   assert eventually(lambda: servers["b"].process.poll() is not None and not servers["b"].group())
 
 
-def test_a_server_that_dies_between_and_in_a_push_ends_the_run(
+def test_load_weights_fails_when_the_last_server_dies(
   servers, make_engine, monkeypatch, real_models
 ):
   engine = make_engine("real", patience=3.0)

@@ -73,7 +73,7 @@ def said(workdir):
   return workdir.with_suffix(".log").read_text()
 
 
-def test_rewards_are_those_of_the_built_in_engine(served, untied, tmp_path):
+def test_run_with_vllm_has_the_rewards_of_the_built_in_engine(served, untied, tmp_path):
   """The last ten steps; six seeds of the built-in engine alone were 0.73 to 0.79, deviation 0.022.
 
   So a difference of 0.1 is three deviations; that each engine samples the same distribution is
@@ -89,7 +89,9 @@ def test_rewards_are_those_of_the_built_in_engine(served, untied, tmp_path):
   assert abs(last["vllm"] - last["builtin"]) < 0.1
 
 
-def test_lag_1_trains_on_no_prompt_twice_after_a_kill(served, untied, weights_root, tmp_path):
+def test_run_with_lag_1_trains_on_no_prompt_twice_after_a_kill(
+  served, untied, weights_root, tmp_path
+):
   workdir, flags = tmp_path / "ahead", [*served, "--config.rollout.lag=1"]
   for number in (signal.SIGKILL, signal.SIGTERM):
     begun = len(metrics(workdir))
@@ -120,7 +122,7 @@ def answered(server):
   return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:request_success_total"))
 
 
-def test_two_processes_with_a_server_each_are_one_run(served, servers, untied, tmp_path):
+def test_run_of_two_processes_with_a_server_each(served, servers, untied, tmp_path):
   """Each gives its server the weights and samples its part of the prompts; both train on all."""
   workdir, steps, both = tmp_path / "two", 3, [servers[name].wait() for name in "ac"]
   before = list(map(answered, both))

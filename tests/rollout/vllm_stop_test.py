@@ -88,7 +88,7 @@ def saved_steps(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("name", CASES)
-def test_a_stop_is_heard_while_a_server_hangs(tmp_path, name, number):
+def test_run_stops_while_a_server_hangs(tmp_path, name, number):
   route, n, stepped = CASES[name]
   server = Hanging(route, n)
   run = begin(server, tmp_path)
@@ -131,7 +131,7 @@ class Refusing(FakeServer):
 
 
 @pytest.mark.parametrize("status, times, code", [(404, 1, 0), (400, 1, os.EX_TEMPFAIL)])
-def test_a_refusal_in_a_later_step_loses_no_step(tmp_path, status, times, code):
+def test_run_saves_when_a_later_step_is_refused(tmp_path, status, times, code):
   """One 404 is asked for again and counted; after a 400 the run ends with its steps saved."""
   server = Refusing(status, 5, times)  # a step has two requests
   run = begin(server, tmp_path)

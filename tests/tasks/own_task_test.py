@@ -51,7 +51,7 @@ def shared_words(action: str, target: str) -> int:
 pytestmark = pytest.mark.integration  # a run of its own
 
 
-def test_the_document_has_a_step_example_of_its_task():
+def test_document_has_a_step_example_of_its_task():
   lines = re.search(r'(?m)^    \{"id".*\n.*\}$', section())[0]
   assert json.loads(lines).keys() == sums()[0].keys()
 
@@ -69,7 +69,7 @@ def small_flags() -> list[str]:
   return [f"--config.{key}={value}" for key, value in SMALL.items()]
 
 
-def test_the_documents_config_trains_its_own_task(tmp_path):
+def test_document_config_trains_its_own_task(tmp_path):
   write_task(tmp_path)
   command = [sys.executable, "-m", "srl_jax.train", "--config=translate.py", "--workdir=run"]
   env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}

@@ -45,23 +45,23 @@ def score(task, text, finish_reason="stop", reward=REWARD, think_opened=False, *
 # ---------------------------------------------------------------------------------- srl
 
 
-def test_srl_compares_the_action_only():
+def test_score_group_srl_compares_the_action_only():
   got = score("srl", "<think>7+3=10</think>\n2. Add 3: 10\n")
   assert got == Score(1.0, None, "2. Add 3: 10", "7+3=10")
   other = score("srl", "<think>something else entirely</think>2. Add 3: 10")
   assert other.reward == 1.0
 
 
-def test_srl_reward_is_the_similarity_of_stripped_texts():
+def test_score_group_srl_is_the_similarity_of_stripped_texts():
   got = score("srl", "<think>m</think>\n\n  2. Add 3: 11 \n", target=" 2. Add 3: 10\n")
   assert got.reward == similarity("2. Add 3: 11", "2. Add 3: 10") == 22 / 24
 
 
-def test_srl_direction_is_action_then_target():
+def test_score_group_srl_compares_action_then_target():
   assert score("srl", "<think>m</think>tide", target="diet").reward == 0.25
 
 
-def test_srl_hands_autojunk_on():
+def test_score_group_srl_passes_autojunk_on():
   target = "the quick brown fox jumps over the lazy dog " * 6
   text = "<think>m</think>" + target.replace("fox", "cat")
   off = score("srl", text, target=target).reward
@@ -79,21 +79,21 @@ def test_srl_hands_autojunk_on():
     ("<think>a</think>2. Add 3: 10", "length", "cut_off"),
   ],
 )
-def test_srl_format_failures_cost_the_penalty(text, finish_reason, failure):
+def test_score_group_srl_gives_format_failures_the_penalty(text, finish_reason, failure):
   got = score("srl", text, finish_reason)
   assert (got.reward, got.failure) == (-1.0, failure)
   mild = settings(format_penalty=-0.25)
   assert score("srl", text, finish_reason, reward=mild).reward == -0.25
 
 
-def test_srl_with_a_template_that_opens_the_block():
+def test_score_group_srl_with_a_block_that_the_template_opened():
   assert score("srl", "7+3</think>2. Add 3: 10", think_opened=True) == Score(
     1.0, None, "2. Add 3: 10", "7+3"
   )
   assert score("srl", "7+3</think>2. Add 3: 10").failure == "no_open"
 
 
-def test_a_group_keeps_its_order():
+def test_score_group_keeps_the_order():
   texts = ["<think>m</think>2. Add 3: 10", "no", "<think>m</think>x", "<think>m</think>2. Add"]
   got = score_group(make("srl"), texts, ["stop"] * 4, reward=REWARD)
   assert [s.reward for s in got] == [1.0, -1.0, 0.0, similarity("2. Add", "2. Add 3: 10")]
@@ -102,7 +102,7 @@ def test_a_group_keeps_its_order():
 # ---------------------------------------------------------------------------------- one_step
 
 
-def test_one_step_compares_all_text_outside_the_blocks():
+def test_score_group_one_step_compares_text_outside_the_blocks():
   text = "<think>a</think>1. x\n<think>b</think>2. y"
   assert score("one_step", text, target="1. x\n2. y\n") == Score(1.0, None, "1. x\n2. y", "a\nb")
   assert score("one_step", "1. x\n2. y", target="1. x\n2. y").reward == 1.0
@@ -119,7 +119,7 @@ def test_one_step_compares_all_text_outside_the_blocks():
     ("<think>a</think>1. x", "length", 1.0, None),  # cut off, but every block is closed
   ],
 )
-def test_one_step_format(text, finish_reason, reward, failure):
+def test_score_group_one_step_checks_the_format(text, finish_reason, reward, failure):
   got = score("one_step", text, finish_reason, target="1. x")
   assert (got.reward, got.failure) == (reward, failure)
 
@@ -138,21 +138,21 @@ def test_one_step_format(text, finish_reason, reward, failure):
     ("", 0.0),
   ],
 )
-def test_rlvr_is_one_or_zero_by_the_answer_outside_the_blocks(text, reward):
+def test_score_group_rlvr_is_one_or_zero_by_the_answer(text, reward):
   assert score("rlvr", text, target="")[:2] == (reward, None)
 
 
-def test_rlvr_reports_truncation_without_a_penalty():
+def test_score_group_rlvr_reports_truncation_without_a_penalty():
   assert score("rlvr", "\\boxed{10} and", "length")[:2] == (1.0, "cut_off")
   assert score("rlvr", "and so", "length")[:2] == (0.0, "cut_off")
 
 
-def test_rlvr_without_a_gold_answer_is_an_error():
+def test_score_group_rlvr_refuses_a_missing_gold_answer():
   with pytest.raises(ValueError, match=r"p/2 .*data\.fields"):
     score("rlvr", "\\boxed{1}", answer=None)
 
 
-def test_a_task_without_a_reward_is_an_error():
+def test_score_group_refuses_a_task_without_a_reward():
   with pytest.raises(ValueError, match="task 'sft'"):
     score("sft", "x")
 
@@ -160,7 +160,7 @@ def test_a_task_without_a_reward_is_an_error():
 # ---------------------------------------------------------------------------------- batches
 
 
-def test_mixed_groups_equal_one_group_at_a_time():
+def test_score_groups_equals_one_group_at_a_time():
   groups = [
     (make("srl"), ["<think>m</think>2. Add 3: 9", "bad"], ["stop", "stop"]),
     (make("rlvr"), ["\\boxed{10}", "\\boxed{1}", "\\boxed{10.0}"], ["stop", "length", "stop"]),
@@ -172,7 +172,7 @@ def test_mixed_groups_equal_one_group_at_a_time():
   assert [s.reward for s in expected[1]] == [1.0, 0.0, 1.0]
 
 
-def test_a_missing_finish_reason_is_an_error():
+def test_score_group_refuses_a_missing_finish_reason():
   with pytest.raises(ValueError):
     score_group(make("srl"), ["a", "b"], ["stop"], reward=REWARD)
 
@@ -180,7 +180,7 @@ def test_a_missing_finish_reason_is_an_error():
 # ---------------------------------------------------------------------------------- a user's own
 
 
-def test_a_similarity_is_picked_by_its_name(monkeypatch):
+def test_score_group_picks_a_similarity_by_its_name(monkeypatch):
   same_length = lambda pairs: [float(len(action) == len(target)) for action, target in pairs]
   monkeypatch.setitem(SIMILARITIES, "same_length", same_length)
   texts = ["<think>m</think>xxxxxxxxxxxx", "<think>m</think>x", "no"]
@@ -189,7 +189,7 @@ def test_a_similarity_is_picked_by_its_name(monkeypatch):
     assert [score.reward for score in scores] == [1.0, 0.0, -1.0]
 
 
-def test_a_reward_of_a_users_own_beside_ours(monkeypatch):
+def test_score_group_uses_a_users_own_reward(monkeypatch):
   def length(responses, settings):
     return [len(response.action) / 4 + settings.format_penalty for response in responses]
 
@@ -204,14 +204,14 @@ def test_a_reward_of_a_users_own_beside_ours(monkeypatch):
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
-def test_a_reward_gives_one_number_for_each_response(monkeypatch, values):
+def test_score_group_refuses_a_reward_of_another_length(monkeypatch, values):
   wrong = dataclasses.replace(TASKS["srl"], reward=lambda responses, settings: values)
   monkeypatch.setitem(TASKS, "mine", wrong)
   with pytest.raises(ValueError, match="'mine'"):
     score_group(make("mine"), ["a", "b"], ["stop"] * 2, reward=REWARD)
 
 
-def test_a_similarity_gives_one_number_for_each_pair(monkeypatch):
+def test_score_group_refuses_a_similarity_of_another_length(monkeypatch):
   monkeypatch.setitem(SIMILARITIES, "short", lambda pairs: [1.0])
   texts = ["<think>m</think>a", "<think>m</think>b"]
   with pytest.raises(ValueError, match="'short'"):
@@ -232,6 +232,6 @@ def test_a_similarity_gives_one_number_for_each_pair(monkeypatch):
     ("rlvr", [0.0, 0.0], ["cut_off", "cut_off"], "all_wrong"),
   ],
 )
-def test_groups_of_equal_rewards_have_a_name(task, rewards, failures, reason):
+def test_equal_rewards_reason_names_the_group(task, rewards, failures, reason):
   scores = [Score(*pair, "", "") for pair in zip(rewards, failures)]
   assert TASKS[task].drop_reason(scores) == reason

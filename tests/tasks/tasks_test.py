@@ -30,14 +30,14 @@ def mine(monkeypatch):
     ("mine", "math", "mine"),
   ],
 )
-def test_task_of_a_method(mine, method, domain, task):
+def test_task_of_method_by_hand(mine, method, domain, task):
   assert tasks.task_of(method, domain) == task
   kind = examples.example_kind(method, domain)
   assert (kind.task, kind.supervised) == (task, method == "sft")
 
 
 @pytest.mark.parametrize("method", ["ppo", "swe", ""])
-def test_an_unknown_method_is_refused_with_the_known_ones(mine, method):
+def test_task_of_method_refuses_an_unknown_one(mine, method):
   with pytest.raises(ValueError, match=rf"'{method}'.*srl .*mine"):
     tasks.task_of(method)
 
@@ -57,19 +57,17 @@ def test_an_unknown_method_is_refused_with_the_known_ones(mine, method):
     ("whole", "of another config file", "rlvr"),
   ],
 )
-def test_an_evaluation_uses_the_prompt_of_its_run_where_the_form_is_the_same(
-  mine, mode, method, task
-):
+def test_task_of_mode_keeps_the_runs_task_in_the_same_form(mine, mode, method, task):
   assert tasks.task_of_mode(mode, method) == task
 
 
-def test_all_tasks_of_whole_solutions_ask_in_the_same_words():
+def test_system_prompts_of_whole_solutions_are_equal():
   """So one benchmark compares them."""
   whole = [task.system for task in TASKS.values() if task.unit != "steps"]
   assert len(whole) == 2 and whole[0] == whole[1]
 
 
-def test_check_accepts_what_a_config_file_adds(mine, monkeypatch):
+def test_check_accepts_tasks_that_a_config_file_adds(mine, monkeypatch):
   config = quickstart.get_config()
   config.method, config.reward.similarity = mine, "words"
   with pytest.raises(ValueError, match=r"reward\.similarity: 'words'"):
@@ -78,7 +76,7 @@ def test_check_accepts_what_a_config_file_adds(mine, monkeypatch):
   config_lib.check(config)
 
 
-def test_examples_of_an_unknown_task_are_refused(tmp_path):
+def test_load_examples_refuses_an_unknown_task(tmp_path):
   path = tmp_path / "a.jsonl"
   row = '{"id": "1", "problem_id": "1", "task": "nosuch", "problem": "Q", "context": [],'
   path.write_text(row + ' "hint": null, "target": "t", "answer": null}\n')

@@ -26,24 +26,24 @@ def outcomes(text, files):
   return changed, [outcome.outcome for outcome in found]
 
 
-def test_one_edit():
+def test_apply_one_edit():
   text = "I change b.\n" + BLOCK.format("b", "c\nd")
   assert outcomes(text, {"a.py": "a\nb\n"}) == ({"a.py": "a\nc\nd\n"}, ["applied"])
 
 
-def test_search_is_whole_lines():
+def test_apply_searches_whole_lines():
   """Neither a piece of a line nor other indentation is found."""
   for search in ("x = 1", " x = 10", "x = 10  "):
     assert outcomes(BLOCK.format(search, "y"), {"a.py": "x = 10\n"}) == ({}, ["not_found"])
 
 
-def test_every_occurrence():
+def test_apply_refuses_or_replaces_every_occurrence():
   changed, found = edits.apply(edits.parse(BLOCK.format("b", "c")), {"a.py": "b\na\nb\nb\n"})
   assert changed == {"a.py": "c\na\nc\nc\n"}
   assert (found[0].outcome, found[0].found) == ("several", 3)
 
 
-def test_edits_of_a_fence_share_its_path():
+def test_parse_gives_edits_of_a_fence_its_path():
   second = "<<<<<<< SEARCH\nb\n=======\nB\n>>>>>>> REPLACE\n```"
   text = BLOCK.format("a", "A").removesuffix("```") + second
   assert outcomes(text, {"a.py": "a\nb\n"}) == ({"a.py": "A\nB\n"}, ["applied", "applied"])
@@ -51,7 +51,7 @@ def test_edits_of_a_fence_share_its_path():
   assert outcomes(apart, {"a.py": "a\nb\n"}) == ({"a.py": "A\nb\n"}, ["applied", "no_path"])
 
 
-def test_empty_replace_deletes():
+def test_apply_of_an_empty_replacement_deletes():
   text = BLOCK.replace("{}\n>>>", ">>>").format("b")
   assert outcomes(text, {"a.py": "a\nb\nc\n"}) == ({"a.py": "a\nc\n"}, ["applied"])
 
@@ -69,7 +69,7 @@ def test_empty_replace_deletes():
     (BLOCK.replace("{}\n===", "===").format("c"), "empty_search"),
   ],
 )
-def test_edits_without_effect(text, outcome):
+def test_apply_refuses_edits_without_effect(text, outcome):
   """They are dropped, each with its reason, and the edit beside them still counts."""
   files = {"a.py": "a\nb\n"}
   assert outcomes(text, files) == ({}, [outcome])
@@ -77,20 +77,20 @@ def test_edits_without_effect(text, outcome):
   assert outcomes(good + "\n" + text, files) == ({"a.py": "A\nb\n"}, ["applied", outcome])
 
 
-def test_other_fences_are_lenient():
+def test_parse_accepts_other_fences():
   for word, lenient in (("python", False), ("py", True), ("", True), ("diff", True)):
     (edit,) = edits.parse(BLOCK.format("b", "c").replace("```python", f"```{word}"))
     assert (edit.malformed, edit.lenient) == (None, lenient)
 
 
-def test_repeated_and_overlapping_edits():
+def test_apply_of_repeated_and_overlapping_edits():
   same = BLOCK.format("b", "b\nb")
   assert outcomes(same + same.join("\n\n"), {"a.py": "b\n"})[1] == ["applied", "repeated"]
   text = BLOCK.format("a\nb", "c") + "\n" + BLOCK.format("b", "d")
   assert outcomes(text, {"a.py": "a\nb\n"}) == ({"a.py": "c\n"}, ["applied", "overlaps"])
 
 
-def test_fence_and_divider_inside_the_code():
+def test_parse_keeps_fences_inside_the_code():
   """A docstring with a fence ends nothing; of several dividers the one that the file allows."""
   files = {"a.py": '"""\n```\nTitle\n=======\n"""\nx\n'}
   search, replace = files["a.py"].removesuffix("\nx\n"), '"""Title."""'
@@ -103,7 +103,7 @@ def test_fence_and_divider_inside_the_code():
   assert changed == {"a.py": "=======\ny\nz\n"} and not outcome.ambiguous
 
 
-def test_line_ends():
+def test_apply_keeps_line_ends():
   """CRLF stays CRLF, a missing last line end stays missing, a form feed is no line end."""
   assert outcomes(BLOCK.format("b", "c\nd"), {"a.py": "a\r\nb\r\n"})[0] == {
     "a.py": "a\r\nc\r\nd\r\n"
@@ -141,7 +141,7 @@ TEXT = st.tuples(TEXT, st.sampled_from(["", "end"])).map("".join)
 
 @given(TEXT, TEXT)
 @settings(max_examples=60, deadline=None)
-def test_git_applies_the_diff(old, new):
+def test_diff_is_applied_by_git(old, new):
   """git apply(diff(old, new)) gives new, for any line ends and any last line."""
   patch = patches.diff({"d/a.py": old.encode()}, {"d/a.py": new.encode()})
   assert bool(patch) == (old != new)
@@ -161,7 +161,7 @@ FILES = ["swebench_verified_60", "swebench_verified_mini_30", "swebench_dev_full
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_gold_patch_is_expressible(shared, name):
+def test_edits_express_every_gold_patch(shared, name):
   """patch -> edits -> response -> edits -> files -> patch: the same bytes as the patch gives.
 
   The old files are made from the patch: its lines at their places, and other lines between them.

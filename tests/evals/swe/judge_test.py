@@ -64,7 +64,7 @@ REPORT = {  # of schema 2, as swebench 5 writes it
 }
 
 
-def test_report_of_another_machine(tmp_path):
+def test_judge_reads_the_report_of_another_machine(tmp_path):
   report = tmp_path / "model.run.json"
   report.write_text(json.dumps(REPORT))
   predictions = write_predictions(tmp_path / "p.jsonl", dict.fromkeys("abcdefg", "patch"))
@@ -91,7 +91,7 @@ def test_report_of_another_machine(tmp_path):
   assert "another --output" in said
 
 
-def test_the_table_of_the_evaluation_is_written_anew(tmp_path):
+def test_judge_writes_the_table_of_the_evaluation(tmp_path):
   folder = table_test.evaluation(tmp_path / "srl", [])
   given = {line["instance_id"]: line["patch"] for line in table_test.REPAIRS}
   write_predictions(folder / "oracle" / "predictions.jsonl", given)
@@ -127,7 +127,7 @@ pathlib.Path(f"model.{run}.json").write_text(json.dumps(report))
 """
 
 
-def test_docker(tmp_path):
+def test_judge_calls_the_official_harness(tmp_path):
   """The hub's rows by the harness's name; other predictions are another run."""
   folder = tmp_path / "cache" / f"swebench-{official.SWEBENCH}"
   (folder / "bin").mkdir(parents=True)
@@ -149,10 +149,10 @@ def test_docker(tmp_path):
   assert (line["f2p"], line["p2p"], line["resolved"]) == ("1/1", "2/3", True)
 
 
-def test_no_report(tmp_path):
+def test_judge_names_a_missing_report(tmp_path):
   for text in ("[]", "{}", "no"):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UserError, match="no report of the official harness"):
+    with pytest.raises(UserError, match="report"):
       official.read_report(tmp_path / "r.json")
 
 
@@ -175,11 +175,11 @@ def test_docker_refuses_classic_rows_by_name(shared):
     (["--by=sandbox", "--predictions=none.jsonl"], "none.jsonl does not exist"),
   ],
 )
-def test_bad_flags(tmp_path, flags, complaint):
+def test_judge_refuses_bad_flags(tmp_path, flags, complaint):
   assert complaint in command(f"--output={tmp_path}/out", *flags, code=2)
 
 
-def test_predictions_of_another_form(tmp_path):
+def test_judge_refuses_predictions_of_another_form(tmp_path):
   file = tmp_path / "p.jsonl"
   file.write_text('{"instance_id": "a", "model_patch": null}\n')
   assert judge.read_predictions(file) == {"a": ""}
@@ -189,7 +189,7 @@ def test_predictions_of_another_form(tmp_path):
       judge.read_predictions(file)
 
 
-def test_lines_of_changed_patches_are_judged_again(tmp_path):
+def test_judge_repeats_changed_patches(tmp_path):
   path = tmp_path / "judged.jsonl"
   about = [("a", True, "x"), ("b", False, "old"), ("c", None, "z")]
   lines = [judge.judged_line(id, "s", patch, {"resolved": verdict}) for id, verdict, patch in about]
@@ -265,9 +265,9 @@ os._exit(0)
 
 
 @pytest.mark.slow
-def test_no_docker_service(cache, call, monkeypatch, tmp_path):
+def test_judge_names_a_missing_docker_service(cache, call, monkeypatch, tmp_path):
   monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-  with pytest.raises(UserError, match="no docker service answers.*--by=sandbox"):
+  with pytest.raises(UserError, match="docker.*--by=sandbox"):
     official.judge_by_docker(
       "verified", tmp_path, tmp_path / "out", cache=cache, workers=1, seconds=1, gold=True
     )
@@ -275,7 +275,7 @@ def test_no_docker_service(cache, call, monkeypatch, tmp_path):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_toy_predictions(toy_bench, row):
+def test_sandbox_judge_of_toy_predictions(toy_bench, row):
   """The gold patch resolves; one that changes nothing, breaks a test or hangs does not."""
   environment = trials.validated(row, toy_bench)
   assert (environment["f2p"], environment["p2p"]) == ("0/1 -> 1", list(row.pass_to_pass))
@@ -297,7 +297,7 @@ def test_toy_predictions(toy_bench, row):
 @needs_sandbox
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["../outside.py", "link/outside.py"])
-def test_patches_outside_the_tree(toy_bench, row, path, tmp_path):
+def test_sandbox_judge_refuses_patches_outside_the_tree(toy_bench, row, path, tmp_path):
   """Refused as a whole, the fix in them included: git and patch take no such paths."""
   link = new_file("link", str(tmp_path)).replace("100644", "120000")
   patch = row.patch + link + "\\ No newline at end of file\n" + new_file(path, "x = 1\n")
@@ -309,7 +309,7 @@ def test_patches_outside_the_tree(toy_bench, row, path, tmp_path):
 @needs_sandbox
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/etc/outside.py", ".git/config"])
-def test_odd_paths_are_inside_the_tree(toy_bench, row, path):
+def test_sandbox_judge_accepts_odd_paths(toy_bench, row, path):
   """git takes a slash away, and patch accepts .git: both change the box's copy alone."""
   found = trials.judge(row, row.patch + new_file(path, "x = 1\n"), toy_bench)
   assert found["resolved"] and not pathlib.Path("/etc/outside.py").exists()
@@ -317,7 +317,7 @@ def test_odd_paths_are_inside_the_tree(toy_bench, row, path):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_tests_are_put_back(toy_bench, row):
+def test_sandbox_judge_restores_the_tests(toy_bench, row):
   """A patch of the tests counts for nothing: the test patch decides what they are."""
   in_the_way = new_file("tests/test_calc.py/x.py", "x = 1\n")
   found = trials.judge(row, row.patch + in_the_way, toy_bench)
@@ -328,7 +328,7 @@ def test_tests_are_put_back(toy_bench, row):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_a_forged_report_is_flagged(toy_bench, row):
+def test_sandbox_judge_flags_a_forged_report(toy_bench, row):
   """Code that forges the log can be graded resolved, by the official harness, too; the paths that
   would let a policy do it outside the shown code are flagged."""
   added = new_file("sitecustomize.py", FORGED)
@@ -370,7 +370,7 @@ def commented_out(patch):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_sphinx_offline(shared, tmp_path, cache, call):
+def test_sandbox_judge_runs_sphinx_offline(shared, tmp_path, cache, call):
   """Releases from the package index: gold resolves, a wrong patch does not, an empty one is not
   run. The judge is killed after its first line, and continues."""
   needs_python("3.9")
@@ -412,7 +412,7 @@ def pytest_runtest_makereport(item, call):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_a_forging_conftest_is_flagged(shared, tmp_path, cache, call):
+def test_sandbox_judge_flags_a_forging_conftest(shared, tmp_path, cache, call):
   """swebench grades it as resolved, here as in docker: the flag is what remains."""
   needs_python("3.9")
   rows_of(shared, ["sphinx-doc__sphinx-8721"], tmp_path / "rows.jsonl")
@@ -425,7 +425,7 @@ def test_a_forging_conftest_is_flagged(shared, tmp_path, cache, call):
 
 @needs_sandbox
 @pytest.mark.slow
-def test_gold_of_real_rows(shared, tmp_path, cache, call):
+def test_sandbox_judge_resolves_gold_patches_of_real_rows(shared, tmp_path, cache, call):
   """--gold validates all environments; a row without a recipe is null with the reason."""
   needs_python("3.9")
   chosen = {**SPHINX, "sphinx-doc__sphinx-11510": None}

@@ -8,7 +8,7 @@ from srl_jax.evals.swe import instances, patches
 CODE = 'def f(x):\n  """Doc."""\n  return x  # as it is\n'
 
 
-def test_refusals():
+def test_normal_form_refuses_what_is_no_patch():
   assert patches.refusal("a.py", CODE, CODE + "\n\n  \n") == "blank_lines"
   assert patches.refusal("a.py", CODE, CODE + "def\n") == "syntax"
   assert patches.refusal("a.py", "print 1\n", "print 2\n") is None  # it did not parse before
@@ -27,7 +27,7 @@ def test_normal_form_is_of_the_code_alone():
   assert form(CODE.replace("as it is", "unchanged")) == ()  # a comment is no change
 
 
-def test_vote():
+def test_vote_takes_the_most_common_patch():
   a, b, c = ("a",), ("b",), ("c",)
   assert patches.vote([a, b, b]) == 1
   assert patches.vote([None, c, b, c, b]) == 1  # of equals the first
@@ -35,7 +35,7 @@ def test_vote():
   assert patches.vote([None]) is patches.vote([]) is None
 
 
-def test_touches_what_decides_a_test_run():
+def test_touches_tests_finds_what_decides_a_test_run():
   change = lambda path: patches.diff({path: b"a\n"}, {path: b"b\n"}).decode()
   harmless = ["sphinx/ext/autodoc.py", "a/testutils.py", "contest.py", "docs/index.txt"]
   assert [patches.touches(change(path)) for path in harmless] == [[]] * 4
@@ -45,14 +45,14 @@ def test_touches_what_decides_a_test_run():
     assert patches.touches(change(path)) == [path]
 
 
-def test_paths_of_any_name():
+def test_paths_of_a_patch_of_any_name():
   files = {"a b/é.py": b"1\n", 'q"uote.py': b"1\n", "plain.py": b"1\n"}
   patch = patches.diff(files, dict.fromkeys(files, b"2\n")).decode()
   assert patches.paths_of(patch) == ["a b/é.py", "plain.py", 'q\\"uote.py']
   assert patches.diff(files, files) == b""
 
 
-def test_rows_with_lists_or_json_text(shared):
+def test_load_reads_lists_and_json_text(shared):
   swe = shared / "data" / "swe"
   full = instances.load(str(swe / "swebench_verified_mini_30.jsonl"))
   assert len(full) == 30 and full[0].fail_to_pass and full[0].version == "3.1"
@@ -76,7 +76,7 @@ def test_rows_with_lists_or_json_text(shared):
     ),
   ],
 )
-def test_rows_that_cannot_be_used(tmp_path, row, complaint):
+def test_load_refuses_rows_that_cannot_be_used(tmp_path, row, complaint):
   (tmp_path / "rows.jsonl").write_text(row)
   with pytest.raises(UserError, match=complaint):
     instances.load(str(tmp_path / "rows.jsonl"))

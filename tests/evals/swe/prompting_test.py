@@ -22,18 +22,18 @@ def test_repair_prompt_has_the_issue_and_whole_files():
   assert "### a.py\nx = 1\n\n### b/c.py\ny = 2\n```" in user["content"]
 
 
-def test_the_example_is_an_edit():
+def test_wording_shows_an_edit_that_parses():
   """The form that the prompt shows is the form that is read."""
   (edit,) = edits.parse(WORDS.repair.rpartition("For example")[2])
   assert (edit.path, edit.malformed, edit.lenient) == ("shop/prices.py", None, False)
 
 
-def test_think_is_asked_for():
+def test_wording_think_asks_for_thoughts():
   assert "<think>" in prompting.wording("think", None, None).system
   assert "<think>" not in WORDS.system
 
 
-def test_files_replace_prompts(tmp_path):
+def test_wording_is_replaced_by_files(tmp_path):
   file = tmp_path / "prompt.txt"
   file.write_text("Mend {issue} in {files}")
   words = prompting.wording("plain", None, str(file))
@@ -48,7 +48,7 @@ def pack(files, limit):
   return prompting.pack("An issue.", list(files), files.get, WORDS, encode, limit)
 
 
-def test_packing_takes_whole_files_in_their_order():
+def test_pack_files_takes_whole_files_in_order():
   """A file that does not fit is left out with the reason; a smaller one after it gets in."""
   base = len(encode(WORDS.repair_messages("An issue.", {})).token_ids)
   files = {"a.py": b"a" * 100, "long.py": b"b" * 1000, "c.py": b"c" * 100}
@@ -63,14 +63,14 @@ def test_packing_takes_whole_files_in_their_order():
   assert nothing.prompt is None and len(nothing.left_out) == 3
 
 
-def test_files_that_cannot_be_shown():
+def test_pack_files_leaves_out_what_cannot_be_shown():
   files = {"latin.py": b"# coding: latin-1\n\xe9\n", "none.py": None, "a.py": b"x\n"}
   packed = pack(files, 10_000)
   assert list(packed.shown) == ["a.py"]
   assert packed.left_out == {"latin.py": "not UTF-8", "none.py": "not in the repository"}
 
 
-def test_named_files():
+def test_named_files_by_hand():
   names = ["a.py", "b/c.py", "d.py", "e.py", "f.py", "g.py"]
   plain = "Here:\n```\na.py\nb/c.py\n```\nother.py\n"
   assert prompting.named_files(plain, names) == (["a.py", "b/c.py"], 0)

@@ -29,7 +29,7 @@ LISTED = [
 ]
 
 
-def test_nearest_releases():
+def test_nearest_release_by_hand():
   """Of the version and of the one before, by their distance in time, before and after."""
   found = releases.nearest(LISTED, (3, 1), "2019-11-06T21:14:34Z", 4)
   assert [release.version for release in found] == ["3.0rc1", "3.0b1", "3.0", "3.0a1"]
@@ -49,16 +49,16 @@ def test_nearest_releases():
     ("django/django", (3, 2), "3.6"),
   ],
 )
-def test_recipes(repo, version, python):
+def test_recipe_of_known_rows(repo, version, python):
   assert recipes.recipe_of(repo, version).pythons[0] == python
 
 
-def test_no_recipe():
+def test_recipe_refuses_unknown_rows():
   for repo, version in (("sphinx-doc/sphinx", (7, 2)), ("django/django", (4, 0)), ("a/b", (1, 0))):
     assert recipes.recipe_of(repo, version) is None
 
 
-def test_commands():
+def test_test_command_by_hand():
   django = recipes.recipe_of("django/django", (3, 1)).command
   paths = ["tests/indexes/tests.py", "tests/migrations/test_base.py"]
   assert django(paths).endswith(" indexes.tests migrations.test_base")
@@ -67,7 +67,7 @@ def test_commands():
   assert sphinx(["tests/test_a.py", *roots]).endswith("--tb=short tests/test_a.py")
 
 
-def test_interpreters(tmp_path, monkeypatch):
+def test_interpreter_is_found(tmp_path, monkeypatch):
   """On PATH first, then pyenv's; an executable that does not run or is another version is none."""
   version = f"{sys.version_info.major}.{sys.version_info.minor}"
   monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
@@ -88,9 +88,9 @@ def test_interpreters(tmp_path, monkeypatch):
   assert recipes.find_python(["2.5"]) is None
 
 
-def test_missing_interpreter_is_named(tmp_path, monkeypatch):
+def test_interpreter_that_is_missing_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
   monkeypatch.setenv("PATH", str(tmp_path))
   recipe = recipes.recipe_of("django/django", (3, 1))
-  with pytest.raises(UserError, match="Python 3.6, which is neither on PATH"):
+  with pytest.raises(UserError, match="Python 3.6"):
     recipes.environment_of(recipe, tmp_path)

@@ -12,7 +12,7 @@ from tests.evals.swe.conftest import CODE, FILES
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
-def test_reads_a_commit(toy):
+def test_open_repository_reads_a_commit(toy):
   file, clones = toy
   (row,) = instances.load(str(file))
   repository = repositories.open_repository(clones, row.repo, row.base_commit)
@@ -26,7 +26,7 @@ def test_reads_a_commit(toy):
   ]
 
 
-def test_missing_clone_and_commit(toy):
+def test_open_repository_refuses_a_missing_clone_or_commit(toy):
   _, clones = toy
   with pytest.raises(UserError, match="no clone of toy/other"):
     repositories.open_repository(clones, "toy/other", "a" * 40)
@@ -34,7 +34,7 @@ def test_missing_clone_and_commit(toy):
     repositories.open_repository(clones, "toy/calc", "a" * 40)
 
 
-def test_clones_by_the_script(toy, tmp_path):
+def test_swe_repositories_script_makes_clones(toy, tmp_path):
   """The first call clones, the second fetches what is new."""
   _, clones = toy
   work = clones.parent / "work"
@@ -52,7 +52,7 @@ def test_clones_by_the_script(toy, tmp_path):
   repositories.open_repository(tmp_path / "clones", "toy/calc", new.stdout.strip())
 
 
-def test_tree():
+def test_tree_lists_the_files():
   names = ["b.py", "a/x.py", "a/c/y.py", "a/c/z.py", "ab/x.py"]
   lines = ["a/", "  c/", "    y.py", "    z.py", "  x.py", "ab/", "  x.py", "b.py"]
   assert repositories.tree(names) == "\n".join(lines)
@@ -71,11 +71,11 @@ def test_tree():
     ("setup.cfg", "django/django", False),
   ],
 )
-def test_what_localisation_is_shown(path, repo, shown):
+def test_tree_for_localisation_leaves_out_tests(path, repo, shown):
   assert (path in repositories.source_names([path], repo)) == shown
 
 
-def test_encodings():
+def test_read_decodes_other_encodings():
   latin = b"# -*- coding: latin-1 -*-\nx = '\xe9'\n"
   for content in (b"a\r\n\x0c", "é".encode(), b"\xef\xbb\xbfx = 1\n", latin):
     text, encoding = repositories.decode(content)

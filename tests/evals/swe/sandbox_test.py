@@ -55,7 +55,7 @@ def all_end(count, seconds=10):
 
 
 @needs_sandbox
-def test_a_copy_of_the_tree_is_changed(attack):
+def test_sandbox_changes_a_copy_of_the_tree(attack):
   run = attack("pwd; cat a.txt /files/given.txt; echo new > a.txt; cat a.txt; exit 3")
   assert (run.code, run.ended) == (3, "exited")
   assert run.output.decode() == "/testbed\nas it was\ngiven\nnew\n"
@@ -63,7 +63,7 @@ def test_a_copy_of_the_tree_is_changed(attack):
 
 
 @needs_sandbox
-def test_no_network_but_loopback(attack):
+def test_sandbox_has_no_network_but_loopback(attack):
   connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
   run = attack(f"python3 -c '{connect}' 1.1.1.1 80")
   assert run.code == 1 and b"unreachable" in run.output
@@ -73,7 +73,7 @@ def test_no_network_but_loopback(attack):
 
 
 @needs_sandbox
-def test_no_writes_outside(attack, tmp_path):
+def test_sandbox_refuses_writes_outside(attack, tmp_path):
   """Every place but the copy, /tmp and /dev/shm is read-only; nothing of this machine is there."""
   places = ["/usr/x", "/x", "/etc/x", "/dev/x", "/source/x", "/files/x", "/root/x", "/home/x"]
   places += [f"{tmp_path}/x", "/proc/sys/kernel/hostname", "/sys/x"]
@@ -85,7 +85,7 @@ def test_no_writes_outside(attack, tmp_path):
 
 
 @needs_sandbox
-def test_links_out_of_the_tree_lead_nowhere(attack, tmp_path):
+def test_sandbox_follows_no_links_out_of_the_tree(attack, tmp_path):
   """A link in the tree stays a link: it is not followed when the tree is copied."""
   secret = tmp_path / "secret"
   secret.write_text("secret\n")
@@ -97,7 +97,7 @@ def test_links_out_of_the_tree_lead_nowhere(attack, tmp_path):
 
 
 @needs_sandbox
-def test_no_capabilities_and_no_way_to_get_any(attack):
+def test_sandbox_has_no_capabilities(attack):
   run = attack(
     "grep -E 'CapEff|CapPrm|CapBnd|NoNewPrivs' /proc/self/status; id -u; unshare -U true"
   )
@@ -107,7 +107,7 @@ def test_no_capabilities_and_no_way_to_get_any(attack):
 
 
 @needs_sandbox
-def test_bounds_on_memory(attack):
+def test_sandbox_bounds_memory(attack):
   """Of one process, and of all together."""
   one = attack("python3 -c 'x = bytearray(2**30)'")
   assert one.code == 1 and b"MemoryError" in one.output
@@ -116,7 +116,7 @@ def test_bounds_on_memory(attack):
 
 
 @needs_sandbox
-def test_bounds_on_processes(attack):
+def test_sandbox_bounds_processes(attack):
   name, count = marks()
   run = attack("bomb() { bomb | bomb & }; bomb; sleep 1; echo over", seconds=10)
   assert b"Resource temporarily unavailable" in run.output
@@ -127,7 +127,7 @@ def test_bounds_on_processes(attack):
 
 @needs_sandbox
 @pytest.mark.parametrize("place", ["/testbed", "/tmp", "/dev/shm"])
-def test_bounds_on_disk(attack, place):
+def test_sandbox_bounds_disk(attack, place):
   """In many files, since one is bounded by itself."""
   write = f"for i in 1 2 3 4; do head -c 16M /dev/zero > {place}/$i; done"
   run = attack(f"{write} 2> /dev/null; du -sm {place} | cut -f1")
@@ -135,7 +135,7 @@ def test_bounds_on_disk(attack, place):
 
 
 @needs_sandbox
-def test_bounds_on_output_and_time(attack):
+def test_sandbox_bounds_output_and_time(attack):
   endless = attack("yes")
   assert endless.ended == "output" and len(endless.output) == 2**20 and endless.code is None
   slow = attack("echo begun; sleep 60", seconds=1)
@@ -145,7 +145,7 @@ def test_bounds_on_output_and_time(attack):
 
 
 @needs_sandbox
-def test_daemons_end_with_the_box(attack):
+def test_sandbox_ends_daemons(attack):
   name, count = marks()
   detach = f"(setsid bash -c 'exec -a {name} sleep 60' > /dev/null 2>&1 &)"
   assert attack(f"{detach}; sleep 0.3; exit 0").code == 0
@@ -155,7 +155,7 @@ def test_daemons_end_with_the_box(attack):
 
 
 @needs_sandbox
-def test_the_box_ends_with_us(attack):
+def test_sandbox_ends_with_its_parent(attack):
   """Killed by SIGKILL, this process leaves nothing behind."""
   name, count = marks()
   code = (
@@ -172,7 +172,7 @@ def test_the_box_ends_with_us(attack):
   assert all_end(count)
 
 
-def test_without_bubblewrap_nothing_runs(tmp_path, monkeypatch):
+def test_sandbox_without_bubblewrap_runs_nothing(tmp_path, monkeypatch):
   monkeypatch.setenv("PATH", str(tmp_path))
   sandbox.missing.cache_clear()
   try:

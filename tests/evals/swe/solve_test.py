@@ -55,7 +55,7 @@ def run(toy, scripted, tmp_path):
   return solved
 
 
-def test_oracle_shows_the_gold_files(run, toy):
+def test_solve_oracle_shows_the_gold_files(run, toy):
   line, prediction = run(lambda id, sample: f"I think.\n{GOLD}")
   (row,) = instances.load(str(toy[0]))
   assert line["files"] == ["calc.py"] and line["reason"] == ""
@@ -81,14 +81,14 @@ def test_oracle_shows_the_gold_files(run, toy):
     (BLANK, patches.BLANK_LINES),
   ],
 )
-def test_empty_predictions(run, response, reason):
+def test_solve_writes_empty_predictions(run, response, reason):
   """They have a line all the same, and the reason is recorded."""
   line, prediction = run(lambda id, sample: response)
   assert (line["patch"], line["reason"], line["chosen"]) == ("", reason, None)
   assert prediction["model_patch"] == ""
 
 
-def test_a_response_that_was_cut_off(run, scripted):
+def test_solve_of_a_response_that_was_cut_off(run, scripted):
   """What it has finished counts; only an empty one is called cut off."""
 
   class Cut(scripted):
@@ -103,13 +103,13 @@ def test_a_response_that_was_cut_off(run, scripted):
   assert run(None, engine=Cut(lambda id, sample: half))[0]["reason"] == patches.CUT_OFF
 
 
-def test_prompt_without_room(run):
+def test_solve_without_room_for_the_prompt(run):
   line, _ = run(lambda id, sample: GOLD, max_prompt_tokens=1000)
   assert (line["reason"], line["samples"], line["prompt_tokens"]) == (patches.TOO_LONG, [], 0)
   assert line["left_out"]["calc.py"].startswith("too long")
 
 
-def test_vote(run):
+def test_solve_votes_over_samples(run):
   """Three of five samples do the same in other words; the first of them is the prediction."""
   responses = [WRONG, "nothing", SAME_AS_GOLD, GOLD, GOLD]
   line, prediction = run(lambda id, sample: responses[sample], samples=5)
@@ -117,7 +117,7 @@ def test_vote(run):
   assert [bool(sample["patch"]) for sample in line["samples"]] == [True, False, True, True, True]
 
 
-def test_end_to_end(run, scripted):
+def test_solve_end_to_end(run, scripted):
   """Localisation sees names without tests; its files are what repair is shown."""
   answers = iter(["helpers/text.py\n- `calc.py`\nnone.py", GOLD])
   line, prediction = run(lambda id, sample: next(answers), setting=solve.END_TO_END)
@@ -132,14 +132,14 @@ def test_end_to_end(run, scripted):
   assert [first["stage"], second["stage"]] == ["localize", "repair"]
 
 
-def test_localisation_that_names_nothing(run):
+def test_solve_of_a_localisation_that_names_nothing(run):
   line, prediction = run(lambda id, sample: "No idea.", setting=solve.END_TO_END)
   assert (line["reason"], prediction["model_patch"]) == (patches.NO_FILE, "")
   location = json.loads((run.folder / "end_to_end" / "locations.jsonl").read_text())
   assert not location["any_found"] and location["gold"] == ["calc.py"]
 
 
-def test_flags_what_decides_a_test_run(run, toy, scripted, tmp_path):
+def test_solve_flags_patches_of_test_files(run, toy, scripted, tmp_path):
   """A policy that is shown conftest.py may forge results: the patch stays, and is flagged."""
   file, clones = toy
   row = json.loads(file.read_text())
@@ -153,7 +153,7 @@ def test_flags_what_decides_a_test_run(run, toy, scripted, tmp_path):
   assert patches.touches(row["patch"]) == ["conftest.py"]
 
 
-def test_continues_after_a_stop(run, scripted):
+def test_solve_continues_after_a_stop(run, scripted):
   """What was sampled before is not sampled again, in both stages."""
   respond = lambda id, sample: "calc.py\n" + GOLD
   with pytest.raises(KeyboardInterrupt):

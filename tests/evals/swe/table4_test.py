@@ -14,7 +14,7 @@ def table4(*flags):
   return subprocess.run([script, *flags], capture_output=True, text=True, cwd=ROOT)
 
 
-def test_dry_run():
+def test_table4_dry_run_prints_the_commands():
   """Each row is evaluated, both settings are judged, and the table is the last."""
   flags = ["--rows=base,srl", "--base=DIR", "--output=out", "--by=sandbox", "--data=rows.jsonl"]
   done = table4("--dry-run", *flags, "--evaluate.limit=2", "--judge.workers=3")
@@ -32,6 +32,6 @@ def test_dry_run():
 
 
 @pytest.mark.parametrize("flag", ["--rows=base,all", "--tiny"])
-def test_bad_flags(flag):
+def test_table4_refuses_bad_flags(flag):
   done = table4("--dry-run", flag)
   assert done.returncode == 2 and done.stderr.startswith("error: ") and not done.stdout

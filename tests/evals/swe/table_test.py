@@ -62,7 +62,7 @@ def evaluation(folder, verdicts, by="docker, swebench 5.0.2"):
   return folder
 
 
-def test_figures(tmp_path):
+def test_table_figures_by_hand(tmp_path):
   folder = evaluation(tmp_path, [True, None, False, False])
   found = table.figures(table.read(folder / "oracle"))
   assert found["n"] == 5 and found["resolved"]["value"] == pytest.approx(0.2)
@@ -77,7 +77,7 @@ def test_figures(tmp_path):
   assert found["all_found"] is None
 
 
-def test_localisation_recall(tmp_path):
+def test_table_has_localisation_recall(tmp_path):
   write_lines(tmp_path / "repairs.jsonl", REPAIRS[:2])
   recall = [{"all_found": True, "any_found": True}, {"all_found": False, "any_found": True}]
   write_lines(tmp_path / "locations.jsonl", recall)
@@ -86,7 +86,7 @@ def test_localisation_recall(tmp_path):
   assert found["resolved"] is None and found["judged"] == 0
 
 
-def test_only_the_official_harness_on_all_instances_is_table_4(tmp_path):
+def test_table_marks_all_but_the_official_harness(tmp_path):
   docker = {"by": "docker, swebench 5.0.2", "n": 500, "judged": 1.0}
   assert table.is_table_4(docker) and table.is_table_4({**docker, "by": "report a.json"})
   for other in ({"by": "sandbox on releases"}, {"by": None}, {"n": 499}, {"judged": 0.9}):
@@ -98,7 +98,7 @@ def test_only_the_official_harness_on_all_instances_is_table_4(tmp_path):
   assert (tmp_path / "table.md").read_text().count("\n| ") >= 1
 
 
-def test_two_models_on_the_same_instances(tmp_path):
+def test_table_compares_two_models_on_the_same_instances(tmp_path):
   """base resolves 1 of the 3 that both judged, srl 2; the paper's figures are beside."""
   base = evaluation(tmp_path / "base", [True, False, False, None])
   srl = evaluation(tmp_path / "srl", [True, True, False, True])
@@ -108,6 +108,6 @@ def test_two_models_on_the_same_instances(tmp_path):
   assert "not Table 4" in text
 
 
-def test_folders_without_an_evaluation(tmp_path):
+def test_table_refuses_folders_without_an_evaluation(tmp_path):
   with pytest.raises(UserError, match="no evaluation"):
     table.side_by_side({"base": tmp_path})
