@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from srl_jax import hosts
 from srl_jax.errors import UserError
 from srl_jax.learner.checkpoint import Checkpoints, Progress
-from srl_jax.policy import hf_files, lora, peft_files
+from srl_jax.policy import lora, peft_files
+from srl_jax.policy.file_sums import weight_hashes
 from srl_jax.policy.hf_files import load_config, resolve_model
 from srl_jax.policy.lora import Lora
 from srl_jax.policy.model import ModelConfig, Qwen2, abstract, init
@@ -172,7 +173,7 @@ def base_model(config) -> str:
 
 def identify(model: str, folder: pathlib.Path) -> Base:
   """The name of a model with the hashes of its files; process 0 reads them for all."""
-  return Base(model, hosts.broadcast(hf_files.weight_hashes(folder) if hosts.is_writer() else None))
+  return Base(model, hosts.broadcast(weight_hashes(folder) if hosts.is_writer() else None))
 
 
 def check_same_base(place: str, wanted: Base, found: Base) -> None:

@@ -163,7 +163,7 @@ def abstract_base(config: ModelConfig, unstacked: bool) -> Qwen2:
 def unstack(model: Qwen2) -> Qwen2:
   """The policy with a list of layers, which the built-in sampler uses as they are.
 
-  Decoding reads each layer's weights as arrays of their own. Of stacked ones it would need a copy.
+  Decoding reads each layer's weights as separate arrays; of stacked ones it would need a copy.
   `model` loses its stacked weights one after the other, so that there is never a second copy.
   """
   stacked = model.layers
@@ -186,7 +186,7 @@ def _parts(weight):
 
 
 def merge(model: Qwen2, dtype) -> Qwen2:
-  """The policy without adapters whose matrices contain what the adapters add, in `dtype`.
+  """The policy without adapters, with what they add in its matrices, in `dtype`.
 
   The sums are float32. Its layers must be stacked.
   """

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from srl_jax.errors import UserError
 from srl_jax.policy import hf_files, lora
+from srl_jax.policy.file_sums import check_checksums, write_checksums
 from srl_jax.policy.lora import Lora, Shape
 from srl_jax.policy.model import ModelConfig
 from srl_jax.policy.sharding import on_host, param_spec
@@ -44,7 +45,7 @@ EMPTY += ("alora_invocation_tokens", "use_bdlora", "layers_pattern")
 
 
 class Adapter(NamedTuple):
-  """What a peft folder says of its adapters.
+  """The shape of the adapters in a peft folder, and what they belong to.
 
   Fields: shape; model, the name or folder of the weights that they belong to; sha256, {file: hash}
   of those weights' files, {} where the folder is not ours.
@@ -141,12 +142,12 @@ def save(adapters: Lora, folder, base: dict, checksums: bool = False) -> None:
     target.mkdir()
     write(target, tensors(adapters), adapters.shape, base)
     if checksums:
-      hf_files.write_checksums(target)
+      write_checksums(target)
     os.rename(target, folder)
 
 
 def read_config(folder) -> Adapter:
-  """What a peft folder says of its adapters.
+  """The shape of the adapters in a peft folder, and what they belong to.
 
   Raises UserError for files that are missing or damaged, or adapters that lora.py does not compute.
   """
@@ -192,7 +193,7 @@ def load(folder, config: ModelConfig) -> Lora:
   missing, superfluous or of another shape.
   """
   folder = pathlib.Path(folder).expanduser()
-  hf_files.check_checksums(folder, CONFIG)
+  check_checksums(folder, CONFIG)
   shape = read_config(folder).shape
   stored = hf_files.read_file_headers(folder / WEIGHTS)
   adapters = lora.abstract(shape, config)

@@ -1,4 +1,4 @@
-"""The weights as the built-in sampler decodes with them: a layer's are arrays of their own."""
+"""The weights as the built-in sampler decodes with them, separate arrays for each layer."""
 
 import functools
 

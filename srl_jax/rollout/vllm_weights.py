@@ -69,7 +69,7 @@ class Served(NamedTuple):
 
 def served_rank(rank: int) -> int:
   """The --max-lora-rank of a server for adapters of this rank."""
-  return next(value for value in RANKS if value >= rank)
+  return next((value for value in RANKS if value >= rank), RANKS[-1])
 
 
 class WeightsFolder:
