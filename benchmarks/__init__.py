@@ -1,1 +1,1 @@
-"""What was measured and how to repeat it: README.md has the commands."""
+"""Measurements and the programs that repeat them; README.md has the commands."""

@@ -1,4 +1,4 @@
-"""How often a model keeps the form of a response, why not, and how good the well-formed ones are.
+"""Measures the share of well-formed responses of a model, why others fail, and their rewards.
 
   python -m benchmarks.form --config=configs/one_card.py:model=FOLDER,data=FILE \\
       --config.prompt.example=True --prompts=32
@@ -40,8 +40,10 @@ def main(argv: list[str]) -> None:
     # Every n-th prompt, so that all problems and step numbers take part.
     every = max(1, len(held_out.examples) // PROMPTS.value)
     chosen = list(range(0, len(held_out.examples), every))[: PROMPTS.value]
+    # One slot for each prompt, so that all decode together.
     engine = Sampler(policy.tokenizer, policy.stop_ids, len(chosen))
     engine.load_weights(setup.initial_weights(config, policy.folder), 0)
+    # Groups are yielded in the order in which they finish.
     index_of = {held_out.prompt(i).id: i for i in chosen}
     prompts, scores, tokens, start = [held_out.prompt(i) for i in chosen], [], 0, time.monotonic()
     for (rollout,) in engine.sample(prompts, 1, sampling_params(config)):

@@ -1,13 +1,13 @@
-"""Two greedy evaluations of one model: the same tokens, or where each pair parts and by how little.
+"""Compares two greedy evaluations of one model: equal tokens, or where and by how much they differ.
 
   python -m srl_jax.evaluate --model=MODEL --output=evals/builtin --benchmarks=amc23 ...
   python -m srl_jax.evaluate --model=MODEL --output=evals/vllm --benchmarks=amc23 ... \\
       --engine=vllm --servers=http://127.0.0.1:8101
   python -m benchmarks.same_tokens evals/builtin evals/vllm
 
-Engines round otherwise, so greedy decoding may part where the two best tokens are as good as equal.
-Up to there both have read the same tokens, so the log-probs that each gives the token that it took
-are those of the two best. Prints a Markdown table; exit code 1 if two part by more than --within.
+Engines round differently, so greedy decoding may diverge where the two best tokens are nearly
+equal. Up to there both have the same tokens, so the log-probs of the tokens that they choose are
+those of the two best. Prints a Markdown table; exit code 1 if two differ by more than --within.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def parting(ours: dict, theirs: dict) -> tuple[int, float] | None:
   """(index, difference in log-prob) of the first token that differs; None: they are the same."""
   pairs = zip(ours["token_ids"], theirs["token_ids"], strict=False)
   for i, (a, b) in enumerate(pairs):
-    if a != b:
+    if a != b:  # only the first difference counts: after it the contexts differ
       return i, abs(ours["sampler_logprobs"][i] - theirs["sampler_logprobs"][i])
   lengths = len(ours["token_ids"]), len(theirs["token_ids"])
   return None if lengths[0] == lengths[1] else (min(lengths), float("inf"))
@@ -58,6 +58,7 @@ def main() -> int:
     ours, theirs = responses(first, name), responses(second, name)
     if ours.keys() != theirs.keys():
       raise UserError(f"{first} and {second} have other problems of {name}")
+    # Greedy: one response for each prompt.
     found = {id: parting(ours[id][0], theirs[id][0]) for id in ours}
     parted = {id: at for id, at in found.items() if at}
     far += sum(gap > given.within for _, gap in parted.values())

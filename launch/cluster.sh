@@ -1,18 +1,18 @@
-# shellcheck shell=bash disable=SC2034  # what is unused here is used by those who source it
+# shellcheck shell=bash disable=SC2034  # the scripts that source this file use the variables
 # Sourced by the launch scripts that start more than one process. Not run by itself.
 #
 # SRL_TRAINER_NODES, SRL_SERVER_NODES  default 1 each (launch/slurm.sh, launch/kubernetes.yaml)
 # SRL_CARDS_PER_NODE    default 8; 0: no accelerator, one server on each server node's CPU
-# SRL_CARDS_PER_SERVER  default 1; more: a server's model is cut over as many (tensor parallel)
+# SRL_CARDS_PER_SERVER  default 1; more: a server's model is sharded over as many (tensor parallel)
 # SRL_VLLM_PORT         default 8101, of a node's first server; the others have the ports after it
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 shopt -s inherit_errexit # an error inside $(...) ends the script
 
-# How a process ends that saved and is not finished: start the same again and it continues.
-SAVED=75 # it was asked to stop
-AWAY=69  # a server was away for too long; starting again may not help: RESTARTS times at most
+# Exit codes of a process that saved and is not finished: the same command continues it.
+SAVED=75 # it received a signal to stop
+AWAY=69  # a server was away for too long; a restart may not help, so RESTARTS times at most
 RESTARTS=20
 
 die() {
@@ -34,7 +34,7 @@ cards_per_node="$(number SRL_CARDS_PER_NODE 8 0)"
 cards_per_server="$(number SRL_CARDS_PER_SERVER 1 1)"
 first_port="$(number SRL_VLLM_PORT 8101 1)"
 
-# usage SCRIPT: prints the comment at its head and ends.
+# usage SCRIPT: prints the comment at the head of SCRIPT and exits.
 usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" >&2
   exit 2
@@ -70,12 +70,12 @@ workdir_of() {
   echo "$folder"
 }
 
-# mesh_of NODES CARDS: weights are cut over a node's CARDS (0: its CPU) and copied between NODES.
+# mesh_of NODES CARDS: weights are sharded over a node's CARDS (0: its CPU), replicated over NODES.
 mesh_of() {
   echo "data=$1,fsdp=$(($2 ? $2 : 1)),tensor=1"
 }
 
-# check_servers_are_ours FLAG...: refuses flags that leave no use for the servers a script starts.
+# check_servers_are_ours FLAG...: refuses flags under which the servers of a script are not used.
 check_servers_are_ours() {
   local engine servers
   engine="$(flag_of config.rollout.engine vllm "$@")"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs a command of this checkout so that it outlives the connection it was started from.
+# Runs a command of this checkout that continues when the connection is closed.
 #
 #   launch/detached.sh COMMAND...    starts it here, one at a time
 #   launch/detached.sh --follow      shows its output until it ends; ends with its exit code
-#   launch/detached.sh --stop        asks it to end (SIGTERM) and waits till it has
+#   launch/detached.sh --stop        sends it SIGTERM and waits until it has ended
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p .cache/detached
@@ -26,7 +26,7 @@ case "${1:-}" in
     exit 2
     ;;
   *)
-    flock -n 9 || { echo "error: a run goes on here; launch/detached.sh --stop ends it" >&2 && exit 2; }
+    flock -n 9 || { echo "error: a run is in progress; launch/detached.sh --stop ends it" >&2 && exit 2; }
     rm -f code
     # shellcheck disable=SC2016
     (cd ../.. && exec setsid nohup bash -c 'trap : TERM; "$@"; echo $? > .cache/detached/code' \

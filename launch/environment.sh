@@ -2,11 +2,11 @@
 # Sourced by the launch scripts: makes .venv beside the code and activates it. Not run by itself.
 #
 # PYTHON         the interpreter to make it with (default python3; 3.11 or newer)
-# SRL_JAX_EXTRA  cuda12 or tpu: JAX's build for hardware that is not here, as where an image is made
-# requirements are installed again only when their files change.
+# SRL_JAX_EXTRA  cuda12 or tpu: JAX's build for other hardware than this machine's, for images
+# Requirements are installed again only when their files change.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-# Modules and configs are found from wherever the script was called.
+# Modules and configs are found from any current directory.
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 # XLA programs are compiled once a machine, not once a run.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/xla}"
@@ -24,7 +24,7 @@ jax_extra() {
   fi
 }
 
-# environment_stamp FILE...: the line in .venv/installed that says these are installed.
+# environment_stamp FILE...: the line in .venv/installed by which these files count as installed.
 environment_stamp() {
   local extra
   extra="$(jax_extra)"

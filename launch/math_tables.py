@@ -1,6 +1,6 @@
-"""Tables 1 to 3 of the paper: trains and evaluates their rows. launch/table1.sh and so on call it.
+"""Trains and evaluates the rows of Tables 1 to 3 of the paper, for launch/table1.sh to table3.sh.
 
-The tables share a folder, so SRL, say, is trained once for all three.
+The tables share a folder, so a row of several tables, such as SRL, is trained once.
 """
 
 import functools
@@ -14,8 +14,8 @@ from srl_jax import command_line
 from srl_jax.errors import UserError
 from srl_jax.evals import paper
 
-# Rows by the names of their configs, which paper.PAPER has their figures by: title, and the row
-# from whose best checkpoint it starts.
+# Rows by the names of their configs, which are also the keys of paper.PAPER: the title, and the row
+# that it starts from, at its best checkpoint.
 ROWS = {
   "base": ("base model", ""),
   "s1k_7b": ("S1K-7B", ""),
@@ -33,7 +33,8 @@ TABLES = {
   "2": ["srl_math_no_filter", "srl_math"],
   "3": ["rlvr_math", "one_step_math", "srl_math"],
 }
-MODELS = {"base": "", "s1k_7b": "simplescaling/s1.1-7B"}  # evaluated as they are; "": the config's
+# Rows that are evaluated without training; "" is the model of the config.
+MODELS = {"base": "", "s1k_7b": "simplescaling/s1.1-7B"}
 
 flags = command_line.own_flags()
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table.", required=True)
@@ -46,7 +47,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be
 
 
 class Passed(NamedTuple):
-  """What is passed on: arguments of every config, flags of every training and evaluation."""
+  """Flags to pass on: arguments of every config, flags of every training and evaluation."""
 
   arguments: str
   train: list[str]
@@ -64,6 +65,7 @@ def main(passed: Passed, argv: list[str]) -> None:
     )
   rows = [row for row in chosen if row in (_ROWS.value or chosen)]
   root = pathlib.Path(_WORKDIR.value)
+  # By name, because rows share stages: SRL is also the start of "SRL, then RLVR".
   todo = {stage.name: stage for row in rows for stage in stages_of(row, root, passed)}
   if _DRY_RUN.value:
     for stage in todo.values():
@@ -78,7 +80,8 @@ def main(passed: Passed, argv: list[str]) -> None:
 
 def stages_of(row: str, root: pathlib.Path, passed: Passed) -> list[stages.Stage]:
   """The trainings that lead to a row and its evaluations, with samples and without."""
-  model, flags, made = str(root / row), [], []  # a run is evaluated with its own prompts
+  # srl_jax.evaluate reads the prompts and lengths of a run from its config.json; a model has none.
+  model, flags, made = str(root / row), [], []
   if row in MODELS:
     config = stages.config_of(_config("srl_math", passed), passed.train)
     model = MODELS[row] or config.model
@@ -108,7 +111,7 @@ def _outputs(row: str, root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def passed_on(argv: list[str]) -> tuple[list[str], Passed]:
-  """The command line without what is passed on, and that."""
+  """Splits the command line into our flags and those to pass on."""
   own = [
     argument for argument in argv if not argument.startswith((":", "--config.", "--evaluate."))
   ]

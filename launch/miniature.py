@@ -1,9 +1,9 @@
 """The paper's Tables 1 to 3 in miniature: all rows on the built-in problems, with several seeds.
 
-launch/table_miniature.sh calls it. A seed is a base and the draw of everything after it; training
-and test problems are the same for all. Seed s has the base of seed s + 1 of
-configs/miniature_base.py: seed 0 the shipped one, which is that of seed 1. Every model is measured
-on the 200 test problems in both modes, whole and stepwise.
+Called by launch/table_miniature.sh. A seed selects a base model and the random numbers of all
+trainings from it; training and test problems are the same for all. Seed s starts from the base of
+seed s + 1 of configs/miniature_base.py, so seed 0 has the shipped one. Every model is measured on
+the 200 test problems in both modes, whole and stepwise.
 """
 
 import json
@@ -20,8 +20,10 @@ from srl_jax.evals import miniature_table
 
 
 class Arm(NamedTuple):
-  """A row. Fields: title; row, of configs/miniature_row.py ("": the base as it is); after, the arm
-  whose best checkpoint it starts from; close, whether it takes more seeds to tell it apart.
+  """A row of the table.
+
+  Fields: title; row, of configs/miniature_row.py ("": the base, untrained); after, the arm that it
+  starts from, at its best checkpoint; close, whether its differences are small and need more seeds.
   """
 
   title: str
@@ -95,6 +97,7 @@ def main(argv: list[str]) -> None:
 
 
 def _seeds(arm: Arm) -> int:
+  """Number of seeds of a row."""
   if _QUICK.value:
     return 1
   return max(_SEEDS.value, _CLOSE_SEEDS.value if arm.close else 0)
@@ -103,6 +106,7 @@ def _seeds(arm: Arm) -> int:
 def trainings(name: str, seed: int, root: pathlib.Path, steps: int) -> list[stages.Stage]:
   """The trainings that lead to an arm of a seed, its base's first; none for the shipped base."""
   arm, before = ARMS[name], []
+  # A chain of dependent stages: the arm before or, for seeds above 0, a base of this seed.
   if arm.after:
     before = trainings(arm.after, seed, root, steps)
   elif seed:
@@ -124,6 +128,7 @@ def evaluations(
   model = str(root / after) if trained else str(stages.CONFIGS / "miniature")
   made = []
   for mode, output in _folders(name, seed, root).items():
+    # The limits of the rows that are trained in this mode, the same for all models.
     row = "srl" if mode == "stepwise" else "rlvr"
     config = stages.config_of(f"{stages.CONFIGS / 'miniature_row'}.py:row={row}")
     more = [f"--mode={mode}", "--style=think", f"--samples={config.eval.samples}"]

@@ -8,7 +8,7 @@
 #
 # Environment: SRL_TRAINER_CARDS (default 0,1,2,3), SRL_SERVER_CARDS (default 4,5,6,7; "none": one
 # server on the CPU), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS (launch/servers.sh). The
-# trainer's mesh is fsdp over its cards unless --config.mesh says otherwise.
+# trainer's mesh is fsdp over its cards unless --config.mesh is given.
 #
 # Ends with the trainer's exit code (launch/trainer.sh): 0 finished, 75 stopped and saved,
 # 69 saved because a server was away for too long.
@@ -29,7 +29,7 @@ export SRL_SERVER_HOST=127.0.0.1
 weights="$(flag_of config.rollout.weights_root "${SRL_WEIGHTS_ROOT:-/dev/shm}" "$@")"
 export SRL_WEIGHTS_ROOT="$weights"
 
-# The user's flags come after ours, and the last one counts; but where the servers are, we know.
+# The last of two equal flags counts: the user's follow ours, but for the addresses of the servers.
 IFS=, read -ra cards <<< "$trainer_cards"
 flags=("--config.mesh=data=1,fsdp=${#cards[@]},tensor=1" --config.rollout.engine=vllm
   "--config.rollout.weights_root=$weights" "$@")
@@ -46,12 +46,12 @@ fi
 
 prepare_environment "$ROOT/requirements.txt"
 output="$(mktemp -d)"
-set -m # groups of their own: Ctrl-C reaches this script alone, which asks the run first
+set -m # separate process groups: Ctrl-C reaches this script alone, which signals the run first
 "${servers[@]}" > "$output/servers" &
 fleet=$!
 trap 'kill "$fleet" 2> /dev/null || true; wait "$fleet" || true; rm -r "$output"' EXIT
 until grep -qs '^all servers are ready' "$output/servers"; do
-  kill -0 "$fleet" 2> /dev/null || exit 2 # it has said why
+  kill -0 "$fleet" 2> /dev/null || exit 2 # it has printed the reason
   sleep 1
 done
 cat "$output/servers"

@@ -6,9 +6,9 @@
 #   launch/plan_all.sh FILE[:args] [--config.a.b=v ...]  another config, or other values
 #
 # First use installs the compilers into .venv-plan: libtpu (0.7 GB) and JAX's CUDA plugin (about
-# 5 GB). A topology takes one to three CPU minutes. Exit code 1: a topology that
-# should fit does not, or v5e-8, which is too small for a 7B model, was not refused. Servers sample,
-# on devices of their own, as in the paper.
+# 5 GB). A topology takes one to three CPU minutes. Exit code 1: a topology that should fit does
+# not, or v5e-8, which is too small for a 7B model, was not refused. vLLM servers sample on other
+# devices, as in the paper.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

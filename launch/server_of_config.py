@@ -1,9 +1,9 @@
-"""Prints how to start the vLLM server of a config: its model, then a flag a line; nothing if none.
+"""Prints the arguments of a config's vLLM server, one a line; nothing if it needs no server.
 
   python launch/server_of_config.py --config=FILE[:args] [--config.a.b=value ...]
 
-launch/run.sh asks it. A config needs a server of its own when rollout.engine is vllm and
-rollout.servers is empty.
+Called by launch/run.sh and launch/servers.sh. A config needs a server to be started when
+rollout.engine is vllm and rollout.servers is empty.
 """
 
 import sys
@@ -20,7 +20,7 @@ def main() -> None:
     flags.FLAGS(sys.argv)
     config = flags.FLAGS.config
     rollout = config.rollout
-  except Exception:  # srl_jax.train is given the same flags next, and says what is wrong with them
+  except Exception:  # srl_jax.train gets the same flags next and prints the error
     return
   if rollout.engine != "vllm" or rollout.servers:
     return

@@ -4,9 +4,9 @@
 #   launch/servers.sh [--dry-run] CARDS FILE[:args] [--config.a.b=value ...]
 #   launch/servers.sh 4,5,6,7 configs/srl_math.py --config.rollout.engine=vllm
 #
-# CARDS are numbers as in CUDA_VISIBLE_DEVICES, or "none": one server on the CPU. The config tells
-# the model, its type and its lengths. Prints "all servers are ready" when they are. Ctrl-C or
-# SIGTERM ends all. One that dies leaves the others running: the trainer goes on with those.
+# CARDS are numbers as in CUDA_VISIBLE_DEVICES, or "none": one server on the CPU. The model, its
+# type and its lengths are those of the config. Prints "all servers are ready" when they are. Ctrl-C
+# or SIGTERM ends all. If one dies, the others keep running and the trainer continues with those.
 #
 # Environment: SRL_CARDS_PER_SERVER, SRL_VLLM_PORT (launch/cluster.sh); SRL_SERVER_HOST, the address
 # to listen on (default: the node's name under Slurm, else 127.0.0.1); SRL_VLLM_FLAGS, more flags of
@@ -28,7 +28,7 @@ host="${SRL_SERVER_HOST:-${SLURMD_NODENAME:-127.0.0.1}}"
 prepare_environment "$ROOT/requirements.txt" >&2
 mapfile -t model < <(python "$ROOT/launch/server_of_config.py" --config="$config" "$@")
 ((${#model[@]})) ||
-  die "$config asks for no servers: rollout.engine has to be vllm and rollout.servers empty"
+  die "$config needs no servers: rollout.engine has to be vllm and rollout.servers empty"
 ((cards_per_server == 1)) || model+=("--tensor-parallel-size=$cards_per_server")
 # shellcheck disable=SC2206
 model+=(${SRL_VLLM_FLAGS:-})
@@ -46,10 +46,10 @@ if [ -n "$dry" ]; then
   exit
 fi
 
-"$ROOT/launch/vllm_server.sh" --install-only # once, before all want it
+"$ROOT/launch/vllm_server.sh" --install-only # once, before all of them need it
 output="$(mktemp -d)"
 pids=()
-set -m # groups of their own: Ctrl-C reaches this script alone, which ends them all
+set -m # separate process groups: Ctrl-C reaches this script alone, which ends them all
 for ((i = 0; i < count; i++)); do
   bash -c "exec ${commands[i]}" > "$output/$i" &
   pids+=($!)
@@ -67,7 +67,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 for ((i = 0; i < count; i++)); do
   until grep -s '^ready:' "$output/$i"; do
-    kill -0 "${pids[i]}" 2> /dev/null || exit 2 # it has said why
+    kill -0 "${pids[i]}" 2> /dev/null || exit 2 # it has printed the reason
     sleep 1
   done
 done

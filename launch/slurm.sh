@@ -10,15 +10,14 @@
 #
 # Environment: SRL_TRAINER_NODES, SRL_SERVER_NODES (default 1 each), SRL_CARDS_PER_NODE (8; 0: no
 # --gpus-per-node), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS; SRL_WEIGHTS_ROOT (default
-# WORKDIR/weights), where the trainer leaves weights for the servers; and sbatch's own:
+# WORKDIR/weights), where the trainer writes weights for the servers; and those of sbatch:
 # SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ... The trainer's mesh is fsdp over a node's
-# cards and data over the nodes unless --config.mesh says otherwise.
+# cards and data over the nodes unless --config.mesh is given.
 #
 # Ten minutes before its time limit, or when it is preempted (SIGTERM; the partition's GraceTime has
-# to be long enough for a save), the run saves and the job goes back into the queue, where it
-# continues. After a node failure Slurm puts it back (--requeue). A run whose servers were away for
-# too long goes back, too, until the job was started again 20 times. `scancel JOB` saves (within
-# Slurm's KillWait) and ends it.
+# to be long enough for a save), the run saves and the job is requeued; it continues when it starts
+# again. After a node failure Slurm requeues it (--requeue). If servers were away for too long, the
+# job is requeued at most 20 times. `scancel JOB` saves (within Slurm's KillWait) and ends it.
 set -euo pipefail
 [ -n "${SLURM_JOB_ID:-}" ] || SRL_ROOT="" # Slurm runs a copy of this script from another folder
 here="${SRL_ROOT:-$(dirname "${BASH_SOURCE[0]}")/..}/launch"
@@ -53,7 +52,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
   fi
   echo "export SRL_ROOT=$(quoted "$ROOT")"
   quoted "${submit[@]}"
-  echo "# and the job, were its nodes named so:"
+  echo "# The job, with example names of nodes:"
   mapfile -t nodes < <(seq -f 'node%g' $((trainer_count + server_count)))
 else
   mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -62,7 +61,7 @@ fi
   die "the allocation has ${#nodes[@]} nodes; SRL_TRAINER_NODES + SRL_SERVER_NODES is" \
     "$trainer_count + $server_count"
 
-# The user's flags come after ours, and the last one counts.
+# The last of two equal flags counts: the user's follow ours.
 flags=("--config.mesh=$(mesh_of "$trainer_count" "$cards_per_node")" --config.rollout.engine=vllm
   "--config.rollout.weights_root=$weights" "$@")
 serving=("${nodes[@]:trainer_count}")
@@ -84,8 +83,8 @@ if [ -n "$dry" ]; then
   exit
 fi
 
-# ask STEPS: SIGTERM for the job's steps of that name. (srun, when it gets one, kills its step.)
-# scancel's answer tells nothing: Slurm 22.05 signals a step and still says "Invalid job id".
+# ask STEPS: sends SIGTERM to the job's steps of that name. (srun itself would kill its step.)
+# scancel's exit code is ignored: Slurm 22.05 signals a step and still prints "Invalid job id".
 # shellcheck disable=SC2329  # traps call it
 ask() {
   local id name
@@ -93,7 +92,7 @@ ask() {
     [ "$name" != "$1" ] || scancel --signal=TERM "$id" || true
   done < <(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j')
 }
-# finish CODE: ends the job with the code; before, puts it back into the queue if it is to go on.
+# finish CODE: ends the job with the code; requeues it first if it is to continue.
 finish() {
   local state again=$(($1 == SAVED))
   if (($1 == AWAY)); then
@@ -102,7 +101,7 @@ finish() {
       echo "error: the servers were away for too long, and the job was started again" \
         "$SLURM_RESTART_COUNT times already; see why, then give the same command again" >&2
   fi
-  # Slurm itself puts a job back only if it has to kill it. What scancel ended is no longer running.
+  # Slurm requeues a job by itself only if it has to kill it. A job that scancel ended is not RUNNING.
   state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
   if ((again)) && [ "$state" = RUNNING ]; then
     echo "back into the queue, to continue"
@@ -110,10 +109,10 @@ finish() {
   fi
   exit "$1"
 }
-# go_on: ends the job if it was asked to stop before the trainer runs.
+# go_on: ends the job if a signal to stop was received before the trainer runs.
 go_on() {
   [ -z "$limit" ] ||
-    die "the time limit came before the servers were ready; give the job more (SBATCH_TIMELIMIT)"
+    die "the time limit is near and the servers are not ready; give the job more (SBATCH_TIMELIMIT)"
   [ -z "$stopped" ] || finish "$SAVED"
 }
 output="$(mktemp -d)"
@@ -122,7 +121,7 @@ trap 'limit=1; ask trainer' USR1   # the time limit is near
 trap 'stopped=1; ask trainer' TERM # preempted or cancelled
 trap 'ask servers; wait "${fleet[@]}" || true; rm -r "$output"' EXIT
 
-# Once, on the first node, before all nodes want them.
+# Once, on the first node, before all nodes need them.
 prepare_environment "$ROOT/requirements.txt"
 go_on
 "$ROOT/launch/vllm_server.sh" --install-only
@@ -134,7 +133,7 @@ for node in "${serving[@]}"; do
 done
 for i in "${!serving[@]}"; do
   until grep -qs '^all servers are ready' "$output/${serving[i]}"; do
-    go_on # first: who preempts the job ends its servers, too
+    go_on # first, because a preemption ends the servers too
     kill -0 "${fleet[i]}" 2> /dev/null || die "the servers of ${serving[i]} did not start"
     sleep 1
   done

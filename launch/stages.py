@@ -1,7 +1,7 @@
 """Runs the commands of a table: trainings and evaluations, in order, some side by side.
 
 A finished training or evaluation ends at once when its command is given again, and an unfinished
-one continues. So a table that was interrupted goes on with the same command.
+one continues. An interrupted table is therefore continued by the same command.
 """
 
 import os
@@ -28,7 +28,7 @@ class Stage(NamedTuple):
   """A command of a table.
 
   Fields: name, of the stage and of its log; arguments, of `python -m`; result, the file that it
-  writes last; after, the name of the stage whose result it needs, if any.
+  writes last; after, the name of the stage that must have finished before, or "".
   """
 
   name: str
@@ -71,6 +71,7 @@ def evaluation(
 
 def config_of(file: str, overrides: Sequence[str] = ()):
   """The config that srl_jax.train would run; UserError if it would refuse it."""
+  # Flags are parsed into a separate FlagValues: the process's flags are those of the table.
   alone = flags.FlagValues()
   argv = ["", f"--config={file}", *overrides]
   config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=argv)
@@ -89,9 +90,9 @@ def run(stages: Sequence[Stage], logs: pathlib.Path, jobs: int = 1) -> None:
   `logs`, and its share of the cores. SIGINT and SIGTERM are passed on, so that runs save, and end
   the process with code 130. Raises UserError, once the others have stopped, when a stage fails.
   """
-  waiting, finished = list(stages), {""}
+  waiting, finished = list(stages), {""}  # a stage after "" depends on none
   running: dict[int, tuple[Stage, subprocess.Popen, float]] = {}  # by share of the cores
-  signals = []  # that came
+  signals = []  # received; handled in the loop below
   before = {
     number: signal.signal(number, lambda number, _: signals.append(number))
     for number in (signal.SIGINT, signal.SIGTERM)
@@ -124,7 +125,7 @@ def run(stages: Sequence[Stage], logs: pathlib.Path, jobs: int = 1) -> None:
 
 def _start(stage: Stage, logs: pathlib.Path, share: int, jobs: int) -> subprocess.Popen:
   print(f"{time.strftime('%H:%M:%S')}  {stage.name} ...", flush=True)
-  # In a process group of its own, a run gets Ctrl-C once, from us and not from the terminal too.
+  # In a separate process group a run gets Ctrl-C once, from us and not from the terminal too.
   alone = dict(process_group=0, stdin=subprocess.DEVNULL)
   if jobs == 1:
     return subprocess.Popen(stage.command, **alone)

@@ -8,7 +8,7 @@
 #   launch/table1.sh :model=DIR,data=FILE,tiny --workdir=DIR --rows=srl_math --samples=2 \
 #     --sampled=amc23 --greedy= --evaluate.data=FOLDER --evaluate.limit=2     a laptop's CPU
 #
-# The same command again goes on where it was interrupted; finished rows in --workdir (runs) are not
+# The same command continues an interrupted table; finished rows in --workdir (runs) are not
 # repeated, and Tables 1 to 3 share them. With vLLM start the servers first (launch/vllm_server.sh):
 # --config.rollout.engine=vllm --config.rollout.servers=URL --evaluate.engine=vllm
 # --evaluate.servers=URL.

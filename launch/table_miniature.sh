@@ -7,8 +7,8 @@
 #   launch/table_miniature.sh --arms=srl,srl_no_filter --close_seeds=5 --steps=500 --jobs=4
 #
 # Prints mean and spread over seeds of greedy, avg@8 and pass@8 on 200 held-out hard problems, paired
-# differences with intervals, and what each row's training took. The same command again goes on
-# where it was interrupted; everything is in --workdir (runs/miniature).
+# differences with intervals, and the cost of each row's training. The same command continues an
+# interrupted table; everything is in --workdir (runs/miniature).
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

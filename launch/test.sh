@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what the tests need and runs all of them, on all cores.
+# Installs the requirements of the tests and runs all of them, on all cores.
 #
 #   launch/test.sh                    all tiers
 #   launch/test.sh -m 'not slow'      any arguments of pytest: -m unit, -k NAME, -n 0 (one process)

@@ -3,16 +3,16 @@
 #
 #   SRL_TPU_NAME=NAME launch/tpu_pod.sh [--dry-run] FILE[:args] --workdir=/SHARED/DIR [flags]
 #   SRL_TPU_NAME=NAME launch/tpu_pod.sh --follow     shows the first worker's output till it ends
-#   SRL_TPU_NAME=NAME launch/tpu_pod.sh --stop       all save and end
+#   SRL_TPU_NAME=NAME launch/tpu_pod.sh --stop       the run saves and ends on all workers
 #
 #   SRL_TPU_NAME=pod launch/tpu_pod.sh configs/srl_math.py --config.mesh=v5p-128 --workdir=/mnt/r/srl
 #
-# The run goes on when this command is ended. The same command again continues a run that was
-# stopped, or whose pod was preempted and made anew. --dry-run prints the commands. The workdir, and
-# the folder of the model if it is one, have to be on a file system that all workers mount. The
-# project and the zone are gcloud's own: CLOUDSDK_CORE_PROJECT, CLOUDSDK_COMPUTE_ZONE. vLLM servers
-# run elsewhere: --config.rollout.engine=vllm --config.rollout.servers=URL,URL. The workers get what
-# is set here of PYTHON, HF_HOME, HF_TOKEN, WANDB_API_KEY and VLLM_API_KEY.
+# The run continues when this command is interrupted. The same command continues a run that was
+# stopped, also on a new pod after a preemption. --dry-run prints the commands. The workdir, and the
+# model if it is a folder, have to be on a file system that all workers mount. gcloud reads the
+# project and the zone from CLOUDSDK_CORE_PROJECT and CLOUDSDK_COMPUTE_ZONE. vLLM servers run
+# elsewhere: --config.rollout.engine=vllm --config.rollout.servers=URL,URL. PYTHON, HF_HOME,
+# HF_TOKEN, WANDB_API_KEY and VLLM_API_KEY are passed on to the workers if they are set here.
 #
 # --follow ends with the exit code of the first worker's launch/trainer.sh: 0 finished, 75 and 69
 # saved, the same command continues it.
@@ -32,12 +32,12 @@ pod="${SRL_TPU_NAME:-}"
 do_it() {
   if [ -n "$dry" ]; then quoted "$@"; else "$@"; fi
 }
-# on_worker WHICH LINE: a line of shell on worker WHICH, or on all of them.
+# on_worker WHICH LINE: runs a line of shell on worker WHICH, or on all of them.
 on_worker() {
   do_it gcloud compute tpus tpu-vm ssh "$pod" "--worker=$1" "--command=$2"
 }
 
-# passed_on: NAME=VALUE of what the workers get of this environment; a dry run shows no secrets.
+# passed_on: NAME=VALUE of the variables that the workers get; a dry run shows no secrets.
 passed_on() {
   local name
   for name in PYTHON HF_HOME HF_TOKEN WANDB_API_KEY VLLM_API_KEY; do
@@ -71,14 +71,14 @@ esac
 config="$(config_on_worker "$1")"
 shift
 
-# With what is not committed yet, and without what git ignores.
+# Includes files that are not committed, excludes those that git ignores.
 archive="$ROOT/.cache/srl_jax.tar.gz"
 if [ -z "$dry" ]; then
   mkdir -p "$ROOT/.cache"
   git -C "$ROOT" ls-files -z --cached --others --exclude-standard |
     tar -C "$ROOT" --null --ignore-failed-read -czf "$archive" -T -
 fi
-# JAX reads the rest from the TPU's metadata, but has to be told that there are several processes.
+# JAX reads the rest from the TPU's metadata; without an address it assumes a single process.
 describe=(gcloud compute tpus tpu-vm describe "$pod" "--format=value(networkEndpoints[0].ipAddress)")
 if [ -n "$dry" ]; then
   quoted "${describe[@]}"
@@ -87,8 +87,8 @@ else
   first="$("${describe[@]}")"
 fi
 do_it gcloud compute tpus tpu-vm scp "$archive" "$pod:srl_jax.tar.gz" --worker=all
-# In front of the command, not behind env: a process list on the worker shows arguments for as long
-# as the run lasts.
+# Secrets are assignments before the command, not arguments of env, which every user of the worker
+# would see in the process list for the whole run.
 on_worker all "mkdir -p srl_jax && tar -xzf srl_jax.tar.gz -C srl_jax && \
 $(passed_on)srl_jax/launch/detached.sh env JAX_COORDINATOR_ADDRESS=$first:8476 launch/trainer.sh \
 $(quoted "$config" "$@")"

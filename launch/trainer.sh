@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# One process of a run's trainer, as schedulers want it: its exit code tells whether to start again.
+# One process of a run's trainer, for schedulers: its exit code shows whether to start it again.
 #
 #   launch/trainer.sh FILE[:args] [--workdir=DIR] [--config.a.b=value ...]
 #   launch/trainer.sh --install-only     makes .venv and ends
 #
-# Exit code 0: the run is finished. 75: it was asked to stop (SIGTERM), saved and is not finished;
-# the same command continues it. 69: the same, because a rollout server was away for too long; start
-# it again, but not for ever. 2: bad input. Others: it crashed.
+# Exit code 0: the run is finished. 75: it received SIGTERM, saved and is not finished; the same
+# command continues it. 69: the same, because a rollout server was away for too long; start it
+# again, but a limited number of times. 2: bad input. Others: it crashed.
 #
-# Of several processes (JAX_PROCESS_ID, SLURM_PROCID) the first alone tells 75: it writes the
-# summary that a finished run ends with.
+# Of several processes (JAX_PROCESS_ID, SLURM_PROCID) only the first exits with 75: it writes the
+# summary by which a finished run is recognised.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
@@ -34,9 +34,10 @@ done
 code=0
 wait "$run" || code=$?
 
-# 128 + 15: asked before it had begun. 75: srl_jax.train's own, a server was away for too long.
+# 128 + 15: SIGTERM before the handler was installed. 75: srl_jax.train's code for a server that was
+# away for too long.
 if ((code == 128 + 15 || code == SAVED)) && [ -n "$asked" ]; then exit "$SAVED"; fi
 ((code != SAVED)) || exit "$AWAY"
 ((code == 0)) || exit "$code"
-# A run that goes on removes the summary of what was finished before.
+# A run that continues beyond its earlier end has removed the earlier summary.
 if [ "${JAX_PROCESS_ID:-${SLURM_PROCID:-0}}" = 0 ] && [ ! -e "$summary" ]; then exit "$SAVED"; fi

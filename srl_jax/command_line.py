@@ -21,9 +21,9 @@ import ml_collections
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
+from srl_jax import folders
 from srl_jax.errors import UserError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _REFUSED += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -93,12 +93,17 @@ def in_one_line() -> Iterator[None]:
     if not refusal:
       raise
     _fail(refusal)
+  except Exception as error:  # libraries in C++ have no OSError for a full disk
+    if not folders.is_disk_full(error):
+      raise
+    reason = " ".join(str(error).split())[:200]
+    _fail(f"{reason}: make room on the disk, then give the same command again")
 
 
 def _refusal(error: OSError) -> str | None:
   """The message for a path that cannot be used or a full disk; None for any other error."""
   path = f"{error.filename}: " if error.filename is not None else ""
-  if error.errno in _FULL:
+  if error.errno in folders.FULL:
     return f"{path}{error.strerror}: make room on the disk, then give the same command again"
   if path and error.errno in _REFUSED:
     return f"{path}{error.strerror}: check the path and its permissions"

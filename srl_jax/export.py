@@ -39,7 +39,7 @@ _DTYPE = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
   del argv
-  logging.set_verbosity(logging.WARNING)  # orbax logs every file that it reads
+  logging.set_verbosity(logging.FATAL)  # orbax logs every file, and errors before it raises them
   import jax  # after the flags: a mistake in them must not wait for it
 
   jax.config.update("jax_platforms", "cpu")

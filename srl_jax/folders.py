@@ -18,6 +18,7 @@ from srl_jax.errors import UserError
 
 # A file server frees the locks of a dead host only after its lease, usually 90 s.
 LEASE_SECONDS = 120.0
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, a quota
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
@@ -117,6 +118,17 @@ def replacing(path: pathlib.Path) -> Iterator[TextIO]:
     file.flush()
     os.fsync(file.fileno())  # after a power failure the new file could otherwise be empty
   os.replace(partial, path)
+
+
+def is_disk_full(error: BaseException) -> bool:
+  """Whether an error, or one that it comes from, says that the disk or its quota is full."""
+  while error:
+    if isinstance(error, OSError) and error.errno in FULL:
+      return True
+    if any(os.strerror(code) in str(error) for code in FULL):  # of libraries in C++
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

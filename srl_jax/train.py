@@ -25,7 +25,7 @@ def main(argv) -> None:
       f"--workdir={FLAGS.workdir} is a URL: mount the object store (docs/clusters.md) and name a"
       " folder there"
     )
-  logging.set_verbosity(logging.WARNING)  # orbax logs every rename
+  logging.set_verbosity(logging.FATAL)  # orbax logs every rename, and errors before it raises them
   import jax  # after the flags: a mistake in them must not wait for it
 
   from srl_jax import config as configs

@@ -1,12 +1,13 @@
-"""What one NVIDIA card does: the update, the sampler, and the same update in torch.
+"""Measures one NVIDIA card: the update, the sampler, and the same update in torch.
 
   python -m benchmarks.gpu                      all sections, about 8 minutes on one H100
   python -m benchmarks.gpu --sections ceiling update_7b
   python -m benchmarks.gpu --tiny               a minute or two, on any machine
 
-Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section has a
-process of its own, so that its peak of memory is its own; the results go to benchmarks/gpu.json
-and, as a table, to benchmarks/gpu.md. Weights are random: speed does not depend on them. That the
+Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section runs
+in a separate process, so that its peak of memory includes no other section; the results are written
+to benchmarks/gpu.json and, as a table, to benchmarks/gpu.md. Weights are random: speed does not
+depend on them. That the
 card's attention kernel is right is a test: JAX_PLATFORMS=cuda pytest tests/policy/kernels_test.py.
 """
 
@@ -31,10 +32,15 @@ LIMIT = 150  # seconds of a section on a card
 
 
 def run_section(name: str, tiny: bool, seconds: float | None, cache: str) -> dict:
-  """The section's result, from a process of its own; {"error": its last lines} if it fails.
+  """Runs a section in a separate process and returns its result; {"error": last lines} if it fails.
 
-  seconds: after which it is ended, or None; cache: folder of compiled programs, for all sections.
+  Args:
+    name: of cases.sections.
+    tiny: whether to run the tiny shapes.
+    seconds: time limit, or None.
+    cache: folder of compiled programs, shared by all sections.
   """
+  # More than JAX's default share of the memory, because nothing else runs on the card.
   environment = dict(os.environ, XLA_CLIENT_MEM_FRACTION="0.95")
   environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # its old name: JAX refuses both
   paths = [str(ROOT), os.environ.get("PYTHONPATH")]
@@ -60,9 +66,13 @@ def run_section(name: str, tiny: bool, seconds: float | None, cache: str) -> dic
 
 
 def machine() -> dict:
-  """The card, the driver and the versions; JAX is asked in a process of its own."""
+  """The card, the driver and the versions.
+
+  A separate process queries JAX, which would reserve the card's memory for as long as it lives.
+  """
   script = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)"
   ask = lambda *command: subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
+  # The last line, because JAX may print warnings before it.
   platform, _, device = ask(sys.executable, "-c", script).strip().rpartition("\n")[2].partition(" ")
   if not platform:
     sys.exit("JAX finds no device: see its message above")
@@ -93,7 +103,7 @@ def main() -> None:
   parser.add_argument("--one", help=argparse.SUPPRESS)
   given = parser.parse_args()
   todo = sections(given.tiny)
-  if given.one:
+  if given.one:  # in the process that run_section started
     function, values = todo[given.one]
     module, name = function.split(".")
     run = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), name)
@@ -121,7 +131,7 @@ def main() -> None:
       found = run_section(name, given.tiny, None if given.tiny else LIMIT, cache)
       results["sections"][name] = found
       print(f"{name}: {time.monotonic() - begun:.0f} s {found.get('error', '')}", flush=True)
-      if folder:
+      if folder:  # after every section, so that an interrupted run keeps its results
         (folder / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (folder / "gpu.md").write_text(table(results), encoding="utf-8")
   print("\n" + table(results))

@@ -32,7 +32,7 @@ CASES = {
   "2000/500": Case(2000, 500, 6, 18048, 20096),
   "tiny": Case(40, 16, 2, 256, 256),
 }
-REPEATS = 3
+REPEATS = 3  # timed calls, after the one that compiles
 
 
 def timed(run: Callable[[], object]) -> list[float]:
@@ -57,6 +57,7 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
   else:
     wide, small, cases, size, chunk = "7B, 8 layers", "1.5B", ["1500/1000", "2000/500"], 8192, 2048
     widths, lengths = (64, 256), (512, 256)
+  # The budget of device time may end before the list: comparisons are first, variations after.
   first, *others = cases
 
   def ours(shape, case, sharing, remat="full"):

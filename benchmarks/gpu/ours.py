@@ -39,7 +39,7 @@ def model_config(shape: str):
 
 
 def make_groups(case: Case, vocabulary: int, shared: bool):
-  """Random groups; not shared: every response is a group of its own, with its own prompt."""
+  """Random groups; not shared: each response is a separate group, with a copy of the prompt."""
   rng = np.random.default_rng(0)
   ids = lambda count: rng.integers(0, vocabulary, count).tolist()
   logprobs = (-np.ones(case.response)).tolist()
@@ -78,7 +78,8 @@ def estimated_bytes(tx, state: learner.TrainState, packed, loss) -> int:
   """
   model, moments = state.model, state.moments
   grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
-  beside = sum(x.nbytes for x in jax.tree.leaves(moments))  # while gradients are summed
+  # `apply` has the moments among its arguments; the other programs run beside them.
+  beside = sum(x.nbytes for x in jax.tree.leaves(moments))
   most = program_bytes(learner.apply.lower(tx, model, moments, grads).compile())
   for rows in packed:
     for program in (
@@ -96,16 +97,17 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   """
   given = CASES[case]
   config = model_config(shape)
+  # Shared: a prompt once for its 8 responses; naive: a copy for each, as other trainers pack.
   groups = make_groups(given, config.vocab_size, sharing == "shared")
   loss = learner.Loss(algorithm_with(), chunk=chunk, remat=remat)
-  # Every case reads the same kind of rows: as many tokens as the case has, in whole groups.
+  # One row of as many tokens as the case has, so that all cases have little padding.
   budget = given.shared if sharing == "shared" else given.naive
   rows = packing.pack(groups, tokens_per_device=budget, shards=1, layout="lines")
   packed = [learner.on_device(part) for part in rows]
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-7))
   model = init(config, 0)
   state = learner.TrainState(0, model, learner.init_moments(tx, model))
-  del model
+  del model  # a second reference would keep the donated weights alive
 
   def step():
     nonlocal state
@@ -131,17 +133,17 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
     tflops=flops / second / 1e12,
     score_seconds=score_seconds,
     score_tokens_per_second=tokens / score_second,
-    score_tflops=flops / 3 / score_second / 1e12,
+    score_tflops=flops / 3 / score_second / 1e12,  # forward alone: a third of the FLOPs
     peak_bytes=stats.get("peak_bytes_in_use"),
     estimated_bytes=estimated_bytes(tx, state, packed, loss),
   )
 
 
 def ceiling(size: int) -> dict:
-  """A plain bfloat16 matrix product of size^3: the most that the card gives today."""
+  """A plain bfloat16 matmul of size^3: the rate that this card reaches today."""
   a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
   product = jax.jit(lambda a, b: a @ b)
-  count = 20
+  count = 20  # dispatched together, so that the host's overhead does not count
 
   def run():
     for _ in range(count):
@@ -153,14 +155,14 @@ def ceiling(size: int) -> dict:
 
 
 def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
-  """The built-in engine: tokens per second, prompts read within the time."""
+  """The built-in engine: tokens per second, prefill included."""
 
   class NoText:
     def decode(self, ids, **_):
       return ""
 
   config = model_config(shape)
-  engine = Sampler(NoText(), [], responses)
+  engine = Sampler(NoText(), [], responses)  # no stop ids: all responses have `tokens` tokens
   engine.load_weights(init(config, 0), 0)
   rng = np.random.default_rng(0)
   prompts = [

@@ -13,7 +13,7 @@ def table(results: dict) -> str:
   command = "python -m benchmarks.gpu" + " --tiny" * results["tiny"]
   lines = [
     f"{info['device']}, driver {info['driver'] or 'none'}, {versions}, {results['date']}; "
-    f"`{command}`. Memory in GiB: the most in use, what `plan` would say of the "
+    f"`{command}`. Memory in GiB: the peak in use, the estimate of `plan` for the "
     "compiled programs, and their ratio.",
     "",
     "| section | seconds | TFLOP/s | MFU | tokens/s computed | in sequences | measured | estimated "
@@ -51,7 +51,7 @@ def _ratios(found: dict) -> list[str]:
   speed = lambda name: found.get(name, {}).get("sequence_tokens_per_second")
   lines = []
 
-  def compare(name, other, what):
+  def compare(name, other, what):  # sections that failed or were not run are left out
     if speed(name) and speed(other):
       lines.append(f"- {name}: {speed(name) / speed(other):.2f} x {what}")
 

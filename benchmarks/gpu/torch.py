@@ -46,16 +46,19 @@ def update(shape: str, case: str, rows: int, compiled: bool) -> dict:
     return torch.gather(logits, -1, targets[:, None])[:, 0] - torch.logsumexp(logits, -1)
 
   def step():
+    # Gradients accumulate in .grad over the micro-batches.
     for i in range(0, count, rows):
       part = tokens[i : i + rows]
       with torch.autocast(device, torch.bfloat16, enabled=cuda):
         hidden = model.model(input_ids=part).last_hidden_state[:, p - 1 : -1]
         hidden, targets = hidden.reshape(-1, hidden.shape[-1]), part[:, p:].reshape(-1)
+        # In chunks and recomputed in the backward pass, as ours: all logits do not fit.
         parts = [
           checkpoint(logprobs_of, h, t, use_reentrant=False)
           for h, t in zip(hidden.split(2048), targets.split(2048))
         ]
       logprobs = torch.cat(parts).view(len(part), r)
+      # Equation (1) with importance weights; the sampler's log-probs are all -1.
       ratio = torch.exp(logprobs - logprobs.detach())
       weights = torch.exp(logprobs.detach() + 1).clamp(max=2.0)
       a = advantages[i : i + rows, None]
@@ -67,13 +70,14 @@ def update(shape: str, case: str, rows: int, compiled: bool) -> dict:
     if cuda:
       torch.cuda.synchronize()
 
+  # Each layer is compiled alone; if that fails here, the eager update is measured instead.
   failure = None
   if compiled:
     for layer in model.model.layers:
       layer.compile()
     try:
       step()
-    except Exception as error:  # its compilers want a C compiler and Python's headers
+    except Exception as error:  # torch.compile needs a C compiler and Python's headers
       failure, compiled = str(error)[-3000:], False
       torch.compiler.set_stance("force_eager")
       optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ from benchmarks.peers.worker import Peer, PeerError
 WARM_UP = 2  # rounds that are not counted: programs are compiled in the first
 PAUSE = 0.5  # seconds between two rounds, so that the threads of the last peer have gone to sleep
 
-# Who: the environment and the module, and what is asked of it besides the case.
+# Each peer: its environment, its module, and its entries of the order besides the case.
 UPDATES = {
   "ours, prompt shared": ("ours", "of_srl_jax", {"share": True}),
   "ours, sharing off": ("ours", "of_srl_jax", {"share": False}),
@@ -41,7 +41,7 @@ GROUP = {"prompt": 512, "response": 128, "samples": 8}
 
 
 def plan(shapes: list[str], tiny: bool) -> list[tuple[str, dict, dict, int]]:
-  """What is measured: (case, order, who takes part, rounds that count)."""
+  """The measurements: (case, order, peers, rounds that count)."""
   if tiny:
     small = {"shape": "nano", "prompt": 24, "response": 8, "samples": 4}
     ours = lambda who: {name: peer for name, peer in who.items() if peer[0] == "ours"}
@@ -93,6 +93,7 @@ def measure(
       stack.callback(peers[name].close)
       answer = ask(name, {"case": case} | order | extra)
       versions[name] = answer["versions"] if answer else {}
+    # In turns: a slower minute of the machine is not one peer's.
     for turn in range(WARM_UP + rounds):
       for name in who:
         if isinstance(found[name], PeerError):
@@ -128,6 +129,7 @@ def main() -> int:
   writer = Peer(
     [environments.python_of("ours"), "-m", "benchmarks.peers.of_srl_jax"], {}, logs / "models.log"
   )
+  # All peers load the same random weights, which our side writes.
   parts, begun = [], time.time()
   for case, order, who, rounds in plan(given.shapes, given.tiny):
     if case not in given.cases:

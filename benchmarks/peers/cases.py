@@ -1,9 +1,9 @@
-"""The same work for everybody: shapes, tokens, texts. Plain Python: every peer reads it."""
+"""The same work for all peers: shapes, tokens, texts. Plain Python, for every environment."""
 
 import random
 
 # A Qwen2 of each size: hidden_size, intermediate_size, layers, query heads, key/value heads,
-# vocab_size. "135M" has the shape of SmolLM2-135M; "nano" is what the tests run.
+# vocab_size. "135M" has the shape of SmolLM2-135M; "nano" is for tests.
 _SIZES = {
   "nano": (64, 128, 2, 2, 1, 512),
   "tiny": (256, 1024, 8, 4, 2, 16384),
@@ -58,6 +58,7 @@ def group(order: dict, turn: int) -> tuple[list[int], list[list[int]], list[floa
 def text_pairs(count: int, characters: int, turn: int) -> list[tuple[str, str]]:
   """Pairs (action, target) of English-like words; the action has a third of its words changed."""
   draw = random.Random(repr(("texts", turn)))
+  # Zipf's law, as in real texts: difflib's time depends on how often pieces repeat.
   weights = [1 / (rank + 1) for rank in range(len(_WORDS))]
   pairs = []
   for _ in range(count):

@@ -7,8 +7,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Torch by itself first: where there is no GPU its CPU build is enough, and what comes after finds
-# it there.
+# The packages of each environment, pinned so that a table can be repeated.
 PACKAGES = {
   "trl": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"],
   "tunix": ["jax==0.10.2", "flax==0.12.8", "google-tunix==0.1.7"],
@@ -16,7 +15,7 @@ PACKAGES = {
 
 
 def python_of(name: str) -> str:
-  """The interpreter for a peer, whose environment is made if it is not there.
+  """Returns the interpreter for a peer; makes its environment first if it is missing.
 
   Args:
     name: "trl", "tunix", "vllm" (launch/vllm_server.sh makes that one), or "ours".
@@ -30,6 +29,7 @@ def python_of(name: str) -> str:
     return str(ROOT / ".venv-vllm" / "bin" / "python")
   folder = ROOT / f".venv-{name}"
   python = folder / "bin" / "python"
+  # .done is written last: an installation that was interrupted is repeated.
   done, wanted = folder / ".done", " ".join(PACKAGES[name])
   if not done.exists() or done.read_text() != wanted:
     print(f"installing {wanted} in {folder.relative_to(ROOT)}, a few minutes ...", flush=True)

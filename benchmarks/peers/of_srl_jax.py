@@ -1,4 +1,4 @@
-"""Our side: learner.update.train_step, rollout.sampler.Sampler, rewards.similarity."""
+"""Measures srl_jax: learner.update.train_step, rollout.sampler.Sampler, rewards.similarity."""
 
 import time
 
@@ -20,13 +20,14 @@ from srl_jax.rollout.sampler import Sampler
 
 
 def prepare_model(order):
-  """Writes the model that all read: random weights of a shape."""
+  """Writes the model that all peers load: random weights of a shape."""
   config = ModelConfig(**cases.SHAPES[order["shape"]])
   save_hf(config, init(config, seed=0), order["model"])
   return None, versions("jax", "flax")
 
 
 def prepare_update(order):
+  """One optimiser step on a group; sharing the prompt or with a copy of it for each response."""
   _, model = load_hf(order["model"])
   settings = defaults().optimizer
   settings.lr, settings.grad_norm = cases.LEARNING_RATE, cases.GRAD_NORM
@@ -36,7 +37,7 @@ def prepare_update(order):
   algorithm.update(clip_low=cases.CLIP, clip_high=cases.CLIP, importance_cap=0.0)
   loss = update.Loss(
     FrozenConfigDict(algorithm),
-    # Without checkpointing attention alone is computed again, as the others' fused kernels do.
+    # Without checkpointing only attention is recomputed, as in the fused kernels of the others.
     remat="full" if order["remat"] else "matmuls",
   )
 
@@ -54,6 +55,7 @@ def prepare_update(order):
       shards=1,
       layout=state.model.config.layout,
     )
+    # Packing is not timed: the others get padded tensors too.
     batches = [update.on_device(part) for part in rows]
     begun = time.perf_counter()
     state, output = update.train_step(tx, state, batches, loss)
@@ -65,7 +67,7 @@ def prepare_update(order):
 
 
 class _NoText:
-  """In a tokenizer's place: nobody asks for the text."""
+  """Stands in for a tokenizer; the text of responses is not used."""
 
   def decode(self, token_ids, skip_special_tokens):
     return ""

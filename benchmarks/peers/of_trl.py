@@ -44,7 +44,7 @@ def prepare_update(order):
   if order["remat"]:
     model.gradient_checkpointing_enable({"use_reentrant": False})
   model.train()
-  trainer.current_gradient_accumulation_steps = 1  # what its loop over the data would set
+  trainer.current_gradient_accumulation_steps = 1  # its loop over the data would set it
 
   def do(turn):
     prompt, responses, advantages = cases.group(order, turn)
@@ -58,6 +58,7 @@ def prepare_update(order):
       "advantages": torch.tensor(advantages),
       "num_items_in_batch": torch.tensor(completion_ids.numel()),
     }
+    # In the order of the trainer's own training_step and loop.
     begun = time.perf_counter()
     loss = trainer.compute_loss(model, inputs)
     trainer.accelerator.backward(loss)
@@ -98,7 +99,7 @@ def prepare_sample(order):
 
 
 def _tokenizer():
-  """The trainer wants one; it is never asked for anything but its special tokens."""
+  """A tokenizer for the trainer, which requires one but reads only its special tokens."""
   words = {"<pad>": 0, "<eos>": 2, "-": 3}
   file = pathlib.Path(tempfile.mkdtemp()) / "tokenizer.json"
   tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="-")).save(str(file))

@@ -1,4 +1,4 @@
-"""tunix's GRPO update and its own ("vanilla") sampler, in JAX."""
+"""Measures tunix: its GRPO update and its "vanilla" sampler, in JAX."""
 
 import time
 
@@ -39,7 +39,7 @@ def load(order, remat: bool):
 
 
 def _remembers_norm():
-  """An optax transformation that keeps the norm of the gradient that comes to it."""
+  """An optax transformation that keeps the norm of the incoming gradient in its state."""
   return optax.GradientTransformation(
     lambda params: jnp.zeros(()),
     lambda grads, state, params=None: (grads, optax.global_norm(grads)),
@@ -49,7 +49,7 @@ def _remembers_norm():
 def prepare_update(order):
   """tunix's own trainer with its GRPO loss, as its GRPOLearner wires them.
 
-  The responses go in order["micro_batches"] parts, whose gradients tunix accumulates.
+  The responses are split into order["micro_batches"] parts; tunix accumulates their gradients.
   """
   _, model = load(order, order["remat"])
   settings = GRPOConfig(num_generations=order["samples"], beta=0.0, epsilon=cases.CLIP)
@@ -89,6 +89,7 @@ def prepare_update(order):
     jax.block_until_ready((jax.tree.leaves(trainer.optimizer), jax.tree.leaves(model)))
     seconds = time.perf_counter() - begun
     state = trainer.optimizer.opt_state
+    # The first transformation of the chain has the norm; accumulation wraps the chain's state.
     norm = (state if accumulate is None else state.inner_opt_state)[0][...]
     return {"seconds": seconds, "grad_norm": float(norm), "micro_batches": parts}
 
@@ -111,7 +112,7 @@ def _example(prompt, responses, advantages):
 
 
 class _Ids:
-  """A tokenizer of texts that are token ids with spaces between."""
+  """A tokenizer for texts of token ids with spaces between them: tunix takes text prompts only."""
 
   def encode(self, text):
     return [int(word) for word in text.split()]

@@ -13,13 +13,13 @@ def page(parts: list, *, command: str, minutes: float) -> str:
   Args:
     parts: (title, order, found, versions) of each measurement; found is {name: its answers, or the
       PeerError}, versions is {name: {package: version}}.
-    minutes: what the run took.
+    minutes: duration of the run.
   """
   lines = [
     "# Beside other projects",
     "",
     f"Written by `{command}` on {datetime.date.today()} in {minutes:.0f} minutes: do not edit.",
-    "float32, warm; seconds are medians, each round behind them; peers take turns (A B A B). A",
+    "float32, warm; seconds are medians, then each round; peers take turns (A B A B). A",
     "ratio is the peer's median over ours: above 1 ours is faster.",
     "",
     f"{cores_and_memory()}.",
@@ -29,6 +29,7 @@ def page(parts: list, *, command: str, minutes: float) -> str:
     sizes = ", ".join(f"{key} {value}" for key, value in order.items() if key != "model")
     lines += ["", f"## {case}: {sizes}", "", *rows(order, found)]
     for name, of_name in versions.items():
+      # "ours, prompt shared" and "ours, sharing off" have one environment.
       packages.setdefault(name.partition(",")[0], {}).update(of_name)
   lines += ["", "## Versions", ""]
   for name, of_name in packages.items():
@@ -61,7 +62,7 @@ def rows(order: dict, found: dict) -> list[str]:
 
 
 def _amount(order: dict) -> tuple[str, int]:
-  """(name of the rate, what a round is made of)."""
+  """(Unit of the rate, amount of one round in it)."""
   if "pairs" in order:
     return "pairs/s", order["pairs"]
   if "prompts" in order:

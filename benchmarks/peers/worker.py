@@ -14,11 +14,11 @@ import traceback
 
 
 class PeerError(Exception):
-  """A peer could not do what it was asked."""
+  """A peer failed, or its process ended."""
 
 
 class Peer:
-  """A process that measures when it is told to.
+  """A process that measures one round for each order.
 
   Args:
     command: starts it.
@@ -36,7 +36,7 @@ class Peer:
         stderr=out,
         text=True,
         env=os.environ | environment,
-        start_new_session=True,  # so that the processes it starts can be ended with it
+        start_new_session=True,  # a process group: `close` also kills the processes that it starts
       )
 
   def ask(self, order: dict) -> dict:
@@ -59,6 +59,7 @@ class Peer:
       self.process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
       self.process.wait(timeout=20)
+    # What it started may still run, such as vLLM's engine.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self.process.pid, signal.SIGKILL)
     self.process.wait()
@@ -85,7 +86,7 @@ def serve(cases: dict) -> None:
         answer = {"versions": found}
       else:
         answer = do(order["turn"])
-    except Exception as error:  # whatever a library raises is told to the other end
+    except Exception as error:  # of any library; sent to the measuring process
       traceback.print_exc()
       answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
     answers.write(json.dumps(answer) + "\n")

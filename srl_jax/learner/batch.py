@@ -13,19 +13,21 @@ from srl_jax.policy.sharding import shards
 
 
 def pack_groups(groups: Sequence[Group], config, shapes: Sequence[RowShape]) -> list[Rows]:
-  """The micro-batches of one optimiser step of reinforcement learning.
+  """Returns the micro-batches of one optimiser step of reinforcement learning, on the host.
 
   Args:
-    groups: what the step trains on.
+    groups: the groups that the step trains on.
     config: of the run; algorithm and rollout.max_tokens are read.
     shapes: of the run's micro-batches, from packing.row_shapes.
   """
   algorithm = config.algorithm
+  # Advantages compare the responses of one prompt with each other, never those of two prompts.
   advantages_bg = grpo.group_advantages(
     [group.rewards for group in groups],
     ddof=algorithm.advantage_ddof,
     scale=algorithm.advantage_scale,
   )
+  # A response has one advantage, which all of its tokens share.
   packed = []
   for group, advantages_g in zip(groups, advantages_bg):
     responses = [
@@ -33,6 +35,7 @@ def pack_groups(groups: Sequence[Group], config, shapes: Sequence[RowShape]) -> 
       for rollout, advantage in zip(group.rollouts, advantages_g)
     ]
     packed.append(PackedGroup(group.prompt.token_ids, responses))
+  # Weights are taken before the cut into micro-batches: their normaliser is the whole step.
   weighed = weigh(packed, algorithm.aggregate, config.rollout.max_tokens)
   return packing.fill(weighed, shapes, shards("b"))
 
@@ -40,10 +43,11 @@ def pack_groups(groups: Sequence[Group], config, shapes: Sequence[RowShape]) -> 
 def pack_targets(
   prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], shapes: Sequence[RowShape]
 ) -> list[Rows]:
-  """The micro-batches of one optimiser step of supervised fine-tuning, from token ids.
+  """Returns the micro-batches of one optimiser step of supervised fine-tuning, from token ids.
 
   Every token of the targets has the same weight in the loss.
   """
+  # A target is packed as a group of one response; the supervised loss reads no advantages.
   packed = [
     PackedGroup(prompt, [Response(target, sampler_logprobs=None, advantage=0.0)])
     for prompt, target in zip(prompts, targets)
@@ -53,6 +57,7 @@ def pack_targets(
 
 def weigh(groups: Sequence[PackedGroup], aggregate: str, max_tokens: int = 0) -> list[PackedGroup]:
   """The groups with the loss weight of every response's tokens; see grpo.token_weights."""
+  # Flat over all groups, because the normaliser runs over all responses of the step.
   lengths = [len(response.token_ids) for group in groups for response in group.responses]
   weights = iter(grpo.token_weights(np.array(lengths), aggregate, max_tokens).tolist())
   weighted = []

@@ -27,8 +27,8 @@ from srl_jax.errors import UserError
 from srl_jax.learner.checksums import checksums, differing
 from srl_jax.learner.update import TrainState
 
-# Where a part of a checkpoint cannot be read, orbax leaves tasks of the other parts behind. Ours is
-# the one message.
+# When orbax cannot read a part of a checkpoint, it abandons the tasks of the other parts, about
+# which Python and asyncio warn at length. The user sees our one message instead.
 warnings.filterwarnings("ignore", "coroutine .*Handler.* was never awaited", RuntimeWarning)
 never_retrieved = lambda record: "was never retrieved" in record.getMessage()
 logging.getLogger("asyncio").addFilter(lambda record: not never_retrieved(record))
@@ -38,7 +38,7 @@ REMEDY = "remove this folder: the checkpoint before it is then the last one"
 
 @dataclasses.dataclass
 class Progress:
-  """What a checkpoint holds besides the TrainState; plain JSON.
+  """The content of a checkpoint besides the TrainState; plain JSON.
 
   Fields: queue, the PromptQueue.state from which the next batch is drawn; scores, {step: score} of
   validation so far; before, the benchmark's figures of the untrained model, or None; seconds, of
@@ -137,20 +137,36 @@ class Checkpoints:
     Returns when the arrays are on the host and may be donated; `wait` until they are on disk. Up to
     then the checkpoint before is kept. The save before is waited for.
     """
+    # Not written twice: the second save would have no score, and a kill during it would lose both.
     if state.step in self.steps():
-      return  # the same weights; writing them again would lose their score, and them if killed
+      return
     sums = {"model": checksums(state.model), "moments": checksums(state.moments)}
-    self._writing = self._checkpointer.save_checkpointables_async(
-      state.step,
-      dict(model=state.model, moments=state.moments, progress=_as_bytes(progress, sums)),
-      metrics=None if score is None else {"score": float(score)},
-    )
+    with self._full_disk_in_one_line():
+      self._writing = self._checkpointer.save_checkpointables_async(
+        state.step,
+        dict(model=state.model, moments=state.moments, progress=_as_bytes(progress, sums)),
+        metrics=None if score is None else {"score": float(score)},
+      )
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong with it."""
     writing, self._writing = self._writing, None
     if writing is not None:
-      writing.result()
+      with self._full_disk_in_one_line():
+        writing.result()
+
+  @contextlib.contextmanager
+  def _full_disk_in_one_line(self):
+    """Raises UserError for a save that failed for lack of room on the disk."""
+    try:
+      yield
+    except Exception as error:  # tensorstore raises a ValueError
+      if not folders.is_disk_full(error):
+        raise
+      raise UserError(
+        f"{self.folder}: no space left on the disk for a checkpoint; make room, or keep fewer"
+        " (train.keep); the same command then continues from the last whole checkpoint"
+      ) from error
 
   def steps(self) -> list[int]:
     """Steps that can be restored, ascending."""
@@ -166,7 +182,7 @@ class Checkpoints:
     best = None
     for checkpoint in self._checkpointer.checkpoints:
       if checkpoint.metrics:
-        # The progress has a checksum, the metrics have none.
+        # Read from the progress, which has a checksum; orbax's metrics have none.
         scores = self.progress(checkpoint.step).scores
         score = scores.get(str(checkpoint.step), checkpoint.metrics["score"])
         found = score, checkpoint.step
@@ -192,10 +208,12 @@ class Checkpoints:
       found, sums = self._load(step, wanted)
     except UserError as error:
       fault = str(error)
+    # Each process reads its own shards, so one may fail alone. All raise together, or the others
+    # would wait for it in the next collective.
     faults = list(filter(None, hosts.all_gather_json(fault)))
-    if faults:  # each process reads its own shards, and all have to go on together
+    if faults:
       raise UserError(faults[0])
-    for part in ("model", "moments"):  # in one order on all processes
+    for part in ("model", "moments"):  # a fixed order: `differing` is a collective
       damaged = differing(found[part], sums[part]) if part in wanted and part in sums else []
       if damaged:
         raise UserError(
@@ -217,6 +235,7 @@ class Checkpoints:
       except UserError as error:
         faults[step] = str(error)  # not the error: its traceback would keep the arrays in memory
         continue
+      # Renamed only after an earlier one is restored: if none can be, the user may repair them.
       for damaged, fault in faults.items():
         _set_aside(self.folder, damaged, f"{fault}. Continuing from step {step}")
       self._checkpointer.reload()
@@ -241,7 +260,8 @@ class Checkpoints:
     """(What is wanted of a step, with its Progress; the checksums of its parts)."""
     self.wait()
     try:
-      with contextlib.redirect_stderr(io.StringIO()):  # where a load fails, its other threads print
+      # When a load fails, orbax's other threads print tracebacks.
+      with contextlib.redirect_stderr(io.StringIO()):
         found = self._checkpointer.load_checkpointables(step, wanted)
       progress, sums = _from_bytes(found["progress"])
       return found | {"progress": progress}, sums
@@ -257,20 +277,22 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._checkpointer.close()
+      with self._full_disk_in_one_line():
+        self._checkpointer.close()
 
 
 def _reason(error: Exception) -> str:
-  """What the innermost error of a chain of them says, which is tensorstore's; shortened."""
+  """Returns the innermost message of a chain of errors, which is tensorstore's, shortened."""
   while error.__cause__ or error.__context__:
     error = error.__cause__ or error.__context__
   return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def set_aside_damaged_scores(workdir: pathlib.Path) -> None:
-  """Renames the checkpoints whose scores cannot be read, if others are left; a collective."""
+  """Renames the checkpoints with scores that cannot be read, if others are left; a collective."""
   folder = pathlib.Path(workdir).resolve() / "checkpoints"
   damaged = hosts.broadcast(_damaged_scores(folder))
+  # With none left the run would start anew over them; Checkpoints raises instead.
   if set(damaged) != set(_steps_in(folder)):
     for step in damaged:
       _set_aside(folder, step, f"{folder / str(step)}: its score is damaged. It is left out")
@@ -305,7 +327,10 @@ def _damaged_scores(folder: pathlib.Path) -> list[int]:
 
 
 def _described(leaf) -> jax.ShapeDtypeStruct:
-  """What orbax needs to know of an array: its layout on real devices, not on a mesh of names."""
+  """The shape and type of an array, with a sharding on real devices.
+
+  jax.eval_shape gives shardings on an abstract mesh, which orbax cannot place arrays on.
+  """
   mesh, layout = jax.sharding.get_mesh(), leaf.sharding
   if not mesh.empty:
     layout = jax.sharding.NamedSharding(mesh, layout.spec if layout else jax.P())

@@ -29,13 +29,13 @@ def checksums(tree) -> list[int]:
   leaves = jax.tree.leaves(tree)
   with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
     parts = list(threads.map(_sum_of_shards, leaves))
-  # JSON has text keys only.
+  # Each process has summed its own shards. The processes exchange JSON, which has text keys only.
   sums = hosts.sum_counts({str(i): part for i, part in enumerate(parts)})
   return [int(sums[str(i)]) % 2**32 for i in range(len(leaves))]
 
 
 def differing(tree, expected: Sequence[int]) -> list[str]:
-  """The names of the leaves whose checksums are not the expected ones; all of them must call it."""
+  """Returns the names of the leaves with other checksums than expected; a collective."""
   paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
   found = checksums(tree)
   if len(found) != len(expected):
@@ -49,12 +49,13 @@ def differing(tree, expected: Sequence[int]) -> list[str]:
 
 def _sum_of_shards(leaf: jax.Array | np.ndarray) -> int:
   """The weighted sum over the shards of this process that no other process counts too."""
+  # numpy arrays are equal on all processes, so process 0 alone counts them.
   if not isinstance(leaf, jax.Array):
     whole = (slice(None),) * np.ndim(leaf)
     return _weighted_sum(np.asarray(leaf), whole) if hosts.is_writer() else 0
   total = 0
   for shard in leaf.addressable_shards:
-    if shard.replica_id == 0:
+    if shard.replica_id == 0:  # exactly one device of all processes has replica 0 of a shard
       total += _weighted_sum(np.asarray(shard.data), shard.index)
   return total
 
@@ -65,10 +66,11 @@ def _weighted_sum(part: np.ndarray, index: tuple[slice, ...]) -> int:
   The weight of the element (i, j, k) is w0(i) w1(j) w2(k), so one axis is summed after another. The
   last axis is summed last, because adding rows up is twice as fast as adding up in a row.
   """
+  # Integers of the element's size; all arithmetic below wraps around at 2^32.
   bits = part.view(f"u{part.dtype.itemsize}").astype(np.uint32, copy=False)
   axes = list(range(part.ndim))
   for axis in axes[-2::-1] + axes[-1:]:
-    start = index[axis].start or 0
+    start = index[axis].start or 0  # the weight depends on the position in the whole array
     weights = _weights(axis, start, start + part.shape[axis])
     bits = np.einsum("...ij,i->...j" if bits.ndim > 1 else "j,j->", bits, weights)
   return int(bits)

@@ -15,7 +15,8 @@ from srl_jax.tasks import TASKS, Score
 
 MARGIN = 1.28  # standard deviations: a normal variable is above -1.28 in nine of ten cases
 
-Ticket = tuple[int, int]  # (epoch, index of the example), see data.batches.PromptQueue
+# A prompt in the queue: (epoch, index of the example), see data.batches.PromptQueue.
+Ticket = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Batch:
 
 def population_std(rewards: Sequence[float]) -> float:
   """Population standard deviation; exactly 0 for equal rewards, however their mean is rounded."""
+  # A rounding error of 1e-17 would pass a filter with std_epsilon = 0.
   if min(rewards) == max(rewards):
     return 0.0
   mean = math.fsum(rewards) / len(rewards)
@@ -67,7 +69,7 @@ def why_dropped(group: Group, std_epsilon: float) -> str | None:
 
 
 def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> int:
-  """How many prompts the next round draws, so that it fills the batch in nine of ten cases.
+  """Returns how many prompts the next round draws, to fill the batch in nine of ten cases.
 
   If each of N prompts is kept with probability p, in nine of ten cases at least
   N p - MARGIN sqrt(N p (1 - p)) are. N is the least number for which this is what is still needed.
@@ -85,19 +87,21 @@ def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> 
     return 0
   p = 1.0 if share is None else share
   if batch.groups:
-    # Earlier batches weigh as much as one round; without them this batch is all there is to go by.
+    # Mean of this batch's share and that of earlier batches, which count as one full round.
     earlier = 0 if share is None else size
     drawn = len(batch.groups)
     p = (kept_share(batch) * drawn + p * earlier) / (drawn + earlier)
+  # With a share of 0 no number of prompts would be enough.
   p = max(p, 1 / size)
   spread = MARGIN * math.sqrt(p * (1 - p))
   # p x^2 - spread x - needed = 0 for x = sqrt(N).
   root = (spread + math.sqrt(spread**2 + 4 * p * needed)) / (2 * p)
+  # 1e-9: at p = 1 the root is exactly sqrt(needed), and rounding must not add a prompt.
   return min(math.ceil(root**2 - 1e-9), size * max_rounds - len(batch.groups))
 
 
 def kept_share(batch: Batch) -> float:
-  """The share of groups that are worth training on, the surplus included."""
+  """The share of groups that are worth training on, the surplus included; needs at least one."""
   kept = sum(group.dropped in (None, "surplus") for group in batch.groups)
   return kept / len(batch.groups)
 
@@ -120,6 +124,7 @@ def add_round(batch: Batch, sampled: Sequence[Group], size: int, std_epsilon: fl
     std_epsilon: see why_dropped; negative keeps every group (no dynamic sampling).
   """
   kept, groups = list(batch.kept), list(batch.groups)
+  # In the order of the prompts, so which groups are surplus does not depend on timing.
   for group in sampled:
     reason = why_dropped(group, std_epsilon)
     if reason is None and len(kept) == size:

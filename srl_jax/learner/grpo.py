@@ -37,6 +37,8 @@ def group_advantages(rewards_bg, *, ddof: int = 0, eps: float = 1e-6, scale: str
     raise UserError(
       f"advantage_ddof: {ddof} needs groups of more than {ddof} responses, got {rewards.shape[-1]}"
     )
+  # float64: a rounding error of float32 in the mean, 1e-8, is not small against eps = 1e-6, and
+  # would give equal rewards an advantage.
   centred = rewards - rewards.mean(axis=-1, keepdims=True)
   if scale == "none":
     return centred.astype(np.float32)
@@ -59,10 +61,11 @@ def token_weights(lengths_b, aggregate: str, max_tokens: int):
   Returns:
     weight_b; the weights of all tokens add up to 1, except for "constant".
   """
+  # clip(1): an empty response or an empty batch has no tokens to weigh, and must not divide by 0.
   b = lengths_b.shape[0]
   if aggregate == "sequence":
     return 1.0 / (b * lengths_b.clip(1))
-  if aggregate == "token":
+  if aggregate == "token":  # 0 * lengths_b broadcasts the one weight to all sequences
     return 0.0 * lengths_b + 1.0 / lengths_b.sum().clip(1)
   if aggregate == "constant":
     return 0.0 * lengths_b + 1.0 / (b * max_tokens)
@@ -80,10 +83,10 @@ def token_loss(
   *,
   algorithm,
 ):
-  """The loss to minimise, as a sum over tokens; arrays of any one shape.
+  """Returns the loss to minimise, a sum over tokens, and its terms; arrays of any one shape.
 
-  It is minus equation (1), whose objective at each token is multiplied by the importance weight,
-  plus algorithm.kl times the KL estimate, which is not.
+  The loss is minus equation (1), the objective of each token multiplied by its importance
+  weight, plus algorithm.kl times the KL estimate, which has no importance weight.
 
   Args:
     logprobs: of the policy in training, float32.
@@ -102,10 +105,13 @@ def token_loss(
   """
   trained = loss_weights > 0
   inside = lambda x: jnp.where(trained, x, 0.0)
+  # Masked before exp: an inf at padding, times a loss weight of 0, would make the gradient nan.
   logprobs, old_logprobs = inside(logprobs), inside(old_logprobs)
   ratio = jnp.exp(logprobs - old_logprobs)
   unclipped = ratio * advantages
   clipped = jnp.clip(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantages
+  # The minimum is pessimistic: it removes the gain from a ratio beyond the clip range, never the
+  # loss, so a token that became too likely with a negative advantage still has its gradient.
   objective = jnp.minimum(unclipped, clipped)
   if importance_weights is None:
     importance_weights = jnp.ones_like(ratio)
@@ -117,6 +123,7 @@ def token_loss(
   }
   if algorithm.kl:
     terms["kl"] = kl_estimate(logprobs, inside(reference_logprobs))
+    # After the importance weights, which correct the policy gradient alone.
     objective -= algorithm.kl * terms["kl"]
   loss = -inside(objective * loss_weights).sum()
   return loss, {name: inside(term) for name, term in terms.items()}
@@ -133,7 +140,7 @@ def policy_loss(
   weights_bt=None,
   aggregate="sequence",
 ):
-  """`token_loss` for one sequence a row; other options of the loss have their defaults.
+  """Returns `token_loss` of one sequence a row; other options of the loss have their defaults.
 
   Args:
     logprobs_bt, old_logprobs_bt: float32, anything where the mask is 0.
@@ -146,6 +153,7 @@ def policy_loss(
   Returns:
     (loss, metrics): scalars; metrics are means over response tokens: ratio, clip_fraction.
   """
+  # The defaults of a run's config, so that this function and training agree.
   mask_bt = mask_bt > 0
   algorithm = configs.defaults().algorithm.unlock()
   algorithm.update(clip_low=clip_low, clip_high=clip_high)
@@ -166,7 +174,8 @@ def importance_weights(old_logprobs, sampler_logprobs, cap: float):
   """Truncated importance weights min(old / sampler, cap) of tokens, constants for the gradient.
 
   They correct for an engine that samples from slightly other probabilities than the trainer's
-  (other kernels, other precision, older weights).
+  (other kernels, other precision, older weights). The cap bounds the variance of the estimate at
+  the price of a bias.
   """
   return jnp.minimum(jnp.exp(old_logprobs - sampler_logprobs), cap)
 

@@ -1,4 +1,4 @@
-"""Whether the lengths that a config asks for fit its model. Nothing is loaded for it."""
+"""The check that a config's lengths fit its model, from config.json alone."""
 
 from srl_jax.errors import UserError
 from srl_jax.policy.limits import check_positions

@@ -1,10 +1,11 @@
-"""What a run writes: a line of metrics and a file of rollouts for each step."""
+"""The written record of a run: a line of metrics and a file of rollouts for each step."""
 
 import json
 import pathlib
 import re
 import secrets
 import sys
+import types
 
 from srl_jax import folders, hosts
 from srl_jax.errors import UserError
@@ -58,10 +59,12 @@ class Log:
       except UserError as error:
         fault = str(error)
     fault = hosts.broadcast(fault)
-    if fault:  # every process ends, or the others would wait for this one
+    if fault:  # raised by every process, or the others would hang in the next collective
       raise UserError(fault)
     if not hosts.is_writer():
       return
+    # Steps after the checkpoint are repeated; their old lines and files must not stay beside the
+    # new ones.
     self.rollouts.mkdir(parents=True, exist_ok=True)
     _cut_back(self.metrics, self.rollouts, step)
     if log.tensorboard:
@@ -79,6 +82,7 @@ class Log:
     """Writes one step's metrics."""
     if not hosts.is_writer():
       return
+    # Opened for each line, so that no line is lost in a buffer when the process is killed.
     with self.metrics.open("a", encoding="utf-8") as file:
       file.write(json.dumps({"step": step} | metrics) + "\n")
     if self._board:
@@ -89,9 +93,22 @@ class Log:
 
   def close(self) -> None:
     if self._board:
-      self._board.close()
+      _close_board(self._board)
     if self._wandb:
       self._wandb.finish()
+
+
+def _close_board(board) -> None:
+  """Closes a tensorboardX writer, on a full disk too."""
+  writer = board.file_writer.event_writer
+  try:
+    board.close()
+  except OSError as error:
+    if not folders.is_disk_full(error):
+      raise
+    # Its exit handler would close it again, and print a traceback; so would its thread.
+    board.file_writer.event_writer = types.SimpleNamespace(close=lambda: None)
+    writer._worker.stop()
 
 
 def _open_wandb(workdir: pathlib.Path, project: str, name: str, config: dict):
@@ -132,11 +149,13 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
         damaged.append(number)
       elif found <= step and step > 0:  # what was measured before step 1 is measured again
         earlier.append(line + "\n")
-    if damaged:  # zeros, after a power failure
+    if damaged:  # e.g. blocks of zeros after a power failure
       print(f"{metrics}: left out damaged lines, from line {damaged[0]} on", file=sys.stderr)
     folders.write_text(metrics, "".join(earlier))
+  # Rollouts of later steps, and what a kill left under the temporary name of an atomic write. A
+  # user's own files, such as a gzipped step, stay.
   for path in rollouts.iterdir():
-    match = _ROLLOUTS.fullmatch(path.name)  # a user's own files, as a gzipped step, stay
+    match = _ROLLOUTS.fullmatch(path.name)
     if match and (match["kind"] == "partial" or int(match["step"]) > step):
       path.unlink()
 

@@ -1,4 +1,4 @@
-"""Log-probs of the trained tokens of packed rows, without ever having all of their logits."""
+"""Log-probs of the trained tokens of packed rows, in chunks: all logits at once do not fit."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,22 @@ from srl_jax.learner.rows import Rows
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import act_spec, gather_batch, has_mesh, reshard, shards
 
-MIN_CHUNK = 64  # trained tokens of a row
+MIN_CHUNK = 64  # trained tokens of a row, however many rows share a device's chunk
 
 
 def token_logprobs(model: Qwen2, rows: Rows, *, temperature: float, chunk: int, remat: str):
-  """Log-prob of every trained token, and the entropy of the distribution it was chosen from.
+  """Returns the log-prob of every trained token and the entropy of its distribution.
 
   Args:
     model: the policy.
     rows: one micro-batch on the device.
     temperature: the logits are divided by it, as in sampling.
-    chunk: trained tokens of a device whose logits exist at one time, in the backward pass too
+    chunk: trained tokens of a device with logits in memory at one time, in the backward pass too
       (MIN_CHUNK for each row, if a device has many rows).
-    remat: what the backward pass recomputes, of policy.model.REMAT.
+    remat: of policy.model.REMAT, selects what the backward pass recomputes.
 
   Returns:
-    (logprobs_bs, entropy_bs): float32; anything where loss_weights_bs is 0.
+    (logprobs_bs, entropy_bs): float32; undefined where loss_weights_bs is 0.
   """
   hidden_btd = model.hidden(
     rows.tokens_bt, rows.positions_bt, rows.segments_bt, rows.branches_bt, rows.layout, remat=remat
@@ -36,10 +36,11 @@ def token_logprobs(model: Qwen2, rows: Rows, *, temperature: float, chunk: int, 
   index_bs, targets_bs = pad(rows.hidden_index_bs), pad(rows.targets_bs)
   trained_bs = pad(rows.loss_weights_bs) > 0
 
+  # Recomputed in the backward pass: the scan would otherwise keep the logits of every chunk.
   @jax.checkpoint
   def of_chunk(start):
     cut = lambda x_bs: jax.lax.dynamic_slice_in_dim(x_bs, start, chunk, axis=1)
-    # Trained tokens come first in a row, so the last chunks may be padding for all rows.
+    # Trained tokens are at the start of a row, so the last chunks may be padding in all rows.
     return jax.lax.cond(
       cut(trained_bs).any(), of_tokens, of_padding, cut(index_bs), cut(targets_bs)
     )
@@ -54,12 +55,14 @@ def token_logprobs(model: Qwen2, rows: Rows, *, temperature: float, chunk: int, 
     return zeros_bc, zeros_bc
 
   _, chunks = jax.lax.scan(lambda _, start: (None, of_chunk(start)), None, jnp.arange(0, s, chunk))
+  # [chunks, b, chunk] -> [b, s], without the padding to a multiple of the chunk.
   join = lambda x_nbc: x_nbc.transpose(1, 0, 2).reshape(b, -1)[:, :s]
   return tuple(map(join, chunks))
 
 
 def _choose(logits_acw, targets_bc):
   """(log-prob of the targets, entropy), both float32 [a, c]; letters: sharding.ACT_AXES."""
+  # log p(w) = logits - norm, entropy = -sum p log p = norm - sum p logits.
   norm_ac = jax.nn.logsumexp(logits_acw, axis=-1)
   # Compare and sum instead of a gather: w may be sharded, and a gather would replicate it.
   vocabulary_acw = jax.lax.broadcasted_iota(
@@ -73,7 +76,7 @@ def _choose(logits_acw, targets_bc):
 
 
 def _take(hidden_btd, index_bs):
-  """hidden_bsd: the hidden states at the given indices of each row, taken on each device."""
+  """Gathers hidden_btd at index_bs along t -> hidden_bsd, on each device for its own rows."""
   take = jax.vmap(lambda hidden_td, index_s: hidden_td[index_s])
   if has_mesh():
     specs = (act_spec("btd"), act_spec("bs"))

@@ -20,7 +20,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
   Rewards also without the format failures (reward_formed_*), because one penalty among eight
   similarities hides how far apart the others are; lengths are in tokens, monologues in words.
-  kept_share is that of groups whose rewards differ enough, surplus ones included.
+  kept_share is the share of groups with rewards that differ enough, surplus ones included.
   """
   scores, rollouts = [], []
   for group in batch.groups:
@@ -28,6 +28,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     rollouts += group.rollouts
   rewards = np.array([score.reward for score in scores])
   failed = np.array([score.failure is not None for score in scores])
+  # Without a well-formed response the mean of an empty array would be nan, which is no JSON.
   formed = rewards[~failed] if not failed.all() else np.zeros(1)
   lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
   cut_off = np.array([rollout.finish_reason != "stop" for rollout in rollouts])
@@ -51,6 +52,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     "sampled_tokens": lengths.sum(),
     "seconds_reward": batch.seconds_reward,
   }
+  # One key for each reason that occurred: failure_<reason>, dropped_<reason>.
   for reason, count in Counter(score.failure for score in scores).items():
     if reason:
       out[f"failure_{reason}"] = count
@@ -62,7 +64,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
 @np.errstate(all="ignore")  # update.step_metrics raises if the step went wrong
 def logprob_gap(logprobs: np.ndarray, sampler_logprobs: np.ndarray) -> dict[str, float]:
-  """How far trainer and engine disagree on the sampled tokens; both float32 [tokens]."""
+  """The difference of trainer's and engine's log-probs of the sampled tokens; float32 [tokens]."""
   gap = np.abs(logprobs - sampler_logprobs)
   return {
     "logprob_gap_mean": float(gap.mean()),
@@ -113,8 +115,10 @@ def update_metrics(
       trained_bs = part.loss_weights_bs > 0
       logprobs.append(on_host(logprobs_bs)[trained_bs])
       sampler.append(part.sampler_logprobs_bs[trained_bs])
+    # Both are flat over the trained tokens of the step, in the same order.
     gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))
     found.append(gap | step_metrics(output, step))
+  # Over the k optimiser steps of the batch.
   means = {name: float(np.mean([step[name] for step in found])) for name in found[0]}
   return means | {"packed_share": packed_share(sum(micro_batches, []))}
 
@@ -138,15 +142,17 @@ def speed(model: Qwen2, batch: Batch, seconds: dict[str, float]) -> dict[str, fl
     work += seconds.get(f"seconds_{phase}", 0.0)
   out = seconds | {"seconds_step": work, "tokens_per_second": tokens / max(work, 1e-9)}
   kind = jax.devices()[0].device_kind
+  # The first name that is a part of device_kind; PEAKS has "TPU v5e" before "TPU v5".
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
   if peak and flops:
+    # Model FLOPs utilisation of the update alone; sampling is not counted.
     devices = jax.sharding.get_mesh().size
     out["mfu_update"] = flops / (max(seconds["seconds_update"], 1e-9) * peak * devices)
   return out
 
 
 def packed_share(rows) -> float:
-  """Share of the packed tokens that are real ones; rows are rows.Rows."""
+  """Share of the packed tokens that are not padding; rows are rows.Rows."""
   real = size = 0
   for part in rows:
     real += int((part.segments_bt > 0).sum())

@@ -19,6 +19,7 @@ def learning_rate(optimizer, steps: int, factor: float = 1.0) -> optax.Schedule:
   """
   lr = factor * optimizer.lr
   warmup = round(optimizer.warmup * steps)
+  # The decay takes the steps after the warmup, so that it reaches 0 at the last step.
   rest = max(1, steps - warmup)
   after = {
     "constant": optax.constant_schedule(lr),

@@ -1,7 +1,8 @@
-"""Which groups share a row, and which rows a micro-batch; it only carries the groups' numbers.
+"""Packing: which groups share a row, and which rows form a micro-batch.
 
 The shapes of micro-batches are few and are decided before a run begins (row_shapes), because each
-one is a program to compile. `fill` then chooses how many micro-batches of each shape a batch needs.
+one is a program to compile. `fill` then chooses how many micro-batches of each shape a batch needs,
+and packs the groups into them by best fit. Token ids, advantages and weights are copied unchanged.
 """
 
 import bisect
@@ -18,22 +19,26 @@ from srl_jax.errors import UserError
 from srl_jax.learner.rows import PackedGroup, Rows, fill_rows, with_lines
 from srl_jax.policy import cpu
 
-LINE_BLOCK = 128  # attention kernels need lines of a multiple of it (policy.kernels.BLOCK)
-SHORT_LINE = 0.6  # least length of the largest shape's lines, of the longest line's
-MORE_LINES = 1.4  # lines of a row, of those that it needs at the expected lengths
-LINE_TOKENS = 24  # of all lines of a row, at most, for each token that a device may have
-FEW = 128  # groups of a batch, for which a plan takes some milliseconds
-OVERHEAD = 1 / 32  # cost of a micro-batch, of that of the largest one's tokens
+LINE_BLOCK = 128  # line lengths are multiples of it, for the attention kernels (kernels.BLOCK)
+SHORT_LINE = 0.6  # least line length in the largest shape, as a share of the longest line
+MORE_LINES = 1.4  # lines in a row, as a multiple of what it needs at the expected lengths
+LINE_TOKENS = 24  # limit of lines x line length in a row, per token that a device may have
+FEW = 128  # below so many groups a plan is tried in milliseconds, so every plan may be tried
+OVERHEAD = 1 / 32  # fixed cost of a micro-batch, as a share of the cost of the largest one's tokens
 
-Bin = list[PackedGroup]  # the groups of a row
+# The groups of a row, in the order of their tokens.
+Bin = list[PackedGroup]
 
 
 class Lengths(NamedTuple):
-  """What is known of a run's sequences before its first step, in tokens.
+  """Lengths of a run's sequences, as far as they are known before its first step, in tokens.
 
-  Fields: prompt, response: the longest; line: the longest prompt and response together; samples:
-  responses of a prompt; expected: of a response and its share of the prompt, on average; typical:
-  as `line`, for nine in ten prompts.
+  Fields:
+    prompt, response: the longest of each.
+    line: the longest prompt together with one response.
+    samples: responses of a prompt.
+    expected: mean tokens that a response adds to a row: its own and its share of the prompt.
+    typical: 90 % quantile of `line` over the prompts.
   """
 
   prompt: int
@@ -49,7 +54,7 @@ class RowShape(NamedTuple):
 
   Fields:
     rows, tokens: rows of each device, tokens of a row.
-    line: most tokens of a prompt and one of its responses.
+    line: most tokens of a prompt together with one of its responses.
     places: most responses of a row ("lines") or groups ("blocks"); without a layout any number.
     prompt, response, samples: of a block, as in Lengths.
     layout: "lines" (attention.Lines), "blocks" (cpu.Blocks) or None.
@@ -81,21 +86,25 @@ def row_shapes(lengths: Lengths, tokens_per_device: int, layout: str | None) -> 
     layout: ModelConfig.layout. "lines": attention.Lines, for accelerators. "blocks": cpu.Blocks
       where that is less work than masking all pairs of a row, else no layout. None: no layout.
   """
+  # Sizes are rounded up to multiples of 32, so that similar runs share compiled programs.
   most, longest = tokens_per_device, min(tokens_per_device, lengths.line)
   middle = min(most, _multiple(max(most // 4, longest), 32))
   small = min(middle, _multiple(middle // 3, 32))
   if layout == "lines":
+    # Nine in ten prompts fit the short lines, which have at least SHORT_LINE of the longest length.
     short = min(longest, max(lengths.typical, math.ceil(SHORT_LINE * longest)))
     sizes = (most, short), (middle, longest), (small, min(small, longest))
     shapes = [_in_lines(t, l, lengths, most) for t, l in sizes]
   else:
     blocks = layout == "blocks"
     shapes = [_in_blocks(t, lengths, blocks) for t in (most, middle, small)]
-    if shapes[0].layout is None:  # a mask's pairs grow with the square of a row
+    # Without a layout attention masks all t^2 pairs of a row, so several short rows of `middle`
+    # tokens are cheaper than one of `most`.
+    if shapes[0].layout is None:
       sizes = middle, min(middle, 2 * small), small
       shapes = [_in_blocks(t, lengths, blocks) for t in sizes]
       shapes[0] = shapes[0]._replace(rows=most // middle)
-  return list(dict.fromkeys(shapes))
+  return list(dict.fromkeys(shapes))  # short sequences make some of the three equal
 
 
 def roomiest(shapes: Sequence[RowShape]) -> RowShape:
@@ -104,6 +113,7 @@ def roomiest(shapes: Sequence[RowShape]) -> RowShape:
 
 
 def _in_lines(t: int, line: int, lengths: Lengths, most: int) -> RowShape:
+  # As many lines as responses are expected in t tokens, within the limit of attention's memory.
   line = _multiple(line, LINE_BLOCK)
   lines = _multiple(math.ceil(MORE_LINES * t / lengths.expected), 8)
   lines = min(lines, max(1, LINE_TOKENS * most // line))
@@ -112,12 +122,15 @@ def _in_lines(t: int, line: int, lengths: Lengths, most: int) -> RowShape:
 
 def _in_blocks(t: int, lengths: Lengths, blocks: bool) -> RowShape:
   p, r, g = bucket(lengths.prompt), bucket(lengths.response), lengths.samples
+  # s groups of g responses fill the row at the expected lengths. Blocks are worth their gathers
+  # where they score fewer pairs of tokens than the causal half of t^2.
   s = math.ceil(t / (g * lengths.expected))
   cheaper = cpu.pairs_in_blocks(s, p, g, r) < 0.9 * cpu.causal_pairs(t)
   return RowShape(1, t, t, s, p, r, g, "blocks" if blocks and cheaper else None)
 
 
 def _multiple(x: int, of: int) -> int:
+  """The least multiple of `of` that is at least x."""
   return -(-x // of) * of
 
 
@@ -140,18 +153,18 @@ def lengths_of(groups: Sequence[PackedGroup]) -> Lengths:
 def pack(
   groups: Sequence[PackedGroup], *, tokens_per_device: int, shards: int, layout: str | None
 ) -> list[Rows]:
-  """As `fill`, with shapes that are made for these groups alone."""
+  """Packs groups as `fill` does, into shapes that are made for these groups alone."""
   return fill(groups, row_shapes(lengths_of(groups), tokens_per_device, layout), shards)
 
 
 def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int) -> list[Rows]:
-  """Packs groups into micro-batches of a run's shapes.
+  """Packs groups into micro-batches of a run's shapes, which are returned on the host.
 
   A plan is a number of micro-batches of each shape. The cheapest one into which the groups fit is
   taken, as far as bisection finds it.
 
   Args:
-    groups: what one optimiser step trains on.
+    groups: the groups that one optimiser step trains on.
     shapes: from row_shapes.
     shards: devices that the rows are sharded over (data x fsdp).
 
@@ -164,14 +177,15 @@ def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int)
   plans, larger = _plans(groups, shapes, shards)
   low, high, found = 0, len(plans), None
   while low < high:
-    # Of a few groups often one plan fits and a larger one does not: each is tried, in order.
+    # Bisection assumes that a more expensive plan fits wherever a cheaper one does. With few groups
+    # this is often false (it may have fewer long rows), so all are tried, the cheapest first.
     half = (low + high) // 2 if len(groups) > FEW else low
     bins = _fit_either_way(groups, plans[half], shards)
     if bins is None:
       low = half + 1
     else:
       high, found = half, (bins, plans[half])
-  while found is None:
+  while found is None:  # no plan fitted: double, triple, ... the rows until one does
     plan = next(larger)
     bins = _fit_either_way(groups, plan, shards)
     found = bins and (bins, plan)
@@ -183,7 +197,7 @@ def _micro_batches(bins: list[Bin], plan: Sequence[RowShape], shards: int) -> li
   for shape in plan:
     size = shape.rows * shards
     part, bins = bins[:size], bins[size:]
-    if any(part):
+    if any(part):  # a micro-batch of padding alone costs a pass for no gradient
       batches.append(_lay_out(fill_rows(part, shape.tokens, size), shape))
   return batches
 
@@ -201,12 +215,15 @@ def _lay_out(rows: Rows, shape: RowShape) -> Rows:
 def _plans(
   groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int
 ) -> tuple[list[list[RowShape]], Iterator[list[RowShape]]]:
-  """(Plans with room for all tokens, the cheapest first; ever larger ones without end)."""
+  """(Plans with room for all tokens, the cheapest first; an infinite iterator of larger ones)."""
   large, middle, small = (shapes[min(i, len(shapes) - 1)] for i in range(3))
   sizes = [shape.rows * shape.tokens for shape in (large, middle, small)]
   tokens = sum(map(PackedGroup.size, groups)) / shards
+  # Groups with longer lines than the largest shape has need micro-batches of the middle one.
   only_middle = sum(group.size() for group in groups if group.longest() > large.line) / shards
   least = math.ceil(only_middle / sizes[1])
+  # Numbers (k, i, j) of large, middle and small micro-batches: for every i and j near the least
+  # one, k from just enough tokens to half as many again, for what best fit leaves unused.
   numbers = set()
   for i in range(least, least + least // 2 + 4 + sizes[0] // sizes[1]):
     for j in range(3):
@@ -221,7 +238,11 @@ def _plans(
 
 @dataclasses.dataclass
 class _Room:
-  """What is free in each row of a plan: tokens and places; line: the longest that it takes."""
+  """The room left in each row of a plan.
+
+  Fields: tokens, places: int [rows], still free; line: int [rows], the longest line that the row
+  takes; in_lines: whether places are counted in responses, not in groups.
+  """
 
   tokens: np.ndarray
   places: np.ndarray
@@ -231,7 +252,7 @@ class _Room:
   @classmethod
   def of(cls, plan: Sequence[RowShape], shards: int) -> "_Room":
     rows = [shape for shape in plan for _ in range(shape.rows * shards)]
-    places = [shape.places if shape.layout else 2**31 for shape in rows]
+    places = [shape.places if shape.layout else 2**31 for shape in rows]  # 2^31: no limit
     in_lines = any(shape.layout == "lines" for shape in rows)
     line = [min(shape.line, shape.tokens) for shape in rows]
     return cls(
@@ -279,8 +300,9 @@ def _fit(groups: Sequence[PackedGroup], room: _Room, short: int, mixed: bool) ->
   """
   order = lambda group: (group.longest() > short, group.size())
   bins = [[] for _ in room.tokens]
-  waiting = sorted(groups, key=order)  # the next one is the last
+  waiting = sorted(groups, key=order)  # a stack: the next group is popped from the end
   if mixed:
+    # Interleaves the larger half, descending, with the smaller half, ascending.
     half, by_size = len(waiting) // 2, list(waiting)
     waiting[::2], waiting[1::2] = by_size[half:][::-1], by_size[:half]
     waiting.reverse()
@@ -297,7 +319,7 @@ def _fit(groups: Sequence[PackedGroup], room: _Room, short: int, mixed: bool) ->
         return None
       if mixed:
         waiting.append(rest)
-      else:
+      else:  # the rest is smaller, and others may now go before it
         bisect.insort(waiting, rest, key=order)
     bins[row].append(group)
     room.take(row, group)

@@ -39,7 +39,11 @@ class Call(NamedTuple):
 
 
 def rows_of(shape: RowShape) -> Rows:
-  """A micro-batch of that shape on the mesh that is set, as jax.ShapeDtypeStructs."""
+  """A micro-batch of that shape on the mesh that is set, as jax.ShapeDtypeStructs.
+
+  It must equal what rows.fill_rows and update.on_device make, in every shape, type and sharding:
+  a difference would compile a second program at the first step.
+  """
   b, t = shape.rows * shards("b"), shape.tokens
   mesh, g = jax.sharding.get_mesh(), shape.samples
   sharding = None if mesh.empty else NamedSharding(mesh, act_spec("b"))
@@ -50,6 +54,7 @@ def rows_of(shape: RowShape) -> Rows:
   elif shape.layout == "blocks":
     s, p, r = shape.places, shape.prompt, shape.response
     layout = cpu.Blocks(array(jnp.int32, s, p), array(jnp.int32, s, g, r), array(jnp.int32, t))
+  # In the order of the fields of Rows.
   ints, floats = [array(jnp.int32, t)] * 6, [array(jnp.float32, t)] * 3
   return Rows(*ints, *floats, layout)
 
@@ -96,13 +101,14 @@ class Ahead:
   """
 
   def __init__(self, calls: Sequence[Call]):
+    # XLA compiles outside the GIL, so one thread for each core compiles in parallel.
     self._begin = time.monotonic()
     self._waiting = queue.SimpleQueue()
     self._futures = []
     for call in calls:
       self._futures.append(concurrent.futures.Future())
       self._waiting.put((call, self._futures[-1]))
-    work = keep_mesh(self._work)
+    work = keep_mesh(self._work)  # the mesh that is set is a property of the thread
     for _ in range(min(len(calls), os.cpu_count() or 1)):
       threading.Thread(target=work, name="compile", daemon=True).start()
 
@@ -118,7 +124,7 @@ class Ahead:
         future.set_exception(error)
 
   def wait(self, say: Callable[[str], None]) -> None:
-    """Returns when all are compiled; says every SECONDS how many are.
+    """Returns when all are compiled; reports progress every SECONDS.
 
     Raises what a compilation raised, such as jax.errors.JaxRuntimeError for lack of memory.
     """
@@ -130,7 +136,7 @@ class Ahead:
       done, seconds = len(self._futures) - len(left), time.monotonic() - self._begin
       say(f"compiling {len(self._futures)} programs, {done} done, {seconds:.0f} s")
     for future in self._futures:
-      future.result()
+      future.result()  # raises
 
 
 class Counter:
@@ -158,7 +164,7 @@ class Counter:
 
     Programs that are compiled side by side add up their seconds.
     """
-    with self._lock:
+    with self._lock:  # listeners are called in the threads that compile
       found = {
         "programs_compiled": self._events - self._loaded,
         "programs_loaded": self._loaded,
@@ -193,6 +199,7 @@ def use_cache() -> str | None:
     )
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+  # Small programs too: a run has many, and together they take seconds at every start.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   return line

@@ -1,8 +1,8 @@
 """The reinforcement learning loop: SRL, RLVR and the one-step reward are one loop.
 
-Each step samples groups of responses, scores them, keeps the groups that teach, packs them, makes
-the optimiser step(s), gives the new weights to the engine and writes what happened. The methods
-differ in their task (prompt and reward, srl_jax/tasks), never here.
+Each step samples groups of responses, scores them, keeps the groups with different rewards, packs
+them, makes the optimiser step(s), transfers the new weights to the engine and writes the metrics.
+The methods differ in their task (prompt and reward, srl_jax/tasks), never here.
 """
 
 import threading
@@ -30,11 +30,11 @@ def train(run, reference: Qwen2 | None = None) -> None:
   """Trains from run.state to the last step, with the mesh set.
 
   Args:
-    run: the setup.Run that setup.open_run yields, whose engine has the weights of run.state.
+    run: the setup.Run that setup.open_run yields; its engine must have the weights of run.state.
     reference: the policy of the KL term, where config.algorithm.kl is not 0.
 
-  Raises, after saving, Stopped when a signal asks the run to stop and EngineError when the engine
-  cannot continue; UserError when there is nothing to train on or the loss is not finite.
+  Raises, after saving, Stopped on a signal and EngineError when the engine cannot continue;
+  UserError when there is nothing to train on or the loss is not finite.
   """
   timers, empty_steps, figures = metrics.Timers(), 0, {}
   queue = PromptQueue(len(run.train_prompts.examples), run.config.seed, run.progress.queue)
@@ -76,7 +76,7 @@ def train(run, reference: Qwen2 | None = None) -> None:
       with timers("sample"):
         batch = prefetched.result() if prefetched else next_batch(run, queue)
   except (Stopped, EngineError):
-    if figures:  # the engine failed after an update, before its line was written
+    if figures:  # the engine failed after an update and before its line of metrics was written
       run.log.step(run.state.step, figures)
     run.save()
     raise
@@ -87,6 +87,7 @@ def train(run, reference: Qwen2 | None = None) -> None:
 
 def is_finished(run, queue: PromptQueue, steps_begun: int = 0) -> bool:
   """Whether there is no batch left to sample after `steps_begun` steps beyond run.state.step."""
+  # train.steps, if set, overrides the epochs: the queue then starts over as often as needed.
   epochs = 0 if run.config.train.steps else run.config.train.epochs
   drawn = epochs and queue.epochs() >= epochs
   return bool(run.state.step + steps_begun >= run.steps or drawn)
@@ -133,15 +134,15 @@ def check_batch(run, batch: Batch, empty_steps: int) -> None:
   """
   step, size = run.state.step + 1, run.config.batch.prompts
   failures = [score.failure for group in batch.groups for score in group.scores]
-  malformed = bool(failures) and all(failures)
+  malformed = bool(failures) and all(failures)  # a failure is a reason, or None
   # In its first step a run shows whether its model follows the form.
   mostly = step == 1 and sum(map(bool, failures)) > len(failures) / 2
   if malformed or mostly:
     run.line.say_once("malformed", no_format(run, batch, failures))
   if empty_steps == MAX_EMPTY_STEPS:
     remedy = (
-      "Lower algorithm.std_epsilon, or give data whose format the model can follow and whose steps"
-      " it does not know already"
+      "Lower algorithm.std_epsilon, or give data with a format that the model can follow and with"
+      " steps that it does not know already"
     )
     raise UserError(
       f"step {step}: {empty_steps} steps in a row without a group to train on. "
@@ -171,6 +172,7 @@ def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
     f" responses are well-formed ({reasons}). Three responses:"
   ]
   opened = " (the prompt opens <think>)" if run.train_prompts.think_opened else ""
+  # The first response of three groups, so that the samples are of different prompts.
   malformed = [group for group in batch.groups if group.scores[0].failure]
   for group in malformed[:3]:
     text, failure = group.rollouts[0].text, group.scores[0].failure
@@ -181,8 +183,9 @@ def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
 
 
 def format_remedy(run, failures: Sequence[str | None]) -> str:
-  """What to change when responses miss the format, the simplest remedy first."""
+  """Returns what to change when responses miss the format, the simplest remedy first."""
   config, remedies = run.config, []
+  # A response that was cut off may be well-formed with more room.
   if "cut_off" in failures:
     remedies.append(f"more room (rollout.max_tokens, now {config.rollout.max_tokens})")
   if TASKS[task_of(config.method, config.data.domain)].example:
@@ -208,6 +211,7 @@ def train_on(
   """
   loss, state = update.loss_of(run.config), run.state
   k = min(run.config.algorithm.steps_per_batch, len(groups))
+  # Everything that needs the policy before the first step is computed before train_step donates it.
   packed, micro_batches, old = [], [], []
   for i in range(k):
     # Every k-th group, so that the k parts are of nearly equal size.
@@ -228,6 +232,7 @@ def train_on(
 
 def show(run, figures: dict[str, float]) -> None:
   """Shows a step on the progress line; warns when trainer and engine disagree."""
+  # A step without a group to train on has no log-probs to compare.
   gap = figures.get("logprob_gap_exp", 0.0)
   if gap > MAX_LOGPROB_GAP:
     run.line.say_once(

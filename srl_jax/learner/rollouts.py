@@ -25,12 +25,13 @@ from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
 from srl_jax.tasks import Score
 from srl_jax.tasks.scoring import score_group
 
-# Worker processes for the similarities of a group with long texts (the one-step reward's).
+# Worker processes that compute the similarities of a group with long texts: difflib is quadratic,
+# and the one-step reward compares whole solutions.
 WORKERS = min(8, os.cpu_count() or 1)
 
 
 def sampling_params(config, step: int = 0) -> SamplingParams:
-  """How a config samples at a step."""
+  """The sampling parameters of a config at a step, which selects the random streams."""
   rollout = config.rollout
   return SamplingParams(rollout.max_tokens, rollout.temperature, seed=config.seed, step=step)
 
@@ -41,6 +42,7 @@ def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
   Returns the same batch on every process; its kept groups may be fewer, or none.
   """
   algorithm, size = run.config.algorithm, run.config.batch.prompts
+  # Without dynamic sampling: one round, and a negative epsilon keeps every group.
   max_rounds = algorithm.max_rounds if algorithm.dynamic_sampling else 1
   epsilon = algorithm.std_epsilon if algorithm.dynamic_sampling else -1.0
   share = queue.kept if algorithm.dynamic_sampling else None
@@ -49,6 +51,7 @@ def sample_batch(run, queue: PromptQueue, step: int) -> Batch:
     groups, seconds = sample_groups(run, queue.take(drawn), step)
     batch = add_round(batch, groups, size, epsilon)
     batch = dataclasses.replace(batch, seconds_reward=batch.seconds_reward + seconds)
+  # Surplus prompts are sampled again later, by the policy of that step.
   queue.put_back(surplus_tickets(batch))
   queue.note_kept(kept_share(batch))
   return batch
@@ -68,7 +71,8 @@ def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group
   # Each process samples a part of the groups. Rollouts and scores travel as JSON (hosts.py).
   local, error, seconds = [], None, 0.0
   try:
-    # Groups come as they end: one is scored while the engine samples the others.
+    # The engine yields groups in the order in which they finish, so one is scored on the CPU while
+    # it samples the others.
     for rollouts in run.engine.sample(prompts, run.config.rollout.samples, params):
       start = time.perf_counter()
       _, index = ticket_of[rollouts[0].prompt_id]
@@ -76,7 +80,7 @@ def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group
       local.append({"rollouts": list(map(vars, rollouts)), "scores": scores})
       seconds += time.perf_counter() - start
   except (EngineError, Stopped) as ended:
-    error = ended
+    error = ended  # raised on every process by the collective below
 
   groups = {}
   for found in hosts.all_gather_lists(local, error):
@@ -86,6 +90,7 @@ def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group
     example = run.train_prompts.examples[ticket[1]]
     prompt = run.train_prompts.prompt(ticket[1])
     groups[ticket] = Group(ticket, example, prompt, rollouts, scores)
+  # The queue's order, not that of arrival: batches must not depend on timing or process count.
   return [groups[ticket] for ticket in tickets], seconds
 
 

@@ -48,7 +48,7 @@ class PackedGroup:
 
 
 class Rows(NamedTuple):
-  """b rows of t tokens, and the trained tokens of each, which come first in s (= t).
+  """b rows of t tokens, and the trained tokens of each row, at the start of its axis s (= t).
 
   Fields (int32 up to targets_bs, then float32; padding is 0):
     tokens_bt, positions_bt, segments_bt, branches_bt: see policy.attention.Packed.
@@ -93,14 +93,15 @@ class Parts(NamedTuple):
 
 
 def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
-  """b rows of t tokens: one for each bin of groups, the rest padding.
+  """Returns b rows of t tokens: one for each bin of groups, the rest padding.
 
-  All tokens are handled at once. `part` is the part of each token; `x[part]` is the value that the
-  token's part has in an array with one entry for each part.
+  All tokens are handled at once, with arrays of one entry for each part (a prompt or a response)
+  and arrays of one entry for each token. `part` is the part of each token, so `x[part]` spreads an
+  array over parts to one over tokens.
   """
   parts = Parts(*zip(*_parts(bins)))
   row, segment, branch, length = map(np.array, parts[:4])
-  part = np.repeat(np.arange(len(length)), length)
+  part = np.repeat(np.arange(len(length)), length)  # e.g. lengths 2, 3 -> 0 0 1 1 1
   end = length.cumsum()  # of each part, among all tokens
   offset = np.arange(len(part)) - (end - length)[part]  # of a token in its part
   column = _count_in_row(row[part])
@@ -108,6 +109,7 @@ def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
   prompt = np.maximum.accumulate(np.where(branch == 0, np.arange(len(branch)), 0))
   tokens = np.fromiter(itertools.chain(*parts.token_ids), np.int32, len(part))
 
+  # Tokens and their coordinates: (row, column) of the packed arrays [b, t].
   rows = _empty_rows(b, t)
   at = row[part], column
   rows.tokens_bt[at] = tokens
@@ -119,6 +121,7 @@ def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
   # A token is predicted by the one before it, the first of every response by its prompt's last.
   last_column = column[end - 1]
   predicted_by = np.where(offset == 0, last_column[prompt][part], column - 1)
+  # Trained tokens, in the order of their row, move to the start of the axis s.
   trained = branch[part] > 0
   part = part[trained]
   at = row[part], _count_in_row(row[part])
@@ -126,7 +129,7 @@ def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
   rows.targets_bs[at] = tokens[trained]
   rows.advantages_bs[at] = np.array(parts.advantage)[part]
   rows.loss_weights_bs[at] = np.array(parts.loss_weight)[part]
-  if any(map(len, parts.sampler_logprobs)):
+  if any(map(len, parts.sampler_logprobs)):  # supervised targets have none
     logprobs = itertools.chain(*parts.sampler_logprobs)
     rows.sampler_logprobs_bs[at] = np.fromiter(logprobs, np.float32, len(part))
   return rows
@@ -159,7 +162,7 @@ def _parts(bins: Sequence[Sequence[PackedGroup]]):
 
 
 def _count_in_row(row: np.ndarray) -> np.ndarray:
-  """How many tokens of the same row come before each one; `row` is sorted."""
+  """Counts the earlier tokens in the same row, for each token; `row` is sorted, [tokens]."""
   return np.arange(len(row)) - np.searchsorted(row, row)
 
 
@@ -167,12 +170,18 @@ def _count_in_row(row: np.ndarray) -> np.ndarray:
 
 
 def with_lines(rows: Rows, m: int, l: int, g: int) -> Rows:
-  """Rows with m attention.Lines of l tokens each, and at most g copies of a token."""
+  """Returns the rows with attention.Lines: m lines of l tokens, at most g copies of a token.
+
+  A line is a prompt and one of its responses, the form in which attention kernels need a sequence.
+  A prompt's token thus has a copy in the line of each response of its group; a response's token
+  has one.
+  """
   row, column = np.nonzero(rows.segments_bt)
   segment, branch = rows.segments_bt[row, column] - 1, rows.branches_bt[row, column]
   position = rows.positions_bt[row, column]  # in its line as in its sequence
   b, t = rows.tokens_bt.shape
-  responses = np.zeros((b, segment.max() + 1), int)  # of each group, by row and segment
+  # Branches count from 1, so the largest branch of a group is its number of responses.
+  responses = np.zeros((b, segment.max() + 1), int)
   np.maximum.at(responses, (row, segment), branch)
   first_line = responses.cumsum(axis=1) - responses  # of a group's first response
   token_index_bml = np.full((b, m, l), -1, np.int32)
@@ -186,6 +195,7 @@ def with_lines(rows: Rows, m: int, l: int, g: int) -> Rows:
     copy_index_btg[row_n, column_n, copy] = line_n * l + position_n
 
   write(branch > 0, branch[branch > 0] - 1, 0)
+  # Copy i of a prompt is in the line of the group's response i.
   for i in range(responses.max()):
     write((branch == 0) & (responses[row, segment] > i), i, i)
   return rows._replace(layout=Lines(token_index_bml, copy_index_btg))

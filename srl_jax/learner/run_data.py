@@ -1,7 +1,7 @@
-"""The data of a run: a checkpoint knows it, and a run whose data has changed is refused.
+"""The data of a run: a checkpoint has its fingerprint, and a restart with other data is refused.
 
-The queue of a checkpoint holds indices of examples. With other examples they would mean other
-prompts, and problems that were held out before could be trained on.
+The queue of a checkpoint holds indices of examples. With other examples these indices would select
+other prompts, and problems that were held out before could be trained on.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ PARTS = {
 
 
 def old_hold_out(config, before: dict | None, examples: Examples) -> Examples:
-  """Returns the examples with the problems held out that the run has held out so far.
+  """Returns the examples, with the problems held out that the run has held out so far.
 
-  That is done where data.accept_change is set, or was when the checkpoint was written; else they
-  come back as they are. Raises UserError if none of those problems is left, or nothing else.
+  This is done if data.accept_change is set, or was when the checkpoint was written; otherwise the
+  examples are returned unchanged. Raises UserError if no held-out problem or no other one is left.
 
   Args:
     before: `fingerprint` of the checkpoint, or None.
@@ -37,6 +37,7 @@ def old_hold_out(config, before: dict | None, examples: Examples) -> Examples:
   ids = set(before["held_out_ids"])
   if not ids:
     return examples
+  # By text too: the data may have a held-out problem under a second id.
   everything = examples.train + examples.validation
   texts = {normalized(example.problem) for example in everything if example.problem_id in ids}
   train, held_out = [], []
@@ -55,7 +56,7 @@ def old_hold_out(config, before: dict | None, examples: Examples) -> Examples:
 def fingerprint(
   config, before: dict | None, examples: Examples, train: PromptSet, held_out: PromptSet, folder
 ) -> dict:
-  """Returns what a checkpoint holds of the run's data, as JSON.
+  """Returns the fingerprint of the run's data for its checkpoints, plain JSON.
 
   Args:
     before: that of the checkpoint which is continued, or None.
@@ -104,6 +105,8 @@ def adopt(progress: Progress, now: dict) -> None:
   """Makes `now` the data of a run's progress; indices of other examples leave its queue."""
   queue = progress.queue
   if queue and _changed(progress.data, now):
+    # A new epoch of the new examples; the epoch selects the order and the random streams, so one
+    # that was begun is not used again.
     begun = bool(queue["position"] or queue["head"])
     progress.queue = dict(epoch=queue["epoch"] + begun, position=0, head=[])
   progress.data = now
@@ -115,7 +118,7 @@ def _changed(before: dict | None, now: dict) -> list[str]:
 
 
 def _digest(examples: Sequence[StepExample]) -> str:
-  """A hash of all fields of examples, in their order."""
+  """A hash of all fields of examples, in their order, because the queue holds indices."""
   digest = hashlib.blake2b(digest_size=16)
   for example in examples:
     digest.update(repr(example).encode("utf-8", "backslashreplace"))

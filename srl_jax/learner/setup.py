@@ -1,4 +1,4 @@
-"""What a run does before its first step: data, policy, prompts, engine."""
+"""The start of a run, before its first step: data, policy, prompts, engine."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ class Run:
     steps: of the whole run.
     tx: the optimiser.
     state: step, policy and moments; the loop replaces it.
-    progress: what a checkpoint holds besides.
+    progress: the rest of a checkpoint.
     checkpoints: of the workdir.
     tokenizer, stop_ids: of the policy; the first stop id ends a supervised target.
     folder: of the policy's Hugging Face files.
@@ -60,10 +60,10 @@ class Run:
     row_shapes: of the micro-batches of the update.
     engine: samples rollouts.
     solver, held_out_problems: for final answers; the held-out problems that have one.
-    stop: whether a signal asked the run to stop.
-    log, line: what is written and what is shown.
+    stop: remembers a signal to stop.
+    log, line: the files of metrics and rollouts, the progress line.
     compiled: counts the programs that are compiled.
-    start_time: on the monotonic clock; work before a restart is counted.
+    start_time: on the monotonic clock, earlier by the seconds of work before a restart.
   """
 
   config: ConfigDict
@@ -109,12 +109,14 @@ class Run:
 def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
   """The run of `config` in `workdir` at its last checkpoint, or at its start; closed at the end.
 
-  Call it with the mesh set. Raises Stopped when a signal comes meanwhile; UserError on bad input.
+  Call it with the mesh set. Raises Stopped on a signal during the start; UserError on bad input.
   """
+  # Everything that is opened is closed in reverse order, also when the start fails.
   with contextlib.ExitStack() as stack:
     stop = StopSignal()
     stack.callback(stop.restore)
-    # Nothing is to be saved yet. Of several processes all have to hear of a signal together.
+    # There is nothing to save yet, so a signal may end the start anywhere. Several processes stop
+    # together, at the collectives below.
     stop.at_once = jax.process_count() == 1
     compiled = programs.Counter()
     stack.callback(compiled.close)
@@ -143,7 +145,8 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     ahead.wait(line.say)
     stop.raise_if_any_stopped()
 
-    # Only now: where the last checkpoint is damaged, the run continues from an earlier step.
+    # The log is opened after the restore, because it removes what was written after the restored
+    # step, and a damaged last checkpoint makes that an earlier one.
     log = Log(workdir, config.log, step=state.step, name=workdir.name, config=config.to_dict())
     stack.callback(log.close)
     run = Run(
@@ -175,7 +178,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
 
 
 class PolicyFiles(NamedTuple):
-  """What is read of a policy's folder before its weights."""
+  """The parts of a policy's folder that are read before its weights."""
 
   folder: pathlib.Path
   architecture: ModelConfig
@@ -200,6 +203,7 @@ def measure_prompts(
 
   Raises UserError if the data is other than the checkpoint's (run_data.check).
   """
+  # The fingerprint is compared before any weights are loaded, so that a refusal is immediate.
   saved = hosts.broadcast(checkpoints.steps())
   before = checkpoints.last_progress().data if saved else None
   examples = run_data.old_hold_out(config, before, examples)
@@ -216,7 +220,7 @@ def calls_of_run(config, architecture, tx, shapes: list[RowShape], engine: Engin
   model = on_mesh(start.policy_shapes(config, architecture))
   moments = on_mesh(jax.eval_shape(tx.init, split(model)[0]))
   calls = programs.update_calls(config, TrainState(0, model, moments), tx, shapes)
-  if isinstance(engine, Sampler):
+  if isinstance(engine, Sampler):  # first in the list, because a run samples first
     calls = [programs.Call(*call) for call in engine.calls(model)] + calls
   return calls
 
@@ -226,13 +230,13 @@ def epoch_steps(config, count: int) -> int:
 
   Reinforcement learning draws prompts across the end of an epoch; supervised batches end there.
   """
-  if config.method == "sft":
+  if config.method == "sft":  # -(-a // b) rounds up
     return config.train.epochs * -(-count // config.batch.prompts)
   return -(-config.train.epochs * count // config.batch.prompts)
 
 
 def opening(run: Run, examples: Examples) -> str:
-  """One line on what is about to run."""
+  """The line that is shown before the first step: method, model, data, length."""
   config, size = run.config, run.state.model.config
   source = ", ".join(f"{name} {n}" for name, n in examples.counts.items())
   too_long = f", {run.train_prompts.too_long} too long" if run.train_prompts.too_long else ""
@@ -317,7 +321,7 @@ def builder_of_problems(config, tokenizer) -> PromptBuilder:
 
 
 def make_solver(config, build_prompt: PromptBuilder, engine: Engine) -> Solver:
-  """Solves whole problems as config.eval says."""
+  """Returns the solver of whole problems, with the mode and limits of config.eval."""
   return Solver(
     engine=ReplicatedSampling(engine),
     build_prompt=build_prompt,
@@ -330,7 +334,7 @@ def make_solver(config, build_prompt: PromptBuilder, engine: Engine) -> Solver:
 
 def problems_with_answer(examples: list[StepExample]) -> list[Question]:
   """The problems of examples that have a gold answer, each once."""
-  problems = {}
+  problems = {}  # by id: a problem has an example for each of its steps
   for example in examples:
     if example.answer:
       problems[example.problem_id] = Question(example.problem_id, example.problem, example.answer)

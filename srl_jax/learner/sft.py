@@ -21,16 +21,16 @@ from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.rows import Rows
 from srl_jax.policy.sharding import on_host
 
-STOP_WORST = 0.25
+STOP_WORST = 0.25  # share of train.stop_at that the worst step number must reach; see train
 
 
 def train(run) -> None:
   """Trains from run.state to the last step; as rl.train.
 
-  With train.stop_at > 0 the run ends as soon as greedy decoding answers this share of the held-out
-  examples word for word, and a quarter of it (STOP_WORST) of each step number's. A mean alone
-  would stop at a policy that knows first steps well and last steps never; SRL learns nothing there,
-  because all rollouts of such a step are equally wrong.
+  With train.stop_at > 0 the run ends as soon as greedy decoding reproduces this share of the
+  held-out targets word for word, and at each step number a quarter of this share (STOP_WORST). A
+  mean alone would accept a policy that is right at first steps and always wrong at last ones. SRL
+  could not improve it there, because all rollouts of such a step have the same reward.
   """
   config, timers, loss = run.config, metrics.Timers(), update.loss_of(run.config)
   figures = {}
@@ -41,6 +41,7 @@ def train(run) -> None:
       chosen = batch_of(
         run.state.step, len(run.train_prompts.examples), config.batch.prompts, config.seed
       )
+      # A batch is a function of the step, so a resumed run needs no queue to continue exactly.
       with timers("update"):
         rows = pack_examples(run, run.train_prompts, chosen, run.row_shapes)
         micro_batches = list(map(update.on_device, rows))
@@ -57,14 +58,14 @@ def train(run) -> None:
       run.save_if_due(is_last=run.progress.done or run.state.step == run.steps)
       run.stop.raise_if_any_stopped()
   except (Stopped, EngineError):
-    if figures:  # the engine failed in the validation, before the line was written
+    if figures:  # the engine failed in the validation, before the line of metrics was written
       run.log.step(run.state.step, figures)
     run.save()
     raise
 
 
 def batch_of(step: int, count: int, size: int, seed: int) -> list[int]:
-  """The examples of a step, a pure function of its arguments; an epoch's last one may be short."""
+  """Returns the examples of a step by their indices; the last batch of an epoch may be short."""
   epoch, position = divmod(step, math.ceil(count / size))
   return epoch_order(count, seed, epoch)[position * size : (position + 1) * size]
 
@@ -85,12 +86,13 @@ def validate_if_due(run, loss: update.Loss) -> dict[str, float]:
   """
   if not run.is_due(run.config.train.eval_every):
     return {}
-  with run.stop.held():  # a stop waits until the line of this step has the scores
+  with run.stop.held():  # a stop is delayed until the metrics of this step have the scores
     run.engine.load_weights(run.state.model, run.state.step)
     found = {"validation_loss": held_out_loss(run, loss)} if run.held_out.examples else {}
     if run.config.train.stop_at:
       found |= exact_shares(run)
     found = hosts.broadcast(found | validation.final_answers(run))
+  # The best checkpoint is chosen by exact responses, else by final answers, else by the loss.
   score = -found.get("validation_loss", 0.0)
   score = found.get("validation_exact", found.get("validation_accuracy", score))
   run.progress.scores[str(run.state.step)] = score
@@ -105,6 +107,8 @@ def held_out_loss(run, loss: update.Loss) -> float:
   """Minus the mean log-prob of the held-out targets' tokens."""
   value = 0.0
   all_of_them = range(len(run.held_out.examples))
+  # One shape for all, because each shape is a program to compile (programs.update_calls). Weights
+  # of `pack_examples` are 1 / all target tokens, so the sum below is a mean.
   for rows in pack_examples(run, run.held_out, all_of_them, [roomiest(run.row_shapes)]):
     logprobs_bs = on_host(update.logprobs_of(run.state.model, update.on_device(rows), loss=loss))
     value -= float((logprobs_bs * rows.loss_weights_bs).sum())

@@ -1,8 +1,8 @@
 """The shapes of a run's arrays, decided once from its config and the lengths of its prompts.
 
 Every shape is a few programs to compile, so there are at most three of micro-batches and two of the
-built-in sampler's slots. What grows during a run, prompts turn by turn and responses, has a limit
-in the config.
+built-in sampler's slots. Lengths that grow during a run (prompts turn by turn, responses) have a
+limit in the config.
 """
 
 import functools
@@ -18,15 +18,15 @@ from srl_jax.rollout.episodes import PromptBuilder, Question
 from srl_jax.rollout.prompt_set import PromptSet
 from srl_jax.rollout.slots import SlotShape, slot_shape
 
-LEAST_RESPONSE = 1 / 16  # of rollout.max_tokens, expected of a response however short the targets
-MORE_ENTRIES = 3  # of the KV cache in evaluation, of those in training
-LONGEST_OF_GROUP = 4  # expected length of a group's longest response, of the mean response's
+LEAST_RESPONSE = 1 / 16  # floor of a response's expected length, as a share of rollout.max_tokens
+MORE_ENTRIES = 3  # KV cache entries of evaluation, at most, as a multiple of those of training
+LONGEST_OF_GROUP = 4  # length of a group's longest response, as a multiple of the mean response's
 
 
 def expected_lengths(config, train_prompts: PromptSet, held_out: PromptSet) -> Lengths:
   """The lengths of a run's sequences as far as its config and its prompts determine them.
 
-  How long responses will be is not known; the expert's targets are the estimate.
+  The lengths of responses are not known yet; they are estimated by those of the expert's targets.
   """
   prompts, targets = train_prompts.prompt_tokens, train_prompts.target_tokens
   if config.method == "sft":  # the held-out loss has the same shapes
@@ -36,6 +36,7 @@ def expected_lengths(config, train_prompts: PromptSet, held_out: PromptSet) -> L
     return Lengths(max(prompts), max(targets), max(sums), 1, float(np.mean(sums)), typical)
   samples, most = config.rollout.samples, config.rollout.max_tokens
   response = float(np.clip(np.mean(targets), LEAST_RESPONSE * most, most))
+  # A prompt is packed once for its group, so each response adds 1 / samples of it.
   expected = float(np.mean(prompts)) / samples + response
   typical = int(np.quantile(prompts, 0.9) + min(most, LONGEST_OF_GROUP * response))
   return Lengths(max(prompts), most, max(prompts) + most, samples, expected, typical)
@@ -45,7 +46,7 @@ class Prompts(NamedTuple):
   """The prompts of a run.
 
   Fields: train, held_out: to train on and to validate with; problems: of held_out that have an
-  answer; data: what they are made from (run_data.fingerprint).
+  answer; data: the fingerprint of the examples and the tokenizer (run_data.fingerprint).
   """
 
   train: PromptSet
@@ -80,12 +81,14 @@ def shapes_of_run(
     return Shapes(rows, [])
   rollout, slots = config.rollout, []
   of = functools.partial(slot_shape, rows=shards("b"), kernel=architecture.attention)
-  if config.method != "sft":
+  if config.method != "sft":  # for groups; evaluation needs another shape, of one response a prompt
     slots.append(of(rollout.width, rollout.samples, lengths.prompt, rollout.max_tokens))
   prompt, response = longest_of_evaluation(config, prompts, build_prompt)
   if prompt:
     single = of(rollout.width, 1, prompt, response)
-    if slots:  # keys and values of evaluation may not need much more memory than training's
+    # Evaluation has longer sequences; its KV cache must not need much more memory than training's,
+    # or a run that fits would fail at its first validation. Fewer slots decode at a time instead.
+    if slots:
       entries = slots[0].b * (slots[0].p + slots[0].g * slots[0].r)
       most = MORE_ENTRIES * entries // (single.p + single.r)
       single = of(min(rollout.width, most), 1, prompt, response)
@@ -103,7 +106,7 @@ def longest_of_evaluation(
     responses.append(config.rollout.max_tokens)
   if config.eval.benchmark or (config.train.eval_every and config.eval.mode != "off" and problems):
     responses.append(config.eval.max_tokens)
-    if config.eval.mode == "stepwise":  # a prompt has the steps so far
+    if config.eval.mode == "stepwise":  # the prompt grows by a step every turn, up to its limit
       prompts.append(config.data.max_prompt_tokens)
     else:
       found = load_benchmark(config.eval.benchmark) if config.eval.benchmark else []

@@ -1,4 +1,4 @@
-"""Stopping on a signal: it is remembered, and the run raises Stopped where it can save."""
+"""Stopping on a signal: the handler remembers it, and the run raises Stopped where it can save."""
 
 import contextlib
 import signal
@@ -11,8 +11,10 @@ from srl_jax.errors import Stopped
 class StopSignal:
   """Remembers SIGTERM and Ctrl-C, until `restore`. A second Ctrl-C ends the process at once.
 
-  Fields: name, of the signal that came, or None; at_once, whether a signal raises Stopped where it
-  comes. Only a process that is alone and has nothing to save may set that.
+  Fields:
+    name: of the signal that was received, or None.
+    at_once: whether the handler itself raises Stopped; only for a single process with nothing to
+      save.
   """
 
   def __init__(self):
@@ -24,20 +26,22 @@ class StopSignal:
 
   def _remember(self, number, frame):
     self.name = signal.Signals(number).name
+    # From now on Ctrl-C raises KeyboardInterrupt, for a user who does not want to wait for a save.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if self.at_once:
       raise Stopped(self.name)
 
   def raise_if_stopped(self) -> None:
-    """Raises Stopped once a signal has come to this process."""
+    """Raises Stopped if this process has received a signal."""
     if self.name and not self._held:
       raise Stopped(self.name)
 
   def raise_if_any_stopped(self) -> None:
-    """Raises Stopped once a signal has come to any process; a collective of all processes."""
+    """Raises Stopped if any process has received a signal; a collective of all processes."""
     if self._held:
       return
-    # Only what was gathered counts: the others do not know of a signal that comes meanwhile.
+    # Decided by the gathered names alone, not by self.name: a signal during the all-gather is not
+    # known to the other processes, which would continue without this one.
     names = [name for name in hosts.all_gather_json(self.name) if name]
     if names:
       raise Stopped(names[0])

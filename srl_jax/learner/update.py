@@ -29,7 +29,7 @@ from srl_jax.policy.sharding import put
 
 
 class Loss(NamedTuple):
-  """What a run minimises: a static argument of the programs.
+  """The loss of a run and how it is computed: a static argument of the programs, so hashable.
 
   Fields:
     algorithm: the config's group `algorithm`, for equation (1); None for supervised fine-tuning.
@@ -54,7 +54,7 @@ class TrainState(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-  """What an optimiser step computed, on the device; see step_metrics.
+  """The results of an optimiser step besides the weights, on the device; see step_metrics.
 
   Fields: sums, of every metric over the trained tokens of each micro-batch; logprobs, the
   logprobs_bs of each micro-batch before the step; grad_norm, before clipping.
@@ -89,6 +89,7 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
     the number of tokens. The loss weights make the loss a sum already; the mean of any other
     metric is its sum divided by `tokens`.
   """
+  # The forward pass; everything below works on one number for each trained token.
   logprobs_bs, entropy_bs = token_logprobs(
     model, rows, temperature=loss.temperature, chunk=loss.chunk, remat=loss.remat
   )
@@ -97,6 +98,7 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
   if loss.algorithm is None:
     value, terms = -(inside(logprobs_bs) * rows.loss_weights_bs).sum(), {}
   else:
+    # In the first step the ratio is exp(0) = 1, but its gradient is that of logprobs_bs.
     if old_logprobs_bs is None:
       old_logprobs_bs = jax.lax.stop_gradient(logprobs_bs)
     cap, weights_bs = loss.algorithm.importance_cap, None
@@ -193,6 +195,7 @@ def train_step(
     old: logprobs_bs of each micro-batch before the batch's first step; None in that step.
     reference: logprobs_bs of each micro-batch under the reference policy, or None.
   """
+  # Gradient accumulation: every call adds to the same donated buffers.
   none = [None] * len(micro_batches)
   trained, frozen = split(state.model)
   grads, sums, logprobs = zeros(trained), [], []
@@ -222,6 +225,7 @@ def step_metrics(output: StepOutput, step: int) -> dict[str, float]:
       f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; the last"
       " checkpoint is untouched. Lower optimizer.lr or look at the data of this step"
     )
+  # Sums over all micro-batches / all trained tokens; only the loss was weighted before.
   tokens = max(totals.pop("tokens"), 1.0)
   return metrics | {name: total / tokens for name, total in totals.items()}
 
@@ -256,10 +260,12 @@ def update_flops(config, groups, frozen: bool = False) -> float:
   each = 4 if frozen else 6
   d, h = config.hidden_size, config.head_dim
   n, k, f = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
-  layer = d * h * (2 * n + 2 * k) + 3 * d * f
+  layer = d * h * (2 * n + 2 * k) + 3 * d * f  # weights of q, o (n heads), k, v (k heads), the MLP
   flops = 0.0
   for group in groups:
     prompt = len(group.prompt.token_ids)
+    # A multiply-add is 2 FLOPs, once forward and twice backward: 6 for each weight and token. The
+    # two matmuls of attention (scores, values) make it 12 n h for each pair of tokens.
     pairs, responses = prompt**2 / 2, 0  # pairs of tokens in causal attention
     for rollout in group.rollouts:
       length = len(rollout.token_ids)

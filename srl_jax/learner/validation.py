@@ -12,8 +12,9 @@ def validate_if_due(run) -> dict[str, float]:
   """The scores of a step that is validated, every train.eval_every steps; else {}."""
   if not run.is_due(run.config.train.eval_every):
     return {}
-  with run.stop.held():  # a stop waits until the line of this step has the scores
+  with run.stop.held():  # a stop is delayed until the metrics of this step have the scores
     found = hosts.broadcast(held_out_rewards(run) | final_answers(run))
+  # The score by which the best checkpoint is kept.
   value = found.get("validation_accuracy", found.get("validation_reward"))
   if value is not None:
     run.progress.scores[str(run.state.step)] = value

@@ -1,4 +1,4 @@
-"""Whose run a workdir holds: the same config continues it, another one is refused."""
+"""The workdir of a run: the same config continues the run in it, another config is refused."""
 
 import json
 import pathlib
@@ -29,12 +29,13 @@ def claim(workdir: pathlib.Path, config) -> None:
   """Makes `workdir` this config's: a new folder, or one that holds a run of the same config.
 
   Raises UserError when it holds another run's checkpoints, with the keys that differ, or more
-  steps than the config asks for.
+  steps than the config's train.steps.
   """
   if Checkpoints.present(workdir):
     check_same_run(workdir, config)
     saved = saved_config(workdir)
-    if saved is not None:  # config.json may be another run's
+    # Both are compared: config.json can be edited or copied, the checkpoint's config cannot.
+    if saved is not None:
       check_same_run(workdir, config, saved)
     step = _last_step(workdir)
     if 0 < config.train.steps < step:
@@ -42,6 +43,7 @@ def claim(workdir: pathlib.Path, config) -> None:
         f"workdir {workdir} has {step} steps already, more than train.steps={config.train.steps}; "
         "give another --workdir"
       )
+  # Written by process 0 after the checks, with the new values of FREE_KEYS.
   if hosts.is_writer():
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(workdir, config)
@@ -78,7 +80,10 @@ def _last_step(workdir: pathlib.Path) -> int:
 def check_same_run(workdir: pathlib.Path, config, before: dict | None = None) -> None:
   """Raises UserError if the run in `workdir` is of another config or another version.
 
-  before: the run's config as its checkpoint has it; by default that of read_config.
+  Args:
+    workdir: of the run.
+    config: of this start.
+    before: the run's config, from its checkpoint; by default read_config's.
   """
   before = dict(before or read_config(workdir))
   version = before.pop("version")

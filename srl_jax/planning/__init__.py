@@ -1,1 +1,1 @@
-"""What srl_jax.plan is made of: hardware in figures, programs compiled for it, estimates."""
+"""The parts of srl_jax.plan: figures of hardware, programs compiled for it, estimates."""

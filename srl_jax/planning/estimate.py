@@ -16,7 +16,9 @@ from srl_jax.policy.lora import split
 from srl_jax.policy.model import ModelConfig, abstract
 from srl_jax.policy.sharding import check_mesh
 
-COMPUTE = 0.55  # of the dense bf16 peak, recomputation counted; MaxText's Llama2-7B: 46-49 % MFU
+# Achieved shares of nominal rates. COMPUTE: of the dense bf16 peak, recomputation counted; MaxText
+# reports 46-49 % MFU for Llama2-7B.
+COMPUTE = 0.55
 LINK = 0.8  # of the nominal rate of links inside a node or slice
 MEMORY = 0.8  # of the nominal rate of a chip's memory
 PACKED = 0.85  # real tokens among the packed ones
@@ -142,6 +144,7 @@ def memory(state: State, programs: dict[str, Program], topology: Topology, sampl
   """Bytes a device: {parameters, moments, gradients, sampler (what the built-in engine keeps),
   programs: {name: ...}, peak, limit, fits}.
   """
+  # A program's total includes what the run keeps beside it, so the largest one is the peak.
   rows, peak = {}, 0
   for name, program in programs.items():
     rows[name] = {
@@ -175,8 +178,9 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
   if found["sampler"]:
     lines.append(
       f"rollout.engine = 'vllm' (now 'builtin', which keeps {found['sampler'] / GIB:.1f} GiB of "
-      "weights of its own on each device)"
+      "copied weights on each device)"
     )
+  # These do not shrink with the batch.
   kept = found["parameters"] + found["moments"] + found["gradients"]
   limit = config.data.max_prompt_tokens + config.rollout.max_tokens
   room = config.batch.tokens_per_device

@@ -10,7 +10,7 @@ from srl_jax.policy.hf_files import load_config
 from srl_jax.policy.model import ModelConfig
 
 # Qwen2.5, its Coder and Math models too: vocab_size, hidden_size, intermediate_size, layers, query
-# heads, key/value heads, tied head (their config.json on the Hugging Face hub).
+# heads, key/value heads, tied head; from their config.json on the Hugging Face hub.
 QWEN = {
   "0.5B": (151936, 896, 4864, 24, 14, 2, True),
   "1.5B": (151936, 1536, 8960, 28, 12, 2, True),
@@ -31,7 +31,7 @@ def architecture(name: str, dtype: str) -> ModelConfig:
   known = re.match(r"Qwen/Qwen2\.5-(?:Coder-|Math-)?([\d.]+B)(?:-Instruct)?$", name)
   if known and known[1] in QWEN:
     v, d, f, l, n, k, tied = QWEN[known[1]]
-    positions = 4096 if "-Math-" in name else 32768
+    positions = 4096 if "-Math-" in name else 32768  # max_position_embeddings
     return ModelConfig(
       *(v, d, f, l, n, k, d // n, positions), tie_word_embeddings=tied, dtype=dtype
     )

@@ -57,8 +57,10 @@ def state_of(config, model_config: ModelConfig) -> State:
 
 
 def lengths_of_config(config) -> packing.Lengths:
-  """The lengths of a run whose data is not read: the limits of the config, half of the longest
-  prompt and a quarter of the longest response on average.
+  """The lengths of a run from its config alone, without its data.
+
+  The longest are the config's limits; the means are assumed to be half of the longest prompt and a
+  quarter of the longest response.
   """
   prompt, response = config.data.max_prompt_tokens, config.rollout.max_tokens
   samples = 1 if config.method == "sft" else config.rollout.samples
@@ -119,8 +121,9 @@ def _decoding_bytes(config, weights) -> int:
 
 
 def loading(config, state: State) -> Program:
-  """The moment in which the built-in engine has its old weights and the new ones, from shapes: what
-  the gathers need besides is not in it.
+  """The memory while the built-in engine has its old weights and the new ones, from shapes alone.
+
+  Temporaries of the all-gathers are not included.
   """
   model, copy = device_bytes(state.model), _decoding_bytes(config, split(state.model)[0])
   return Program("load", model, 0, model + copy, _beside(config, state))
@@ -176,6 +179,7 @@ def compile_call(call: Call) -> Program:
 def program_bytes(compiled) -> int:
   """The most bytes of a device that are in use while a compiled program runs."""
   memory = compiled.memory_analysis()
+  # Results in donated buffers (alias) are among the arguments already.
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   together = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
   # The compilers' own peak leaves out the gaps between live arrays.
@@ -188,6 +192,7 @@ def refused_bytes(error: Exception, arguments: int) -> int:
   Some versions name all bytes that it uses, others only its temporaries: the arguments are then
   added. Raises `error` if it has another reason.
   """
+  # XLA writes sizes such as 12.34G.
   size = r"([\d.]+)([KMGT])"
   used = re.search(rf"Used {size}i?B? of", str(error))
   temporaries = re.search(rf"HLO temporaries \({size}i?B?\)", str(error))

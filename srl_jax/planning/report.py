@@ -60,6 +60,7 @@ def verdict(report: dict) -> str:
 def row(report: dict) -> str:
   """A line of the Markdown table under HEADER."""
   memory, step = report["memory"], report["step"]
+  # The program that determines the peak.
   largest = max(memory["programs"], key=lambda name: memory["programs"][name]["total"])
   cells = [
     report["topology"],
@@ -80,6 +81,7 @@ def row(report: dict) -> str:
 
 def _forecast(report) -> list[str]:
   step, work = report["step"], report["work"]
+  # Of all tokens computed, the padding of the last micro-batch included.
   share = step["tokens"] / (step["micro_batches"] * step["tokens_in_flight"])
   lines = [
     f"forecast of an update: {step['tokens']:,} tokens (prompts of {work['prompt_tokens']}, each "

@@ -1,4 +1,4 @@
-"""Hardware that programs are compiled for, in figures, without a device being there.
+"""Figures of the hardware that programs are compiled for; none of it has to be present.
 
 The compiler for it is installed on first use, into a separate environment.
 """
@@ -102,6 +102,7 @@ def install(platform: str) -> pathlib.Path:
   python = ENVIRONMENT / "bin" / "python"
   if not python.exists():
     venv.create(ENVIRONMENT, with_pip=False)
+  # A .pth file adds this Python's packages, so that only the compiler is installed anew.
   library = next(ENVIRONMENT.glob("lib/python*/site-packages"))
   (library / "caller.pth").write_text("\n".join(site.getsitepackages()) + "\n")
   check = f"from {__name__} import installed; raise SystemExit(not installed({platform!r}))"
@@ -119,14 +120,14 @@ def install(platform: str) -> pathlib.Path:
 
 
 def prepare(platform: str) -> None:
-  """Settings under which JAX compiles for a platform that is not here.
+  """Configures JAX to compile for a platform that is not present.
 
-  To be called before JAX has started a backend, by its first array or device.
+  Call it before JAX starts a backend, which its first array or device does.
   """
-  # What was compiled for hardware that is not here cannot be read back from the cache.
+  # An executable for absent hardware cannot be loaded from the compilation cache.
   jax.config.update("jax_enable_compilation_cache", False)
   jax.config.update("jax_platforms", "cpu")
-  if platform == "tpu":
+  if platform == "tpu":  # libtpu would query a TPU VM's metadata server
     os.environ |= dict(
       TPU_SKIP_MDS_QUERY="1",
       TPU_ACCELERATOR_TYPE="v5litepod-16",
@@ -134,7 +135,7 @@ def prepare(platform: str) -> None:
       ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     )
   else:
-    # There is no device to time kernels on.
+    # Autotuning times kernels on the device, and there is none.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
 

@@ -1,11 +1,16 @@
 """The interface between a decoder layer and attention: `attend(q, k, v, state)`.
 
-`state` determines which tokens the new ones attend to. `Packed`: rows of several sequences, in
-training; with branches, responses share the prompt of their group. `Padded`: one sequence per row,
-for prefill. `Chunk`: the next tokens of one sequence per row, for prefill in several calls.
-`Cached`: one new token per response against the keys of its prompt (one copy for the group) and its
-own earlier ones. Only the batch and the key/value heads are sharded, so attention needs no
-communication: `attend` runs under shard_map, and a kernel for one device serves the mesh.
+`state` determines which tokens the new ones attend to:
+
+  Packed: rows of several sequences, in training; with branches, the responses of a group share
+    its prompt.
+  Padded: one sequence per row, for prefill.
+  Chunk: the next tokens of one sequence per row, for prefill in several calls.
+  Cached: one new token per response, for decoding. It attends to the keys of the prompt, which the
+    group has once, and to the response's earlier ones.
+
+Only the batch and the key/value heads are sharded, so attention needs no communication: `attend`
+runs under shard_map, and a kernel for one device serves the mesh.
 """
 
 import math
@@ -20,7 +25,7 @@ from srl_jax.policy.sharding import act_spec, has_mesh
 
 
 class Lines(NamedTuple):
-  """Packed rows as whole causal sequences, which is all that attention kernels can take.
+  """Packed rows as whole causal sequences, the only form that the attention kernels support.
 
   Each of the m lines of a row holds a prompt and one of its responses, so attention reads a prompt
   once for each response. The linear layers still see every token of the row once.
@@ -36,11 +41,12 @@ class Lines(NamedTuple):
 
 
 class Packed(NamedTuple):
-  """Which tokens of a row see each other.
+  """Which tokens of a row attend to each other.
 
-  A token sees those of its own segment at its own position or before; with branches only those of
-  branch 0 (the shared prompt) and of its own branch. Without a layout this rule is applied as a
-  mask on all pairs of a row, which is the reference; the layouts give the same with less work.
+  A token attends to the tokens of its segment at the same or an earlier position; with branches
+  only to those in branch 0 (the shared prompt) and in its branch. Without a layout this rule is
+  applied as a mask on all pairs of a row, which is the reference; the layouts compute the same with
+  less work.
 
   Fields (int32): positions_bt; segments_bt, 0 for padding, 1.. for sequences or groups;
   branches_bt, 0 for a prompt, 1.. for its responses, or None; layout, Lines for the kernels of
@@ -98,8 +104,8 @@ class Cached(NamedTuple):
   ages_bg: jax.Array
 
 
-# Shape letters of the fields; of Packed and Padded all arrays have the batch in front and no other
-# sharded dimension.
+# Shape letters of the fields of each state, for act_spec. The arrays of Packed and Padded have the
+# batch as their first and only sharded dimension, so "b" is enough for all of them.
 FIELDS = {
   Packed: "b",
   Padded: "b",
@@ -128,6 +134,7 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
     (out_btnh, memory): memory is (k_btkh, v_btkh), what a cache would keep; with Chunk it is
     (prompt_k_bkph, prompt_v_bkhp) and with Cached (k_bgkhr, v_bgkrh), the new tokens written.
   """
+  # `run` sees one device's shard: its rows and its heads.
   kind = type(state)
   run = {Packed: _packed, Padded: _padded, Chunk: _chunk, Cached: _cached}[kind]
   if not has_mesh():
@@ -145,6 +152,7 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
 def visible(state: Packed):
   """mask_bts: whether token t of a row sees token s (see Packed)."""
   positions, segments, branches = state.positions_bt, state.segments_bt, state.branches_bt
+  # Axis 1 is the query t, axis 2 the key s.
   mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
   mask &= positions[:, None, :] <= positions[:, :, None]
   if branches is not None:
@@ -163,10 +171,13 @@ def _packed(q_btnh, k_btkh, v_btkh, state, kernel):
 
 
 def _by_lines(q_btnh, k_btkh, v_btkh, lines: Lines, kernel):
+  # Gathers the tokens of a row into its m lines of l, runs the kernel on b * m causal sequences and
+  # gathers each token's output back. The letter s indexes the m * l entries of a row's lines.
   b, m, l = lines.token_index_bml.shape
   tokens_bs = lines.token_index_bml.reshape(b, m * l)
   first_btg = lines.copy_index_btg[:, :, :1]
-  # Of a token's copies only the first one's output is used below, so only its query has a gradient.
+  # All copies of a token attend to the same tokens, so only the first one's output is used below,
+  # and only its query has a gradient. Keys and values of all copies are used.
   q = take_tokens(q_btnh, tokens_bs, first_btg)
   k = take_tokens(k_btkh, tokens_bs, lines.copy_index_btg)
   v = take_tokens(v_btkh, tokens_bs, lines.copy_index_btg)
@@ -198,6 +209,7 @@ def _chunk(q_btnh, k_btkh, v_btkh, state, kernel):
   calculation for softmax").
   """
   del kernel  # plain XLA: the kernels take no queries that begin after their keys
+  # Grouped-query attention: each of the k key/value heads serves n // k query heads (letter q).
   b, t, n, h = q_btnh.shape
   q_btkqh = q_btnh.reshape(b, t, k_btkh.shape[2], -1, h)
   k_bkth, v_bkht = prompt_cache(k_btkh, v_btkh)
@@ -211,10 +223,12 @@ def _chunk(q_btnh, k_btkh, v_btkh, state, kernel):
     scores = _scores(q_btkqh, jax.lax.dynamic_slice_in_dim(keys, i * t, t, 2))
     larger = jnp.maximum(most, scores.max(axis=-1))
     v_bkht = jax.lax.dynamic_slice_in_dim(values, i * t, t, 3)
+    # The sums so far were taken relative to the old maximum; rescale them to the new one.
     block_total, block_out = _weighted(scores, larger, v_bkht)
     shrink = jnp.exp(most - larger)
     return larger, total * shrink + block_total, out * shrink[..., None] + block_out
 
+  # The new tokens' own block is causal; blocks before it are visible as a whole.
   scores = jnp.where(jnp.tri(t, dtype=bool), _scores(q_btkqh, k_bkth), NEGATIVE)
   most = scores.max(axis=-1)
   carry = (most, *_weighted(scores, most, v_bkht))
@@ -230,7 +244,7 @@ def _scores(q_btkqh, k_bksh):
 
 
 def _weighted(scores_bkqts, most_bkqt, v_bkhs):
-  """(sum_bkqt, out_bkqth) in float32: the sum of exp(scores - most), and that of the values."""
+  """(sum_bkqt, out_bkqth) in float32: the sum of exp(scores - most), alone and times the values."""
   exps = jnp.exp(scores_bkqts - most_bkqt[..., None])
   return exps.sum(axis=-1), jnp.einsum(
     "bkqts,bkhs->bkqth", exps.astype(v_bkhs.dtype), v_bkhs, preferred_element_type=jnp.float32
@@ -247,6 +261,7 @@ def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
   )
   keys, values = write(state.k_bgkhr, k_bgkh, 4), write(state.v_bgkrh, v_bgkh, 3)
 
+  # The prompt's keys have no axis g: all responses of the group read one copy.
   f32 = dict(preferred_element_type=jnp.float32)
   prompt = jnp.einsum("bgkqh,bkph->bgkqp", q, state.prompt_k_bkph, **f32)
   own = jnp.einsum("bgkqh,bgkhr->bgkqr", q, keys, **f32)
@@ -256,6 +271,7 @@ def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
   in_own = age < state.ages_bg[:, :, None]
   prompt = jnp.where(in_prompt[:, None, None, None], prompt / math.sqrt(h), NEGATIVE)
   own = jnp.where(in_own[:, :, None, None], own / math.sqrt(h), NEGATIVE)
+  # One softmax over the p entries of the prompt and the r entries of the ring buffer.
   probs = jax.nn.softmax(jnp.concatenate([prompt, own], axis=-1), axis=-1).astype(values.dtype)
   out = jnp.einsum("bgkqp,bkhp->bgkqh", probs[..., :p], state.prompt_v_bkhp)
   out += jnp.einsum("bgkqr,bgkrh->bgkqh", probs[..., p:], values)

@@ -1,11 +1,11 @@
-"""Everything that exists only because XLA:CPU is slow; no accelerator runs any of it.
+"""Workarounds for slow programs of XLA:CPU; no accelerator runs any of them.
 
 kernels.choose picks attention "cpu" where devices are CPUs, and nothing else does. The main path
 neither needs this file nor is shaped by it.
 
-Attention by blocks: on CPUs attention costs what its pairs of tokens cost, and a mask over a packed
-row computes mostly pairs that do not see each other. Here prompts attend to themselves, and
-responses to their prompt and to themselves; no prompt is copied.
+Attention by blocks: on CPUs the cost of attention is the number of pairs of tokens, and most pairs
+of a packed row are masked. Here prompts attend to themselves, and responses to their prompt and to
+themselves; no prompt is copied.
 
 Einsum: the gradient of a weight with its two factors in the order that XLA:CPU multiplies fastest.
 Categorical: two random numbers for a token instead of one for each entry of the vocabulary.
@@ -53,8 +53,9 @@ def in_blocks(positions_bt, segments_bt, branches_bt, s: int, p: int, g: int, r:
   prompt_lengths_bs = np.zeros((b, s), int)
   np.add.at(prompt_lengths_bs, (row[prompt], segment[prompt]), 1)
 
-  # A token's offset in its block: positions of a response go on from its prompt's length.
+  # A token's offset in its block: positions of a response continue those of its prompt.
   offset = positions_bt[row, token] - np.where(prompt, 0, prompt_lengths_bs[row, segment])
+  # First entry of its block: s blocks of p for the prompts, then s * g blocks of r, group by group.
   start = np.where(prompt, segment * p, s * p + (segment * g + branch - 1) * r)
   block_index_bt = np.full((b, t), -1, np.int32)
   block_index_bt[row, token] = start + offset
@@ -66,12 +67,12 @@ def in_blocks(positions_bt, segments_bt, branches_bt, s: int, p: int, g: int, r:
 
 
 def pairs_in_blocks(s: int, p: int, g: int, r: int) -> int:
-  """The pairs of a query and a key that attend_by_blocks computes for a row."""
+  """Returns the number of pairs of a query and a key that attend_by_blocks computes for a row."""
   return s * (causal_pairs(p) + g * r * (p + r))
 
 
 def causal_pairs(t: int) -> int:
-  """The pairs of a query and a key that kernels.masked computes for a row of t tokens."""
+  """Returns the number of pairs of a query and a key that kernels.masked computes for t tokens."""
   return sum((end - start) * end for start, end in query_parts(t))
 
 
@@ -86,15 +87,18 @@ def attend_by_blocks(q_btnh, k_btkh, v_btkh, blocks: Blocks):
   )
   inverse_bt1 = blocks.block_index_bt[:, :, None]
   q, k, v = (take_tokens(x, index_bs, inverse_bt1) for x in (q_btnh, k_btkh, v_btkh))
+  # Prompts: b * s causal sequences of p tokens.
   prompt_q, prompt_k, prompt_v = (x[:, : s * p].reshape(b * s, p, *x.shape[2:]) for x in (q, k, v))
   lengths = (blocks.prompt_index_bsp >= 0).sum(axis=-1, dtype=jnp.int32).reshape(b * s)
   prompt_out = causal(prompt_q, prompt_k, prompt_v, lengths, "cpu")
 
+  # Responses: g of r tokens in each of b * s groups, with the keys of the group's prompt.
   q, k, v = (x[:, s * p :].reshape(b * s, g, r, *x.shape[2:]) for x in (q, k, v))
   in_prompt = jnp.arange(p) < lengths[:, None]
   real = (blocks.response_index_bsgr >= 0).reshape(b * s, g, 1, r)
   in_own = real & (jnp.arange(r)[:, None] >= jnp.arange(r))
   out = _responses(q, k, v, prompt_k, prompt_v, in_prompt, in_own)
+  # Back to the order of the row; padding tokens get 0.
   out_bsnh = jnp.concatenate(
     [prompt_out.reshape(b, s * p, n, h), out.reshape(b, s * g * r, n, h)], axis=1
   )
@@ -102,7 +106,11 @@ def attend_by_blocks(q_btnh, k_btkh, v_btkh, blocks: Blocks):
 
 
 def _responses(q, k, v, prompt_k, prompt_v, in_prompt, in_own):
-  """Attention of responses to their prompt and to themselves; z is a group of a row."""
+  """Attention of responses to their prompt and to themselves.
+
+  Letters: z, the groups of all rows; g, r, responses and their tokens (u for keys); k, q, key/value
+  heads and the query heads of each.
+  """
   z, g, r, n, h = q.shape
   q = q.reshape(z, g, r, k.shape[3], -1, h)
   f32 = dict(preferred_element_type=jnp.float32)
@@ -110,6 +118,7 @@ def _responses(q, k, v, prompt_k, prompt_v, in_prompt, in_own):
   to_own = jnp.einsum("zgrkqh,zgukh->zkqgru", q, k, **f32) / math.sqrt(h)
   to_prompt = jnp.where(in_prompt[:, None, None, None, None], to_prompt, NEGATIVE)
   to_own = jnp.where(in_own[:, None, None], to_own, NEGATIVE)
+  # One softmax over the prompt's p keys and the response's keys.
   probs = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(v.dtype)
   p = prompt_k.shape[1]
   out = jnp.einsum("zkqgrp,zpkh->zgrkqh", probs[..., :p], prompt_v)
@@ -138,7 +147,7 @@ def _einsum_fwd(letters, a, b, dtype):
 
 
 def _einsum_bwd(letters, dtype, operands, grad):
-  """JAX's own rule but for the order of the factors in the weight's gradient.
+  """JAX's rule for einsum, with the factors of the weight's gradient in the other order.
 
   JAX puts the gradient on the left. XLA:CPU transposes the left factor element by element, fused
   with what computes it, and the gradients of the mlp and of the logits are the widest arrays there
@@ -166,13 +175,14 @@ BLOCK = 128  # entries of the vocabulary; see categorical
 
 
 def categorical(key, logprobs_v):
-  """As jax.random.categorical: a token drawn with these log-probs, int32 scalar.
+  """Draws a token with these log-probs, as jax.random.categorical does; int32 scalar.
 
   It inverts the distribution function, first over blocks of the vocabulary and then inside one
   block. jax.random.categorical draws Gumbel noise for each entry of the vocabulary, which costs a
   CPU as much time as a small model's forward pass.
   """
   probs_v = jnp.exp(logprobs_v)
+  # One cumulative sum over all v entries is slow; sums of BLOCK entries, then one block, are not.
   blocks_xy = jnp.pad(probs_v, (0, -len(probs_v) % BLOCK)).reshape(-1, BLOCK)
   shares = jax.random.uniform(key, (2,))
   block = _first_above(blocks_xy.sum(axis=1), shares[0])

@@ -24,9 +24,9 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "B
 SIZES |= {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1}
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What is downloaded from the hub: weights, settings and the tokenizer, no code.
+# Files that are downloaded from the hub: weights, settings and the tokenizer, no code.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
-# What an export copies from the folder that the model was loaded from.
+# Files that an export copies from the folder that the model was loaded from.
 COMPANIONS = ["generation_config.json", "chat_template.jinja", "chat_template.json", "merges.txt"]
 COMPANIONS += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"]
 COMPANIONS += ["added_tokens.json"]
@@ -93,6 +93,7 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
     raise UserError(f"{path}: not JSON ({error}); copy the file again") from error
   if not isinstance(raw, dict):
     raise UserError(f"{path}: a JSON {type(raw).__name__}, not an object; copy the file again")
+  # transformers 5 writes rope_parameters, with rope_theta in it; 4 writes rope_scaling beside it.
   rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
   if not isinstance(rope, dict):
     raise UserError(
@@ -159,7 +160,7 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
   none_has = isinstance(first, int) and isinstance(layers, int) and first >= layers
   sliding = raw.get("use_sliding_window", False) and not none_has
   sliding = sliding or "sliding_attention" in layer_types
-  # Any wrong value is compared with "default".
+  # "llama3" is the one scaling that model.py computes; any other type fails the check below.
   rope_type = "default" if _rope_type(rope) == "llama3" else _rope_type(rope)
   wanted_class = [ARCHITECTURES[family]]
   for key, value, wanted in [
@@ -186,7 +187,7 @@ def _check_sizes(path: pathlib.Path, sizes: dict) -> None:
       raise UserError(f"{path}: {key} is {short(value)}, not a positive number; {_REMEDY}")
     if key not in _FLOATS and not isinstance(value, int):
       raise UserError(f"{path}: {key} is {value!r}, not a whole number; copy the file again")
-    # Also that no damaged file makes us build a billion layers.
+    # An upper limit, so that a damaged file cannot make us allocate a billion layers.
     largest = _FLOATS.get(key, _LAYERS if key == "num_hidden_layers" else _SIZE)
     if value > largest:
       raise UserError(f"{path}: {key} is {short(value)}, more than {largest}; {_REMEDY}")
@@ -203,7 +204,7 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
 
   Args:
     torch_dtype: type of the weights in the files.
-    source: folder whose config.json has the special token ids, or None.
+    source: a folder with a config.json; the special token ids are copied from it. Or None.
   """
   raw = dict(
     architectures=[ARCHITECTURES[config.model_type]],
@@ -223,6 +224,7 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
     attention_dropout=0.0,
     torch_dtype=torch_dtype,
   )
+  # Each family's own keys, which transformers' classes for it have.
   if config.model_type.startswith("qwen"):
     raw["use_sliding_window"] = False
   if config.model_type != "qwen2":
@@ -239,8 +241,8 @@ def config_json(config: ModelConfig, torch_dtype: str, source=None) -> dict:
 def read_headers(folder) -> dict[str, Stored]:
   """{Hugging Face name: Stored} of all tensors in the folder.
 
-  Raises UserError where a file is missing or its header is not sound: see `_read_header`. What a
-  header cannot show is two tensors of one shape and type in each other's place.
+  Raises UserError where a file is missing or its header is not sound: see `_read_header`. Two
+  swapped tensors of one shape and type are not noticed, because headers do not show them.
   """
   folder = pathlib.Path(folder)
   stored = {}
@@ -287,6 +289,7 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{folder / INDEX}: no weight_map in it; copy the file again") from error
+  # Names are joined to the folder, so none may lead out of it.
   for name in names:
     if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name:
       raise UserError(f"{folder / INDEX}: {short(name)} is no safetensors file; copy it again")
@@ -303,7 +306,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
   size = path.stat().st_size
   with path.open("rb") as file:
     (length,) = struct.unpack("<Q", file.read(8))
-    start = 8 + length
+    start = 8 + length  # the header's offsets count from here
     if start > size or length > MAX_HEADER_BYTES:
       raise ValueError("the header is longer than the file or than 100 MB")
     header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
@@ -315,7 +318,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
     if len(name) > 200 or not name.isprintable():
       raise ValueError(f"a tensor is called {short(name)}")
     begin, end = _check_entry(name, entry, size - start)
-    if begin < end:
+    if begin < end:  # a tensor without elements has no bytes, and may share an offset
       if begin in ends:
         raise ValueError(f"{name} and {ends[begin][0]} are at one place")
       ends[begin] = name, end
@@ -341,6 +344,7 @@ def _check_entry(name: str, entry: dict, size: int) -> tuple[int, int]:
 
 def _check_layout(ends: dict[int, tuple[str, int]], size: int) -> None:
   """Raises ValueError unless tensors fill `size` bytes; ends is {first byte: (name, end)}."""
+  # Without gaps and overlaps a damaged offset cannot select another tensor's bytes unnoticed.
   position = 0
   for begin in sorted(ends):
     name, end = ends[begin]
@@ -352,10 +356,13 @@ def _check_layout(ends: dict[int, tuple[str, int]], size: int) -> None:
 
 
 def _without_repeats(pairs: list[tuple]) -> dict:
-  """The pairs of a JSON object as a dict; ValueError where a key comes twice."""
+  """The pairs of a JSON object as a dict; ValueError where a key is repeated.
+
+  json.loads would keep the last value and hide the damage.
+  """
   found = dict(pairs)
   if len(found) < len(pairs):
-    raise ValueError("a name comes twice in its header")
+    raise ValueError("a name is repeated in its header")
   return found
 
 

@@ -19,8 +19,8 @@ NEGATIVE = -1e30  # finite, so that a row of padding only has finite outputs
 def choose(platform: str, dtype: str, head_dim: int) -> str:
   """The attention of a platform ("gpu", "cuda", "tpu", "cpu", ...), compute type and head size.
 
-  This is the only place where the platform decides. Rows for "cpu" come in blocks (policy.cpu);
-  rows for all others come in lines (attention.Lines).
+  No other place selects the policy's code by the platform. Rows for "cpu" are packed in blocks
+  (policy.cpu), rows for all others in lines (attention.Lines).
   """
   if platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128:
     return "cudnn"
@@ -44,11 +44,12 @@ def causal(q_btnh, k_btkh, v_btkh, lengths_b, kernel: str):
   """out_btnh: every token attends to itself and to those before it.
 
   Args:
-    lengths_b: int32, real tokens of each row; they come first. The output beyond them is 0.
+    lengths_b: int32, tokens of each row before its padding. The output at padding is 0.
     kernel: of KERNELS; t must be a multiple of its BLOCK.
   """
   run = {"cudnn": _cudnn, "splash": _splash, "xla": _xla, "cpu": _xla}[kernel]
   out_btnh = run(q_btnh, k_btkh, v_btkh, lengths_b)
+  # A kernel's output at padding is undefined.
   real_bt = jnp.arange(q_btnh.shape[1]) < lengths_b[:, None]
   return jnp.where(real_bt[:, :, None, None], out_btnh, 0)
 
@@ -77,6 +78,7 @@ def _masked(q_btnh, k_bskh, v_bskh, mask_bts):
   k = k_bskh.shape[2]
   q = q_btnh.reshape(b, t, k, n // k, h)
   scores = jnp.einsum("btkqh,bskh->bkqts", q, k_bskh, preferred_element_type=jnp.float32)
+  # Softmax in float32, also for a bfloat16 policy.
   scores = jnp.where(mask_bts[:, None, None], scores / math.sqrt(h), NEGATIVE)
   probs = jax.nn.softmax(scores, axis=-1)
   out = jnp.einsum("bkqts,bskh->btkqh", probs.astype(v_bskh.dtype), v_bskh)
@@ -106,7 +108,9 @@ def _splash(q_btnh, k_btkh, v_btkh, lengths_b, interpret=False):
   b, t, n, h = q_btnh.shape
   k = k_btkh.shape[2]
   run = _splash_kernel(t, n // k, interpret)
+  # Real tokens are segment 1, padding is segment 0, so that neither attends to the other.
   segments_bt = (jnp.arange(t) < lengths_b[:, None]).astype(jnp.int32)
+  # The kernel does not divide the scores by sqrt(h), so the queries are divided.
   q_bkqth = (q_btnh / math.sqrt(h)).astype(q_btnh.dtype).reshape(b, t, k, n // k, h)
   q_bkqth = q_bkqth.transpose(0, 2, 3, 1, 4)
   k_bkth, v_bkth = k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3)
@@ -147,13 +151,15 @@ def take_tokens(x_btnh, index_bs, inverse_btg):
 
   Args:
     index_bs: int32, indices into t.
-    inverse_btg: int32, indices into s: the up to g outputs whose gradients a token receives, or -1.
+    inverse_btg: int32, indices into s: the up to g outputs that are copies of the token, or -1. Its
+      gradient is the sum of theirs.
   """
   del inverse_btg
   return _gather(x_btnh, index_bs)
 
 
 def _gather(x_btnh, index_bs):
+  # An index of -1 reads entry 0, which the mask below replaces by 0.
   taken = jax.vmap(lambda x, index: x[jnp.maximum(index, 0)])(x_btnh, index_bs)
   return jnp.where(index_bs[:, :, None, None] >= 0, taken, 0)
 
@@ -163,7 +169,8 @@ def _take_tokens_fwd(x_btnh, index_bs, inverse_btg):
 
 
 def _take_tokens_bwd(inverse_btg, grad_bsnh):
-  total_btnh = 0.0  # summed in float32
+  # In float32: a prompt's token receives up to g gradients.
+  total_btnh = 0.0
   for g in range(inverse_btg.shape[2]):
     total_btnh += _gather(grad_bsnh, inverse_btg[:, :, g]).astype(jnp.float32)
   return total_btnh.astype(grad_bsnh.dtype), None, None

@@ -1,4 +1,4 @@
-"""The longest sequence of a model, compared with what a command asks for."""
+"""The check of a command's sequence lengths against the longest sequence of its model."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def check_positions(
 ) -> None:
   """Raises UserError, with values that fit, unless each prompt with its response fits the model.
 
-  Behind max_position_embeddings the rotary embedding still returns angles, but the model was never
+  Beyond max_position_embeddings the rotary embedding still returns angles, but the model was never
   trained on them.
 
   Args:
@@ -40,6 +40,7 @@ def check_positions(
   room = limit - prompt_room
   if room <= 0:
     raise UserError(f"{fault}; leave such long prompts out, or use a model with more positions")
+  # The remedy names only the settings that have to change.
   lowered = {prompt[0]: prompt_room} if prompt_room < prompt[1] else {}
   for setting, length in responses.items():
     if length > room:

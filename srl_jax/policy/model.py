@@ -57,8 +57,9 @@ OPTIONAL_WEIGHTS = {
   "llama": (),
 }
 
-# What a layer keeps for the backward pass: everything; the results of its matrix products, so that
-# attention and the elementwise operations are recomputed; or its input only.
+# Activations that a layer keeps for the backward pass. "none": all of them. "matmuls": the results
+# of its matrix products, so that attention and elementwise operations are recomputed. "full": only
+# its input.
 REMAT = {
   "none": None,
   "matmuls": jax.checkpoint_policies.save_only_these_names("matmul"),
@@ -67,7 +68,7 @@ REMAT = {
 
 
 class Llama3Rope(NamedTuple):
-  """How Llama 3.1 stretches its rotary embedding ("llama3" of Hugging Face's rope_scaling).
+  """The scaling of Llama 3.1's rotary embedding ("llama3" of Hugging Face's rope_scaling).
 
   Wavelengths above original_max_position_embeddings / low_freq_factor tokens become `factor` times
   as long, those below original_max_position_embeddings / high_freq_factor stay.
@@ -137,6 +138,7 @@ def weight_letters(config: ModelConfig) -> dict:
   other_families = {name for names in OPTIONAL_WEIGHTS.values() for name in names}
   other_families -= set(OPTIONAL_WEIGHTS[config.model_type])
   found = dict(WEIGHT_LETTERS)
+  # WEIGHT_LETTERS itself must not change, so the nested dict is replaced, not edited.
   found["layers"] = {k: v for k, v in found["layers"].items() if k not in other_families}
   if config.tie_word_embeddings:
     del found["lm_head"]
@@ -231,7 +233,7 @@ class Qwen2(nnx.Module):
       segments_bt: int32, 0 = padding, 1.. = sequences, which do not see each other.
       branches_bt: int32 or None; 0 for the tokens of a prompt, 1.. for the responses that share it.
       layout: attention.Lines, cpu.Blocks or None, see attention.Packed.
-      remat: what the backward pass computes again instead of keeping it, of REMAT.
+      remat: of REMAT, selects what the backward pass recomputes.
 
     Returns:
       hidden_btd in the compute type, after the final norm; garbage at padding.
@@ -239,6 +241,7 @@ class Qwen2(nnx.Module):
     state = Packed(positions_bt, segments_bt, branches_bt, layout)
     rotary = rotary_angles(positions_bt, self.config)
 
+    # A scan over the stacked weights, so that one layer is compiled, not all of them.
     def body(x_btd, layer):
       return layer(x_btd, rotary, state)[0], None
 
@@ -274,6 +277,7 @@ class Qwen2(nnx.Module):
     # 0.10 then confuses the scan's arguments in the backward pass).
     head_dw = jax.lax.optimization_barrier(shard_head_by_vocab(self._head()).T)
     cast_dw = jax.lax.stop_gradient(head_dw.astype(self.config.dtype))
+    # A logit of -1e30 has probability 0 and no gradient.
     size, w = self.config.vocab_size, head_dw.shape[1]
 
     def logits_of(hidden_acd):
@@ -290,9 +294,9 @@ class Qwen2(nnx.Module):
 
 @jax.custom_vjp
 def _in_type(master, cast):
-  """Returns `cast`, which is `master` in the compute type; its gradient goes to master, in float32.
+  """Returns `cast`, which is `master` in the compute type; the gradient is master's, in float32.
 
-  So the gradients of many uses are summed in float32 and the cast is computed once.
+  The gradients of many uses are thus summed in float32, and the cast is computed once.
   """
   del master
   return cast
@@ -324,6 +328,8 @@ def rotary_angles(positions_bt, config):
 
 def _stretch(frequency_h, rope: Llama3Rope):
   """Frequencies (radians a token) of Llama 3.1, with a linear transition between the two limits."""
+  # Turns of each frequency over the original context: below low_freq_factor it is stretched, above
+  # high_freq_factor kept, and in between a weighted mean of both.
   turns_h = rope.original_max_position_embeddings * frequency_h / np.float32(2 * np.pi)
   keep_h = (turns_h - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
   keep_h = np.clip(keep_h, 0, 1).astype(np.float32)
@@ -333,6 +339,7 @@ def _stretch(frequency_h, rope: Llama3Rope):
 def rotate(x_btnh, rotary):
   """Rotary embedding in Hugging Face's layout: dimension i of a head is paired with i + h."""
   cos, sin = (angle[:, :, None, :] for angle in rotary)
+  # (first, second) are the two coordinates of each pair, turned by the angle of the position.
   first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x_btnh.dtype)

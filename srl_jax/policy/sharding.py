@@ -52,6 +52,7 @@ def parse_mesh(spec: str) -> dict[str, int]:
         "size >= 1; write for example data=1,fsdp=8,tensor=1"
       )
     sizes[name] = int(value)
+  # In the order of AXES, whatever the order in `spec`.
   return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
@@ -66,6 +67,7 @@ def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
   """
   shape = tuple(parse_mesh(spec).values())
   devices = list(hosts.devices() if devices is None else devices)
+  # Each process must own a part of the mesh, so only a single process may leave devices idle.
   needed = int(np.prod(shape))
   if needed > len(devices) or (jax.process_count() > 1 and needed != len(devices)):
     raise UserError(
@@ -93,6 +95,7 @@ def check_mesh(spec: str, sizes: dict[str, int]) -> None:
     cut = [letter for letter in PARAM_AXES if PARAM_AXES[letter] == axis]
     odd = [f"{DIMENSIONS[letter]} {sizes[letter]}" for letter in cut if sizes[letter] % count]
     if odd:
+      # A legal size divides every dimension along this axis, so it divides their gcd.
       most = math.gcd(*(sizes[letter] for letter in cut))
       legal = [n for n in range(1, most + 1) if most % n == 0]
       raise UserError(
@@ -148,11 +151,12 @@ def reshard(x, spec: P):
 def all_gather_weight(weight, letters: str, dtype):
   """A weight in the compute type, all-gathered along fsdp and still sharded along tensor.
 
-  The cast comes first, so that bfloat16 is communicated and not the float32 masters. A matrix is
+  The cast precedes the all-gather, so that bfloat16 is communicated, not float32. A matrix is
   "reduced" over the batch's axes: its gradient stays each device's partial sum until it is sharded
   along fsdp again. That is one reduce-scatter after a loop that uses the matrix, instead of one in
   each iteration.
   """
+  # None where the weight was sharded along fsdp: that is the all-gather.
   axes = (
     None if PARAM_AXES.get(letter) == "fsdp" else PARAM_AXES.get(letter) for letter in letters
   )
@@ -166,6 +170,7 @@ def shard_head_by_vocab(head_vd):
 
   w is v rounded up to a multiple of the devices that share it; the rows beyond v are 0.
   """
+  # -v % n is the distance from v to the next multiple of n.
   spare = -len(head_vd) % shards("w")
   if spare:
     head_vd = jnp.pad(reshard(head_vd, P(None, "fsdp")), ((0, spare), (0, 0)))
@@ -189,10 +194,12 @@ def lookup(table_vd, tokens_bt, dtype):
   """
   if not has_mesh():
     return table_vd[tokens_bt].astype(dtype)
-  if "fsdp" not in jax.typeof(table_vd).sharding.spec.partitions:  # gathered before
+  # The sampler's copy is all-gathered along fsdp already (rollout.slots.decoding_copy).
+  if "fsdp" not in jax.typeof(table_vd).sharding.spec.partitions:
     return reshard(table_vd, P()).at[tokens_bt].get(out_sharding=act_spec("btd")).astype(dtype)
   # Replicated along tensor: XLA all-gathers a table that is sharded in both dimensions.
   columns_vd = reshard(table_vd, P(None, "fsdp", reduced={"data"}))
+  # Letter a: all tokens of the fsdp group on each of its devices, one slice of columns (d) each.
   tokens_at = reshard(tokens_bt, act_spec("at"))
   x_atd = columns_vd.at[tokens_at].get(out_sharding=P("data", None, "fsdp"))
   return reshard(x_atd.astype(dtype), act_spec("btd"))
@@ -238,5 +245,6 @@ def on_host(x) -> np.ndarray:
 
   With several processes all of them must call this, unless the array is replicated.
   """
+  # Shards on another process's devices cannot be read here: the reshard all-gathers them.
   here = x.is_fully_addressable or x.is_fully_replicated
   return np.asarray(x if here else jax.reshard(x, P()))

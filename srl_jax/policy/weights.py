@@ -1,4 +1,4 @@
-"""Weights in and out of Hugging Face folders (config.json and safetensors), one tensor at a time.
+"""Loads and saves Hugging Face folders (config.json and safetensors), one tensor at a time.
 
 One table, HF_WEIGHTS, maps our weights to the tensors of a checkpoint. Loading reads it forwards;
 saving and the transfer to vLLM servers (`hf_tensors`) read it backwards. A checkpoint's headers are
@@ -84,6 +84,7 @@ def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=N
   """
   dtype = jnp.dtype(dtype)
   mesh = jax.sharding.get_mesh() if mesh is None else mesh
+  # All checks precede the first allocation: a wrong folder fails in seconds, not in minutes.
   check_checksums(folder)
   config = load_config(folder, jnp.dtype(compute_dtype or dtype).name).on_platform(platform(mesh))
   stored = _check_tensors(folder, config, read_headers(folder))
@@ -138,8 +139,8 @@ def save_hf(
       one writes.
     folder: new, or empty; nothing that exists is overwritten.
     dtype: type of the weights in the files, float32 or bfloat16; by default that of the model.
-    source: folder whose tokenizer, chat template, generation settings and special token ids are
-      copied.
+    source: a model folder; its tokenizer, chat template, generation settings and special token ids
+      are copied.
     stop_ids: token ids that end a response, for config.json and generation_config.json; () keeps
       those of `source`. transformers and vLLM stop at no other token.
     checksums: whether SHA256SUMS is written, which load_hf compares with the files.
@@ -155,6 +156,7 @@ def save_hf(
     for _ in tensors:  # takes part in the all-gathers
       pass
     return
+  # Beside the target, because a rename is atomic only within one file system.
   folder.parent.mkdir(parents=True, exist_ok=True)
   written, count = 0, sum(map(len, files.values()))
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
@@ -224,6 +226,7 @@ def _expected(config):
     shape = tuple(math.prod(sizes[letter] for letter in dim) for dim in dims.split(","))
     expected[hf_name.format(layer)] = (name, layer, shape)
 
+  # In the order in which hf_tensors yields tensors and _plan_files divides them among files.
   add("embed_tokens")
   for layer in range(config.num_hidden_layers):
     for name in names:
@@ -237,13 +240,14 @@ def _expected(config):
 
 def _check_tensors(folder, config, stored):
   """`stored` without a tied model's repeated head; UserError unless it matches config.json."""
+  # All faults are collected, because a wrong config.json makes many.
   expected, faults = _expected(config), []
   stored = dict(stored)
   head, embedding = (HF_WEIGHTS[name][0] for name in ("lm_head", "embed_tokens"))
   repeated = config.tie_word_embeddings and head in stored and embedding in stored
   if repeated and not _same_bits(stored.pop(head), stored[embedding]):
     faults.append(
-      f"{head} differs from {embedding} though config.json says tie_word_embeddings (set that to "
+      f"{head} differs from {embedding} though config.json has tie_word_embeddings (set that to "
       "false to use both)"
     )
   for name, (_, _, shape) in expected.items():
@@ -269,6 +273,7 @@ def _check_tensors(folder, config, stored):
 def _same_bits(a, b):
   if (a.shape, a.dtype) != (b.shape, b.dtype) or a.dtype not in DISK_TYPES:
     return False
+  # Row by row, so that no whole embedding is in memory; bits, because nan differs from itself.
   return all(
     np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in zip(map_tensor(a), map_tensor(b))
   )
@@ -281,11 +286,14 @@ def _read_weight(stored, config, name, dtype, index):
   sizes = config.sizes()
 
   def part(layer, index):
+    # E.g. q_proj: a file's [n * h, d] -> [n, h, d] -> our [d, n, h], of which a shard is cut out.
+    # The file is memory-mapped, so only the shard's pages are read.
     mapped = map_tensor(stored[hf_name.format(layer)]).reshape([sizes[letter] for letter in disk])
     return mapped.transpose([disk.index(letter) for letter in letters if letter != "l"])[index]
 
   if letters[0] != "l":
     return np.array(part(None, index), dtype)
+  # Our weight is stacked along l; the files have one tensor for each layer.
   layers = range(config.num_hidden_layers)[index[0]]
   shape = [len(range(sizes[letter])[cut]) for letter, cut in zip(letters, index)]
   stacked = np.empty(shape, dtype)
@@ -296,6 +304,7 @@ def _read_weight(stored, config, name, dtype, index):
 
 def _put_shards(read, shape, sharding):
   """Global array from `read(index)`, which is called once for each distinct shard of this host."""
+  # Devices that replicate a shard have the same index, and share one read.
   devices_of = {}
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     devices_of.setdefault(tuple((cut.start, cut.stop) for cut in index), []).append(device)
@@ -303,7 +312,7 @@ def _put_shards(read, shape, sharding):
   for bounds, devices in devices_of.items():
     part = read(tuple(slice(*cut) for cut in bounds))
     shards += [jax.device_put(part, device) for device in devices]
-    jax.block_until_ready(shards)
+    jax.block_until_ready(shards)  # the host holds one shard at a time
   return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
@@ -314,10 +323,12 @@ def to_hf(weight, layer, name, dtype):
   if letters[0] == "l":
     weight = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False)
     letters = letters[1:]
+  # The cast precedes the all-gather, so that fewer bytes are communicated.
   weight = weight.astype(dtype)
   mesh = jax.typeof(weight).sharding.mesh
   if not mesh.empty:
     weight = jax.reshard(weight, NamedSharding(mesh, P()))
+  # E.g. q_proj: [d, n, h] -> [n, h, d] -> [n * h, d].
   size = dict(zip(letters, weight.shape))
   weight = weight.transpose([letters.index(letter) for letter in "".join(dims)])
   return weight.reshape([math.prod(size[letter] for letter in dim) for dim in dims])

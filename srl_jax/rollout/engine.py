@@ -1,7 +1,7 @@
-"""What a rollout engine is: prompts of token ids in, groups of sampled responses out.
+"""The protocol of a rollout engine: prompts of token ids in, groups of sampled responses out.
 
-Two engines keep this protocol: the built-in sampler (`sampler.py`) and a vLLM server
-(`vllm_client.py`). The learner knows nothing else of either.
+Two engines implement it: the built-in sampler (`sampler.py`) and vLLM servers (`vllm_client.py`).
+The learner uses both through this protocol alone.
 """
 
 import dataclasses
@@ -22,14 +22,15 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-  """How to sample.
+  """Sampling parameters.
 
   Fields:
     max_tokens: most tokens of a response, the stop token included.
     temperature: 0 takes the most likely token. There is no top-p and no top-k: the loss assumes
       that tokens are sampled from the whole distribution.
-    seed, step: with the prompt's id, the sample's index and the position they name the random
-      number of every token, so the same five always give the same token.
+    seed, step: with the prompt's id, the sample's index and the position they determine the random
+      number of every token, so that a repeated step samples the same responses. vLLM servers ignore
+      them.
   """
 
   max_tokens: int
@@ -75,14 +76,14 @@ class Engine(Protocol):
     """Samples from now on with the weights of `model` (policy.model.Qwen2), named `version`."""
 
   def stats(self) -> dict[str, float]:
-    """Metrics of what happened since the last call, besides the rollouts."""
+    """Metrics of the engine since the last call, besides the rollouts."""
 
   def close(self) -> None:
-    """Frees what the engine holds; it cannot sample afterwards."""
+    """Releases the engine's memory, threads and files; it cannot sample afterwards."""
 
 
 def rollout_from_json(fields: dict) -> Rollout:
-  """The rollout whose fields went through JSON, which has no tuples."""
+  """Returns the rollout of `vars(rollout)` after JSON, which turns tuples into lists."""
   tuples = {name: tuple(fields[name]) for name in ("token_ids", "sampler_logprobs")}
   return Rollout(**fields | tuples)
 
@@ -90,7 +91,7 @@ def rollout_from_json(fields: dict) -> Rollout:
 class ReplicatedSampling:
   """Samples with an engine and gives all groups to every process, not only their part of them.
 
-  For validation and evaluation, whose figures every process computes.
+  For validation and evaluation: every process computes their figures.
   """
 
   def __init__(self, engine: Engine):
@@ -99,12 +100,12 @@ class ReplicatedSampling:
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
   ) -> Iterator[list[Rollout]]:
-    """As Engine.sample; raises on every process the EngineError or Stopped of any."""
+    """Yields all groups, as Engine.sample; raises an EngineError or Stopped on every process."""
     groups, error = [], None
     try:
       for group in self._engine.sample(prompts, n, params):
         groups.append([vars(rollout) for rollout in group])
     except (EngineError, Stopped) as ended:
-      error = ended
+      error = ended  # raised by the collective, on every process
     for group in hosts.all_gather_lists(groups, error):
       yield [rollout_from_json(fields) for fields in group]

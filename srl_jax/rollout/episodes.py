@@ -1,7 +1,7 @@
 """Solving whole problems with an engine: in one response, or turn by turn to the boxed answer.
 
-Turn by turn is how SRL trains: each turn sees the problem and the actions so far, monologues
-dropped, in the very prompt that training uses (srl_jax.tasks).
+Turn by turn is how SRL trains: the prompt of each turn has the problem and the actions so far,
+monologues dropped, and is built by the function that training uses (srl_jax.tasks).
 """
 
 import dataclasses
@@ -76,8 +76,10 @@ def solve_whole(
   params: SamplingParams,
 ) -> list[Episode]:
   """Returns n episodes of one response for each question, think blocks allowed anywhere."""
+  # One prompt for each question, so that its n responses share a prefill.
   prompts = {question.id: build_prompt(question.problem, ()) for question in questions}
   batch = [Prompt(id, tuple(prompt.token_ids)) for id, prompt in prompts.items()]
+  # Engines yield groups in any order.
   groups = {group[0].prompt_id: group for group in engine.sample(batch, n, params)}
   episodes = []
   for question in questions:
@@ -103,16 +105,17 @@ def solve_stepwise(
 ) -> list[Episode]:
   """Returns n episodes for each question, turn by turn until an action holds a boxed answer.
 
-  An episode whose turn breaks the format ends there, without an answer.
+  An episode ends, without an answer, at a turn that breaks the format.
   """
   episodes = [Episode(question, sample) for question in questions for sample in range(n)]
+  # Each turn is one batch of all open episodes, so that the engine decodes them together.
   for turn in range(max_turns):
     turns = {}  # prompt id -> the episode and its prompt
     for episode in (e for e in episodes if not e.ended):
       prompt = build_prompt(episode.question.problem, episode.actions)
       if len(prompt.token_ids) > max_prompt_tokens:
         episode.ended = "prompt_too_long"
-      else:
+      else:  # the id determines the random numbers: another one for each sample and turn
         turns[f"{episode.question.id}#{episode.sample}/{turn}"] = (episode, prompt)
     if not turns:
       break
@@ -126,6 +129,7 @@ def solve_stepwise(
 
 
 def _take_turn(episode: Episode, rollout: Rollout, think_opened: bool) -> None:
+  """Adds a response to an episode, which it may end."""
   episode.responses.append(rollout.text)
   episode.tokens += len(rollout.token_ids)
   opened = dict(think_opened=think_opened)

@@ -11,14 +11,14 @@ from srl_jax.errors import UserError
 from srl_jax.rollout.engine import Prompt
 from srl_jax.tasks import SUPERVISED, TASKS, PromptSettings, opens_think, system_prompt
 
-SAMPLE = 256  # examples whose targets are measured where targets are not trained on
+SAMPLE = 256  # examples with a measured target in RL, where targets only estimate lengths
 
 
 class PromptSet:
   """Examples with prompts that are short enough; the prompts are tokenised when they are needed.
 
-  Token ids are not kept, but for the prompts that were needed last: 134,000 prompts of 4,000 tokens
-  would not fit into memory.
+  Only the token ids of the most recent prompts are cached: 134,000 prompts of 4,000 tokens would
+  not fit into memory.
 
   Attributes:
     examples: those with prompts that fit, in their order.
@@ -46,9 +46,11 @@ class PromptSet:
     self._wording = PromptSettings.from_group(config.prompt)
     self._room = min(config.batch.tokens_per_device, positions)
     self._system = functools.cache(self._system_prompt)
-    # An observation is in the prompts of several steps, one after another.
+    # An observation is in the prompts of all later steps of its run, which are neighbours in the
+    # list, so a small cache saves tokenising it again.
     self._shorten = functools.lru_cache(256)(self._shorten_observation)
     self._cached = functools.lru_cache(2 * config.batch.prompts)(self._prompt)
+    # Each process tokenises its part; lengths are gathered, so all keep the same examples.
     local = []
     for i in hosts.local_part(range(len(examples))):
       prompt, target = self._measure(examples[i], i < SAMPLE)

@@ -88,9 +88,11 @@ class _Decoder:
   def fill(self, waiting: list[Piece]) -> None:
     """Prefills pieces, which it takes from the end of `waiting`, into the free slots."""
     free = self.free()
+    # Several prefills, because one has a fixed number of prompts (SlotShape.batch).
     while waiting and free:
       taken = [waiting.pop() for _ in range(min(self._shape.batch, len(waiting), len(free)))]
       chosen, free = free[: len(taken)], free[len(taken) :]
+      # The first tokens go to the column after the current one (slots._record).
       self._first_columns[chosen] = (self._column + 1) % self._shape.r
       for slot, piece in zip(chosen, taken):
         self._pieces[slot] = piece
@@ -101,6 +103,7 @@ class _Decoder:
   def _prefill(self, pieces: list[Piece], chosen: list[int]) -> None:
     """Prefills at most SlotShape.batch pieces into the chosen slots, chunk by chunk."""
     batch, c = self._shape.batch, self._shape.c
+    # Rows without a piece are padding: one token, no responses, and no slot takes them.
     tokens_bp = np.zeros((batch, self._shape.p), np.int32)
     lengths_b, streams_b = np.ones(batch, np.int32), np.zeros(batch, np.uint32)
     offsets_b, counts_b = np.zeros((2, batch), np.int32)
@@ -109,6 +112,7 @@ class _Decoder:
       tokens_bp[row, : lengths_b[row]] = prompt.token_ids
       streams_b[row], offsets_b[row], counts_b[row] = device.stream_of(prompt.id), offset, count
     prompts = NewPrompts(lengths_b, streams_b, offsets_b, counts_b)
+    # sources[slot] is the row of the prompt that the slot takes, with the last chunk.
     none = np.full(self._shape.b, -1, np.int32)
     sources = none.copy()
     sources[chosen] = np.arange(len(pieces))
@@ -216,14 +220,16 @@ class Sampler:
     shape = self._shape_for(n, longest, params.max_tokens)
     seed_step = np.array([params.seed, params.step], np.uint32)
     draws = Draws(seed_step, np.float32(params.temperature), np.int32(params.max_tokens))
-    # An open iterator keeps the weights with which it began.
+    # An open iterator keeps sampling with the weights with which it began.
     version = self.version
     decoder = _Decoder(self.model, self.layers, shape, draws, self.stop_ids)
+    # Reversed, because `fill` takes pieces from the end.
     waiting, snapshot, ended = cut(prompts, n, shape.g)[::-1], None, []
     groups: dict[int, list[Rollout | None]] = {}  # those of which a piece has ended, by its order
     while waiting or len(decoder.free()) < shape.b:
       decoder.fill(waiting)
       targets = _free_slot_targets(len(decoder.free()), shape.b, shape.batch, bool(waiting))
+      # Each newer snapshot is awaited only after the groups of the one before have been yielded.
       run = self._decode_ahead(keep_mesh(decoder.decode), targets)
       with contextlib.closing(run) as snapshots:
         for newer in snapshots:
@@ -247,6 +253,7 @@ class Sampler:
     scalar = host((), jnp.int32)
     draws = Draws(host((2,), jnp.uint32), host((), jnp.float32), scalar)
     how = dict(draws=draws, stop_ids=self.stop_ids)
+    # Types and shardings exactly as in the calls of `sample`, which would compile again otherwise.
     for shape in self.shapes:
       name = f"{shape.b} slots of {shape.g}"
       static = dict(shape=shape, config=model.config)
@@ -281,7 +288,8 @@ class Sampler:
     known += [shape for shape in self._made if shape.g == n]
     fits = [shape for shape in known if shape.p >= longest and shape.r >= max_tokens]
     if fits:
-      # A group has ceil(n / g) slots, each with a prompt of p entries and g rings of r.
+      # A group has ceil(n / g) slots. Each has p entries of the KV cache for its prompt and g ring
+      # buffers of r.
       return min(fits, key=lambda shape: -(-n // shape.g) * (shape.p + shape.g * shape.r))
     kernel = self.model.config.attention
     made = slot_shape(self.width, n, longest, max_tokens, shards("b"), kernel)
@@ -320,9 +328,10 @@ class Sampler:
     )
     r = tokens_bgr.shape[-1]
     for slot, first_column, (prompt, order, offset, count) in ended:
+      # All processes decode all groups; process i returns those of prompts i, i + processes, ...
       if order % jax.process_count() != jax.process_index():
         continue
-      order_r = (first_column + np.arange(r)) % r  # oldest token first
+      order_r = (first_column + np.arange(r)) % r  # unrolls the ring: oldest token first
       tokens_gr, logprobs_gr = tokens_bgr[slot][:, order_r], logprobs_bgr[slot][:, order_r]
       group = groups.setdefault(order, [None] * n)
       for g in range(count):

@@ -1,4 +1,4 @@
-"""What the built-in sampler runs on the device: prefill and decode, on slots of a known shape.
+"""The device programs of the built-in sampler: prefill and decode, on slots of a known shape.
 
 A slot holds one prompt, prefilled once, and its responses. For each SlotShape there are three
 programs: `empty` allocates the slots, `prefill` reads a chunk of a few prompts and puts them into
@@ -56,6 +56,8 @@ def slot_shape(
     rows: shards of the batch, sharding.shards("b").
     kernel: of kernels.KERNELS, which prefills prompts of one chunk.
   """
+  # b and batch are multiples of `rows`, so that each device has equally many. A prefill fills a
+  # quarter of the slots: a smaller one reads the weights more often, a larger one waits longer.
   b = max(1, width // n // rows) * rows
   p = kernels.padded_length(bucket(longest), kernel)
   c = p if p <= LONGEST_CHUNK else CHUNK
@@ -106,7 +108,7 @@ class Buffers(NamedTuple):
 
 
 class NewPrompts(NamedTuple):
-  """What `prefill` puts into slots; numpy arrays, b is SlotShape.batch.
+  """The prompts that `prefill` puts into slots; numpy arrays, b is SlotShape.batch.
 
   Fields (int32 but for streams_b):
     lengths_b, streams_b, offsets_b: as in Slots.
@@ -120,7 +122,7 @@ class NewPrompts(NamedTuple):
 
 
 class Draws(NamedTuple):
-  """How tokens are drawn, in arguments of the programs, so that no program depends on them.
+  """The settings of random draws: arguments of the programs, so that none is compiled for them.
 
   Fields:
     seed_step: uint32 pair.
@@ -160,6 +162,7 @@ def empty(shape: SlotShape, config: ModelConfig) -> tuple[Slots, Buffers | None]
     layers = range(config.num_hidden_layers)
     return [tuple(filled(x, dtype=config.dtype, **others) for x in letters) for _ in layers]
 
+  # Lengths and ages of 1, so that an empty slot has an entry to attend to and no softmax over none.
   slots = Slots(
     caches=caches(("bkph", "bkhp", "bgkhr", "bgkrh")),
     lengths_b=filled("b", 1),
@@ -201,12 +204,14 @@ def prefill(model, layers, slots, buffers, tokens_bc, start, prompts, sources_b,
   rotary = rotary_angles(positions_bc, model.config)
   x_bcd, caches = model.embed(tokens_bc), []
   for i, layer in enumerate(layers):
+    # Whole prompts use the platform's kernel; chunks need the keys before them as well.
     if buffers is None:
       x_bcd, keys_values = layer(x_bcd, rotary, attention.Padded(lengths_b))
       caches.append(attention.prompt_cache(*keys_values))
     else:
       x_bcd, cache = layer(x_bcd, rotary, attention.Chunk(*buffers.caches[i], start))
       caches.append(cache)
+  # Selects the last token's state by a one-hot sum; 0 if that token is in another chunk.
   is_last_bc = positions_bc == lengths_b[:, None] - 1
   last_bd = jnp.einsum("bc,bcd->bd", is_last_bc.astype(x_bcd.dtype), x_bcd)
   prompts = prompts._replace(lengths_b=lengths_b)
@@ -216,6 +221,7 @@ def prefill(model, layers, slots, buffers, tokens_bc, start, prompts, sources_b,
 
   if buffers is None:
     return insert(slots), None
+  # A short prompt's last token is in an earlier chunk than the longest one's: keep its state.
   last_bd = jnp.where(is_last_bc.any(axis=1, keepdims=True), last_bd, buffers.last_bd)
   slots = jax.lax.cond((sources_b >= 0).any(), insert, lambda slots: slots, slots)
   return slots, Buffers(caches, last_bd)
@@ -223,6 +229,7 @@ def prefill(model, layers, slots, buffers, tokens_bc, start, prompts, sources_b,
 
 def _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids):
   """Slots with new prompts and the first token of each response."""
+  # All g responses draw their first token from one distribution, each with another random key.
   b, g = prompts.lengths_b.shape[0], slots.done_bg.shape[1]
   logits_b1v = model.logits(model.final_norm(last_bd[:, None]))
   logits_bgv = jnp.broadcast_to(logits_b1v, (b, g, logits_b1v.shape[-1]))
@@ -242,6 +249,7 @@ def _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids):
     new = reshard(new, jax.P()).at[jnp.maximum(sources_b, 0)].get(out_sharding=layout)
     return jnp.where(jnp.expand_dims(takes_b, range(1, old.ndim)), new, old)
 
+  # The ring buffers keep their old entries, which are older than the age 1 of the new responses.
   done_bg = jnp.arange(g) >= of_prompt(prompts.counts_b)[:, None]
   slots = slots._replace(
     caches=[
@@ -263,6 +271,7 @@ def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, draws, stop_ids):
   """Slots after sampling tokens_bg for the responses where writes_bg is True."""
   column = (slots.column + 1) % slots.tokens_bgr.shape[-1]
 
+  # One slice at the same column for all slots; those that do not write store their old value again.
   def write(ring_bgr, new_bg):
     old_bg = jax.lax.dynamic_index_in_dim(ring_bgr, column, axis=2, keepdims=False)
     new_bg = jnp.where(writes_bg, new_bg, old_bg)
@@ -284,6 +293,8 @@ def decode(model, layers, slots: Slots, free_slots, draws: Draws, stop_ids):
   r = slots.tokens_bgr.shape[-1]
 
   def step(slots):
+    # Reads the newest token, which is number ages_bg of its response, into the caches, and samples
+    # the next one. Shapes are static, so ended responses run too; active_bg drops their results.
     column = (slots.column + 1) % r
     positions_bg = slots.lengths_b[:, None] + slots.ages_bg - 1
     rotary = rotary_angles(positions_bg, model.config)
@@ -301,6 +312,7 @@ def decode(model, layers, slots: Slots, free_slots, draws: Draws, stop_ids):
     slots = slots._replace(caches=caches, column=column, ages_bg=ages_bg)
     return _record(slots, active_bg, tokens_bg, logprobs_bg, draws, stop_ids)
 
+  # A slot is done when all of its responses are.
   slots = jax.lax.while_loop(lambda s: s.done_bg.all(axis=1).sum() < free_slots, step, slots)
   rings = slots.tokens_bgr, slots.logprobs_bgr
   snapshot = HostSnapshot(slots.done_bg.all(axis=1), slots.ages_bg, *rings, slots.column)
@@ -314,6 +326,7 @@ def stream_of(prompt_id: str) -> int:
 
 def random_keys(seed_step, streams_b, offsets_b, positions_bg):
   """keys_bg: the key of each token, named by (seed, step, prompt, sample, position)."""
+  # fold_in is a hash, so a key depends on its five numbers alone, not on batch or slot.
   key = jax.random.fold_in(jax.random.key(seed_step[0]), seed_step[1])
 
   def of_token(stream, sample, position):
@@ -365,7 +378,7 @@ def _draw_on_cpu(key, logprobs_v, greedy):
 
 
 def pick_tokens(logits_bgv, draws, streams_b, offsets_b, positions_bg, on_cpu):
-  """As `pick`, each device for its own slots."""
+  """Runs `pick` on each device for its slots, because random draws need the whole vocabulary."""
   run = functools.partial(pick, on_cpu=on_cpu)
   if has_mesh():
     by_slot, bg = jax.P(ACT_AXES["b"], None, None), act_spec("bg")

@@ -135,7 +135,7 @@ class VllmEngine:
     try:
       self._fleet.push(Weights(self._files.root, folder, version, probe, dtype, adapters))
     finally:
-      self._files.keep_only(folder)  # a server that comes back gets these
+      self._files.keep_only(folder)  # kept for lost servers, which get them when they recover
 
   def close(self) -> None:
     for part in (self._fleet, self._files):
@@ -157,6 +157,7 @@ class VllmEngine:
     if not prompts:
       return
     self._check_modes(params.temperature)
+    # One thread for each request in flight: it blocks in an HTTP call and takes the next prompt.
     waiting, ended, cancelled = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
     for prompt in prompts:
       waiting.put(prompt)
@@ -177,7 +178,7 @@ class VllmEngine:
       threads.append(threading.Thread(target=work, daemon=True))
       threads[-1].start()
     try:
-      for _ in prompts:
+      for _ in prompts:  # as many results as prompts, in the order in which they end
         prompt, found = self._next(ended)
         if prompt is None:
           raise found
@@ -202,6 +203,7 @@ class VllmEngine:
         pass
 
   def _check_modes(self, temperature: float) -> None:
+    # At temperature 1 (and greedy, by the definition of Rollout) raw log-probs are the right ones.
     if temperature in (0.0, 1.0):
       return
     for member in self._fleet.ready():
@@ -241,6 +243,7 @@ class VllmEngine:
     for attempt in range(TRIES):
       if attempt and cancelled.wait(BACK_OFF * 2 ** (attempt - 1)):
         return None
+      # Waits until a server has room for n more responses.
       member = self._fleet.lease(n, cancelled)
       if member is None:
         return None
@@ -255,6 +258,7 @@ class VllmEngine:
         last, reason = str(error), "failed"
         if cancelled.is_set():
           return None
+        # A request that timed out may have left the server hanging: it is lost at once.
         is_late = isinstance(error.__cause__, TimeoutError)
         self._fleet.fault(member, error, cancelled, fatal=is_late)
       except UserError as error:
@@ -334,6 +338,7 @@ def _raise_in_all(error: Exception | None) -> None:
 
 def why_rejected(group: list[tuple], version: int, lag: int) -> str | None:
   """Why a group must not be trained on: aborted, rejected_mixed or rejected_old; None if it may."""
+  # A server's labels are text. With lag 1 a group may be of the version before the newest.
   allowed = set(map(str, range(version - lag, version + 1)))
   mixed = old = False
   for _, _, finish_reason, versions in group:

@@ -1,8 +1,8 @@
 """The servers of a run: which of them are live, which has room, and which weights each has.
 
 A server is used only while it is live: it answers, and it passed the check after its last push.
-One that fails is lost: its requests end at once and the other servers get them. It is polled, and
-when it answers again (with the weights that it read from disk) it gets the newest weights first.
+One that fails is lost: its requests end at once and are sent to the other servers. It is polled,
+and when it answers again (with the weights that it read from disk) it gets the newest weights.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from srl_jax.rollout.vllm_server import Server, ServerError
 from srl_jax.rollout.vllm_weights import Probe, Served, push, push_adapters
 
 START_SECONDS = 300.0  # a server needs 40 to 150 s to start
-HEALTH_EVERY = 2.0
-HEALTH_SECONDS = 10.0
+HEALTH_EVERY = 2.0  # seconds between two polls of /health
+HEALTH_SECONDS = 10.0  # timeout of a poll; a busy server answers late
 MISSES = 3  # answers from /health that stay out before a server is lost
 PUSHES = 2  # of the same weights to a server
 CLOSE_SECONDS = 2.0  # a thread may wait longer for a connection, but begins no call then
@@ -118,8 +118,8 @@ class Fleet:
   Args:
     urls: base URLs.
     public: see Server.
-    patience: seconds to wait for a server to come back when none is left.
-    check: called now and then while the start or `push` waits; what it raises ends the wait.
+    patience: seconds to wait for a lost server to recover when none is left.
+    check: called at least every second while the start or `push` waits; it may raise to end it.
     say: prints a line.
 
   Raises UserError when no server is ready in START_SECONDS, or they differ in their type.
@@ -172,8 +172,8 @@ class Fleet:
   ) -> None:
     """Calls function(member, ended) for all members, in threads, and raises the first error.
 
-    Returns when all have ended. What self.check raises meanwhile ends the wait: the calls to the
-    servers, which are `ended`'s, are cut, and no thread is waited for.
+    Returns when all have ended. An exception of self.check ends the wait: the calls to the servers,
+    which are owned by `ended`, are cut, and no thread is waited for.
     """
     ended, results = threading.Event(), queue.SimpleQueue()
 
@@ -184,6 +184,7 @@ class Fleet:
       except BaseException as error:  # raised again in the caller's thread
         results.put(error)
 
+    # Daemons: a call that hangs must not keep the process alive.
     for member in members:
       threading.Thread(target=work, args=(member,), daemon=True).start()
     errors = []
@@ -258,7 +259,7 @@ class Fleet:
           member.in_flight += n
           return member
         self._await_live(cancelled)
-        self._changed.wait(0.2)
+        self._changed.wait(0.2)  # with a timeout, because `cancelled` does not notify it
     return None
 
   def release(self, member: Member, n: int) -> None:
@@ -293,6 +294,7 @@ class Fleet:
     if not member.live:
       return
     member.faults += 1
+    # A single bad answer of a healthy server may be one request's fault.
     lost = fatal or member.faults >= FAULTS or not member.server.healthy(HEALTH_SECONDS, owner)
     if lost and not owner.is_set():
       self._lose(member, str(error))
@@ -303,6 +305,7 @@ class Fleet:
         return
       member.live, member.reason = False, reason
       self._changed.notify_all()
+    # Ends its requests in flight; their threads try again on another server.
     member.server.cut()
     rest = len(self.ready())
     self.say(f"vLLM server {member.server.url} is lost ({reason}); {rest} left")
@@ -313,7 +316,7 @@ class Fleet:
     Raises EngineError when the last server refuses the weights, or one fails the check.
     """
     with self._changed:
-      self.weights = weights
+      self.weights = weights  # also for a server that recovers during the push (_win_back)
       members = self.ready()
     self._side_by_side(lambda member, ended: self._push(member, weights, ended), members)
     with self._changed:
@@ -355,14 +358,15 @@ class Fleet:
           self._lose(member, f"{member.server.url}/health does not answer")
       elif healthy:
         self._win_back(member)
+        # One that answers but cannot be used is tried again at doubling intervals.
         pause = min(2 * pause, RETRY_SECONDS)
 
   def _win_back(self, member: Member) -> None:
     try:
-      # It may have been started anew with other settings.
+      # It may have been restarted with other settings.
       limits = read_limits(member.server, self._closed)
       if limits.dtype != self.dtype:
-        raise ServerError(f"{member.server.url} came back computing in {limits.dtype}")
+        raise ServerError(f"{member.server.url} was restarted and computes in {limits.dtype}")
       weights = self.weights
       if weights:
         member.take(weights, self._closed)
@@ -372,7 +376,7 @@ class Fleet:
       member.reason = str(error)
       return
     with self._changed:
-      if weights is not self.weights:  # a push came in between: the next round gives the newest
+      if weights is not self.weights:  # pushed meanwhile: the next round gives the newest
         return
       member.limits, member.live, member.faults = limits, True, 0
       self._announced = False

@@ -1,4 +1,4 @@
-"""What runs inside the vLLM server: it takes new weights from safetensors files in a shared folder.
+"""The part that runs inside the vLLM server: it loads weights from files in a shared folder.
 
 vLLM loads `register` in each of its processes through the entry point vllm.general_plugins, and a
 server that is started with `--weight-transfer-config '{"backend": "srl_jax"}'` calls WeightFiles.
@@ -75,6 +75,8 @@ class WeightFiles(WeightTransferEngine):
     for file in files:
       found |= shapes_in(file)
     check(found, expected, update_info.folder)
+    # vLLM may have fused or repacked weights after loading; a layer-wise reload undoes that, loads,
+    # and repeats it.
     initialize_layerwise_reload(self.model)
     self.model.load_weights(tensors_in(files))
     finalize_layerwise_reload(self.model, self.model_config)
@@ -87,6 +89,7 @@ class WeightFiles(WeightTransferEngine):
 
 def files_in(folder: str) -> list[pathlib.Path]:
   """The safetensors files of a folder under the root; ValueError for a folder outside it."""
+  # The folder's name is from the network: nothing outside the root may be opened, by ".." or links.
   root = pathlib.Path(os.environ.get("SRL_WEIGHTS_ROOT", "/dev/shm")).resolve()
   target = (root / folder).resolve()
   files = []
@@ -118,6 +121,7 @@ def expected_shapes(config) -> dict[str, tuple[int, ...]]:
   """{Hugging Face name: shape} of a dense model's weights; `config` is its PretrainedConfig."""
   d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
   heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+  # The same architectures and names as policy/weights.py, which cannot be imported here.
   h = getattr(config, "head_dim", None) or d // heads
   shapes = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
   if not config.tie_word_embeddings:

@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP: its address, its connections, what its answers mean."""
+"""The HTTP client of one vLLM server: address, connections, parsing of answers."""
 
 import contextlib
 import http.client
@@ -19,8 +19,8 @@ from srl_jax.errors import UserError
 CONNECT_SECONDS = 5.0
 LARGEST_ANSWER = 1 << 28  # bytes
 ANSWER_SECONDS = 60.0  # from the first byte of an answer to its last
-# Statuses that every server would give to the same request. A 404 is not one of them: it may come
-# from a proxy, or from a server that is being replaced.
+# Statuses that every server would return for the same request. A 404 is not one of them: it may be
+# a proxy's, or that of a server that is being replaced.
 WRONG_REQUEST = (400, 413, 422)
 LOWEST_LOGPROB = -1000.0  # of a token that was sampled; vLLM writes -9999 for minus infinity
 
@@ -111,6 +111,7 @@ class Server:
     """
     deadline = time.monotonic() + timeout
     kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+    # A connect takes milliseconds; the timeout of the answer is set after it.
     connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
     headers = {"Content-Type": "application/json"}
     if self._key:
@@ -123,7 +124,9 @@ class Server:
       sock.settimeout(timeout)
       with self._lock:
         self._open[sock] = owner
-      if owner is not None and owner.is_set():  # after the line above: no `cut` can come between
+      # Checked after the socket is registered: a `cut` before that line is seen here, a later one
+      # closes the socket.
+      if owner is not None and owner.is_set():
         raise ServerError(f"{where}: the call was ended")
       connection.response_class = _response_until(deadline)
       connection.request(method, path, None if body is None else json.dumps(body), headers)
@@ -170,7 +173,7 @@ class Server:
 class _Until(io.RawIOBase):
   """Reads a socket up to a moment, and for ANSWER_SECONDS from the first byte on.
 
-  A socket's own timeout begins again with every byte.
+  The timeout of a socket restarts with every byte.
   """
 
   def __init__(self, sock: socket.socket, deadline: float):
@@ -198,7 +201,7 @@ class _Until(io.RawIOBase):
 
 
 def _response_until(deadline: float):
-  """A response_class for http.client whose answers have to be complete at `deadline`."""
+  """A response_class for http.client: an answer that ends after `deadline` raises TimeoutError."""
 
   class Response(http.client.HTTPResponse):
     def __init__(self, sock, *args, **kwargs):
@@ -228,6 +231,7 @@ def read_group(
 
 
 def _read_choice(choice, max_tokens: int, stop_ids: Sequence[int], vocab_size: int) -> tuple:
+  # A server's answer is checked before it is trained on: one that contradicts itself is a fault.
   token_ids = tuple(choice["token_ids"])
   content = (choice["logprobs"] or {"content": []})["content"]
   logprobs = tuple(entry["logprob"] for entry in content)

@@ -190,6 +190,7 @@ def push(server: Server, folder: str, version: int, owner: threading.Event | Non
   Raises ServerError; the server may be paused then, or keep its old weights and version.
   """
   post = functools.partial(server.call, "POST", timeout=PUSH_SECONDS, owner=owner)
+  # The prefix cache has keys and values of the old weights, so it is cleared.
   post("/pause?mode=abort&clear_cache=true")
   post("/init_weight_transfer_engine", {"init_info": {}})
   try:
@@ -265,6 +266,7 @@ class Probe:
   def __init__(self, model: Qwen2, version: int, max_length: int):
     self.version = version
     config = model.config
+    # One token is sampled after the prompt. The prompt is fixed and spread over the vocabulary.
     length = min(PROBE_TOKENS, max_length - 1, config.max_position_embeddings - 1)
     self.tokens = [(31 * i * i + 17) % config.vocab_size for i in range(length)]
     self.ends = tuple(sorted({2, max(2, length // 4), length}))
@@ -288,7 +290,7 @@ class Probe:
     gaps = np.concatenate([self._gaps(server, served, end, owner) for end in self.ends])
     measure, limit = TOLERANCE[dtype]
     found = float(getattr(np, measure)(gaps))
-    if not found <= limit:
+    if not found <= limit:  # also when it is nan
       raise EngineError(
         f"{server.url}: after the push of step {self.version} its log-probs differ from the "
         f"policy's by {found:.2g} ({measure} of {len(gaps)}; {dtype} allows {limit:g}). It does "
@@ -334,6 +336,7 @@ def _logprobs_at(model, tokens_bt, ends):
   """logprobs_ev after the first `ends` tokens, of the first of the equal rows tokens_bt."""
   positions_bt = jnp.zeros_like(tokens_bt) + jnp.arange(tokens_bt.shape[1])
   hidden_btd = model.hidden(tokens_bt, positions_bt, jnp.ones_like(tokens_bt))
+  # Only the last token of each beginning needs logits.
   hidden_bed = jnp.stack([hidden_btd[:, end - 1] for end in ends], axis=1)
   logits_bev = reshard(model.logits(hidden_bed), jax.P())
   return jax.nn.log_softmax(logits_bev[0], axis=-1)

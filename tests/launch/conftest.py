@@ -1,4 +1,4 @@
-"""A checkout whose trainer and servers are stand-ins: the launch scripts alone are tested."""
+"""A checkout with a fake trainer and fake servers: only the launch scripts are tested."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Counts to 1,000 or as far as it gets, as a run does: SIGTERM saves and ends with 0.
+# Counts to 1,000 and saves, as a run does: SIGTERM saves and ends with 0.
 TRAINER = """
 import json, os, pathlib, signal, sys, time
 workdir = pathlib.Path([a for a in sys.argv if a.startswith("--workdir=")][-1].partition("=")[2])
@@ -26,7 +26,7 @@ step = int(saved.read_text()) if saved.exists() else 0
 print("training from", step, flush=True)
 last = int((workdir / "last").read_text()) if (workdir / "last").exists() else 10
 if process == "0" and step < last:
-  (workdir / "summary.json").unlink(missing_ok=True)  # as srl_jax.train does when it goes on
+  (workdir / "summary.json").unlink(missing_ok=True)  # as srl_jax.train does when it continues
 while step < last and not stop:
   time.sleep(0.02)
   step += 1
@@ -52,7 +52,7 @@ if "--config.rollout.engine=vllm" in sys.argv:
 
 @pytest.fixture
 def checkout(tmp_path):
-  """A copy of launch/ with stand-ins for srl_jax.train, vllm_server.sh and server_of_config.py."""
+  """A copy of launch/ with fakes of srl_jax.train, vllm_server.sh and server_of_config.py."""
   root = tmp_path / "checkout"
   shutil.copytree(ROOT / "launch", root / "launch")
   shutil.copy(ROOT / "requirements.txt", root)

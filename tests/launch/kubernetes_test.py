@@ -150,7 +150,7 @@ EVICTED = "Pod a/b-trainer-0-0-x has condition DisruptionTarget matching FailJob
 def test_failure_policy_restarts_saved_runs_but_not_bad_input(message, action):
   exits, evicted = JOBS["trainer"]["podFailurePolicy"]["rules"]
   assert exits["action"] == evicted["action"] == "FailJob"
-  assert exits["onExitCodes"]["values"] == [2, 75]  # not 69: servers may be away for ever
+  assert exits["onExitCodes"]["values"] == [2, 75]  # not 69: servers may never recover
   assert JOBS["trainer"]["backoffLimit"] == 0  # any other failure goes to the JobSet at once
   policy = JOBSET["spec"]["failurePolicy"]
   for rule in policy["rules"]:

@@ -1,4 +1,4 @@
-"""Tables 1 to 3: what would be started, and two rows for real with a tiny model."""
+"""Tables 1 to 3: the commands of a dry run, and two rows trained with a tiny model."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_dry_run_passes_flags_to_trainings_and_evaluations():
   [
     (
       ["--rows=sft_outline"],
-      "--rows: table 2 has no sft_outline",
+      "sft_outline",
     ),
     ([":modl=x"], "config argument 'modl' is unknown"),
     (["--config.sede=1"], "seed"),

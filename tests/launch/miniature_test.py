@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def dry_run(*arguments):
-  """[(module, flags)] of what would be started."""
+  """[(module, flags)] of the commands of a dry run."""
   done = subprocess.run(
     [sys.executable, "-m", "launch.miniature", "--dry_run", "--workdir=W", *arguments],
     cwd=ROOT,
@@ -29,7 +29,7 @@ def test_dry_run_has_all_rows_with_their_seeds_and_bases():
   order = list(trained)
   assert sum(name.startswith("srl-") for name in order) == 5
   assert sum(name.startswith("rlvr-") for name in order) == 3
-  for seed in range(1, 5):  # its base comes first, and is what the rows of one stage start from
+  for seed in range(1, 5):  # its base is trained first; rows of one stage start from it
     assert order.index(f"made_base-{seed}") < order.index(f"srl-{seed}")
     assert trained[f"srl-{seed}"]["--config.init_from"] == f"W/made_base-{seed}"
   assert "--config.init_from" not in trained["srl-0"]  # the shipped base

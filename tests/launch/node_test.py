@@ -14,7 +14,7 @@ from tests.launch.conftest import ROOT, tool
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 SAVED, AWAY = 75, 69
-SERVERS_ARE_AWAY = "raise SystemExit(75)"  # a trainer's end that nobody asked for
+SERVERS_ARE_AWAY = "raise SystemExit(75)"  # a trainer that ends without a signal
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -48,7 +48,7 @@ def starts(workdir):
 
 
 def long_run(tmp_path):
-  """A workdir whose run does not finish by itself."""
+  """A workdir of a run that does not finish by itself."""
   workdir = tmp_path / "w"
   workdir.mkdir()
   (workdir / "last").write_text("100000")
@@ -156,13 +156,13 @@ def test_servers_dry_run_shards_a_server_over_cards(call):
 def test_servers_refuse_cards_that_make_no_whole_server(call):
   done = call("node.sh", "--dry-run", "configs/a.py", SRL_CARDS_PER_SERVER="3")
   assert done.returncode == 2
-  assert "4 cards (4,5,6,7) do not make whole servers of SRL_CARDS_PER_SERVER=3" in done.stderr
+  assert "(4,5,6,7)" in done.stderr and "SRL_CARDS_PER_SERVER=3" in done.stderr
 
 
 def test_servers_refuse_a_config_without_servers(call):
   done = call("servers.sh", "0", "configs/a.py")
   assert done.returncode == 2
-  assert "rollout.engine has to be vllm" in done.stderr
+  assert "rollout.engine" in done.stderr and "rollout.servers" in done.stderr
 
 
 def test_node_runs_servers_and_trainer_and_ends_both(call, checkout, tmp_path):

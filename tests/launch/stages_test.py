@@ -1,4 +1,4 @@
-"""The stages of a table with small stand-ins: order, resuming, failures, signals."""
+"""The stages of a table with small fake commands: order, resuming, failures, signals."""
 
 import os
 import pathlib
@@ -41,7 +41,7 @@ if not stop:
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
-  """stage(name, after="", until="") of a stand-in."""
+  """stage(name, after="", until="") -> a stage with a fake command."""
   (tmp_path / "work.py").write_text(WORK)
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -68,9 +68,9 @@ def test_run_starts_stages_side_by_side_unless_one_needs_another(stage, tmp_path
   # Both wait until the other has begun; d waits for a free place.
   table = [stage("a", until="start c"), stage("b", "a"), stage("c", until="start a"), stage("d")]
   stages.run(table, tmp_path / "logs", jobs=2)
-  told = notes(tmp_path)
-  assert set(told[:2]) == {"start a", "start c"}
-  assert told.index("start b") > told.index("end a") and "end d" in told
+  noted = notes(tmp_path)
+  assert set(noted[:2]) == {"start a", "start c"}
+  assert noted.index("start b") > noted.index("end a") and "end d" in noted
   assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
     f"{name}.log" for name in "abcd"
   ]

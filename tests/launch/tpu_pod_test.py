@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh and detached.sh, with a gcloud that has each worker in a folder of its own."""
+"""launch/tpu_pod.sh and detached.sh, with a fake gcloud that has a folder for each worker."""
 
 import subprocess
 import time
@@ -32,7 +32,7 @@ done
 """
 
 
-# What is passed on to the workers, if it is set.
+# The variables that are passed on to the workers, if they are set.
 NOTHING_SET = dict.fromkeys(["PYTHON", "HF_HOME", "HF_TOKEN", "WANDB_API_KEY", "VLLM_API_KEY"], "")
 
 
@@ -103,7 +103,7 @@ def test_tpu_pod_refuses_a_config_outside_the_folder(call, tmp_path, given):
     "tpu_pod.sh", "--dry-run", given.format(here=here), "--workdir=/w", SRL_TPU_NAME="pod"
   )
   assert done.returncode == 2 and done.stdout == ""
-  assert "a.py: the workers get a copy of" in done.stderr and done.stderr.count("\n") == 1
+  assert "a.py: " in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_tpu_pod_stop_saves_on_all_workers(call, pod, tmp_path):
@@ -112,9 +112,9 @@ def test_tpu_pod_stop_saves_on_all_workers(call, pod, tmp_path):
   wait_for(workdir / "started", '["1"')
   time.sleep(0.5)
   again = call("tpu_pod.sh", "configs/a.py", f"--workdir={workdir}", **pod)
-  assert again.returncode == 2 and "a run goes on here" in again.stderr
+  assert again.returncode == 2 and "detached.sh --stop" in again.stderr
   assert call("tpu_pod.sh", "--stop", **pod).returncode == 0
-  assert run.wait(120) == SAVED  # what --follow tells
+  assert run.wait(120) == SAVED  # the exit code of --follow
   assert int((workdir / "saved").read_text()) > 0
   assert "nothing runs" in call("tpu_pod.sh", "--stop", **pod).stdout
 

@@ -30,7 +30,7 @@ def tiny():
 def policy():
   """policy(seed=0, vocab_size=96) -> Qwen2 in the layout of the set mesh; a new copy at each call.
 
-  Weights come from numpy and are large enough for logits that are far from uniform.
+  Weights are numpy's random numbers, large enough for logits that are far from uniform.
   """
 
   def make(seed=0, vocab_size=TINY.vocab_size):

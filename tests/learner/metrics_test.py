@@ -1,4 +1,4 @@
-"""What a run writes down, by hand; and that a continued run's files have no step twice."""
+"""The metrics of a step, by hand."""
 
 import json
 import math
@@ -20,7 +20,7 @@ MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
 
 
 def group(rewards, failures, lengths, dropped=None, prompt=3, index=0):
-  """A group whose action i has i + 1 words and whose monologues have two."""
+  """A group of responses with i + 1 words in action i and two in each monologue."""
   example = StepExample(f"p/{index}", "p", "srl", "2 + 2?", ["One."], None, "Two.", "4")
   scores, rollouts = [], []
   for i, (reward, failure, length) in enumerate(zip(rewards, failures, lengths)):

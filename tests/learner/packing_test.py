@@ -1,4 +1,4 @@
-"""Packing: nothing is lost, nothing is doubled, and every token knows where it is read from."""
+"""Packing: every token is packed exactly once, with the index of the state that predicts it."""
 
 from collections import Counter
 
@@ -46,7 +46,7 @@ def unpack(batches):
       )
       floats = [x[i] for x in (rows.advantages_bs, rows.loss_weights_bs, rows.sampler_logprobs_bs)]
       trained = floats[1] > 0
-      assert not trained[trained.sum() :].any()  # they come first
+      assert not trained[trained.sum() :].any()  # at the start of the axis s
       read = iter(np.flatnonzero(trained))
       for segment in range(1, segments.max() + 1):
         places = np.flatnonzero(segments == segment)
@@ -85,7 +85,7 @@ def expected(groups, share):
 @pytest.mark.parametrize("tokens_per_device", [32, 64, 128, 1000])
 @pytest.mark.parametrize("shards", [1, 4])
 def test_pack_has_every_response_once(groups, tokens_per_device, shards):
-  """Whether a group is cut over rows (32), or several share one (128)."""
+  """Also when a group is cut into several rows (32), or several groups share one (128)."""
   batches = pack(groups, tokens_per_device=tokens_per_device, **SETTINGS | {"shards": shards})
   assert Counter(unpack(batches)) == Counter(expected(groups, lambda n: 1 / (20 * n)))
   np.testing.assert_allclose(sum(rows.loss_weights_bs.sum() for rows in batches), 1, rtol=1e-6)
@@ -96,7 +96,7 @@ def test_pack_has_every_response_once(groups, tokens_per_device, shards):
 
 
 def test_pack_cuts_groups_and_shares_rows(groups):
-  """What the test above claims of its settings."""
+  """The settings of the test above do cover both cases."""
   cut = pack(groups, tokens_per_device=32, **SETTINGS)
   assert sum(rows.segments_bt.max(axis=1).sum() for rows in cut) > len(groups)
   shared = pack(groups, tokens_per_device=64, **SETTINGS)
@@ -184,8 +184,8 @@ def test_lines_have_every_response_after_its_prompt(groups, tokens_per_device, s
       assert Counter(found) == Counter(wanted)
       flat = lines_ml.reshape(-1)
       for place, copies in enumerate(copies_tg):
-        stands = set(np.flatnonzero(flat == place).tolist())
-        assert set(copies[copies >= 0].tolist()) == stands
+        wanted = set(np.flatnonzero(flat == place).tolist())
+        assert set(copies[copies >= 0].tolist()) == wanted
         assert (copies[0] >= 0) == (segments_t[place] > 0)
 
 
@@ -215,7 +215,7 @@ REAL = {"math": (MATH, 2048), "swe": (SWE, 3072)}
 
 
 def real_groups(rng, name, count):
-  """Groups of 8 whose responses are as long as the target and a monologue of some 60 tokens."""
+  """Groups of 8 responses, each about as long as the target and a monologue of 60 tokens."""
   lengths, most = REAL[name]
   groups = []
   for i in rng.integers(0, len(lengths), count):
@@ -269,7 +269,7 @@ def test_fill_of_longer_responses_has_the_same_shapes():
 
 
 def test_row_shapes_bound_the_memory_of_lines():
-  """However short the expected lengths are beside the longest."""
+  """Even if the expected lengths are short compared with the longest."""
   found = packing.Lengths(
     prompt=8000, response=100, line=8100, samples=8, expected=9.0, typical=300
   )
@@ -316,7 +316,7 @@ def test_row_shapes_use_blocks_where_they_save_work():
 
 
 def test_fill_cuts_groups_to_fill_rows_of_lines():
-  """Of groups of 600 in rows of 1,000 the second half-fills the first row, prompt and all."""
+  """Of groups of 600 tokens in rows of 1,000, half of the second one fills the first row."""
   lengths = [60] * 8 + [20]
   groups = [
     PackedGroup([i + 1] * 100, [Response([2] * n, [0.0] * n, float(i)) for n in lengths])

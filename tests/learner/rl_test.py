@@ -1,4 +1,4 @@
-"""The loop around a scripted engine: what a run asks for, trains on, writes down and ends with."""
+"""The training loop with a scripted engine: prompts, updates, written files, summary."""
 
 import json
 import math
@@ -24,7 +24,7 @@ MODEL = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature"
 
 
 class Scripted:
-  """Answers prompts with texts of a list; log-probs are those of a uniform distribution."""
+  """An engine that draws responses from a list, with the log-probs of a uniform distribution."""
 
   def __init__(self, texts):
     self.tokenizer, self.texts = load_tokenizer(MODEL), texts
@@ -88,7 +88,7 @@ def run(tmp_path, monkeypatch):
 def test_train_logs_steps_rollouts_and_a_summary(run, tmp_path):
   summary, rows, engine = run(GOOD)
   assert [row["step"] for row in rows] == [1, 2, 3] and summary["steps"] == 3
-  assert engine.versions == [0, 1, 2, 3]  # weights go to the engine before anything is sampled
+  assert engine.versions == [0, 1, 2, 3]  # version 0 is loaded before anything is sampled
   trained = {"loss", "grad_norm", "entropy", "ratio", "clip_fraction", "importance_weight"}
   trained |= {"logprob_gap_mean", "packed_share", "reward_mean", "reward_formed_mean", "rounds"}
   trained |= {"groups_kept", "response_tokens_mean", "monologue_words_mean", "truncated_share"}
@@ -112,7 +112,7 @@ def test_train_logs_steps_rollouts_and_a_summary(run, tmp_path):
 
 
 def test_train_makes_no_second_pass_for_one_step_a_batch(run, tmp_path, monkeypatch):
-  """Nothing is scored besides the update, importance weights included; two steps do score."""
+  """One step needs no log-prob pass besides the update, importance weights included; two do."""
   score, calls = update.logprobs_of_all, []
   monkeypatch.setattr(update, "logprobs_of_all", lambda *args: calls.append(1) or score(*args))
   _, rows, _ = run(GOOD)
@@ -122,7 +122,7 @@ def test_train_makes_no_second_pass_for_one_step_a_batch(run, tmp_path, monkeypa
 
 
 def test_train_samples_prompts_in_their_order(run):
-  """By (seed, epoch), under a name that is new in every epoch; the step is part of the seed."""
+  """Their ids are new in every epoch."""
   _, rows, engine = run(GOOD, algorithm__dynamic_sampling=False)
   assert len(engine.asked) == len(set(engine.asked)) == 12
   assert [params.step for params in engine.params if params.temperature] == [0, 1, 2]
@@ -131,14 +131,14 @@ def test_train_samples_prompts_in_their_order(run):
 
 
 def test_train_takes_several_steps_on_a_batch(run):
-  """The second and third are off policy: clipped now and then, and the ratio is no longer 1."""
+  """The second and third are off-policy: some tokens are clipped, and the ratio is not 1."""
   _, rows, _ = run(GOOD, algorithm__steps_per_batch=3, optimizer__lr=3e-3, batch__prompts=6)
   assert any(row["clip_fraction"] > 0 for row in rows)
   assert all(abs(row["ratio"] - 1) > 1e-4 for row in rows)
 
 
 def test_train_measures_the_logprob_gap_before_the_update(run, tmp_path):
-  """However far the several steps on a batch move the policy."""
+  """It does not depend on how far the steps on a batch move the policy."""
   several, gaps = dict(algorithm__steps_per_batch=3, batch__prompts=6), []
   for lr in (1e-9, 3e-3):
     _, rows, _ = run(GOOD, tmp_path / str(lr), optimizer__lr=lr, **several)
@@ -147,7 +147,7 @@ def test_train_measures_the_logprob_gap_before_the_update(run, tmp_path):
 
 
 def test_train_keeps_the_metrics_of_a_step_whose_push_fails(run, tmp_path, monkeypatch):
-  """What was trained is saved, with its line, and the next run goes on behind it."""
+  """The trained step is saved with its line of metrics, and the next run continues after it."""
   load_weights = Scripted.load_weights
 
   def failing(self, model, version):
@@ -178,7 +178,7 @@ def test_train_without_held_out_examples_keeps_the_last_step(run):
 
 
 def test_train_ends_after_ten_steps_without_a_group(run, tmp_path):
-  """Nobody follows the format: ten steps without a group to train on, and the reason."""
+  """No response follows the format: an error after ten steps without a group to train on."""
   with pytest.raises(ValueError, match="step 10: 10 steps"):
     run(["no monologue"], train__steps=50)
   rows = lines_of(tmp_path)[1:]
@@ -188,19 +188,19 @@ def test_train_ends_after_ten_steps_without_a_group(run, tmp_path):
 
 
 def test_train_warns_of_a_first_step_without_a_well_formed_response(run, capsys):
-  """Once, with three samples, their reason, and a remedy that is not about the filter."""
+  """A single warning with three samples, their reason, and remedies for the format alone."""
   with pytest.raises(UserError) as error:
     run(["no monologue"], train__steps=50)
   said = capsys.readouterr().out
   assert said.count("'no monologue'") == 3 and "no_open 48" in said
   for text in (said, str(error.value)):
-    assert "std_epsilon" not in text and "format_warmup" in text
+    assert "std_epsilon" not in text and "prompt.example=True" in text
   run(GOOD)
   assert "well-formed" not in capsys.readouterr().out
 
 
 def test_train_names_the_step_of_a_loss_that_is_not_finite(run, tmp_path, monkeypatch):
-  """And leaves the last checkpoint as it was."""
+  """The last checkpoint is left unchanged."""
   train_on, calls = rl.train_on, []
 
   def poisoned(run, *args):
@@ -239,7 +239,7 @@ def lagged(run, monkeypatch):
 
 
 def test_train_with_lag_samples_with_the_weights_of_the_step_before(lagged, tmp_path):
-  """Step k trains on rollouts of the weights after step k - 1 less one; all of one version."""
+  """Step k trains on rollouts of version k - 2, one older than the newest."""
   off = dict(algorithm__dynamic_sampling=False)
   _, rows, engine = lagged(GOOD, train__steps=4, **off)
   assert [row["step"] for row in rows] == [1, 2, 3, 4]

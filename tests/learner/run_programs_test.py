@@ -87,7 +87,7 @@ def test_use_cache_is_in_the_users_folder_by_default(monkeypatch, tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "srl_jax" / "programs")
     assert str(tmp_path / "srl_jax" / "programs") in said
     jax.config.update("jax_compilation_cache_dir", None)
-    assert programs.use_cache() is None  # the folder is there: it is told once
+    assert programs.use_cache() is None  # the folder exists: no second message
   finally:
     jax.config.update("jax_compilation_cache_dir", chosen)
     for name, value in before.items():

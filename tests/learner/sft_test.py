@@ -1,4 +1,4 @@
-"""Supervised runs: which examples a step has, what is learnt, and the stop rule."""
+"""Supervised runs: the examples of a step, the trained tokens, the stop rule."""
 
 import json
 import pathlib
@@ -30,7 +30,7 @@ VOCABULARY = json.loads((MODEL / "config.json").read_text())["vocab_size"]
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3))
 def test_train_sft_has_every_example_once_an_epoch(count, size, seed):
-  """The last batch of an epoch may be short; the order is another one in every epoch."""
+  """The last batch of an epoch may be short; each epoch has another order."""
   per_epoch = -(-count // size)
   batches = [sft.batch_of(step, count, size, seed) for step in range(2 * per_epoch)]
   assert [len(b) for b in batches[: per_epoch - 1]] == [size] * (per_epoch - 1)
@@ -60,7 +60,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_train_sft_lowers_the_loss_and_logs_it(run, tmp_path, monkeypatch):
-  """The trained tokens are the responses and their end, and nothing of the prompts."""
+  """The trained tokens are the targets and their end tokens, none of the prompts."""
   trained, train_step = [], update.train_step
 
   def spy(tx, state, batches, loss):
@@ -77,7 +77,7 @@ def test_train_sft_lowers_the_loss_and_logs_it(run, tmp_path, monkeypatch):
   start, *rows = rows  # the validation before step 1
   assert start["step"] == 0 and start["validation_loss"] > rows[3]["validation_loss"]
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
-  assert rows[0]["loss"] == pytest.approx(np.log(VOCABULARY), abs=0.1)  # it knows nothing
+  assert rows[0]["loss"] == pytest.approx(np.log(VOCABULARY), abs=0.1)  # random weights
   assert rows[3]["loss"] < rows[0]["loss"] - 0.1
   assert rows[3]["validation_loss"] < rows[1]["validation_loss"]
   ends = sum(int((targets == 5).sum()) for targets in trained)
@@ -91,7 +91,7 @@ OPENING = CHAT_TEMPLATE + "{%- if add_generation_prompt -%}{{- '<think>\\n' -}}{
 
 @pytest.fixture
 def opened(tmp_path):
-  """What sft reads of a run whose chat template opens the think block; single steps to learn."""
+  """The fields that sft reads of a run, with a chat template that opens the think block."""
   shutil.copytree(MODEL, tmp_path / "model")
   settings = json.loads((MODEL / "tokenizer_config.json").read_text())
   settings["chat_template"] = OPENING
@@ -130,7 +130,7 @@ def test_train_sft_does_not_train_a_tag_of_the_template(opened):
 
 
 def test_train_sft_leaves_a_tag_of_the_template_out_of_the_stop_rule(opened):
-  """The longest response just fits, and repeating the targets is exact."""
+  """The longest response just fits, and repeated targets count as exact."""
   prompts = opened.train_prompts
   sizes = []
   for i in range(len(prompts.examples)):

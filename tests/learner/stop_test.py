@@ -1,4 +1,4 @@
-"""How a run is asked to stop."""
+"""Stopping a run by signals."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_stop_signal_is_raised_while_nothing_can_be_saved(stop):
 
 
 def test_stop_signal_waits_while_it_is_held(stop):
-  """And is asked right behind."""
+  """A stop is delayed to the end of the block."""
   with stop.held():
     os.kill(os.getpid(), signal.SIGTERM)
     stop.raise_if_stopped()
@@ -51,7 +51,7 @@ def test_stop_signal_waits_while_it_is_held(stop):
 
 
 def test_stop_signal_during_a_barrier_counts_next_time(stop, monkeypatch):
-  """The others did not hear of it, so all go on; it must not be forgotten either."""
+  """The other processes do not know of it yet, so all continue; but it must not be lost."""
 
   def gather(name):
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The update: packed, cut and sharded in any way, it is the update of one sequence a row."""
+"""The update: packed, cut and sharded in any way, it equals the update with one sequence a row."""
 
 import collections
 import contextlib
@@ -31,7 +31,7 @@ def loss_with(**values):
 LOSS = loss_with()
 WIDTH = 32  # of the naive rows, and the constant of aggregate "constant"
 MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"]
-SHARDS = dict(zip([None, *MESHES], [1, 8, 8, 4, 4]))  # that rows are cut over
+SHARDS = dict(zip([None, *MESHES], [1, 8, 8, 4, 4]))  # of the batch, on each mesh
 
 
 def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", layout="blocks"):
@@ -176,7 +176,7 @@ def test_train_step_of_packed_rows_equals_one_sequence_a_row(policy, groups, cas
 
 @pytest.mark.parametrize("tokens_per_device, shards", [(32, 1), (32, 4), (128, 1)])
 def test_train_step_does_not_depend_on_micro_batches(policy, groups, tokens_per_device, shards):
-  """Rows of 32 cut groups apart, 4 rows of 32 are one micro-batch, 128 takes two rows of 64."""
+  """Rows of 32 cut groups, 4 rows of 32 are one micro-batch, 128 are two rows of 64."""
   model = policy()
   totals, grads, _ = gradients(model, pack(groups, tokens_per_device, shards))
   wanted_totals, wanted, _ = gradients(model, pack(groups, 64))
@@ -187,9 +187,9 @@ def test_train_step_does_not_depend_on_micro_batches(policy, groups, tokens_per_
 
 @pytest.mark.parametrize("mesh", all_meshes("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"))
 def test_train_step_of_lines_is_the_same(policy, groups, mesh):
-  """The form for attention kernels, here on XLA, gives what the block mask gives.
+  """The layout for attention kernels, here computed by XLA, equals the mask.
 
-  And so do chunks of 24, which do not divide the 128 places of a row.
+  So do chunks of 24, which do not divide the 128 tokens of a row.
   """
   wanted_totals, wanted, _ = gradients(policy(), pack(groups, 64, layout=None))
   batches = pack(groups, 128, SHARDS[mesh], layout="lines")  # more than one group a row
@@ -204,7 +204,7 @@ def test_train_step_of_lines_is_the_same(policy, groups, mesh):
 
 @pytest.mark.parametrize("mesh", all_meshes("data=8", "data=2,fsdp=2,tensor=2"))
 def test_train_step_of_blocks_is_the_same(policy, groups, mesh):
-  """The form for plain XLA gives what the block mask gives."""
+  """The layout for plain XLA on CPUs equals the mask."""
   batches = []
   for rows in pack(groups, 128, SHARDS[mesh], layout=None):
     arrays = rows.positions_bt, rows.segments_bt, rows.branches_bt
@@ -311,7 +311,7 @@ def test_train_step_has_golden_metrics(policy, groups):
   """One step's numbers on fixed weights and data.
 
   Change them only with a change that is meant to alter the loss, the model or the optimiser, and
-  say so in the commit; a refactoring or a new JAX must reproduce them.
+  explain them in the commit; a refactoring or a new JAX must reproduce them.
   """
   tx = optimizer_of()
   _, model, _, metrics = one_step(policy(), groups, tx)
@@ -415,7 +415,7 @@ def on_one_device(policy, groups):
 
 @pytest.mark.parametrize("spec", MESHES)
 def test_train_step_on_eight_devices_equals_one(policy, groups, on_one_device, spec):
-  """Loss, gradients and one optimiser step; the moments lie where their weights do."""
+  """Loss, gradients and one optimiser step; moments are sharded as their weights."""
   value, grads, wanted, wanted_moments, metrics = on_one_device
   mesh = make_mesh(spec)
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -425,7 +425,7 @@ def test_train_step_on_eight_devices_equals_one(policy, groups, on_one_device, s
     assert_trees_close(found, grads)
     _, model, moments, found_metrics = one_step(policy(), groups, optimizer_of(), shards)
     assert found_metrics == pytest.approx(metrics, abs=1e-5)
-    # Adam divides a gradient by itself: where that is next to nothing, rounding is what moves.
+    # Adam's first step is lr x sign(gradient): where the gradient is nearly 0, rounding decides.
     clear = jax.tree.map(lambda g: np.abs(g) > 1e-4, grads)
     assert np.mean([mask.mean() for mask in jax.tree.leaves(clear)]) > 0.8
     inside = lambda tree: jax.tree.map(lambda x, mask: np.where(mask, x, 0), tree, clear)
@@ -451,12 +451,12 @@ def test_train_step_with_a_vocabulary_that_devices_do_not_divide(policy, groups,
   assert_trees_close(grads, wanted_grads)
 
 
-# ---- what the programs are
+# ---- the compiled programs
 
 
 @pytest.fixture
 def warnings_of_xla(capfd):
-  """warnings_of_xla() -> what XLA said since the test began, of programs that are compiled anew."""
+  """warnings_of_xla() -> XLA's warnings since the test began; programs are compiled again."""
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()
   jax.clear_caches()
@@ -483,8 +483,8 @@ def test_accumulate_makes_xla_replicate_nothing(policy, groups, warnings_of_xla,
 
 @pytest.mark.slow
 def test_xla_warns_when_it_replicates(warnings_of_xla):
-  """A lookup in a table that is cut in two directions, as policy.model.embed would be without its
-  reshard: else the test above could not fail.
+  """A lookup in a table that is sharded along both axes, as policy.model.embed would be without
+  its reshard. Without this warning the test above could not fail.
   """
   axes = ("data", "fsdp", "tensor")
   mesh = jax.make_mesh((2, 2, 2), axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)

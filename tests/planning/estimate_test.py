@@ -30,7 +30,7 @@ def test_work_counts_a_prompt_once():
 
 
 def test_work_flops_are_six_times_weights_and_tokens():
-  """A response alone, so short that attention is nothing: 6 x matmul weights x tokens."""
+  """A response alone, so short that attention is negligible: 6 x matmul weights x tokens."""
   work = estimate.Work(prompts=1, samples=1, prompt_tokens=0, response_tokens=1)
   head = QWEN.vocab_size * QWEN.hidden_size
   weights = 7_615_616_512 - head  # all but the embedding; norms and biases are 0.002 %
@@ -45,7 +45,7 @@ def test_link_seconds_are_those_of_rings():
 
 
 def test_step_by_hand():
-  """Compute hides the links; the optimiser's step and further passes come on top."""
+  """Compute hides the links; the optimiser's step and further passes are added."""
   work = estimate.work_of(config(), 1500, 1000)
   programs = {"apply": Program("apply", 10**10, 0, 10**10, 0)}
   found = estimate.step(config(), QWEN, NODE, work, MESH, programs, peak=1e15)
@@ -65,7 +65,7 @@ def test_step_by_hand():
 
 
 def test_step_computes_the_last_micro_batch_whole():
-  """256 devices hold 4.2 million tokens: the step's 5.7 million places are two micro-batches."""
+  """256 devices hold 4.2 million tokens, so the 5.7 million of the step are two micro-batches."""
   pod = TOPOLOGIES["v6e-256"]
   work = estimate.work_of(config(), 1500, 1000)
   programs = {"apply": Program("apply", 0, 0, 0, 0)}
@@ -75,12 +75,12 @@ def test_step_computes_the_last_micro_batch_whole():
   done = work.flops(QWEN) * 2 * 256 * 16384 / 4_864_000 * 4 / 3
   assert found["step_s"] == pytest.approx(done / (256 * 0.55e15))
   twice = config()
-  twice.algorithm.steps_per_batch = 3  # each optimiser step has a micro-batch of its own
+  twice.algorithm.steps_per_batch = 3  # each optimiser step has a separate micro-batch
   assert estimate.step(twice, QWEN, pod, work, mesh, programs, peak=1e15)["micro_batches"] == 3
 
 
 def found(peak, kept=10, limit=59, sampler=0):
-  """What estimate.memory gives, in GiB."""
+  """A result of estimate.memory, in GiB."""
   parts = {"parameters": kept / 4, "moments": kept / 2, "gradients": kept / 4}
   sizes = parts | {"sampler": sampler, "peak": peak, "limit": limit}
   return {name: int(size * GIB) for name, size in sizes.items()} | {"fits": peak <= limit}
@@ -119,7 +119,7 @@ def test_advice_adds_devices_for_weights_that_do_not_fit():
 
 
 def test_advice_names_meshes_that_divide_the_model():
-  """Its 3,584 = 512 x 7 can be cut in 512, not in 1,024."""
+  """A hidden size of 3,584 = 512 x 7 can be sharded in 512 parts, not in 1,024."""
   large = found(peak=700, kept=500, limit=16)
   (line,) = advice(config(), large, MESH | {"fsdp": 64})
   assert line.startswith("mesh = 'data=1,fsdp=512,tensor=1', more devices: ")
@@ -129,10 +129,7 @@ def test_advice_names_meshes_that_divide_the_model():
 
 def test_advice_removes_the_samplers_weights_first():
   first, second, *_ = advice(config(), found(peak=70, sampler=14.2))
-  assert first == (
-    "rollout.engine = 'vllm' (now 'builtin', which keeps 14.2 GiB of weights of its own on each "
-    "device)"
-  )
+  assert first.startswith("rollout.engine = 'vllm'") and "14.2 GiB" in first
   assert second == "batch.tokens_per_device = 8192 (now 16384)"
 
 

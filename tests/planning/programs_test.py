@@ -1,4 +1,4 @@
-"""The programs of a plan, compiled for simulated devices: what they need is what a run would."""
+"""The programs of a plan, compiled for simulated devices, and the memory that they need."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def test_state_of_has_full_rows(state):
 
 
 def test_device_bytes_are_a_devices_part(state):
-  """Weights in float32, cut in four by fsdp but for the biases; moments twice that."""
+  """Weights in float32, sharded in four along fsdp except the biases; moments twice that."""
   biases = 2 * (2 + 1 + 1) * 16  # of 2 layers: q, k and v, not cut
   expected = 4 * ((WEIGHTS - biases) // 4 + biases)
   assert programs.device_bytes(state.model) == expected
@@ -70,7 +70,7 @@ def test_calls_count_what_is_resident(calls, state):
 
 
 def test_sampler_bytes_are_those_of_the_decoding_copy(config, state):
-  """As the sampler makes it: in the compute type, whole along fsdp and in halves along tensor."""
+  """As the sampler makes it: compute type, replicated along fsdp, sharded along tensor."""
   config = config.copy_and_resolve_references()
   config.rollout.engine, config.dtype = "builtin", "bfloat16"
   assert programs.sampler_bytes(config, state) == 2 * WEIGHTS

@@ -61,7 +61,7 @@ def test_text_has_every_figure(plan):
   assert "sampler" not in page
 
 
-def test_text_of_a_run_that_samples_itself(plan):
+def test_text_of_a_run_with_the_built_in_engine(plan):
   plan["engine"], plan["memory"]["sampler"] = "builtin", 14 * GIB
   page = report.text(plan)
   assert "rollout.engine builtin" in page and "14.00  sampler's copy of the weights" in page

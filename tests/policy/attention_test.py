@@ -1,4 +1,4 @@
-"""attend: who sees whom, the cache's ring, and decoding equal to reading everything at once."""
+"""attend: masks, the ring buffer of the cache, and decoding equal to a full forward pass."""
 
 import functools
 import math
@@ -44,9 +44,9 @@ def test_visible_by_hand():
 
 
 def lines_of_two_groups():
-  """A row of 16 places: prompts of 3 and 2 with two responses each, and a place of padding.
+  """A row of 16 tokens: prompts of 3 and 2 with two responses each, and one token of padding.
 
-  Each prompt and response is a line of 128, as splash wants them; a fifth line is empty.
+  Each prompt and response is a line of 128, as splash requires; a fifth line is empty.
   """
   prompts = [[0, 1, 2], [8, 9]]
   responses = [[[3, 4], [5, 6, 7]], [[10], [11, 12, 13, 14]]]
@@ -67,7 +67,7 @@ def lines_of_two_groups():
 
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
 def test_attend_lines_leak_nothing(monkeypatch, kernel):
-  """What is not seen changes not one bit of an output, nor of a gradient."""
+  """Tokens that are masked change no bit of an output, nor of a gradient."""
   interpret = jax.default_backend() != "tpu"
   monkeypatch.setattr(kernels, "_splash", functools.partial(kernels._splash, interpret=interpret))
   state = lines_of_two_groups()
@@ -101,7 +101,7 @@ def test_attend_lines_leak_nothing(monkeypatch, kernel):
 
 @pytest.mark.parametrize("dtype, atol", [("float32", 3e-5), ("bfloat16", 2e-2)])
 def test_attend_in_chunks_equals_the_whole(dtype, atol):
-  """40 tokens in chunks of 8, with scores up to some hundreds in any block; the cache too."""
+  """40 tokens in chunks of 8, with scores of up to some hundreds in any block; the cache too."""
   rng = np.random.default_rng(8)
   scale_bt11 = rng.choice([1, 10], (2, 40, 1, 1))
   draw = lambda heads, scale=1: jnp.asarray(rng.normal(size=(2, 40, heads, 16)) * scale, dtype)
@@ -130,7 +130,7 @@ def softmax_attention(q_nh, k_skh, v_skh):
 
 
 def cached_case():
-  """Random queries, keys and a ring of 5 slots, written at column 1, of 4 prompts x 2 responses."""
+  """Random queries, keys and ring buffers of 5 entries, written at column 1; 4 prompts x 2."""
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   b, g, p, r, n, k, h = 4, 2, 6, 5, 4, 2, 8
@@ -146,7 +146,7 @@ def test_cached_reads_its_prompt_and_its_own_slots():
   out, (k_bgkhr, v_bgkrh) = jax.jit(attend)(q, new_k, new_v, state)
   for b in range(4):
     for g in range(2):
-      # Slots from the oldest of this response to the one just written, across the ring's end.
+      # Entries from the oldest of this response to the newest, across the end of the ring buffer.
       slots = [(1 - age) % 5 for age in range(state.ages_bg[b, g])]
       keys, values = state.k_bgkhr[b, g].copy(), state.v_bgkrh[b, g].copy()
       keys[:, :, 1], values[:, 1] = new_k[b, g], new_v[b, g]
@@ -179,7 +179,7 @@ def test_cached_is_the_same_on_a_mesh():
 
 @pytest.mark.parametrize("case", ["gqa2-untied", "gqa7-untied", "qwen3", "llama3-rope-tied"])
 def test_greedy_decoding_equals_the_full_forward_pass(hf_case, case):
-  """Two prompts, two responses each that part at their first token; the ring has no spare slot."""
+  """Two prompts, two responses each with different first tokens; the ring buffer is just full."""
   config, model = hf_case(case).config, hf_case(case).model
   prompts = [[5, 6, 7, 8, 9], [11, 12]]
   tokens, steps = np.zeros((2, 5), np.int32), 6

@@ -20,7 +20,7 @@ JUNK += [[], [1], {}, {"a": 1}, ["sliding_attention"], {"rope_type": []}, {"rope
 
 
 def mutated(draw):
-  """The bytes of a config.json with other values for some keys or, one in five, other bytes."""
+  """A config.json as bytes, with changed values of some keys or, one in five, changed bytes."""
   raw = json.loads(SOUND.read_text())
   for _ in range(draw.randrange(1, 4)):
     key = draw.choice([*raw, *KEYS])

@@ -1,4 +1,4 @@
-"""Small models that Hugging Face's own code made and wrote, for parity."""
+"""Small models that transformers itself made and wrote, for parity."""
 
 import types
 
@@ -88,7 +88,7 @@ def their_logits():
 def rows():
   """rows([[(segment, tokens) ...] ...], t) -> tokens_bt, positions_bt, segments_bt.
 
-  Pieces of a row stand one behind the other; segment 0 is padding (its positions are 0).
+  The pieces of a row follow each other; segment 0 is padding (its positions are 0).
   """
 
   def pack(pieces_of_rows, t):

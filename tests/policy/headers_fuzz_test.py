@@ -90,7 +90,7 @@ def test_read_headers_refuses_a_damaged_header(sound, tmp_path, name):
   header = json.loads(header)
   DAMAGED[name](header)
   write(tmp_path / "model.safetensors", json.dumps(header).encode(), tensors)
-  with pytest.raises(UserError, match="copy"):
+  with pytest.raises(UserError, match=str(tmp_path)):
     hf_files.read_headers(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_read_headers_refuses_a_repeated_name(sound, tmp_path):
   header, tensors = parts(sound / "model.safetensors")
   for one in (header.replace(b"layers.1", b"layers.0"), DEEP, b"{" * 9):
     write(tmp_path / "model.safetensors", one, tensors)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match=str(tmp_path)):
       hf_files.read_headers(tmp_path)
 
 
@@ -148,7 +148,7 @@ def damaged(draw, header, tensors):
 
 @pytest.mark.slow
 def test_load_hf_of_damaged_headers_loads_the_same_or_refuses(tmp_path, capsys):
-  """With load_hf behind it, which compares names and shapes with config.json."""
+  """read_headers, then load_hf, which compares names and shapes with config.json."""
   config = ModelConfig(11, 8, 12, 2, 2, 1, 4)
   save_hf(config, init(config, 0), tmp_path / "model")
   path = tmp_path / "model" / hf_files.WEIGHTS

@@ -71,7 +71,7 @@ def test_kernel_equals_plain_attention(kernel):
 
 @pytest.mark.parametrize("kernel", RUN)
 def test_kernel_leaks_nothing_between_segments(kernel):
-  """Padding and later tokens do not change one bit of what stands before them, nor its gradient."""
+  """Neither changes a bit of the output before it, nor of the gradients."""
   dtype, _ = runs(kernel)
   q, k, v = arrays(0, dtype)
   slope = arrays(1, dtype)[0]
@@ -82,7 +82,7 @@ def test_kernel_leaks_nothing_between_segments(kernel):
   ):
     mask = np.broadcast_to(np.asarray(real), found.shape)
     assert (found[mask] == wanted[mask]).all()
-  # The future: what comes after place 60 of a row.
+  # Later tokens: those after token 60 of a row.
   changed = [x.at[:, 61:].set(y[:, 61:]) for x, y in zip((q, k, v), arrays(3, dtype))]
   found, wanted = (results(kernel, *x, slope)[0] for x in (changed, (q, k, v)))
   assert (found[:2, :61] == wanted[:2, :61]).all() and (found[0, 61:] != wanted[0, 61:]).any()

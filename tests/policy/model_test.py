@@ -13,7 +13,7 @@ from tests.policy.conftest import CASES
 
 RNG = np.random.default_rng(0)
 LONG, LEFT, A, B, C = (RNG.integers(1, 96, n) for n in (24, 13, 9, 1, 8))
-JUNK = RNG.integers(1, 96, 24)  # what stands at padding
+JUNK = RNG.integers(1, 96, 24)  # token ids at padding
 
 
 def full_logits(model, *row_arrays, **kwargs):
@@ -39,7 +39,7 @@ def test_logits_equal_transformers(hf_case, their_logits, rows, case):
   assert ours.dtype == np.float32
   for row, start, tokens in [(0, 0, LONG), (1, 5, LEFT), (2, 0, A), (2, 9, B), (2, 14, C)]:
     theirs = their_logits(hf.theirs, tokens)
-    assert theirs.std() > 0.1  # else closeness would say nothing
+    assert theirs.std() > 0.1  # otherwise closeness would prove nothing
     np.testing.assert_allclose(ours[row, start : start + len(tokens)], theirs, rtol=0, atol=1e-5)
 
 
@@ -59,7 +59,7 @@ def shared_row():
 
 
 def test_model_of_a_shared_prompt_equals_each_response_alone(hf_case, rows):
-  """Branches: loss and every gradient as if each response had its own copy of the prompt."""
+  """With branches, loss and gradients are those of a copy of the prompt for each response."""
   model = hf_case("gqa2-untied").model
   weight = RNG.normal(size=(2, 24, 96))  # of each logit in the loss, by response and position
 
@@ -211,7 +211,7 @@ def test_real_models_equal_transformers(real_models, their_logits, rows, name, d
 
 
 def test_head_gradient_is_summed_in_float32():
-  """600 equal parts: in bfloat16 their sum would stand still at 256."""
+  """600 equal parts: in bfloat16 the sum would stop at 256."""
   master = jnp.zeros((1, 1))
 
   def total(master):

@@ -1,4 +1,4 @@
-"""Meshes: the same numbers on all of them, weights cut as written, clear refusals."""
+"""Meshes: the same numbers on all of them, weights sharded as the tables say, refusals."""
 
 import dataclasses
 
@@ -60,7 +60,7 @@ def test_sharded_loss_and_gradients_equal_one_device(family, spec):
 
 
 def _cuts(layout, spec):
-  """Parts that a weight of this layout is cut into."""
+  """Number of shards of a weight with this layout."""
   sizes = S.parse_mesh(spec)
   return int(np.prod([sizes[axis] for axis in layout if axis]))
 
@@ -115,14 +115,14 @@ def test_check_mesh_looks_at_every_size(letter, name):
     S.check_mesh(f"{axis}=8", sizes)
 
 
-def test_gather_casts_before_it_moves():
-  """bfloat16, not the float32 master, goes over the wire; tensor stays cut."""
+def test_all_gather_weight_casts_before_it_communicates():
+  """bfloat16 is sent, not the float32 master; the weight stays sharded along tensor."""
   with jax.set_mesh(S.make_mesh("fsdp=4,tensor=2")):
     weight = S.put(np.ones((8, 2, 4), np.float32), "")
     weight = jax.jit(lambda w: S.reshard(w, S.param_spec("dnh")))(weight)
     gather = jax.jit(lambda w: S.all_gather_weight(w, "dnh", jnp.bfloat16))
     spec = gather(weight).sharding.spec
-    # "reduced": the gradient is summed over the batch's axes when it is cut again.
+    # "reduced": the gradient is summed over the batch's axes when it is sharded again.
     assert spec == P(None, "tensor", None, reduced={"data", "fsdp"})
     program = gather.lower(weight).compile().as_text()
   moved = [line for line in program.splitlines() if " all-gather" in line]

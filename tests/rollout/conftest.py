@@ -17,7 +17,7 @@ from srl_jax.rollout.vllm_client import VllmEngine
 
 @pytest.fixture(scope="session")
 def weights_root():
-  """A root of the tests' own, so that a file that is left behind shows."""
+  """A separate root, so that a file that is left behind is noticed."""
   root = pathlib.Path("/dev/shm") / f"srl_tests_{os.getpid()}"
   root.mkdir()
   yield root
@@ -26,7 +26,7 @@ def weights_root():
 
 @pytest.fixture(scope="session")
 def untied(tmp_path_factory):
-  """Folder of the miniature with a head of its own, and room for 512 tokens."""
+  """Folder of the miniature with an untied head, and 512 positions."""
   folder = tmp_path_factory.mktemp("untied") / "model"
   save_hf(*load_hf(MINIATURE), folder, source=MINIATURE)
   tensors = load_file(folder / "model.safetensors")
@@ -39,7 +39,7 @@ def untied(tmp_path_factory):
 
 
 class Servers(dict):
-  """{name: Running}: starts the server that is asked for.
+  """{name: Running}: a server is started when its name is first looked up.
 
   "real" has SmolLM2-135M, a tied Llama; "qwen3" a random Qwen3; "a", "b", "c" `untied`, a Qwen2;
   "lora" too, and it takes adapters up to rank 8.
@@ -88,7 +88,7 @@ def servers(tmp_path_factory, weights_root, untied, qwen3, request):
 
 @pytest.fixture
 def make_engine(servers, weights_root):
-  """make_engine("a", "b", ...) -> engine with what it said in `engine.said`; closed at the end."""
+  """make_engine("a", "b", ...) -> engine; its printed lines are in `engine.said`."""
   engines = []
 
   def make(*names, tokenizer=None, stop_ids=(5,), **settings):

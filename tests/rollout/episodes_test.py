@@ -1,4 +1,4 @@
-"""Solving whole problems: what each turn sees, how an episode ends, who gets which response."""
+"""Solving whole problems: the prompt of each turn, and how an episode ends."""
 
 import types
 
@@ -15,7 +15,7 @@ QUESTIONS = [Question("a", "Problem a.", "1"), Question("b", "Problem b.", "2")]
 
 
 class Script:
-  """An engine that says what `say(prompt id, sample)` gives, the last prompt first."""
+  """An engine that responds with `say(prompt id, sample)`, the last prompt first."""
 
   def __init__(self, say):
     self.say, self.asked = say, []
@@ -44,7 +44,7 @@ def stepwise(say, questions=QUESTIONS, n=1, **limits):
 
 
 def test_solve_stepwise_continues_to_the_box():
-  """Each episode goes on from its own actions, without its monologues, until it boxes."""
+  """The next prompt has the episode's actions without its monologues."""
 
   def say(id, sample):
     episode, turn = id.split("/")
@@ -117,7 +117,7 @@ def test_solve_stepwise_episodes_end_independently():
 
 
 def test_solve_whole_has_one_response():
-  """Think blocks may stand anywhere; what is outside is the solution, whoever ends first."""
+  """Think blocks are allowed anywhere, and groups are yielded in any order."""
 
   def say(id, sample):
     return f"<think>a</think> one {id}{sample} <think>b</think> two" + (" ..." if sample else "")

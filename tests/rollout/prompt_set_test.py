@@ -1,4 +1,4 @@
-"""Which examples' prompts fit, and their tokens."""
+"""PromptSet: the examples with prompts that fit, and their tokens."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""The built-in engine: from which distribution it samples, and that layout changes nothing."""
+"""The built-in engine: its distribution, and that width, order and mesh do not change samples."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from srl_jax.rollout.engine import Prompt
 
 @contextlib.contextmanager
 def warnings_of(name):
-  """The list of what the logger says meanwhile."""
+  """The messages that the logger emits in the block."""
   said, handler = [], logging.Handler()
   handler.emit = lambda record: said.append(record.getMessage())
   logging.getLogger(name).addHandler(handler)
@@ -46,7 +46,7 @@ def sample(prompts=PROMPTS, n=N, params=PARAMS, **given):
 
 @pytest.fixture(scope="module")
 def groups():
-  """All prompts through four slots, so that each slot is filled again and the ring goes round."""
+  """All prompts through four slots: each slot is refilled and the ring buffers wrap around."""
   return sample()
 
 
@@ -76,11 +76,11 @@ def distribution():
   return of
 
 
-# ---- the same five names, the same token
+# ---- (seed, step, prompt, sample, position) determine a token
 
 
 def test_sample_does_not_depend_on_width(groups):
-  """One slot, in which everything waits for everything, against four."""
+  """One slot, which every prompt waits for, against four."""
   assert_same(sample(width=4), groups)
 
 
@@ -104,7 +104,7 @@ def test_sample_depends_on_seed_and_step(groups, other):
 
 
 def test_sample_has_a_random_stream_for_each_response(groups):
-  """The same tokens under another id, or as another sample of the group, are drawn anew."""
+  """The same tokens under another id, or as another sample of the group, give other samples."""
   twins = [Prompt(f"twin {i}", PROMPTS[4].token_ids) for i in range(4)]
   found = tokens(sample(twins))
   drawn = [tuple(ids) for id in found for ids in found[id]]
@@ -163,7 +163,7 @@ def test_sample_tokens_follow_the_distribution(many, distribution):
 
 @pytest.mark.parametrize("positions", [[1], range(2, 12)], ids=["behind the prefill", "later"])
 def test_sample_neighbours_have_different_random_numbers(many, distribution, positions):
-  """Else a token would come twice in a row more often than its probability says."""
+  """Otherwise a token would be repeated more often than by its probability."""
   prompts, found = many
   excess = variance = 0.0
   for id, g, i, logprobs_v in distribution(prompts, found):
@@ -191,7 +191,7 @@ def test_sample_greedy_takes_the_most_likely(distribution):
 
 
 def test_sample_logprobs_agree_with_the_trainer_after_refilling(groups):
-  """Slots of all ages side by side, the ring gone round: within 1e-4 at every token."""
+  """Slots of all ages together, ring buffers wrapped around: within 1e-4 at every token."""
   for (id, g), logprobs in trainer_logprobs(groups, 1.0).items():
     np.testing.assert_allclose(groups[id][g].sampler_logprobs, logprobs, atol=1e-4)
 
@@ -220,7 +220,7 @@ def test_sample_of_one_token_needs_no_decoding():
     assert [len(rollout.token_ids) for rollout in group] == [1] * N
 
 
-# ---- running it
+# ---- groups, stops and errors
 
 
 def test_sample_yields_groups_as_they_end_with_the_version(groups):
@@ -228,7 +228,7 @@ def test_sample_yields_groups_as_they_end_with_the_version(groups):
   stream = made.sample(PROMPTS, N, PARAMS)
   before = {g[0].prompt_id: g for g in [next(stream)]}
   made.load_weights(policy(seed=1), 42)
-  before |= {g[0].prompt_id: g for g in stream}  # goes on with the weights that it began with
+  before |= {g[0].prompt_id: g for g in stream}  # continues with the weights that it began with
   assert tokens(before) == tokens(groups)
   assert {r.weight_version for group in before.values() for r in group} == {41}
   after = {g[0].prompt_id: g for g in made.sample(PROMPTS, N, PARAMS)}
@@ -268,7 +268,7 @@ def test_sample_ends_at_a_stop_and_can_be_called_again(groups, prompts, at):
 
 
 def test_sample_yields_groups_while_others_decode(many):
-  """Of 64 groups in 64 slots the first come before the last decode call is dispatched."""
+  """Of 64 groups in 64 slots the first are yielded before the last decode call is dispatched."""
   check = Stopping(at=0)
   made = S.Sampler(Words(), STOPS, 64 * N, check)
   made.load_weights(policy(), 1)
@@ -331,7 +331,7 @@ def test_sample_leaves_the_policy_unchanged():
 
 
 def test_sample_leaves_nothing_on_the_device():
-  """Not until the garbage collector comes round: caches are gigabytes, and an update follows."""
+  """Not even until the next garbage collection: caches are gigabytes, and an update follows."""
   made = engine()
   list(made.sample(PROMPTS, N, PARAMS))
   gc.disable()

@@ -173,7 +173,7 @@ def test_slots_of_a_group_in_parts_sample_the_same(mesh, g):
 
 
 def test_slots_with_spare_room_sample_the_same():
-  """Longer rings and prompts than needed; max_tokens and the temperature belong to the call."""
+  """Longer ring buffers and prompts than needed; max_tokens and temperature are the call's."""
   roomy = [SlotShape(b=3, g=N, p=96, r=40, batch=2, c=96)]
   for changed in (dict(max_tokens=5), dict(max_tokens=5, temperature=0.0)):
     exact = [SlotShape(b=4, g=N, p=32, r=5, batch=2, c=32)]
@@ -182,7 +182,7 @@ def test_slots_with_spare_room_sample_the_same():
 
 @contextlib.contextmanager
 def compilations():
-  """The list of what is compiled meanwhile, an entry for each program."""
+  """The names of the programs that are compiled in the test."""
   names = []
 
   def listen(name, seconds, **fields):

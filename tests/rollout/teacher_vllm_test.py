@@ -1,6 +1,6 @@
 """The teacher command against our own vLLM server with a real model.
 
-It stands before the other tests of that server, which give it other weights and kill it at last.
+It runs before the other tests of that server, which give it other weights and finally kill it.
 """
 
 import collections

@@ -29,14 +29,14 @@ PROMPTS = [
 
 
 class Words:
-  """A tokenizer whose every token is a word; stop tokens are special."""
+  """A tokenizer with a word for every token; stop tokens are special."""
 
   def decode(self, ids, skip_special_tokens):
     return " ".join(f"w{i}" for i in ids if not (skip_special_tokens and i in STOPS))
 
 
 def policy(seed=0, dtype="float32"):
-  """A policy far from uniform, the same on every mesh."""
+  """A policy with a distribution far from uniform, the same on every mesh."""
   rng = np.random.default_rng(seed)
 
   def draw(leaf):

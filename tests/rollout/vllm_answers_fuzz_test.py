@@ -1,4 +1,4 @@
-"""Answers of a vLLM server, mutated: a sound group comes out of one, or a ServerError.
+"""Mutated answers of a vLLM server give a sound group or a ServerError.
 
 20,000 cases a run, a new seed each time: FUZZ_SEED=N repeats a run.
 """
@@ -106,7 +106,7 @@ def serving():
 
 
 def check_sound(group):
-  """What the trainer takes for granted of a group that is trained on."""
+  """Asserts the properties that the trainer relies on."""
   assert len(group) == N
   for token_ids, logprobs, reason, versions in group:
     assert 0 < len(token_ids) == len(logprobs) <= MAX_TOKENS

@@ -1,4 +1,4 @@
-"""launch/run.sh with a server of its own, at a terminal whose user presses Ctrl-C."""
+"""launch/run.sh with a server that it starts, in a terminal with Ctrl-C."""
 
 import json
 import os
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 class Terminal:
-  """A command with a terminal of its own; `said` is what it has printed."""
+  """A command in a new terminal; `said` is its output so far."""
 
   def __init__(self, command, env):
     self._keys, end = pty.openpty()
@@ -68,7 +68,7 @@ class Terminal:
 def launch(tmp_path, weights_root):
   """launch(workdir) -> Terminal in which launch/run.sh runs the quickstart.
 
-  It runs in a copy of the checkout whose .venv is the environment that runs the tests.
+  It runs in a copy of the checkout; its .venv is the environment of the tests.
   """
   require_server()
   checkout = tmp_path / "checkout"
@@ -123,7 +123,7 @@ def test_vllm_server_refuses_a_port_in_use(tmp_path):
       timeout=60,
     )
   assert ended.returncode == 2
-  assert f"error: something listens at 127.0.0.1:{port} already" in ended.stderr
+  assert f"127.0.0.1:{port}" in ended.stderr and "SRL_VLLM_PORT" in ended.stderr
 
 
 def test_vllm_server_ends_at_ctrl_c_while_it_starts(launch, weights_root, tmp_path):
@@ -156,7 +156,7 @@ def test_run_saves_at_ctrl_c_and_stops_its_server(launch, weights_root, tmp_path
   terminal.ctrl_c()
   assert terminal.process.wait(90) == 0, terminal.said
   assert eventually(lambda: not terminal.processes(), 5), commands(terminal)
-  assert "stopped by SIGINT; saved. Continue with the same command" in terminal.said
+  assert "SIGINT" in terminal.said
   assert "Traceback" not in terminal.said
   assert terminal.said.count("ready: ") == 1
   saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]

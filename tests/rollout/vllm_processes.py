@@ -1,4 +1,4 @@
-"""Real vLLM servers for tests: started by launch/vllm_server.sh, ended with all they started."""
+"""Real vLLM servers for tests: started by launch/vllm_server.sh, ended with all their processes."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
 """The vLLM engine against real servers: log-probs, pushes, faults.
 
-A start takes a minute, so tests share servers (conftest.py) and stand in an order: those that need
-a fresh one come first, those that kill one last. Server "a" lives on for vllm_run_test.py.
+A start takes a minute, so tests share servers (conftest.py) and their order matters: those that
+need a fresh server are first, those that kill one last. vllm_run_test.py then uses server "a".
 """
 
 import re
@@ -233,9 +233,8 @@ def test_load_weights_that_cannot_be_written_leaves_nothing(make_engine):
   model = random_model(6)
   engine.load_weights(model, 6)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(
-    resource.RLIMIT_FSIZE, (100_000, limits[1])
-  )  # the file system says no half-way
+  # Writing fails in the middle of the first file.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
   try:
     with pytest.raises(EngineError, match="step 7"):
       engine.load_weights(random_model(7), 7)
@@ -267,7 +266,7 @@ def test_sample_of_both_engines_follows_the_distribution(make_engine):
 
 
 def _misfit(counts, law) -> float:
-  """How many deviations Pearson's chi-square lies above its mean; rare outcomes are one."""
+  """Pearson's chi-square above its mean, in standard deviations; rare outcomes count as one."""
   wanted = law * counts.sum()
   rare = wanted < 8
   wanted = np.append(wanted[~rare], wanted[rare].sum())

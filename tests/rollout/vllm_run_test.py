@@ -1,4 +1,4 @@
-"""Whole runs with a real vLLM server: rewards as built in, one step ahead, a server that dies.
+"""Whole runs with a real vLLM server: rewards of both engines, lag 1, a server that dies.
 
 The server is "a" of conftest.py; the last test kills it.
 """
@@ -107,12 +107,12 @@ def test_run_with_lag_1_trains_on_no_prompt_twice_after_a_kill(
   assert [row["step"] for row in metrics(workdir)] == list(range(1, STEPS + 1))
   used = collections.Counter()
   for step, group in groups(workdir):
-    # Step s is trained on with weights s - 1; they may be one step older, never two.
+    # The newest weights of step s are version s - 1; samples may be one version older, never two.
     assert set(group["weight_versions"]) <= {max(0, step - 2), step - 1}
     used[group["prompt_id"]] += group["dropped"] != "surplus"
   assert max(used.values()) == 1
   versions = [group["weight_versions"][0] == step - 2 for step, group in groups(workdir)]
-  assert np.mean(versions) > 0.7  # it really was ahead
+  assert np.mean(versions) > 0.7  # most batches were prefetched
 
 
 def answered(server):
@@ -153,9 +153,9 @@ def test_a_run_whose_last_server_dies_saves_and_ends(
   begun = time.monotonic()
   assert run.wait(90) == os.EX_TEMPFAIL, said(workdir)
   assert time.monotonic() - begun > 3
-  assert f"vLLM server {server.url} is lost" in said(workdir)
-  assert "no vLLM server is left" in said(workdir)
-  assert said(workdir).splitlines()[-1].startswith("error: no vLLM server is left, 3 s long")
+  assert f"{server.url} is lost" in said(workdir)
+  last = said(workdir).splitlines()[-1]
+  assert last.startswith("error: ") and " 3 s " in last
   steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
   assert max(steps) >= len(metrics(workdir))
   assert not list(weights_root.iterdir())

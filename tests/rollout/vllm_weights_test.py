@@ -1,4 +1,4 @@
-"""Weights on their way to servers: the files, their folder, several trainer processes."""
+"""Weights for vLLM servers: their files, the shared folder, several trainer processes."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def old(path):
 
 
 def test_root_ignores_names_of_others(tmp_path):
-  """The root may be writable by all: no file is emptied, no link followed, no fifo opened."""
+  """The root may be writable by all: no file is truncated, no link followed, no fifo opened."""
   precious, root = tmp_path / "precious", tmp_path / "root"
   precious.mkdir(), root.mkdir()
   (precious / "lock").write_text("1,400 bytes")
@@ -188,17 +188,17 @@ def test_write_of_two_processes_is_one_push(tmp_path):
   assert (first["own"], second["own"]) == ("p0 p2", "p1 p3")
   # Process 0 has them all, process 1 none.
   assert (first["one set"], second["one set"]) == ("p0 p1 p2 p3", "")
-  # What fails in one process ends both.
+  # A failure in one process ends both.
   assert "differ from the policy's" in first["not taken"]
   assert second["not taken"] == "process 0 could not push its weights; its output has the reason"
   assert "could not be written" in second["full disk"]
   assert first["full disk"] == "process 1 could not push its weights; its output has the reason"
-  assert "servers compute in float32 and bfloat16" in first["types"] == second["types"]
+  assert "float32 and bfloat16" in first["types"] == second["types"]
   assert not list(tmp_path.glob("root-*/*"))
 
 
 def _process(port: str, index: int, folder: pathlib.Path) -> dict[str, str]:
-  """What came of each case in this process."""
+  """The result of each case in this process."""
   import resource
 
   from vllm_client_test import FakeServer, Tokenizer, ask
