@@ -24,10 +24,17 @@ def main() -> None:
     return
   if rollout.engine != "vllm" or rollout.servers:
     return
+  model, flags_of_lora = config.model, []
+  if config.lora.rank:
+    # Imported here because they import JAX, which most configs do not need for this.
+    from srl_jax.learner import start
+    from srl_jax.rollout.vllm_weights import served_rank
+
+    model = start.base_model(config)  # the server reads it from its disk and keeps it
+    if not config.lora.merged_push:
+      flags_of_lora = ["--enable-lora", f"--max-lora-rank={served_rank(config.lora.rank)}"]
   longest = config.data.max_prompt_tokens + max(rollout.max_tokens, config.eval.max_tokens)
-  print(config.model)
-  print(f"--dtype={config.dtype}")
-  print(f"--max-model-len={longest}")
+  print(model, f"--dtype={config.dtype}", f"--max-model-len={longest}", *flags_of_lora, sep="\n")
 
 
 if __name__ == "__main__":

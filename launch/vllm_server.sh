@@ -3,6 +3,7 @@
 # ready; Ctrl-C or SIGTERM stops it and all processes that it started.
 #
 #   launch/vllm_server.sh MODEL [--port=8101] [--host=127.0.0.1] [flags of vLLM's api_server]
+#   launch/vllm_server.sh MODEL --enable-lora --max-lora-rank=16   for runs with lora.rank up to 16
 #   launch/vllm_server.sh --install-only
 #
 # MODEL is a folder or a Hugging Face name. First use makes .venv-vllm: vLLM's CUDA wheel where
@@ -82,6 +83,10 @@ for flag in "$@"; do
   case "$flag" in
     --host=*) host="${flag#*=}" ;;
     --port=*) port="${flag#*=}" ;;
+    --enable-lora)
+      export VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 # the routes that take adapters
+      flags+=("$flag")
+      ;;
     *) flags+=("$flag") ;;
   esac
 done

@@ -27,8 +27,8 @@ import JAX.
 
 Shape letters in array names, einsums and layouts: b batch, t tokens, g group (the responses to a
 prompt), p prompt tokens, r response tokens, s trained tokens of a row, c a chunk of them, d model,
-n query heads, k key/value heads, h head size, f mlp, v vocabulary, l layers; a and w are b and v as
-sharded for the loss by sharding.ACT_AXES.
+n query heads, k key/value heads, h head size, f mlp, v vocabulary, l layers, j the rank of
+adapters; a and w are b and v as sharded for the loss by sharding.ACT_AXES.
 """
 
 __version__ = "0.2.0"

@@ -126,8 +126,19 @@ def defaults() -> ConfigDict:
   config.algorithm.importance_cap = 2.0  # 0 = no importance weights
   config.algorithm.steps_per_batch = 1
 
+  # Low-rank adapters beside weights that are frozen in `dtype`. The figures of alpha, targets and
+  # lr_factor are those of "LoRA Without Regret" (Thinking Machines Lab, 2025).
+  config.lora = ConfigDict()
+  config.lora.rank = 0  # 0: all weights are trained; 1 to 16 learn as much in RL, SFT needs more
+  config.lora.alpha = 32.0  # adapters count alpha / rank times: the best lr then fits every rank
+  config.lora.targets = "all"  # attention | mlp | all: attention alone learns less
+  # vllm: where servers take no adapters, push whole weights that contain them although bfloat16
+  # rounds small changes away. Into float32 servers that is always done.
+  config.lora.merged_push = False
+  config.lora.lr_factor = 10.0  # optimizer.lr times this: LoRA's best rate was 10 x full tuning's
+
   config.optimizer = ConfigDict()
-  config.optimizer.lr = 5e-7
+  config.optimizer.lr = 5e-7  # of full fine-tuning; lora.lr_factor multiplies it
   config.optimizer.schedule = "constant"
   config.optimizer.warmup = 0.0  # share of all steps
   config.optimizer.b2 = 0.999
@@ -193,6 +204,7 @@ CHOICES = {
   "algorithm.advantage_scale": ("std", "none"),
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
+  "lora.targets": ("attention", "mlp", "all"),
   "batch.remat": ("none", "matmuls", "full"),
   "optimizer.schedule": ("constant", "cosine", "linear"),
   "eval.mode": ("whole", "stepwise", "off"),
@@ -203,14 +215,14 @@ POSITIVE = (
   *("algorithm.steps_per_batch", "optimizer.lr", "optimizer.grad_norm", "batch.prompts"),
   *("batch.tokens_per_device", "batch.logprob_chunk", "train.save_every", "train.keep"),
   *("data.max_prompt_tokens", "eval.samples", "eval.max_tokens", "eval.max_turns"),
-  *("prompt.observation_tokens", "rollout.patience"),
+  *("prompt.observation_tokens", "rollout.patience", "lora.alpha", "lora.lr_factor"),
 )
 NOT_NEGATIVE = (
   *("data.holdout", "data.solutions_per_problem"),
   *("rollout.temperature", "algorithm.kl", "algorithm.importance_cap"),
   *("data.swe.runs", "data.swe.pairs", "data.swe.validation_steps"),
   *("algorithm.std_epsilon", "algorithm.clip_low", "algorithm.clip_high", "optimizer.weight_decay"),
-  *("train.epochs", "train.steps", "train.eval_every", "train.stop_at"),
+  *("train.epochs", "train.steps", "train.eval_every", "train.stop_at", "lora.rank"),
 )
 # {key: (lowest, highest, reason)}
 LIMITS = {
@@ -377,6 +389,10 @@ def _rules_of_groups(config) -> Rules:
       rollout.engine == "vllm" and not rollout.servers,
       "rollout.servers: give the base URLs of vLLM servers (launch/vllm_server.sh starts one), "
       "or start the run with launch/run.sh, which then starts a server for it",
+    ),
+    (
+      rollout.engine == "vllm" and config.lora.rank > 512,
+      f"lora.rank: {config.lora.rank}; vLLM serves adapters up to rank 512",
     ),
     (
       rollout.samples > rollout.width and rollout.engine == "builtin",

@@ -232,7 +232,7 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   from srl_jax.rollout.engine import SamplingParams
   from srl_jax.rollout.episodes import prompt_builder
 
-  folder = hf_files.resolve_model(run["model"] if run else settings["model"])
+  folder = measuring.model_folder(run, settings["model"])
   tokenizer = load_tokenizer(folder)
   wording = _wording(run, settings["style"])
   build_prompt = prompt_builder(tokenizer, _task(run, settings["mode"]), wording)

@@ -154,7 +154,7 @@ def _load(
   from srl_jax.policy.limits import check_positions
   from srl_jax.rollout.engine import SamplingParams
 
-  folder = hf_files.resolve_model(run["model"] if run else settings["model"])
+  folder = measuring.model_folder(run, settings["model"])
   tokenizer = load_tokenizer(folder)
   check_positions(
     hf_files.load_config(folder),

@@ -55,11 +55,22 @@ def best_step(workdir: str) -> int:
   return step
 
 
-def stored_dtype(model: str) -> str:
-  """Returns the computation type that the files of a model folder or hub name specify."""
+def model_folder(run: dict | None, model: str) -> pathlib.Path:
+  """The folder with the files of --model: of a run its config's model, of adapters theirs."""
+  from srl_jax.learner import start
   from srl_jax.policy import hf_files
 
-  return hf_files.computation_dtype(hf_files.resolve_model(model))
+  if run:
+    return hf_files.resolve_model(run["model"])
+  found = start.described(model)
+  return hf_files.resolve_model(found[1].model if found else model)
+
+
+def stored_dtype(model: str) -> str:
+  """Returns the computation type of the files of a model folder, hub name or peft folder."""
+  from srl_jax.policy import hf_files
+
+  return hf_files.computation_dtype(model_folder(None, model))
 
 
 def check_same(output: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -133,20 +144,31 @@ def mesh_of(spec: str | None):
 
 
 def load_weights(run: dict | None, folder: pathlib.Path, settings: dict[str, Any]):
-  """Returns the weights of settings["model"]; of a run, those of its best step.
+  """Returns the policy of settings["model"]; of a run, that of its best step.
+
+  Adapters stay beside the weights, which are in the computation type, as in training.
 
   Args:
     run: the run's config, or None.
-    folder: of the model that the run started from, or of the model itself.
-    settings: with "model" and "dtype".
+    folder: of `model_folder`.
+    settings: with "model", "dtype" and "engine".
   """
   import ml_collections
 
-  from srl_jax.learner import setup
+  from srl_jax.learner import start
+  from srl_jax.policy.hf_files import load_config
+  from srl_jax.policy.sharding import platform
 
+  dtype = settings["dtype"]
+  saved = start.saved_adapters(
+    settings["model"], load_config(folder, dtype).on_platform(platform())
+  )
+  if saved:
+    unstacked = start.can_share(settings["engine"])
+    return start.with_base(saved, dtype, dtype, unstacked=unstacked)
   init_from = settings["model"] if run else ""
-  chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": settings["dtype"]})
-  return setup.initial_weights(chosen, folder)
+  chosen = ml_collections.ConfigDict({"init_from": init_from, "dtype": dtype})
+  return start.start_weights(chosen, folder)
 
 
 def make_engine(
@@ -203,7 +225,8 @@ def checksum(model) -> int:
 
   # The sum of the bits as unsigned integers, modulo 2^32. Floating-point sums would depend on how
   # the weights are sharded.
-  bits = lambda weight: jax.lax.bitcast_convert_type(weight, jnp.uint32)
+  whole = {2: jnp.uint16, 4: jnp.uint32}  # by the bytes of a weight
+  bits = lambda weight: jax.lax.bitcast_convert_type(weight, whole[weight.dtype.itemsize])
   sums = jax.jit(lambda weights: [bits(weight).sum(dtype=jnp.uint32) for weight in weights])
   total = 0
   for one in sums(jax.tree.leaves(model)):

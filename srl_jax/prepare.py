@@ -184,9 +184,10 @@ def _data() -> DataConfig:
 
 
 def _row_line(data: DataConfig) -> progress.ProgressLine:
-  """Returns the progress line for reading rows; the number of a hub dataset's rows is not known."""
+  """Returns the progress line for reading rows; of most forms their number is not known."""
   total = None
-  if data.source == "jsonl" and os.path.isfile(data.path):
+  # A line is a row of JSON lines only.
+  if data.path.endswith((".jsonl", ".ndjson")) and os.path.isfile(data.path):
     with open(data.path, "rb") as file:
       total = sum(1 for _ in file)
   return progress.ProgressLine(total, name="row", unit="rows")

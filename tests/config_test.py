@@ -58,7 +58,7 @@ def test_configs_build_their_programs_on_shapes(path):
     loss = update.loss_of(config)
     assert (loss.algorithm is None) == (config.method == "sft")
     same = (architecture, mesh, loss, state.shape, config.algorithm.kl > 0)
-    same += (config.algorithm.steps_per_batch > 1,)
+    same += (config.algorithm.steps_per_batch > 1, config.lora.rank)
     if same in BUILT:
       return
     BUILT.add(same)
@@ -102,6 +102,9 @@ ABLATIONS = {
   "verl": {"algorithm.advantage_ddof": 1, "algorithm.aggregate": "token"},
   "dr_grpo": {"algorithm.advantage_scale": "none"},
   "importance_cap": {"algorithm.importance_cap": 0.0},
+  "lora": {"lora.rank": 16},
+  "lora_attention": {"lora.rank": 16, "lora.targets": "attention"},
+  "lora_merged": {"lora.rank": 16, "lora.merged_push": True, "rollout.engine": "vllm"},
 }
 
 

@@ -18,6 +18,7 @@ from configs import quickstart
 from srl_jax import hosts
 from srl_jax.learner import optimizer
 from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.learner.start import saved_adapters
 from srl_jax.policy.hf_files import load_config
 from srl_jax.policy.model import abstract
 from srl_jax.policy.sharding import make_mesh
@@ -262,3 +263,23 @@ def test_train_of_two_processes_is_one_run_through_kills(whole, tmp_path, logs):
     elsewhere, found = final(workdir, mesh)
     assert found == progress and all((a == b).all() for a, b in zip(arrays, elsewhere))
   assert json.loads((workdir / "summary.json").read_text())["steps"] == STEPS
+
+
+@pytest.mark.slow
+def test_two_processes_train_adapters_as_one(tmp_path, logs):
+  """The same steps as one process on eight devices: metrics, adapters, the name of the base."""
+  flags = [*FLAGS, "--config.lora.rank=4", "--config.lora.lr_factor=1", "--config.train.steps=2"]
+  (alone,) = start([*flags, f"--workdir={tmp_path / 'one'}"], [tmp_path / "log"], processes=1)
+  assert alone.wait(1800) == 0, (tmp_path / "log").read_text()
+  for process, log in zip(start([*flags, f"--workdir={tmp_path / 'two'}"], logs), logs):
+    assert process.wait(1800) == 0, log.read_text()
+  found, architecture = [], load_config(ROOT / "configs" / "miniature")
+  for workdir in (tmp_path / "one", tmp_path / "two"):
+    adapters, base = saved_adapters(str(workdir), architecture)
+    found.append((told(workdir)[0], list(map(np.asarray, jax.tree.leaves(adapters))), base))
+  (rows, adapters, base), (wanted_rows, wanted, wanted_base) = found
+  assert base == wanted_base and len(rows) == 3
+  for row, other in zip(rows, wanted_rows):
+    assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
+  for a, b in zip(adapters, wanted):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)

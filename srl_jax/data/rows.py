@@ -26,7 +26,8 @@ def is_local(spec: str) -> bool:
   A name with the suffix of a file is local even if it is missing, so that the error is about the
   file.
   """
-  return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
+  # Path("") is the current folder.
+  return bool(spec) and (pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES))
 
 
 def read(

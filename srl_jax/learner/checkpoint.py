@@ -1,5 +1,6 @@
 """Checkpoints: weights, moments and progress, so that a killed run continues exactly.
 
+Of a policy with adapters the weights are the adapters alone; the progress names the frozen rest.
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a half-written
 one is never read. Checksums of the arrays are written with it and compared when it is restored.
 A save copies the arrays to the host; they are written in the background while training continues.
@@ -43,7 +44,8 @@ class Progress:
   validation so far; before, the benchmark's figures of the untrained model, or None; seconds, of
   work so far, over all restarts; done, whether a stop rule has ended the run; data, what the run is
   trained on (run_data.fingerprint), and config, the run's (`config_json`): both are None in
-  checkpoints of before they were kept.
+  checkpoints of before they were kept; base, the frozen weights beside which adapters are trained
+  (start.Base.json), None where all weights are.
   """
 
   queue: dict | None = None
@@ -53,6 +55,7 @@ class Progress:
   done: bool = False
   data: dict | None = None
   config: dict | None = None
+  base: dict | None = None
 
 
 # ---------------------------------------------------------------------------------- the config
@@ -129,7 +132,7 @@ class Checkpoints:
     return bool(_steps_in(pathlib.Path(workdir) / "checkpoints"))
 
   def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
-    """Saves under state.step, unless that step is there.
+    """Saves under state.step, unless that step is there; state.model is what is trained.
 
     Returns when the arrays are on the host and may be donated; `wait` until they are on disk. Up to
     then the checkpoint before is kept. The save before is waited for.
@@ -190,9 +193,9 @@ class Checkpoints:
     """(model, moments, Progress) of a step.
 
     Args:
-      model, moments: trees of arrays, or of what stands for them (model.abstract, jax.eval_shape),
-        in whose layout on the mesh that is set they come back; without moments only the model is
-        read and None stands in their place.
+      model, moments: what is trained and its moments, trees of arrays or of what stands for them
+        (model.abstract, jax.eval_shape), in whose layout on the mesh that is set they come back;
+        without moments only the model is read and None stands in their place.
 
     Raises UserError when the files are damaged, or of another model. With several processes all
     must call this.
@@ -350,6 +353,6 @@ def _from_bytes(stored: dict) -> tuple[Progress, dict[str, list[int]]]:
   values = json.loads(text)
   progress = Progress()
   for name in vars(progress):  # earlier versions stored more
-    if name not in ("data", "config") or name in values:
+    if name not in ("data", "config", "base") or name in values:
       setattr(progress, name, values[name])
   return progress, values.get("checksums", {})

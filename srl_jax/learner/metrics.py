@@ -11,7 +11,7 @@ import numpy as np
 from srl_jax.learner.dynamic_sampling import Batch, kept_share, population_std
 from srl_jax.learner.rows import Rows
 from srl_jax.learner.update import PEAKS, StepOutput, step_metrics, update_flops
-from srl_jax.policy.model import ModelConfig
+from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import on_host
 
 
@@ -123,11 +123,11 @@ def update_metrics(
   return means | {"packed_share": packed_share(sum(micro_batches, []))}
 
 
-def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
+def speed(model: Qwen2, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
   """Seconds of the phases, tokens per second of sampling and update together, MFU if known.
 
   Args:
-    config: of the policy.
+    model: the policy.
     batch: of the step.
     seconds: {seconds_<phase>: ...}, of which sampling, update and weight transfer (sync) make up
       seconds_step. The line of a step is written before its checkpoint, so seconds_save is of the
@@ -136,7 +136,7 @@ def speed(config: ModelConfig, batch: Batch, seconds: dict[str, float]) -> dict[
   tokens = 0
   for group in batch.groups:
     tokens += sum(len(rollout.token_ids) for rollout in group.rollouts)
-  flops = update_flops(config, batch.kept)
+  flops = update_flops(model.config, batch.kept, frozen=model.lora is not None)
   work = 0.0
   for phase in ("sample", "update", "sync"):
     work += seconds.get(f"seconds_{phase}", 0.0)

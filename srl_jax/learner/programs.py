@@ -22,6 +22,7 @@ from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
 from srl_jax.policy.attention import Lines
+from srl_jax.policy.lora import split
 from srl_jax.policy.sharding import act_spec, keep_mesh, shards
 
 SECONDS = 5.0  # between two lines of progress
@@ -73,10 +74,10 @@ def update_calls(
   loss = update.loss_of(config)
   several = config.method != "sft" and config.algorithm.steps_per_batch > 1
   kl = config.method != "sft" and config.algorithm.kl > 0
-  model, moments = state.model, state.moments
+  trained, frozen = split(state.model)
   calls = [
-    Call("zeros", update.zeros, (model,)),
-    Call("apply", update.apply, (tx, model, moments, model)),
+    Call("zeros", update.zeros, (trained,)),
+    Call("apply", update.apply, (tx, trained, state.moments, trained)),
   ]
   for shape in shapes:
     rows = rows_of(shape)
@@ -84,12 +85,12 @@ def update_calls(
       rows.targets_bs.shape, jnp.float32, sharding=rows.targets_bs.sharding
     )
     old, reference = scores if several else None, scores if kl else None
-    args = (model, model, rows, old, reference)
-    calls.append(Call("accumulate", update.accumulate, args, {"loss": loss}))
+    args, how = (trained, trained, rows, old, reference), {"loss": loss, "frozen": frozen}
+    calls.append(Call("accumulate", update.accumulate, args, how))
     # Supervised runs score held-out targets, in one shape.
     held_out = config.method == "sft" and shape == packing.roomiest(shapes)
     if always_score or several or kl or held_out:
-      calls.append(Call("score", update.logprobs_of, (model, rows), {"loss": loss}))
+      calls.append(Call("score", update.logprobs_of, (state.model, rows), {"loss": loss}))
   return calls
 
 

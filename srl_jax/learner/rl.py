@@ -63,7 +63,7 @@ def train(run, reference: Qwen2 | None = None) -> None:
         figures |= validation.validate_if_due(run)
 
       figures |= hosts.sum_counts(run.engine.stats())
-      figures |= metrics.speed(run.state.model.config, batch, timers.take())
+      figures |= metrics.speed(run.state.model, batch, timers.take())
       figures |= run.compiled.take()
       show(run, figures)
       # Before the checkpoint: a run killed between them removes this line and repeats the step.

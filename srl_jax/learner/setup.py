@@ -8,16 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from srl_jax import hosts
 from srl_jax.data.examples import Examples, StepExample
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
-from srl_jax.errors import UserError
 from srl_jax.evals.math_benchmarks import Solver
-from srl_jax.learner import limits, optimizer, programs, run_data
+from srl_jax.learner import limits, optimizer, programs, run_data, start
 from srl_jax.learner.checkpoint import (
   Checkpoints,
   Progress,
@@ -31,9 +29,9 @@ from srl_jax.learner.shapes import Prompts, shapes_of_run
 from srl_jax.learner.stop import StopSignal
 from srl_jax.learner.update import TrainState, init_moments
 from srl_jax.policy.hf_files import load_config, resolve_model
-from srl_jax.policy.model import ModelConfig, Qwen2, abstract, init
+from srl_jax.policy.lora import join, split
+from srl_jax.policy.model import ModelConfig, Qwen2
 from srl_jax.policy.sharding import check_mesh, on_mesh, platform
-from srl_jax.policy.weights import load_hf
 from srl_jax.progress import ProgressLine
 from srl_jax.rollout.engine import Engine, ReplicatedSampling
 from srl_jax.rollout.episodes import PromptBuilder, Question, prompt_builder
@@ -103,7 +101,8 @@ class Run:
   def save(self, score: float | None = None) -> None:
     """Writes a checkpoint; `score` is that of the validation at this step, if there was one."""
     self.progress.seconds = time.monotonic() - self.start_time
-    self.checkpoints.save(self.state, self.progress, score)
+    trained, _ = split(self.state.model)
+    self.checkpoints.save(self.state._replace(model=trained), self.progress, score)
 
 
 @contextlib.contextmanager
@@ -133,7 +132,7 @@ def open_run(config, workdir: pathlib.Path) -> Iterator[Run]:
     stop.raise_if_any_stopped()
 
     line = ProgressLine(steps, quiet=not hosts.is_writer())
-    tx = optimizer.make(config.optimizer, steps * config.algorithm.steps_per_batch)
+    tx = optimizer.of_run(config, steps * config.algorithm.steps_per_batch)
     build_prompt = builder_of_problems(config, policy.tokenizer)
     shapes = shapes_of_run(config, policy.architecture, prompts, build_prompt)
     engine = make_engine(config, policy, stop, shapes.slots)
@@ -218,8 +217,8 @@ def measure_prompts(
 
 def calls_of_run(config, architecture, tx, shapes: list[RowShape], engine: Engine) -> list:
   """The calls of the run's programs, with the shapes of its weights on the mesh that is set."""
-  model = on_mesh(abstract(architecture))
-  moments = on_mesh(jax.eval_shape(tx.init, model))
+  model = on_mesh(start.policy_shapes(config, architecture))
+  moments = on_mesh(jax.eval_shape(tx.init, split(model)[0]))
   calls = programs.update_calls(config, TrainState(0, model, moments), tx, shapes)
   if isinstance(engine, Sampler):  # first in the list, because a run samples first
     calls = [programs.Call(*call) for call in engine.calls(model)] + calls
@@ -241,11 +240,13 @@ def opening(run: Run, examples: Examples) -> str:
   config, size = run.config, run.state.model.config
   source = ", ".join(f"{name} {n}" for name, n in examples.counts.items())
   too_long = f", {run.train_prompts.too_long} too long" if run.train_prompts.too_long else ""
-  start = f"continued from step {run.state.step}" if run.state.step else "from the start"
+  begun = f"continued from step {run.state.step}" if run.state.step else "from the start"
+  adapters = f", adapters of rank {config.lora.rank}" if config.lora.rank else ""
   return (
-    f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size}); "
+    f"{config.method}: {config.model} ({size.num_hidden_layers} layers, width {size.hidden_size})"
+    f"{adapters}; "
     f"source: {source}; {len(run.train_prompts.examples)} prompts to train on, "
-    f"{len(run.held_out.examples)} held out{too_long}; {run.steps} steps, {start}"
+    f"{len(run.held_out.examples)} held out{too_long}; {run.steps} steps, {begun}"
   )
 
 
@@ -255,47 +256,33 @@ def opening(run: Run, examples: Examples) -> str:
 def load_state(
   config, policy: PolicyFiles, tx: optax.GradientTransformation, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
-  """The state at the run's last whole checkpoint, or its start, with float32 weights and moments.
+  """The state at the run's last whole checkpoint, or its start; what is trained is float32.
 
-  Call it with the mesh set.
+  Call it with the mesh set. Raises UserError if the frozen weights beside a checkpoint's adapters
+  are other ones now.
   """
   architecture = policy.architecture
   mesh = ",".join(f"{axis}={size}" for axis, size in jax.sharding.get_mesh().shape.items())
   check_mesh(mesh, architecture.sizes())
   if not hosts.broadcast(checkpoints.steps()):
-    model = initial_weights(config, policy.folder)
-    return TrainState(0, model, init_moments(tx, model)), Progress()
-  shapes = abstract(architecture)
-  step, model, moments, progress = checkpoints.restore_last(shapes, jax.eval_shape(tx.init, shapes))
-  return TrainState(step, model, moments), progress
-
-
-def initial_weights(config, folder: pathlib.Path) -> Qwen2:
-  """The weights that a run of `config` starts from; `folder` is config.model on disk."""
-  architecture = load_config(folder, config.dtype)
-  if config.init_from == "random":
-    return init(architecture, config.seed)
-  if config.init_from and Checkpoints.present(config.init_from):
-    return best_weights(config.init_from, architecture)
-  try:
-    folder = resolve_model(config.init_from) if config.init_from else folder
-  except UserError as error:
-    raise UserError(f"init_from: no run with a checkpoint is there; {error}") from error
-  return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
+    model, base = start.start_policy(config, policy.folder)
+    progress = Progress(base=base and base.json())
+    return TrainState(0, model, init_moments(tx, split(model)[0])), progress
+  shapes, frozen = split(start.policy_shapes(config, architecture))
+  step, trained, moments, progress = checkpoints.restore_last(
+    shapes, jax.eval_shape(tx.init, shapes)
+  )
+  if frozen is not None:
+    place = checkpoints.folder / str(step)
+    frozen = start.restore_base(config, progress, policy.folder, place)
+  return TrainState(step, join(trained, frozen), moments), progress
 
 
 def load_reference(run: Run) -> Qwen2 | None:
-  """The policy of the KL term, the weights that the run started from; None without that term."""
-  return initial_weights(run.config, run.folder) if run.config.algorithm.kl else None
-
-
-def best_weights(workdir: str, architecture: ModelConfig) -> Qwen2:
-  """The weights of a run at the step with the best validation score."""
-  checkpoints = Checkpoints(workdir)
-  shapes = abstract(architecture.on_platform(platform()))
-  model, _, _ = checkpoints.restore(hosts.broadcast(checkpoints.best_step()), shapes)
-  checkpoints.close()
-  return model
+  """The policy of the KL term, the one that the run started from; None without that term."""
+  if not run.config.algorithm.kl:
+    return None
+  return start.start_reference(run.config, run.folder, run.state.model)
 
 
 # ---------------------------------------------------------------------------------- the engine
@@ -322,6 +309,7 @@ def make_engine(
     lag=rollout.lag,
     public_servers=rollout.public_servers,
     patience=rollout.patience,
+    merged_push=config.lora.merged_push,
     check=stop.raise_if_stopped,
   )
 

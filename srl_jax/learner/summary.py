@@ -6,7 +6,7 @@ from srl_jax import hosts
 from srl_jax.evals import math_benchmarks
 from srl_jax.learner.setup import Run
 from srl_jax.learner.workdir import length
-from srl_jax.policy.model import abstract
+from srl_jax.policy.lora import join, split
 
 
 def measure_untrained(run: Run) -> None:
@@ -35,7 +35,7 @@ def summarise(run: Run) -> dict:
   if run.config.eval.benchmark:
     run.line.say(f"measuring step {best} on {run.config.eval.benchmark} ...")
     # Not kept in a variable: the engine has a copy of its own, and the float32 weights are freed.
-    shapes = abstract(run.state.model.config)
-    run.engine.load_weights(run.checkpoints.restore(best, shapes)[0], best)
+    trained, frozen = split(run.state.model)
+    run.engine.load_weights(join(run.checkpoints.restore(best, trained)[0], frozen), best)
     summary |= {"before": run.progress.before, "after": benchmark(run)}
   return summary | {"seconds": time.monotonic() - run.start_time}

@@ -3,6 +3,9 @@
 `train_step` is one optimiser step: `accumulate` adds each micro-batch's gradient to the sum of
 those before, `apply` changes the weights. Every token carries its weight in the loss of the whole
 step (rows.Rows.loss_weights_bs), so cutting a batch in another way changes nothing.
+
+What is trained is the whole policy or its adapters (policy.lora.split). Gradients and moments are
+of that part alone; the frozen rest is a further argument, not donated and not differentiated.
 """
 
 import functools
@@ -20,6 +23,7 @@ from srl_jax.errors import UserError
 from srl_jax.learner import grpo
 from srl_jax.learner.logprobs import token_logprobs
 from srl_jax.learner.rows import Rows
+from srl_jax.policy.lora import join, split
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import put
 
@@ -39,7 +43,10 @@ class Loss(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """What training changes: steps made so far, the policy, its optimiser's moments (float32)."""
+  """What training changes: steps made so far, the policy, its optimiser's moments (float32).
+
+  Of a policy with adapters the moments are those of the adapters.
+  """
 
   step: int
   model: Qwen2
@@ -112,16 +119,20 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
 
 
 @functools.partial(jax.jit, static_argnames="loss", donate_argnames="grads")
-def accumulate(grads, model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss):
+def accumulate(
+  grads, trained, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss, frozen=None
+):
   """Adds one micro-batch's gradient to `grads`, the sum of those before.
 
-  Returns (grads, sums, logprobs_bs), the last two as in batch_loss.
+  trained, frozen: of policy.lora.split. Returns (grads, sums, logprobs_bs), the last two as in
+  batch_loss.
   """
 
-  def loss_of_model(model):
+  def loss_of_trained(trained):
+    model = join(trained, frozen)
     return batch_loss(model, rows, old_logprobs_bs, reference_logprobs_bs, loss)
 
-  value, pull_back, (sums, logprobs_bs) = jax.vjp(loss_of_model, model, has_aux=True)
+  value, pull_back, (sums, logprobs_bs) = jax.vjp(loss_of_trained, trained, has_aux=True)
   # The backward pass adds to mutable references of the running sums, which are donated, so a second
   # tree of gradients never exists.
   sums_of_grads = jax.tree.map(jax.new_ref, grads)
@@ -129,11 +140,11 @@ def accumulate(grads, model, rows: Rows, old_logprobs_bs, reference_logprobs_bs,
   return jax.tree.map(jax.freeze, sums_of_grads), sums, logprobs_bs
 
 
-@functools.partial(jax.jit, static_argnames="tx", donate_argnames=("model", "moments"))
-def apply(tx: optax.GradientTransformation, model, moments, grads):
-  """One optimiser step: (model, moments, norm of the gradient before clipping)."""
-  updates, moments = tx.update(grads, moments, model)
-  return optax.apply_updates(model, updates), moments, optax.tree.norm(grads)
+@functools.partial(jax.jit, static_argnames="tx", donate_argnames=("trained", "moments"))
+def apply(tx: optax.GradientTransformation, trained, moments, grads):
+  """One optimiser step: (trained, moments, norm of the gradient before clipping)."""
+  updates, moments = tx.update(grads, moments, trained)
+  return optax.apply_updates(trained, updates), moments, optax.tree.norm(grads)
 
 
 @functools.partial(jax.jit, static_argnames="loss")
@@ -149,15 +160,15 @@ def logprobs_of_all(model, micro_batches: Sequence[Rows], loss: Loss) -> list[ja
 
 
 @functools.partial(jax.jit, static_argnames="tx")
-def init_moments(tx: optax.GradientTransformation, model):
-  """The optimiser's state, in the layout of the weights."""
-  return tx.init(model)
+def init_moments(tx: optax.GradientTransformation, trained):
+  """The optimiser's state, in the layout of what is trained."""
+  return tx.init(trained)
 
 
 @jax.jit
-def zeros(model):
+def zeros(trained):
   """Gradients of zeros, to which accumulate adds."""
-  return jax.tree.map(jnp.zeros_like, model)
+  return jax.tree.map(jnp.zeros_like, trained)
 
 
 def on_device(rows: Rows) -> Rows:
@@ -186,14 +197,16 @@ def train_step(
   """
   # Gradient accumulation: every call adds to the same donated buffers.
   none = [None] * len(micro_batches)
-  grads, sums, logprobs = zeros(state.model), [], []
+  trained, frozen = split(state.model)
+  grads, sums, logprobs = zeros(trained), [], []
   for rows, old_bs, reference_bs in zip(micro_batches, old or none, reference or none):
     grads, sums_of_rows, logprobs_bs = accumulate(
-      grads, state.model, rows, old_bs, reference_bs, loss=loss
+      grads, trained, rows, old_bs, reference_bs, loss=loss, frozen=frozen
     )
     sums.append(sums_of_rows)
     logprobs.append(logprobs_bs)
-  model, moments, norm = apply(tx, state.model, state.moments, grads)
+  trained, moments, norm = apply(tx, trained, state.moments, grads)
+  model = join(trained, frozen)
   return TrainState(state.step, model, moments), StepOutput(sums, logprobs, norm)
 
 
@@ -232,7 +245,7 @@ PEAKS = {
 }
 
 
-def update_flops(config, groups) -> float:
+def update_flops(config, groups, frozen: bool = False) -> float:
   """FLOPs of an update, forward and backward, that the maths needs; recomputation is not counted.
 
   6 x matmul weights x real tokens, a prompt counted once for its group; the output head on response
@@ -241,7 +254,10 @@ def update_flops(config, groups) -> float:
   Args:
     config: the policy's ModelConfig.
     groups: dynamic_sampling.Group, or what has its prompt.token_ids and rollouts' token_ids.
+    frozen: whether the weights have no gradients (LoRA): 4 x instead of 6 x. What the adapters
+      compute besides is not counted, at rank 16 less than a hundredth.
   """
+  each = 4 if frozen else 6
   d, h = config.hidden_size, config.head_dim
   n, k, f = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
   layer = d * h * (2 * n + 2 * k) + 3 * d * f  # weights of q, o (n heads), k, v (k heads), the MLP
@@ -255,6 +271,6 @@ def update_flops(config, groups) -> float:
       length = len(rollout.token_ids)
       pairs += length * prompt + length**2 / 2
       responses += length
-    flops += config.num_hidden_layers * (6 * layer * (prompt + responses) + 12 * n * h * pairs)
-    flops += 6 * d * config.vocab_size * responses
+    flops += config.num_hidden_layers * (each * layer * (prompt + responses) + 12 * n * h * pairs)
+    flops += each * d * config.vocab_size * responses
   return flops

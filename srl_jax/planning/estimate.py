@@ -12,6 +12,7 @@ import jax
 from srl_jax.learner.update import PEAKS, update_flops
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
+from srl_jax.policy.lora import split
 from srl_jax.policy.model import ModelConfig, abstract
 from srl_jax.policy.sharding import check_mesh
 
@@ -21,7 +22,6 @@ COMPUTE = 0.55
 LINK = 0.8  # of the nominal rate of links inside a node or slice
 MEMORY = 0.8  # of the nominal rate of a chip's memory
 PACKED = 0.85  # real tokens among the packed ones
-RECOMPUTED = {"full": 4 / 3, "matmuls": 1.0, "none": 1.0}  # FLOPs done for each FLOP of the formula
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Work:
     """Tokens of a step, each prompt counted once."""
     return self.prompts * (self.prompt_tokens + self.samples * self.response_tokens)
 
-  def flops(self, config: ModelConfig) -> float:
-    """FLOPs of the update by the formula of flops.update_flops."""
+  def flops(self, config: ModelConfig, frozen: bool = False) -> float:
+    """FLOPs of the update by the formula of update.update_flops."""
     rollout = SimpleNamespace(token_ids=range(self.response_tokens))
     prompt = SimpleNamespace(token_ids=range(self.prompt_tokens))
     group = SimpleNamespace(prompt=prompt, rollouts=[rollout] * self.samples)
-    return self.prompts * update_flops(config, [group])
+    return self.prompts * update_flops(config, [group], frozen)
 
 
 def work_of(config, prompt_tokens: int, response_tokens: int) -> Work:
@@ -71,15 +71,18 @@ def rates(topology: Topology, peak: float) -> dict[str, float]:
   }
 
 
-def link_seconds(model_config: ModelConfig, topology: Topology, mesh: dict[str, int]) -> float:
+def link_seconds(
+  model_config: ModelConfig, topology: Topology, mesh: dict[str, int], frozen: bool = False
+) -> float:
   """Seconds of a micro-batch's collectives inside a node or slice, as ring algorithms take them.
 
   fsdp gathers every bfloat16 weight for the forward pass and again for the backward pass, and
-  reduce-scatters its gradient; each device sends (n - 1) / n of the array. Gradients that are
-  reduced between nodes (data) are not counted: they are a small part of these.
+  reduce-scatters its gradient, which frozen weights do not have; each device sends (n - 1) / n of
+  the array. Gradients that are reduced between nodes (data) are not counted: they are a small part
+  of these.
   """
   weights = sum(leaf.size for leaf in jax.tree.leaves(abstract(model_config)))
-  sent = 3 * 2 * weights * (mesh["fsdp"] - 1) / mesh["fsdp"]
+  sent = (2 if frozen else 3) * 2 * weights * (mesh["fsdp"] - 1) / mesh["fsdp"]
   return sent / mesh["tensor"] / (LINK * topology.chip.link)
 
 
@@ -107,16 +110,21 @@ def step(
   steps = config.algorithm.steps_per_batch
   # Each optimiser step takes whole micro-batches; a share PACKED of their places has a token.
   batches = steps * math.ceil(work.tokens() / steps / (PACKED * slots))
-  flops = work.flops(model_config)
+  frozen = config.lora.rank > 0
+  flops = work.flops(model_config, frozen)
   padded = flops * batches * slots / work.tokens()  # padding costs as much as tokens
-  compute = padded * RECOMPUTED[config.batch.remat] / (topology.devices * peak * COMPUTE)
-  links = batches * link_seconds(model_config, topology, mesh)
+  # A forward pass is a third of the FLOPs of the formula, half of them where weights are frozen.
+  share = 1 / 2 if frozen else 1 / 3
+  done = 1 + share if config.batch.remat == "full" else 1
+  compute = padded * done / (topology.devices * peak * COMPUTE)
+  links = batches * link_seconds(model_config, topology, mesh, frozen)
   # The optimiser reads weights, moments and gradients and writes as many bytes.
   apply_s = 2 * programs["apply"].arguments / (MEMORY * topology.chip.hbm)
   # Several steps on a batch need its old log-probs, the KL term those of the reference policy: a
-  # forward pass each, which has a third of the FLOPs of forward and backward together.
+  # forward pass each.
   passes = int(steps > 1) + int(config.algorithm.kl > 0)
-  score = passes * max(padded / 3 / (topology.devices * peak * COMPUTE), links / 3)
+  once = links / (2 if frozen else 3)
+  score = passes * max(padded * share / (topology.devices * peak * COMPUTE), once)
   seconds = max(compute, links) + apply_s * steps + score
   return {
     "micro_batches": batches,
@@ -148,7 +156,7 @@ def memory(state: State, programs: dict[str, Program], topology: Topology, sampl
     peak = max(peak, program.total())
   return {
     "parameters": device_bytes(state.model),
-    "gradients": device_bytes(state.model),
+    "gradients": device_bytes(split(state.model)[0]),
     "moments": device_bytes(state.moments),
     "sampler": sampler,
     "programs": rows,

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from srl_jax.learner import optimizer, packing, programs, update
+from srl_jax.learner import optimizer, packing, programs, start, update
 from srl_jax.policy import weights
-from srl_jax.policy.model import ModelConfig, Qwen2, abstract
+from srl_jax.policy.lora import split
+from srl_jax.policy.model import ModelConfig, Qwen2
 from srl_jax.policy.sharding import on_mesh
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -20,7 +21,8 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class State(NamedTuple):
   """The arrays that a run keeps on its devices, as shapes with layouts.
 
-  Fields: model (float32 masters), tx and its moments; shape, of a micro-batch at its largest.
+  Fields: model (float32 masters, or frozen weights with float32 adapters), tx and its moments;
+  shape, of a micro-batch at its largest.
   """
 
   model: Qwen2
@@ -48,9 +50,9 @@ class Program(NamedTuple):
 
 def state_of(config, model_config: ModelConfig) -> State:
   """The state of a run of `config`; call it with the mesh set."""
-  model = on_mesh(abstract(model_config))
-  tx = optimizer.make(config.optimizer, 1000)
-  moments = on_mesh(jax.eval_shape(tx.init, model))
+  model = on_mesh(start.policy_shapes(config, model_config))
+  tx = optimizer.of_run(config, 1000)
+  moments = on_mesh(jax.eval_shape(tx.init, split(model)[0]))
   return State(model, tx, moments, largest_shape(config, model_config.layout))
 
 
@@ -92,9 +94,19 @@ class Call(NamedTuple):
 def sampler_bytes(config, state: State) -> int:
   """Bytes of one device of the weights that the built-in engine samples with (rollout.sampler).
 
-  It keeps them beside the masters from the first sampling to the end of the run: in the compute
-  type, replicated along fsdp and sharded along tensor. 0 where servers sample, or nothing does.
+  It keeps them beside the run's own from the first sampling to the end of the run: in the compute
+  type, replicated along fsdp and sharded along tensor. Of frozen weights it has a copy only where
+  it cannot use the run's own. 0 where servers sample, or nothing does.
   """
+  trained, frozen = split(state.model)
+  kept = _decoding_bytes(config, trained)
+  if kept and frozen is not None and not start.can_share(config.rollout.engine):
+    kept += _decoding_bytes(config, frozen)
+  return kept
+
+
+def _decoding_bytes(config, weights) -> int:
+  """Bytes of one device of a copy of `weights` to decode with; 0 if the run makes none."""
   # A supervised run loads weights only to be measured.
   samples = config.method != "sft" or config.train.eval_every or config.eval.benchmark
   if config.rollout.engine != "builtin" or not samples:
@@ -105,7 +117,7 @@ def sampler_bytes(config, state: State) -> int:
     gathered = NamedSharding(x.sharding.mesh, jax.P(*axes))
     return jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=gathered)
 
-  return device_bytes(jax.tree.map(copy, state.model))
+  return device_bytes(jax.tree.map(copy, weights))
 
 
 def loading(config, state: State) -> Program:
@@ -113,27 +125,32 @@ def loading(config, state: State) -> Program:
 
   Temporaries of the all-gathers are not included.
   """
-  model, copy = device_bytes(state.model), sampler_bytes(config, state)
+  model, copy = device_bytes(state.model), _decoding_bytes(config, split(state.model)[0])
   return Program("load", model, 0, model + copy, _beside(config, state))
 
 
 def _beside(config, state: State) -> int:
   """Bytes of one device that a run keeps beside weights and gradients."""
-  frozen = device_bytes(state.model) if config.algorithm.kl else 0  # the reference policy
-  return frozen + device_bytes(state.moments) + sampler_bytes(config, state)
+  # The reference policy has what is trained as it was at the start; frozen weights are its own too.
+  reference = device_bytes(split(state.model)[0]) if config.algorithm.kl else 0
+  return reference + device_bytes(state.moments) + sampler_bytes(config, state)
 
 
 def calls(config, state: State) -> list[Call]:
-  """The programs of a run that need the most memory; weights are exported to servers only."""
+  """The programs of a run that need the most memory; weights are exported to servers only.
+
+  Adapters are exported too, but that needs next to nothing.
+  """
   model, beside = state.model, _beside(config, state)
-  start = update.TrainState(0, model, state.moments)
+  first = update.TrainState(0, model, state.moments)
+  _, frozen = split(model)
   found = []
-  for call in programs.update_calls(config, start, state.tx, [state.shape], always_score=True):
+  for call in programs.update_calls(config, first, state.tx, [state.shape], always_score=True):
     # What a run keeps besides excludes a call's own arguments: `apply` has the moments among them.
-    own = device_bytes(state.moments) if call.name == "apply" else 0
+    own = device_bytes(state.moments) - device_bytes(frozen) if call.name == "apply" else 0
     if call.name != "zeros":
       found.append(Call(*call, beside - own))
-  if config.rollout.engine == "vllm":
+  if config.rollout.engine == "vllm" and frozen is None:
     # Weights go to the servers one at a time; all others stay on the devices besides.
     weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest tensor
     mesh = weight.sharding.mesh

@@ -21,14 +21,14 @@ def text(report: dict) -> str:
     f"mesh {report['mesh']}, rollout.engine {report['engine']}",
     "",
     "memory of a device, GiB",
-    f"  {_gib(memory['parameters'])}  float32 weights",
+    f"  {_gib(memory['parameters'])}  weights",
     f"  {_gib(memory['moments'])}  moments",
     f"  {_gib(memory['gradients'])}  gradients, of all micro-batches together",
   ]
   if memory["sampler"]:
     lines.append(
-      f"  {_gib(memory['sampler'])}  sampler's copy of the weights, twice while new ones load "
-      "(its caches of keys and values are not counted)"
+      f"  {_gib(memory['sampler'])}  sampler's copy of the weights; what is trained of them twice "
+      "while it loads (its caches of keys and values are not counted)"
     )
   lines += [
     f"  programs, micro-batches of {shape} tokens:",

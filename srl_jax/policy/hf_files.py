@@ -4,8 +4,6 @@ The headers of safetensors files are read first. Tensors are memory-mapped one b
 because the mapping of a whole file counts as memory until it is closed.
 """
 
-import concurrent.futures
-import hashlib
 import json
 import math
 import pathlib
@@ -15,6 +13,7 @@ from typing import NamedTuple
 import huggingface_hub
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from srl_jax.errors import UserError
 from srl_jax.policy.model import Llama3Rope, ModelConfig
@@ -24,7 +23,6 @@ DISK_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}
 SIZES |= {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1}
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-CHECKSUMS = "SHA256SUMS"  # of an export's files, as the program sha256sum writes and reads it
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files that are downloaded from the hub: weights, settings and the tokenizer, no code.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt"]
@@ -39,7 +37,6 @@ REQUIRED += ["num_attention_heads", "num_key_value_heads", "rope_theta", "rms_no
 _FLOATS = {"rope_theta": 1e12, "rms_norm_eps": 1.0}  # with their largest values
 _FLOATS |= {"factor": 1e6, "low_freq_factor": 1e6, "high_freq_factor": 1e6}
 _LAYERS, _SIZE = 1000, 1 << 24  # the largest of other numbers
-_REMEDY_OF_SUMS = f"copy the folder again, or remove {CHECKSUMS} if the change is on purpose"
 _REMEDY = (
   "use a dense Qwen2, Qwen2.5, Qwen3 or Llama checkpoint with plain attention and unquantised"
   " weights"
@@ -100,8 +97,7 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
   rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
   if not isinstance(rope, dict):
     raise UserError(
-      f"{path}: rope_scaling / rope_parameters is {_short(rope)}, not an object; copy the file"
-      " again"
+      f"{path}: rope_scaling / rope_parameters is {short(rope)}, not an object; copy the file again"
     )
   _check_architecture(path, raw, rope)
   sizes = {key: raw.get(key, rope.get(key)) for key in REQUIRED}
@@ -119,7 +115,7 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
     raise UserError(f"{path}: head_dim {head_dim} is odd, but rotary embeddings turn pairs")
   tied = raw.get("tie_word_embeddings", False)
   if not isinstance(tied, bool):
-    raise UserError(f"{path}: tie_word_embeddings is {_short(tied)}, not true or false")
+    raise UserError(f"{path}: tie_word_embeddings is {short(tied)}, not true or false")
   return ModelConfig(
     **sizes,
     head_dim=head_dim,
@@ -154,11 +150,11 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
   if not isinstance(family, str) or family not in ARCHITECTURES:
     known = ", ".join(ARCHITECTURES)
     raise UserError(
-      f"{path}: model_type is {_short(family)}, srl_jax computes {known} only; {_REMEDY}"
+      f"{path}: model_type is {short(family)}, srl_jax computes {known} only; {_REMEDY}"
     )
   layer_types = raw.get("layer_types") or []
   if not isinstance(layer_types, list):
-    raise UserError(f"{path}: layer_types is {_short(layer_types)}, not a list; {_REMEDY}")
+    raise UserError(f"{path}: layer_types is {short(layer_types)}, not a list; {_REMEDY}")
   # Layers from max_window_layers on have a sliding window, if any has.
   first, layers = raw.get("max_window_layers", 0), raw.get("num_hidden_layers", 0)
   none_has = isinstance(first, int) and isinstance(layers, int) and first >= layers
@@ -179,7 +175,7 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
   ]:
     if value != wanted:
       raise UserError(
-        f"{path}: {key} is {_short(value)}, srl_jax computes {wanted!r} only; {_REMEDY}"
+        f"{path}: {key} is {short(value)}, srl_jax computes {wanted!r} only; {_REMEDY}"
       )
 
 
@@ -188,16 +184,16 @@ def _check_sizes(path: pathlib.Path, sizes: dict) -> None:
   for key, value in sizes.items():
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
-      raise UserError(f"{path}: {key} is {_short(value)}, not a positive number; {_REMEDY}")
+      raise UserError(f"{path}: {key} is {short(value)}, not a positive number; {_REMEDY}")
     if key not in _FLOATS and not isinstance(value, int):
       raise UserError(f"{path}: {key} is {value!r}, not a whole number; copy the file again")
     # An upper limit, so that a damaged file cannot make us allocate a billion layers.
     largest = _FLOATS.get(key, _LAYERS if key == "num_hidden_layers" else _SIZE)
     if value > largest:
-      raise UserError(f"{path}: {key} is {_short(value)}, more than {largest}; {_REMEDY}")
+      raise UserError(f"{path}: {key} is {short(value)}, more than {largest}; {_REMEDY}")
 
 
-def _short(value) -> str:
+def short(value) -> str:
   """The value as a part of a message."""
   text = repr(value)
   return text if len(text) < 80 else f"{text[:76]}..."
@@ -250,17 +246,14 @@ def read_headers(folder) -> dict[str, Stored]:
   """
   folder = pathlib.Path(folder)
   stored = {}
-  for path in _weight_files(folder):
+  for path in weight_files(folder):
     if not path.exists():
       raise UserError(f"{path}: missing, but {INDEX} names it; copy the whole folder again")
-    try:
-      found = _read_header(path)
-      twice = sorted(found.keys() & stored.keys())
-      if twice:
-        raise ValueError(f"{twice[0]} is in {stored[twice[0]].path.name} too")
-    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-      reason = " ".join(str(error).split())[:200]
-      raise UserError(f"{path}: not a whole safetensors file ({reason}); copy it again") from error
+    found = read_file_headers(path)
+    twice = sorted(found.keys() & stored.keys())
+    if twice:
+      other = stored[twice[0]].path.name
+      raise UserError(f"{path}: {twice[0]} is in {other} too; copy the whole folder again")
     stored |= found
   types = {tensor.dtype for tensor in stored.values()}
   if {"F16", "BF16"} <= types:  # no model mixes them, but they have one size
@@ -268,7 +261,22 @@ def read_headers(folder) -> dict[str, Stored]:
   return stored
 
 
-def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def read_file_headers(path: pathlib.Path) -> dict[str, Stored]:
+  """{name: Stored} of the tensors of one safetensors file; UserError where it is not sound."""
+  try:
+    return _read_header(path)
+  except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(f"{path}: not a whole safetensors file ({reason}); copy it again") from error
+
+
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+  """The metadata of a safetensors file; {} if it has none. The file has been checked before."""
+  with safetensors.safe_open(path, "numpy") as file:
+    return file.metadata() or {}
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The safetensors files of a folder."""
   if (folder / WEIGHTS).exists():
     return [folder / WEIGHTS]
@@ -284,7 +292,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   # Names are joined to the folder, so none may lead out of it.
   for name in names:
     if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name:
-      raise UserError(f"{folder / INDEX}: {_short(name)} is no safetensors file; copy it again")
+      raise UserError(f"{folder / INDEX}: {short(name)} is no safetensors file; copy it again")
   return [folder / name for name in sorted(names)]
 
 
@@ -308,7 +316,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
   stored, ends = {}, {}
   for name, entry in header.items():
     if len(name) > 200 or not name.isprintable():
-      raise ValueError(f"a tensor is called {_short(name)}")
+      raise ValueError(f"a tensor is called {short(name)}")
     begin, end = _check_entry(name, entry, size - start)
     if begin < end:  # a tensor without elements has no bytes, and may share an offset
       if begin in ends:
@@ -324,13 +332,13 @@ def _check_entry(name: str, entry: dict, size: int) -> tuple[int, int]:
   shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
   for number in [*shape, begin, end]:
     if type(number) is not int or number < 0:
-      raise ValueError(f"{name}: {_short(number)} in its shape or offsets")
+      raise ValueError(f"{name}: {short(number)} in its shape or offsets")
   if dtype not in SIZES:
-    raise ValueError(f"{name} is of type {_short(dtype)}, not one of {', '.join(SIZES)}")
+    raise ValueError(f"{name} is of type {short(dtype)}, not one of {', '.join(SIZES)}")
   if end > size:
     raise ValueError(f"{name} ends beyond the file")
   if end - begin != math.prod(shape) * SIZES[dtype]:
-    raise ValueError(f"{name} has {end - begin} bytes, {dtype} {_short(shape)} has another number")
+    raise ValueError(f"{name} has {end - begin} bytes, {dtype} {short(shape)} has another number")
   return begin, end
 
 
@@ -356,50 +364,6 @@ def _without_repeats(pairs: list[tuple]) -> dict:
   if len(found) < len(pairs):
     raise ValueError("a name is repeated in its header")
   return found
-
-
-def write_checksums(folder: pathlib.Path) -> None:
-  """Writes SHA256SUMS of all files of a folder; `sha256sum -c SHA256SUMS` checks it too."""
-  paths = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
-  with concurrent.futures.ThreadPoolExecutor() as threads:
-    sums = threads.map(_sha256, paths)
-    lines = [f"{found}  {path.name}\n" for path, found in zip(paths, sums)]
-  (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def check_checksums(folder) -> None:
-  """Raises UserError if a file of an export is not the one that SHA256SUMS has the sum of.
-
-  A folder without that file, as of the hub, is not checked.
-  """
-  sums_file = pathlib.Path(folder) / CHECKSUMS
-  if not sums_file.exists():
-    return
-  lines = sums_file.read_text(encoding="utf-8", errors="replace").splitlines()
-  expected = {name: wanted for wanted, _, name in (line.partition("  ") for line in lines)}
-  weights = {path.name for path in sums_file.parent.glob("*.safetensors")}
-  for name in sorted({"config.json", *weights, *expected}):
-    if not name or "/" in name or "\0" in name or name not in expected:
-      raise UserError(
-        f"{sums_file}: damaged, no checksum of a file of this folder: {_short(name)};"
-        f" {_REMEDY_OF_SUMS}"
-      )
-  with concurrent.futures.ThreadPoolExecutor() as threads:
-    found = list(threads.map(_sha256, [sums_file.parent / name for name in expected]))
-  for (name, wanted), now in zip(expected.items(), found):
-    if now != wanted:
-      what = "missing" if now is None else "damaged, or changed since the export"
-      raise UserError(
-        f"{sums_file.parent / name}: {what} ({CHECKSUMS} has its checksum); {_REMEDY_OF_SUMS}"
-      )
-
-
-def _sha256(path: pathlib.Path) -> str | None:
-  """The SHA-256 of a file in hexadecimal digits; None if there is none."""
-  if not path.is_file():
-    return None
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def map_tensor(tensor: Stored) -> np.ndarray:

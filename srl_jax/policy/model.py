@@ -158,6 +158,8 @@ def _param(config, name, letters, rngs):
 class Layer(nnx.Module):
   """One decoder layer: attention and SwiGLU, each after an RMS norm and with a residual."""
 
+  lora = None  # or the adapters of its matrices, lora.Lora
+
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
     for name, letters in weight_letters(config)["layers"].items():
@@ -167,11 +169,17 @@ class Layer(nnx.Module):
     """Weight `name`, all-gathered along fsdp, in the compute type."""
     return all_gather_weight(getattr(self, name)[...], WEIGHT_LETTERS["layers"][name], dtype)
 
+  def multiply(self, equation, x, name):
+    """einsum(equation, x, weight `name`), with what an adapter adds."""
+    y = self.config.einsum(equation, x, self.weight(name, x.dtype))
+    if self.lora is None or name not in self.lora.shape.targets:
+      return y
+    return y + self.lora.delta(self.config.einsum, equation, x, name)
+
   def project(self, y_btd, name):
     """Queries ("q"), keys ("k") or values ("v") of y_btd before rotation: btnh or btkh."""
     letters = WEIGHT_LETTERS["layers"][f"{name}_proj"]  # dnh or dkh
-    matrix = self.weight(f"{name}_proj", y_btd.dtype)
-    x = self.config.einsum(f"btd,{letters}->bt{letters[1:]}", y_btd, matrix)
+    x = self.multiply(f"btd,{letters}->bt{letters[1:]}", y_btd, f"{name}_proj")
     if hasattr(self, f"{name}_bias"):
       x += self.weight(f"{name}_bias", x.dtype)
     if hasattr(self, f"{name}_norm"):
@@ -180,22 +188,25 @@ class Layer(nnx.Module):
 
   def __call__(self, x_btd, rotary, state):
     """(x_btd, memory) after this layer; rotary = (cos_bth, sin_bth), state as attention.attend."""
-    einsum = self.config.einsum
     w = lambda name: self.weight(name, x_btd.dtype)
     kept = lambda x: checkpoint_name(x, "matmul")
     y = rms_norm(x_btd, w("input_layernorm"), self.config.rms_norm_eps)
     q, k, v = (self.project(y, name) for name in "qkv")
     q, k, v = kept(rotate(q, rotary)), kept(rotate(k, rotary)), kept(v)
     out, memory = attend(q, k, v, state, self.config.attention)
-    x_btd = kept(x_btd + einsum("btnh,nhd->btd", out, w("o_proj")))
+    x_btd = kept(x_btd + self.multiply("btnh,nhd->btd", out, "o_proj"))
     y = rms_norm(x_btd, w("post_attention_layernorm"), self.config.rms_norm_eps)
-    gate = kept(einsum("btd,df->btf", y, w("gate_proj")))
-    up = kept(einsum("btd,df->btf", y, w("up_proj")))
-    return x_btd + einsum("btf,fd->btd", jax.nn.silu(gate) * up, w("down_proj")), memory
+    gate = kept(self.multiply("btd,df->btf", y, "gate_proj"))
+    up = kept(self.multiply("btd,df->btf", y, "up_proj"))
+    return x_btd + self.multiply("btf,fd->btd", jax.nn.silu(gate) * up, "down_proj"), memory
 
 
 class Qwen2(nnx.Module):
-  """A Qwen2 policy. `layers` is one Layer with its weights stacked along a leading dimension l."""
+  """A Qwen2 policy. `layers` is one Layer with its weights stacked along a leading dimension l, or
+  a list of layers (lora.unstack).
+  """
+
+  lora = None  # or its adapters, lora.Lora
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
@@ -236,7 +247,13 @@ class Qwen2(nnx.Module):
 
     if remat != "none":
       body = jax.checkpoint(body, policy=REMAT[remat])
-    x_btd, _ = jax.lax.scan(body, self.embed(tokens_bt), self.layers)
+    layers = self.layers if self.lora is None else self.lora.onto(self.layers)
+    x_btd = self.embed(tokens_bt)
+    if isinstance(layers, nnx.List):
+      for layer in layers:
+        x_btd, _ = body(x_btd, layer)
+    else:
+      x_btd, _ = jax.lax.scan(body, x_btd, layers)
     return self.final_norm(x_btd)
 
   def final_norm(self, x_btd):

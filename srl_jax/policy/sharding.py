@@ -160,7 +160,7 @@ def all_gather_weight(weight, letters: str, dtype):
   axes = (
     None if PARAM_AXES.get(letter) == "fsdp" else PARAM_AXES.get(letter) for letter in letters
   )
-  matrix = "d" in letters and letters != "d"
+  matrix = letters != "d" and not {"d", "j"}.isdisjoint(letters)
   reduced = frozenset(ACT_AXES["b"]) if matrix else frozenset()
   return reshard(weight.astype(dtype), P(*axes, reduced=reduced))
 

@@ -22,17 +22,16 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from srl_jax.errors import UserError
+from srl_jax.policy.file_sums import check_checksums, write_checksums
 from srl_jax.policy.hf_files import (
   COMPANIONS,
   DISK_TYPES,
   INDEX,
   WEIGHTS,
-  check_checksums,
   config_json,
   load_config,
   map_tensor,
   read_headers,
-  write_checksums,
 )
 from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, abstract, weight_letters
 from srl_jax.policy.sharding import param_spec, platform

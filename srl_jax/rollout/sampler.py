@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from srl_jax.data.tokenizer import decode
+from srl_jax.policy.lora import split, with_lora
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import keep_mesh, on_host, on_mesh, shards
+from srl_jax.rollout import decoding_weights
 from srl_jax.rollout import slots as device
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.slots import Draws, HostSnapshot, NewPrompts, SlotShape, slot_shape
@@ -182,10 +184,22 @@ class Sampler:
     self._made: list[SlotShape] = []
     self._check = check
     self._dispatcher = concurrent.futures.ThreadPoolExecutor(1, "decode")
+    self._base = self._copy = None  # frozen weights, by their embedding, and what decodes with them
     self.version = None
 
   def load_weights(self, model: Qwen2, version: int) -> None:
-    self.model, self.layers = device.decoding_copy(model)
+    """See Engine. The frozen weights of a policy with adapters are copied once, unstacked ones
+    (policy.lora.unstack) never.
+    """
+    adapters, base = split(model)
+    if base is None:
+      self.model, self.layers = decoding_weights.decoding_copy(model)
+    else:
+      if self._base is not base.embed_tokens[...]:
+        self._base, self._copy = base.embed_tokens[...], decoding_weights.of_frozen(base)
+      self.model, layers = self._copy
+      parts = decoding_weights.decoding_adapters(adapters, dtype=model.config.dtype)
+      self.layers = list(map(with_lora, layers, parts))
     self.version = version
 
   def stats(self) -> dict[str, float]:
@@ -193,7 +207,7 @@ class Sampler:
 
   def close(self) -> None:
     self._dispatcher.shutdown()
-    self.model = self.layers = self.version = None
+    self.model = self.layers = self.version = self._base = self._copy = None
 
   def sample(
     self, prompts: Sequence[Prompt], n: int, params: SamplingParams
@@ -234,9 +248,7 @@ class Sampler:
     Args:
       model: policy.model.abstract, or with the shapes, types and shardings of the policy otherwise.
     """
-    model = on_mesh(model)
-    copy = on_mesh(device.decoding_copy.eval_shape(model))
-    found = [("weights for decoding", device.decoding_copy, (model,), {})]
+    copy, found = self._loading(on_mesh(model))
     host = jax.ShapeDtypeStruct  # of a numpy array, which has no sharding
     scalar = host((), jnp.int32)
     draws = Draws(host((2,), jnp.uint32), host((), jnp.float32), scalar)
@@ -253,6 +265,22 @@ class Sampler:
       found.append((f"prefill of {name}", device.prefill, (*copy, slots, buffers, *chunk), how))
       found.append((f"decode of {name}", device.decode, (*copy, slots, scalar), how))
     return found
+
+  def _loading(self, model: Qwen2) -> tuple[tuple, list[tuple]]:
+    """(The shapes of what decodes, the programs of load_weights as `calls` has them)."""
+    adapters, base = split(model)
+    whole = model if base is None else base
+    if decoding_weights.is_unstacked(whole):
+      (outside, layers), found = decoding_weights.layers_of(whole), []
+    else:
+      outside, layers = on_mesh(decoding_weights.decoding_copy.eval_shape(whole))
+      found = [("weights for decoding", decoding_weights.decoding_copy, (whole,), {})]
+    if base is not None:
+      how = {"dtype": model.config.dtype}
+      parts = on_mesh(decoding_weights.decoding_adapters.eval_shape(adapters, **how))
+      layers = list(map(with_lora, layers, parts))
+      found.append(("adapters for decoding", decoding_weights.decoding_adapters, (adapters,), how))
+    return (outside, layers), found
 
   def _shape_for(self, n: int, longest: int, max_tokens: int) -> SlotShape:
     """The known shape for groups of n and prompts of at most `longest` tokens, or a new one."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from srl_jax.data.batches import bucket
 from srl_jax.policy import attention, cpu, kernels
-from srl_jax.policy.model import ModelConfig, Qwen2, rotary_angles, weight_letters
-from srl_jax.policy.sharding import ACT_AXES, act_spec, all_gather_weight, has_mesh, reshard
+from srl_jax.policy.model import ModelConfig, rotary_angles
+from srl_jax.policy.sharding import ACT_AXES, act_spec, has_mesh, reshard
 
 LONGEST_CHUNK = 1024  # prompts of at most as many tokens are prefilled by one call
 CHUNK = 512  # tokens that one call of `prefill` reads of longer prompts
@@ -149,27 +149,6 @@ class HostSnapshot(NamedTuple):
   column: jax.Array
 
 
-@jax.jit
-def decoding_copy(model: Qwen2):
-  """(model without layers, list of layers) in the compute type.
-
-  The copy is all-gathered along fsdp, once per version of the weights instead of once per token.
-  Each layer's weights are separate arrays, so that decoding slices no stacked array.
-  """
-  dtype = model.config.dtype
-  layers, letters_of = model.layers, weight_letters(model.config)
-  del model.layers  # jit passes a copy of the module, so the caller's model keeps them
-  for name, letters in letters_of.pop("layers").items():
-    # `weight[...] = ` would cast back to the master's type.
-    weight = getattr(layers, name)
-    weight.set_value(all_gather_weight(weight[...], "l" + letters, dtype))
-  for name, letters in letters_of.items():
-    weight = getattr(model, name)
-    weight.set_value(all_gather_weight(weight[...], letters, dtype))
-  count = model.config.num_hidden_layers
-  return model, [jax.tree.map(lambda w: w[i], layers) for i in range(count)]  # noqa: B023
-
-
 @functools.partial(jax.jit, static_argnames=("shape", "config"))
 def empty(shape: SlotShape, config: ModelConfig) -> tuple[Slots, Buffers | None]:
   """Slots without prompts, and buffers where a prompt may have several chunks."""
@@ -207,7 +186,7 @@ def prefill(model, layers, slots, buffers, tokens_bc, start, prompts, sources_b,
   """Reads the next chunk of some prompts: (slots, buffers).
 
   Args:
-    model, layers: of `decoding_copy`.
+    model, layers: of decoding_weights.decoding_copy.
     slots, buffers: of `empty`, or of an earlier call; donated.
     tokens_bc: int32, the prompts' tokens start .. start + c - 1; b is SlotShape.batch.
     start: int32 scalar, a multiple of c.

@@ -17,11 +17,18 @@ from jax.experimental import multihost_utils
 
 from srl_jax.data.tokenizer import decode
 from srl_jax.errors import EngineError, UserError
+from srl_jax.policy.lora import merge
 from srl_jax.policy.model import Qwen2
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.vllm_fleet import CLOSE_SECONDS, Fleet, Weights
 from srl_jax.rollout.vllm_server import ServerError, read_group
-from srl_jax.rollout.vllm_weights import GENERATE, Probe, WeightsFolder, take_part
+from srl_jax.rollout.vllm_weights import (
+  GENERATE,
+  Probe,
+  WeightsFolder,
+  served_rank,
+  take_part,
+)
 
 TRIES = 8  # of one group, before the run ends
 BACK_OFF = 0.2  # seconds before the second try; doubles
@@ -51,6 +58,7 @@ class VllmEngine:
     lag: how many versions old a rollout's weights may be.
     public_servers: allow public addresses.
     patience: seconds to wait for a server when none is left.
+    merged_push: push adapters merged into the weights where a server takes none.
     check: called every second of a wait; what it raises ends the wait.
     seconds_per_token: the slowest rate to put up with, of one response.
     say: prints a line.
@@ -66,12 +74,14 @@ class VllmEngine:
     lag: int = 0,
     public_servers: bool = False,
     patience: float = 600.0,
+    merged_push: bool = False,
     seconds_per_token: float = 1.0,
     check: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
   ):
     self.tokenizer, self.stop_ids, self.lag = tokenizer, tuple(stop_ids), lag
     self.seconds_per_token, self._check = seconds_per_token, check
+    self.merged_push = merged_push
     self.version = self._vocab_size = None
     self._counts = Counter()
     self._fleet = self._files = None
@@ -79,14 +89,19 @@ class VllmEngine:
       if servers:
         self._files = WeightsFolder(weights_root)
         self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
-      self._dtype, self._max_length, self._part = _common_limits(self._fleet)
+      found = _common_limits(self._fleet)
+      self._dtype, self._max_length, self._lora_rank, self._part = found
     except BaseException:
       self.close()
       raise
 
   def load_weights(self, model: Qwen2, version: int) -> None:
-    """See Engine. Raises EngineError when no server takes them, or one then fails the check."""
+    """See Engine. Raises EngineError when no server takes them, or one then fails the check;
+    UserError when adapters would have to be merged and may not be.
+    """
     probe = Probe(model, version, self._max_length)
+    if model.lora is not None and not self._takes(model.lora.shape.rank):
+      model = merge(model, self._dtype)
     self._vocab_size = model.config.vocab_size
     error = None
     if self._fleet:
@@ -99,11 +114,26 @@ class VllmEngine:
     _raise_in_all(error)
     self.version = version
 
+  def _takes(self, rank: int) -> bool:
+    """Whether the servers take adapters of that rank; UserError where they may not be merged."""
+    if self._lora_rank >= rank:
+      return True
+    if self._dtype == "bfloat16" and not self.merged_push:
+      raise UserError(
+        f"rollout.servers: they take adapters up to rank {self._lora_rank}, the run's have {rank};"
+        f" start them with launch/vllm_server.sh MODEL --enable-lora --max-lora-rank="
+        f"{served_rank(rank)}. With lora.merged_push=True a run merges the adapters into the"
+        " weights, where bfloat16 rounds small changes away; evaluate takes a folder of"
+        " srl_jax.export --merge"
+      )
+    return False
+
   def _push(self, model: Qwen2, version: int, probe: Probe) -> None:
     exact = self._dtype == model.config.dtype == "float32"
+    dtype, adapters = "float32" if exact else "bfloat16", model.lora is not None
     folder = self._files.write(model, version, self._dtype)
     try:
-      self._fleet.push(Weights(folder, version, probe, "float32" if exact else "bfloat16"))
+      self._fleet.push(Weights(self._files.root, folder, version, probe, dtype, adapters))
     finally:
       self._files.keep_only(folder)  # kept for lost servers, which get them when they recover
 
@@ -184,9 +214,8 @@ class VllmEngine:
         )
 
   def _request(self, prompt: Prompt, n: int, params: SamplingParams) -> dict:
-    """The body of a request to GENERATE."""
+    """The body of a request to GENERATE, but for the name of the model."""
     return {
-      "model": "policy",
       "token_ids": list(prompt.token_ids),
       "sampling_params": dict(
         n=n,
@@ -219,8 +248,12 @@ class VllmEngine:
       if member is None:
         return None
       try:
-        answer = member.server.call("POST", GENERATE, body, timeout=timeout, owner=cancelled)
+        served = member.served
+        named = {"model": served.model} | body
+        answer = member.server.call("POST", GENERATE, named, timeout=timeout, owner=cancelled)
         group = read_group(answer, n, params.max_tokens, self.stop_ids, self._vocab_size)
+        model = str(answer.get("model"))[:100]
+        group = [(*found, served.versions(model, labels)) for *found, labels in group]
       except ServerError as error:
         last, reason = str(error), "failed"
         if cancelled.is_set():
@@ -256,21 +289,25 @@ class VllmEngine:
     )
 
 
-def _common_limits(fleet: Fleet | None) -> tuple[str, int, slice]:
-  """The type and the smallest max_model_len of all processes' servers, and this process's prompts.
+def _common_limits(fleet: Fleet | None) -> tuple[str, int, int, slice]:
+  """What all processes' servers have in common, and this process's prompts.
 
-  Raises UserError, in each process, when the types differ or no process has a server.
+  Returns (type, smallest max_model_len, smallest rank of adapters, prompts). Raises UserError, in
+  each process, when the types differ or no process has a server.
   """
-  local = (TYPES.index(fleet.dtype), fleet.max_model_len) if fleet else (-1, 0)
+  local = (-1, 0, 0)
+  if fleet:
+    local = TYPES.index(fleet.dtype), fleet.max_model_len, fleet.lora_rank
   gathered = [local]
   if jax.process_count() > 1:
     gathered = multihost_utils.process_allgather(np.array(local)).tolist()
-  with_servers, types, lengths = [], set(), []
-  for process, (dtype, length) in enumerate(gathered):
+  with_servers, types, lengths, ranks = [], set(), [], []
+  for process, (dtype, length, rank) in enumerate(gathered):
     if length:
       with_servers.append(process)
       types.add(TYPES[dtype])
       lengths.append(length)
+      ranks.append(rank)
   if not with_servers:
     raise UserError("rollout.servers: no process has the address of a server")
   if len(types) > 1:
@@ -283,7 +320,7 @@ def _common_limits(fleet: Fleet | None) -> tuple[str, int, slice]:
   if process in with_servers:
     # Prompts are dealt in turn: the i-th of k processes with servers has prompts i, i + k, ...
     part = slice(with_servers.index(process), None, len(with_servers))
-  return types.pop(), min(lengths), part
+  return types.pop(), min(lengths), min(ranks), part
 
 
 def _raise_in_all(error: Exception | None) -> None:

@@ -7,6 +7,7 @@ and when it answers again (with the weights that it read from disk) it gets the 
 
 import contextlib
 import dataclasses
+import pathlib
 import queue
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from srl_jax.errors import EngineError, UserError
 from srl_jax.rollout.vllm_server import Server, ServerError
-from srl_jax.rollout.vllm_weights import Probe, push
+from srl_jax.rollout.vllm_weights import Probe, Served, push, push_adapters
 
 START_SECONDS = 300.0  # a server needs 40 to 150 s to start
 HEALTH_EVERY = 2.0  # seconds between two polls of /health
@@ -28,12 +29,13 @@ RETRY_SECONDS = 60.0  # longest time between two attempts to win a lost server b
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """A server's settings: dtype, max_num_seqs (responses), max_model_len (tokens), logprobs_mode."""
+  """A server's settings: lora_rank is that of adapters at most, 0 if it takes none."""
 
   dtype: str
   max_num_seqs: int
   max_model_len: int
   logprobs_mode: str
+  lora_rank: int = 0
 
 
 def read_limits(server: Server, owner: threading.Event | None = None) -> Limits:
@@ -57,6 +59,7 @@ def read_limits(server: Server, owner: threading.Event | None = None) -> Limits:
       max_num_seqs=int(scheduler["max_num_seqs"]),
       max_model_len=int(model["max_model_len"]),
       logprobs_mode=str(model["logprobs_mode"]),
+      lora_rank=int((found.get("lora_config") or {}).get("max_lora_rank", 0)),
     )
     # A probe needs two tokens and one more.
     if not 0 < limits.max_num_seqs < 2**31 or not 3 <= limits.max_model_len < 2**31:
@@ -69,12 +72,18 @@ def read_limits(server: Server, owner: threading.Event | None = None) -> Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """The weights for the servers: the files' folder, the version, and the check of both (Probe)."""
+  """The weights for the servers.
 
+  Fields: root and the files' folder in it; version; probe, the check of both, and the type that it
+  is made in; adapters, whether the files have adapters only.
+  """
+
+  root: pathlib.Path
   folder: str
   version: int
   probe: Probe
   dtype: str
+  adapters: bool = False
 
 
 @dataclasses.dataclass
@@ -82,7 +91,7 @@ class Member:
   """A server and its state.
 
   Fields: limits, once it answered; live; in_flight, responses; faults, in a row; reason, why it is
-  not live.
+  not live; served, what it has since the last push.
   """
 
   server: Server
@@ -91,6 +100,16 @@ class Member:
   in_flight: int = 0
   faults: int = 0
   reason: str = "/health never answered 200"
+  served: Served | None = None
+
+  def take(self, weights: Weights, owner: threading.Event) -> None:
+    """Gives the server weights and checks them; raises as the functions that it calls."""
+    if weights.adapters:
+      place = weights.root / weights.folder
+      self.served = push_adapters(self.server, place, weights.version, self.served, owner)
+    else:
+      self.served = push(self.server, weights.folder, weights.version, owner)
+    weights.probe.check(self.server, self.served, weights.dtype, owner)
 
 
 class Fleet:
@@ -207,6 +226,11 @@ class Fleet:
     """Tokens of prompt and response that every server takes."""
     return min(member.limits.max_model_len for member in self.members if member.limits)
 
+  @property
+  def lora_rank(self) -> int:
+    """The rank of adapters that every server takes, 0 if one takes none."""
+    return min(member.limits.lora_rank for member in self.members if member.limits)
+
   def ready(self) -> list[Member]:
     """The live members."""
     return [member for member in self.members if member.live]
@@ -306,8 +330,7 @@ class Fleet:
     server, fault = member.server, None
     for _ in range(PUSHES):
       try:
-        push(server, weights.folder, weights.version, ended)
-        weights.probe.check(server, weights.dtype, ended)
+        member.take(weights, ended)
         return
       except (ServerError, UserError) as error:  # UserError: a status of WRONG_REQUEST
         fault = error
@@ -346,8 +369,7 @@ class Fleet:
         raise ServerError(f"{member.server.url} was restarted and computes in {limits.dtype}")
       weights = self.weights
       if weights:
-        push(member.server, weights.folder, weights.version, self._closed)
-        weights.probe.check(member.server, weights.dtype, self._closed)
+        member.take(weights, self._closed)
     except (ServerError, EngineError, ValueError) as error:
       if str(error) != member.reason:
         self.say(f"vLLM server {member.server.url} answers but cannot be used: {error}")

@@ -94,6 +94,7 @@ class Server:
     *,
     timeout: float,
     owner: threading.Event | None = None,
+    is_json: bool = True,
   ):
     """The decoded JSON answer of one request.
 
@@ -102,6 +103,7 @@ class Server:
       timeout: seconds for the whole answer, of which ANSWER_SECONDS may be between its first byte
         and its last. The server drops the work when they have passed.
       owner: an event under which `cut` ends the call; once it is set no call of it begins.
+      is_json: whether the answer is JSON; else None comes back.
 
     Raises:
       ServerError: no answer, or one that cannot be used.
@@ -144,7 +146,7 @@ class Server:
         raise UserError(said)
       raise ServerError(said, answer.status)
     try:
-      return json.loads(data or b"null")
+      return json.loads(data or b"null") if is_json else None
     except (ValueError, RecursionError) as error:
       raise ServerError(f"{where} answered no JSON: {_message(data, self._key)}") from error
 

@@ -3,6 +3,9 @@
 HTTP 200 proves nothing here: a server can take an update and keep using old weights, half of the
 new ones, or a cache that the old ones filled. So every push ends with `Probe.check`, and nothing is
 sampled from a server that fails it.
+
+Of a policy with adapters only those travel, under a new name and from a new folder in each push:
+vLLM keys its cache of prefixes by both, so that no key or value of older adapters is used.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import tempfile
 import threading
 import time
 import weakref
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +26,7 @@ from safetensors.numpy import save_file
 
 from srl_jax import folders
 from srl_jax.errors import EngineError, UserError
+from srl_jax.policy import peft_files
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import put, reshard, shards
 from srl_jax.policy.weights import hf_tensors
@@ -33,7 +38,38 @@ PROBE_SECONDS = 300.0  # a server's first request compiles
 PROBE_TOKENS = 160  # more than a block of any prefix cache, so that a stale one shows
 PROBE_TOP = 20  # log-probs that a server gives for one place, at most
 TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.1)}  # twice what was ever measured
+PARSING = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 GENERATE = "/inference/v1/generate"
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+WHOLE = "policy"  # the name that servers give their own weights
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
+
+
+class Served(NamedTuple):
+  """What a server samples from since its last push.
+
+  Fields: model, the name in requests and answers, WHOLE or that of adapters; version, of the
+  policy; label, of the server's own weights in answers.
+  """
+
+  model: str
+  version: int
+  label: str
+
+  def versions(self, model, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The policy's versions that sampled an answer of `model` with these labels.
+
+    Of adapters it is that of their name, as long as the weights beside them are those of the push.
+    """
+    if self.model == WHOLE:
+      return labels
+    same = model == self.model and set(labels) == {self.label}
+    return (str(self.version),) if same else (f"{model} beside {', '.join(labels)}",)
+
+
+def served_rank(rank: int) -> int:
+  """The --max-lora-rank of a server for adapters of this rank."""
+  return next((value for value in RANKS if value >= rank), RANKS[-1])
 
 
 class WeightsFolder:
@@ -70,22 +106,19 @@ class WeightsFolder:
   def write(self, model: Qwen2, version: int, dtype) -> str:
     """Writes the weights in `dtype`, one tensor at a time; a folder's name relative to the root.
 
-    With several processes all must call it, and each writes its own; one without servers calls
-    `take_part`. Raises EngineError when they do not fit; nothing of them is left then.
+    Of a policy with adapters it writes those, in float32, as peft does. With several processes all
+    must call it, and each writes its own; one without servers calls `take_part`. Raises EngineError
+    when they do not fit; nothing of them is left then.
     """
     target = self.path / f"version-{version}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    part, room, count = {}, MAX_FILE_BYTES, 0
-    tensors = hf_tensors(model.config, model, dtype)
+    tensors = _tensors(model, dtype)
     try:
-      for name, array in tensors:
-        if part and array.nbytes > room:
-          save_file(part, target / f"{count:05}.safetensors")
-          part, room, count = {}, MAX_FILE_BYTES, count + 1
-        part[name] = np.asarray(array)
-        room -= array.nbytes
-      save_file(part, target / f"{count:05}.safetensors")
+      if model.lora is None:
+        _write_parts(tensors, target)
+      else:
+        peft_files.write(target, tensors, model.lora.shape, {"model": WHOLE, "sha256": {}})
     except (OSError, SafetensorError) as error:
       shutil.rmtree(target, ignore_errors=True)
       if jax.process_count() > 1:
@@ -123,13 +156,32 @@ def _remove_abandoned(path: pathlib.Path) -> None:
     lock.release()
 
 
+def _tensors(model: Qwen2, dtype):
+  """(name, array) of what is pushed; all processes must iterate."""
+  if model.lora is not None:
+    return peft_files.tensors(model.lora)
+  return hf_tensors(model.config, model, dtype)
+
+
+def _write_parts(tensors, target: pathlib.Path) -> None:
+  """Writes files of MAX_FILE_BYTES at most, so that the host holds one file's tensors at a time."""
+  part, room, count = {}, MAX_FILE_BYTES, 0
+  for name, array in tensors:
+    if part and array.nbytes > room:
+      save_file(part, target / f"{count:05}.safetensors")
+      part, room, count = {}, MAX_FILE_BYTES, count + 1
+    part[name] = np.asarray(array)
+    room -= array.nbytes
+  save_file(part, target / f"{count:05}.safetensors")
+
+
 def take_part(model: Qwen2, dtype) -> None:
   """This process's part in the gathers when another one writes the weights."""
-  for _ in hf_tensors(model.config, model, dtype):
+  for _ in _tensors(model, dtype):
     pass
 
 
-def push(server: Server, folder: str, version: int, owner: threading.Event | None = None) -> None:
+def push(server: Server, folder: str, version: int, owner: threading.Event | None = None) -> Served:
   """Gives a server the weights in `folder` under the name `version`, and empties its caches.
 
   Requests in flight are aborted; the server refuses to sample from half-changed weights. `owner` is
@@ -149,6 +201,50 @@ def push(server: Server, folder: str, version: int, owner: threading.Event | Non
   _transfer(post, folder)
   post("/finish_weight_update", {"weight_version": str(version)})
   post("/resume")
+  return Served(WHOLE, version, str(version))
+
+
+def push_adapters(
+  server: Server,
+  folder: pathlib.Path,
+  version: int,
+  before: Served | None,
+  owner: threading.Event | None = None,
+) -> Served:
+  """Gives a server the adapters in `folder` and takes those of `before` from it.
+
+  Its own weights stay, so that nothing is paused; requests that sample from the old adapters end.
+
+  Raises ServerError.
+  """
+  call = functools.partial(server.call, timeout=PUSH_SECONDS, owner=owner)
+  name = f"policy-{version}"
+  # A run that was killed may have left adapters of this name. With vLLM's load_inplace the server
+  # would read the files again for every token.
+  _unload(call, name)
+  try:
+    call("POST", LOAD, {"lora_name": name, "lora_path": str(folder)}, is_json=False)
+  except ServerError as error:
+    if error.status == 404:
+      raise ServerError(
+        f"{error}. The server has to see that folder, and to be started with --enable-lora by "
+        "launch/vllm_server.sh, which allows to load adapters"
+      ) from error
+    raise
+  if before and before.model not in (WHOLE, name):
+    _unload(call, before.model)
+  found = call("GET", "/weight_info")
+  label = found.get("weight_version") if isinstance(found, dict) else None
+  return Served(name, version, str(label)[:100])
+
+
+def _unload(call, name: str) -> None:
+  """Takes adapters from a server; it may have none of that name."""
+  try:
+    call("POST", UNLOAD, {"lora_name": name}, is_json=False)
+  except ServerError as error:
+    if error.status != 404:
+      raise
 
 
 def _transfer(post, folder: str) -> None:
@@ -178,17 +274,20 @@ class Probe:
     logprobs_ev = np.asarray(_logprobs_at(model, tokens_bt, self.ends))
     self.logprobs = dict(zip(self.ends, logprobs_ev))
 
-  def check(self, server: Server, dtype: str, owner: threading.Event | None = None) -> float:
+  def check(
+    self, server: Server, served: Served, dtype: str, owner: threading.Event | None = None
+  ) -> float:
     """The largest difference between the server's log-probs and the policy's.
 
     Args:
+      served: what the push has given the server.
       dtype: the less precise of the types that server and policy compute in.
       owner: that of Server.call.
 
     Raises EngineError when they differ by more than TOLERANCE, or the server names another version;
     ServerError when it does not answer, or without the log-probs of the most likely tokens.
     """
-    gaps = np.concatenate([self._gaps(server, end, owner) for end in self.ends])
+    gaps = np.concatenate([self._gaps(server, served, end, owner) for end in self.ends])
     measure, limit = TOLERANCE[dtype]
     found = float(getattr(np, measure)(gaps))
     if not found <= limit:  # also when it is nan
@@ -199,14 +298,17 @@ class Probe:
       )
     return float(gaps.max())
 
-  def _gaps(self, server: Server, end: int, owner: threading.Event | None) -> np.ndarray:
+  def _gaps(
+    self, server: Server, served: Served, end: int, owner: threading.Event | None
+  ) -> np.ndarray:
     """|server - policy| of the log-probs of the most likely tokens after the first `end` tokens."""
     params = dict(max_tokens=1, temperature=1.0, top_p=1.0, top_k=0, logprobs=PROBE_TOP)
-    body = {"model": "policy", "token_ids": self.tokens[:end], "sampling_params": params}
+    body = {"model": served.model, "token_ids": self.tokens[:end], "sampling_params": params}
     answer = server.call("POST", GENERATE, body, timeout=PROBE_SECONDS, owner=owner)
     try:
       (choice,) = answer["choices"]
-      version = str(choice["weight_versions"][0]["version"])[:100]
+      label = str(choice["weight_versions"][0]["version"])[:100]
+      versions = served.versions(str(answer.get("model"))[:100], (label,))
       found = {}
       for entry in choice["logprobs"]["content"][0]["top_logprobs"]:
         found[entry["token_id"]] = entry["logprob"]
@@ -218,13 +320,13 @@ class Probe:
       if len(found) < min(PROBE_TOP, len(expected_v)):
         raise ValueError(f"{len(found)} log-probs")
       gaps = np.abs(np.array(list(found.values()), np.float64) - expected_v[list(found)])
-    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except PARSING as error:
       reason = repr(error)[:200]
       raise ServerError(f"{server.url}{GENERATE}: answer not understood ({reason})") from error
-    if version != str(self.version):
+    if versions != (str(self.version),):
       raise EngineError(
-        f"{server.url}: samples with weights {version!r} after the push of step {self.version}; "
-        "is another run pushing to the same server?"
+        f"{server.url}: samples with weights {versions[0]!r} after the push of step {self.version};"
+        " is another run pushing to the same server?"
       )
     return gaps
 

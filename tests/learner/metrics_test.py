@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import time
+import types
 
 import numpy as np
 import pytest
@@ -107,5 +108,5 @@ def test_phases_add_up_seconds():
 def test_speed_metrics_without_a_known_peak_has_no_mfu():
   """A CPU has none: tokens a second of the work, and no MFU."""
   seconds = {"seconds_sample": 1.0, "seconds_update": 0.5, "seconds_validate": 9.0}
-  found = metrics.speed(CONFIG, BATCH, seconds)
+  found = metrics.speed(types.SimpleNamespace(config=CONFIG, lora=None), BATCH, seconds)
   assert found == seconds | {"seconds_step": 1.5, "tokens_per_second": 40.0}

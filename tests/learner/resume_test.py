@@ -13,23 +13,30 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import quickstart, quickstart_lora
 from srl_jax.learner import optimizer
 from srl_jax.learner.checkpoint import Checkpoints
+from srl_jax.learner.start import policy_shapes
 from srl_jax.policy.hf_files import load_config
-from srl_jax.policy.model import abstract
+from srl_jax.policy.lora import split
 
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASE = ROOT / "configs" / "miniature"
 STEPS = 6
+RL = [
+  *("--config.train.save_every=2", "--config.train.eval_every=3", "--config.train.keep=2"),
+  *("--config.batch.prompts=4", "--config.rollout.samples=4", "--config.algorithm.max_rounds=2"),
+  *("--config.data.holdout=8", "--config.eval.benchmark=", "--config.eval.mode=off"),
+]
 FLAGS = {
-  "rl": [
-    "--config=configs/quickstart.py:steps=6",
-    *("--config.train.save_every=2", "--config.train.eval_every=3", "--config.train.keep=2"),
-    *("--config.batch.prompts=4", "--config.rollout.samples=4", "--config.algorithm.max_rounds=2"),
-    *("--config.data.holdout=8", "--config.eval.benchmark=", "--config.eval.mode=off"),
+  "rl": ["--config=configs/quickstart.py:steps=6", *RL],
+  # The KL term needs the start's adapters again; several optimiser steps the log-probs before.
+  "lora": [
+    "--config=configs/quickstart_lora.py:steps=6,rank=4",
+    *RL,
+    *("--config.algorithm.kl=0.01", "--config.algorithm.steps_per_batch=2"),
   ],
   "sft": [
     "--config=configs/miniature_base.py",
@@ -75,8 +82,10 @@ def final(method, workdir):
   """(arrays of the last checkpoint as bytes, its queue, all scores, best step)."""
   checkpoints = Checkpoints(workdir, 2)
   assert checkpoints.steps()[-1] == STEPS
-  tx = optimizer.make(quickstart.get_config().optimizer, STEPS)
-  shapes = abstract(load_config(BASE))
+  config = {"lora": quickstart_lora}.get(method, quickstart).get_config()
+  config.lora.rank = min(4, config.lora.rank)
+  tx = optimizer.of_run(config, STEPS)
+  shapes, _ = split(policy_shapes(config, load_config(BASE)))
   model, moments, progress = checkpoints.restore(STEPS, shapes, jax.eval_shape(tx.init, shapes))
   arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((model, moments))]
   found = arrays, progress.queue, progress.scores, checkpoints.best_step(), checkpoints.steps()
@@ -93,7 +102,7 @@ def written(workdir):
   return metrics, {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()}
 
 
-@pytest.fixture(scope="module", params=["rl", "sft"])
+@pytest.fixture(scope="module", params=["rl", "lora", "sft"])
 def whole(request, tmp_path_factory):
   """(method, final state, files) of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp(request.param) / "whole"

@@ -14,6 +14,7 @@ from configs import quickstart
 from srl_jax import __version__, folders
 from srl_jax.errors import Stopped, UserError
 from srl_jax.learner import setup, workdir
+from srl_jax.learner import start as start_of_run
 from srl_jax.learner.checkpoint import Checkpoints, Progress
 from srl_jax.learner.rollouts import sampling_params
 from srl_jax.learner.update import TrainState
@@ -113,10 +114,10 @@ def test_initial_weights_by_init_from(architecture, tmp_path, monkeypatch):
   for step, model, score in [(1, first, 0.1), (2, second, 0.9), (3, first, 0.5)]:
     checkpoints.save(TrainState(step, model, {"m": np.zeros(1)}), Progress(), score)
   checkpoints.close()
-  load = lambda **values: setup.initial_weights(config(**values), tmp_path / "hf")
+  load = lambda **values: start_of_run.start_weights(config(**values), tmp_path / "hf")
   assert same(load(), first)
   with monkeypatch.context() as patched:  # 15 GB at 7B, for nothing
-    patched.setattr(setup, "load_hf", None)
+    patched.setattr(start_of_run, "load_hf", None)
     assert same(load(init_from=str(tmp_path / "run")), second)
   assert same(load(init_from=str(tmp_path / "hf")), first)
   assert same(load(init_from="random", seed=2), second)

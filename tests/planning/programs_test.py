@@ -16,7 +16,7 @@ from srl_jax.planning.models import architecture
 from srl_jax.planning.topologies import TOPOLOGIES
 from srl_jax.policy.model import ModelConfig, abstract
 from srl_jax.policy.sharding import make_mesh
-from srl_jax.rollout import slots
+from srl_jax.rollout import decoding_weights
 
 MODEL = ModelConfig(1000, 32, 48, 2, 2, 1, 16)
 WEIGHTS = sum(leaf.size for leaf in jax.tree.leaves(abstract(MODEL)))
@@ -80,7 +80,7 @@ def test_sampler_bytes_are_those_of_the_decoding_copy(config, state):
   with jax.set_mesh(mesh):
     state = programs.state_of(config, halved)
     kept = programs.sampler_bytes(config, state)
-    real = programs.device_bytes(slots.decoding_copy.eval_shape(state.model))
+    real = programs.device_bytes(decoding_weights.decoding_copy.eval_shape(state.model))
     calls = {call.name: call for call in programs.calls(config, state)}
   assert kept == real
   model, moments = map(programs.device_bytes, (state.model, state.moments))
@@ -177,3 +177,28 @@ def test_architecture_of_known_names(tmp_path, monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   with pytest.raises(ValueError, match="nobody/nothing"):
     architecture("nobody/nothing", "float32")
+
+
+def test_adapters_beside_frozen_weights(config):
+  """Weights once in the compute type, shared with the sampler; all else is of the adapters."""
+  config = config.copy_and_resolve_references()
+  config.rollout.engine, config.dtype, config.algorithm.kl = "builtin", "bfloat16", 0.1
+  config.lora.rank = 4
+  adapters = 4 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))  # q, o; k, v; mlp; 2 layers
+  model = dataclasses.replace(MODEL, dtype="bfloat16")
+  for mesh, copy in [("data=2", 0), ("fsdp=2", 2 * WEIGHTS)]:
+    with jax.set_mesh(make_mesh(mesh)):
+      state = programs.state_of(config, model)
+      calls = {call.name: call for call in programs.calls(config, state)}
+      assert programs.sampler_bytes(config, state) == copy + 2 * adapters
+      found = estimate.memory(state, {}, TOPOLOGIES["h100x8"], 0)
+      assert "export" not in calls
+      compiled = programs.compile_call(calls["accumulate"])
+    if mesh == "data=2":
+      assert found["parameters"] == 2 * WEIGHTS + 4 * adapters
+      assert found["gradients"] == 4 * adapters
+      assert found["moments"] == pytest.approx(8 * adapters, rel=1e-2)
+      # The reference policy's adapters, the sampler's, and the frozen weights.
+      assert calls["apply"].resident == 4 * adapters + 2 * adapters + 2 * WEIGHTS
+      assert compiled.arguments >= found["parameters"] + found["gradients"]
+      assert programs.loading(config, state).peak == found["parameters"] + 2 * adapters

@@ -51,7 +51,7 @@ def test_text_has_every_figure(plan):
     "Qwen/Qwen2.5-7B-Instruct on h100x8: 8 x H100, ",
     "mesh data=1,fsdp=8,tensor=1, rollout.engine vllm",
     "micro-batches of 8 x 16384 tokens",
-    "3.00  float32 weights",
+    "3.00  weights",
     "44 micro-batches with 131,072 tokens in flight, 84% of them real",
     "77.0 s in all: MFU 35.1%",
     "500 of 1000 TFLOP/s",

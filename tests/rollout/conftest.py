@@ -1,4 +1,4 @@
-"""The vLLM servers that tests share: five at most, each started when a test first asks for it."""
+"""The vLLM servers that tests share: six at most, each started when a test first asks for it."""
 
 import json
 import os
@@ -41,7 +41,8 @@ def untied(tmp_path_factory):
 class Servers(dict):
   """{name: Running}: a server is started when its name is first looked up.
 
-  "real" has SmolLM2-135M, a tied Llama; "qwen3" a random Qwen3; "a", "b", "c" `untied`, a Qwen2.
+  "real" has SmolLM2-135M, a tied Llama; "qwen3" a random Qwen3; "a", "b", "c" `untied`, a Qwen2;
+  "lora" too, and it takes adapters up to rank 8.
 
   Some tests kill "b", the last one kills "a".
   """
@@ -51,8 +52,9 @@ class Servers(dict):
 
   def __missing__(self, name) -> Running:
     length = "1024" if name == "real" else "512"
-    model = self.models[name]()
-    self[name] = Running(model, self.folder, self.weights_root, f"--max-model-len={length}")
+    flags = [f"--max-model-len={length}"]
+    flags += ["--enable-lora", "--max-lora-rank=8"] if name == "lora" else []
+    self[name] = Running(self.models[name](), self.folder, self.weights_root, *flags)
     return self[name]
 
 
@@ -72,7 +74,7 @@ def servers(tmp_path_factory, weights_root, untied, qwen3, request):
   # Where the real model cannot be built, its tests alone are skipped.
   real = lambda: request.getfixturevalue("real_models")("smollm2-135m")
   models = {"real": real, "qwen3": lambda: qwen3}
-  models |= {"a": lambda: untied, "b": lambda: untied, "c": lambda: untied}
+  models |= {"a": lambda: untied, "b": lambda: untied, "c": lambda: untied, "lora": lambda: untied}
   found = Servers(models, tmp_path_factory.mktemp("vllm"), weights_root)
   try:
     yield found
