@@ -2,7 +2,6 @@
 
 import functools
 import math
-import pathlib
 
 from ml_collections import ConfigDict
 
@@ -160,9 +159,11 @@ def defaults() -> ConfigDict:
 
 def learn_from(config, model: str, data: str, **fields: str) -> None:
   """Sets the model, the data (a file or folder that exists, else a hub dataset) and its columns."""
-  local = pathlib.Path(data).exists() or data.endswith((".jsonl", ".json"))
+  # Imported here because data is above this module.
+  from srl_jax.data.rows import is_local
+
   config.model = model
-  config.data.source = "jsonl" if local else "hub"
+  config.data.source = "jsonl" if is_local(data) else "hub"
   config.data.path = data
   config.data.fields.update(fields)
 

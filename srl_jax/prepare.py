@@ -28,8 +28,8 @@ from typing import Any
 from srl_jax import command_line, folders, progress
 from srl_jax.config import CHOICES, defaults
 from srl_jax.data import problems as problems_lib
+from srl_jax.data import rows, solutions, sources
 from srl_jax.data import runs as runs_lib
-from srl_jax.data import solutions, sources
 from srl_jax.data.data_config import Columns, DataConfig, TrajectoryConfig
 from srl_jax.data.examples import REMARKS, Examples, StepExample
 from srl_jax.errors import UserError
@@ -166,11 +166,9 @@ def _data() -> DataConfig:
       raise UserError(f"--fields: {item!r} is none of {choices}")
     columns[field] = column
   source = _SOURCE.value
-  # A name that ends like a file is one even if it is missing: the error is then about the file.
-  is_file = os.path.exists(source) or source.endswith((".json", ".jsonl"))
   trajectories = TrajectoryConfig(**{name: flag.value for name, flag in _SWE.items()})
   return DataConfig(
-    source="jsonl" if is_file else "hub",
+    source="jsonl" if rows.is_local(source) else "hub",
     path=source,
     split=_SPLIT.value,
     domain=_DOMAIN.value,

@@ -113,10 +113,10 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
 
   Args:
     data: `source` = "hub": `path` names a Hugging Face dataset, `split` its split. "jsonl": `path`
-      is a file with a row per line, a file of step examples, or a folder that `srl_jax.prepare`
-      wrote (it holds out by itself, with the same settings). "arithmetic": the built-in problems.
-      `fields` names the columns. With `trajectories` the rows are an agent's runs (data.runs), and
-      `fields.solution` names their messages.
+      is a file or folder of rows (rows.local_rows), a file of step examples, or a folder that
+      `srl_jax.prepare` wrote (it holds out by itself, with the same settings). "arithmetic": the
+      built-in problems. `fields` names the columns. With `trajectories` the rows are an agent's
+      runs (data.runs), and `fields.solution` names their messages.
     kind: which examples to make.
     seed: with the problems' ids, it alone decides which `data.holdout` problems are held out.
 
@@ -127,10 +127,10 @@ def load_examples(data: DataConfig, kind: ExampleKind, *, seed: int) -> Examples
     return arithmetic.load(data, kind, seed=seed)
   if data.source == "jsonl":
     path = pathlib.Path(data.path)
-    if path.is_dir():
+    if path.is_dir() and _is_prepared(path):
       return _read_prepared(path, data, kind)
     # The first row decides what the file has: step examples, or solutions to split.
-    if next(rows.json_lines(path))[1].keys() >= _KEYS:
+    if next(rows.local_rows(path, data.split))[1].keys() >= _KEYS:
       examples = _read_step_examples(path, kind, {})
       counts = {"rows": len(examples), "kept": len(examples)}
       return hold_out(examples, counts, data.holdout, seed)
@@ -151,6 +151,17 @@ def make_examples(
 
 
 # ---------------------------------------------------------------------------------- step examples
+
+
+def _is_prepared(folder: pathlib.Path) -> bool:
+  """Whether srl_jax.prepare wrote the folder, or began to: summary.json is its last file."""
+  if (folder / "summary.json").is_file():
+    return True
+  for name in ("train.jsonl", "validation.jsonl"):
+    file = folder / name
+    if file.is_file() and file.stat().st_size and next(rows.json_lines(file))[1].keys() >= _KEYS:
+      return True
+  return False
 
 
 def _read_prepared(folder: pathlib.Path, data: DataConfig, kind: ExampleKind) -> Examples:
@@ -205,7 +216,7 @@ def _read_step_examples(
   """Returns the step examples of a file; `places` gets {id: its line} and has earlier files'."""
   examples = []
   texts: dict[str, str] = {}
-  for place, row in rows.json_lines(path):
+  for place, row in rows.local_rows(path):
     example = _step_example(place, row, kind)
     first = places.setdefault(example.id, place)
     if first != place:

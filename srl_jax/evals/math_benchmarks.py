@@ -49,8 +49,8 @@ HUB = {
 
 def benchmark_name(spec: str) -> str:
   """The short name of what `load_benchmark` takes: a file's stem, else what is before a colon."""
-  path = pathlib.Path(spec)
-  return path.stem if path.suffix in (".jsonl", ".json") else spec.partition(":")[0]
+  is_file = rows.is_local(spec)
+  return pathlib.Path(spec.removesuffix(".gz")).stem if is_file else spec.partition(":")[0]
 
 
 def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[Question]:
@@ -68,8 +68,8 @@ def load_benchmark(spec: str, folder: str | pathlib.Path | None = None) -> list[
   if name == "arithmetic" and (not count or count.isdigit() and int(count) > 0):
     problems = arithmetic.problems("test", int(count or 200))
     return [Question(problem.id, problem.text, problem.answer) for problem in problems]
-  if pathlib.Path(spec).suffix in (".jsonl", ".json"):
-    return _questions(benchmark_name(spec), rows.json_lines(spec))
+  if spec not in HUB and rows.is_local(spec):
+    return _questions(benchmark_name(spec), rows.local_rows(spec, "test"))
   if spec not in HUB:
     raise UserError(
       f"benchmark {spec!r} is unknown; use {', '.join(HUB)}, arithmetic, arithmetic:N or a file of"

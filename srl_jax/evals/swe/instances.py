@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,8 +56,8 @@ def load(spec: str, limit: int | None = None) -> list[Instance]:
     UserError: no such file or dataset, a row without a column that every row needs, or the same id
       for two different rows.
   """
-  is_file = pathlib.Path(spec).suffix in (".jsonl", ".json")
-  return _read(rows.json_lines(spec) if is_file else rows.hub_rows(spec, SPLIT))[:limit]
+  found = rows.local_rows(spec, SPLIT) if rows.is_local(spec) else rows.hub_rows(spec, SPLIT)
+  return _read(found)[:limit]
 
 
 def _read(found: Iterable[tuple[str, dict[str, Any]]]) -> list[Instance]:
