@@ -24,6 +24,7 @@ def is_local(spec: str) -> bool:
   """
   return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
 
+
 # Called with the number of rows read so far.
 Progress = Callable[[int], None]
 
