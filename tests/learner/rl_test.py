@@ -194,7 +194,7 @@ def test_train_warns_of_a_first_step_without_a_well_formed_response(run, capsys)
   said = capsys.readouterr().out
   assert said.count("'no monologue'") == 3 and "no_open 48" in said
   for text in (said, str(error.value)):
-    assert "std_epsilon" not in text and "format_warmup" in text
+    assert "std_epsilon" not in text and "prompt.example" in text
   run(GOOD)
   assert "well-formed" not in capsys.readouterr().out
 
