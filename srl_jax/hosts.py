@@ -55,6 +55,19 @@ def initialize() -> None:
     ) from error
 
 
+def devices() -> list:
+  """jax.devices(); UserError where JAX_PLATFORMS names a platform that JAX cannot use here."""
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:  # JAX raises either
+    reason = (str(error).strip().splitlines() or ["its plugin is not installed"])[0]
+    raise UserError(
+      f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}: JAX cannot use it ({reason});"
+      " install JAX for your devices (pip install 'jax[cuda13]' or 'jax[tpu]'), or unset the"
+      " variable"
+    ) from error
+
+
 def _several(environment) -> bool:
   """Whether this is one of several processes of a run; see `initialize`."""
   count = lambda name: int(environment.get(name, 1))

@@ -122,12 +122,11 @@ def claim(output: pathlib.Path, settings: dict[str, Any]) -> None:
 
 def mesh_of(spec: str | None):
   """The mesh of a flag: a preset or sizes; None: fsdp over all devices."""
-  import jax
-
+  from srl_jax import hosts
   from srl_jax.config import MESHES
   from srl_jax.policy.sharding import make_mesh
 
-  spec = spec or f"fsdp={jax.device_count()}"
+  spec = spec or f"fsdp={len(hosts.devices())}"
   return make_mesh(MESHES.get(spec, spec))
 
 

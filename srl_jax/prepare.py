@@ -182,10 +182,10 @@ def _data() -> DataConfig:
 
 
 def _row_line(data: DataConfig) -> progress.ProgressLine:
-  """The line that shows how many rows are read; of a hub dataset their number is not known yet."""
-  total = None
-  if data.source == "jsonl" and os.path.isfile(data.path):
-    with open(data.path, "rb") as file:
+  """The line that shows how many rows are read; of files with a row a line, of how many."""
+  total, path = None, pathlib.Path(data.path)
+  if data.source == "jsonl" and path.suffix in (".jsonl", ".ndjson") and path.is_file():
+    with path.open("rb") as file:
       total = sum(1 for _ in file)
   return progress.ProgressLine(total, name="row", unit="rows")
 

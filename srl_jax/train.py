@@ -37,6 +37,7 @@ def main(argv) -> None:
   config = FLAGS.config
   configs.check(config)
   hosts.initialize()
+  hosts.devices()  # the error about a missing platform comes first
   cache = programs.use_cache()
   if cache:
     say(cache)

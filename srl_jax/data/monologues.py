@@ -60,7 +60,8 @@ def _from_step(example: StepExample) -> str:
   """Remarks on the step's title and quantities; the example's id selects their wording."""
   draw = random.Random(example.id)
   found = _quantities(example.target)
-  last = _title(example.context[-1]) if example.context else ""
+  is_first = example.id.endswith("/1")  # its context, if any, is the preamble
+  last = _title(example.context[-1]) if example.context and not is_first else ""
   parts = [draw.choice(_LATER).format(last=last) if last else draw.choice(_FIRST)]
   if found:
     parts.append(draw.choice(_NAMES).format(named=_joined(found[:NAMED])))
@@ -85,7 +86,7 @@ def _title(step: str) -> str:
   """The first line of a step without marks and number, its first words if it is long."""
   line = without_tags(step).strip().split("\n", 1)[0]
   title = _MARKS.sub("", line).replace("**", "").strip(" *_#:.") or line
-  return title if len(title) <= 80 else f"{title[:77].rpartition(' ')[0]} ..."
+  return title if len(title) <= 80 else title[:80].rpartition(" ")[0]
 
 
 def _shortened(text: str) -> str:

@@ -191,7 +191,8 @@ def _text(row: dict[str, Any], place: str, fields: Columns, field: str) -> str:
   ):
     kind = type(value).__name__
     raise UserError(f"{place}: the field {column!r} (data.fields.{field}) is a {kind}, not a text")
-  text = str(value).strip()
+  # With the line ends of Unix, which a policy writes: others would cost a perfect step its reward.
+  text = str(value).replace("\r\n", "\n").replace("\r", "\n").strip()
   if rows.has_half_character(text):
     raise UserError(f"{place}: the field {column!r} has half a character (a lone surrogate)")
   return text

@@ -13,6 +13,8 @@ from typing import Any
 
 from srl_jax.errors import UserError
 
+# Called with the number of rows read so far.
+Progress = Callable[[int], None]
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".tsv")
 FORMS = "JSON lines, a JSON list, parquet, csv or tsv, each also as .gz but parquet"
 
@@ -22,11 +24,9 @@ def is_local(spec: str) -> bool:
 
   A name that ends like a file is one even if it is missing: the error is then about the file.
   """
+  if not spec:  # Path("") is the current folder
+    return False
   return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
-
-
-# Called with the number of rows read so far.
-Progress = Callable[[int], None]
 
 
 def read(

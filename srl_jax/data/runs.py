@@ -77,15 +77,25 @@ def read_runs(
     rows_read = counts.pop("rows", 0)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
     raise UserError(
-      f"{data.path}: none of {rows_read} rows can be used ({reasons}{complaint}); rows without"
-      " the columns resolved and model need data.swe.resolved=False and data.swe.expert=''"
-      " (prepare: --noresolved --expert=)"
+      f"{data.path}: none of {rows_read} rows can be used ({reasons}{complaint}){_hint(counts)}"
     )
   drawn = set(_draw(runs, seed)[: data.trajectories.runs or None])  # 0: all
   counts["not_drawn"] = len(runs) - len(drawn)
   counts["kept"] = len(drawn)
   kept = [run for run in runs.values() if run.id in drawn]
   return kept, dict(+counts)  # `+` drops reasons that count 0
+
+
+def _hint(counts: collections.Counter) -> str:
+  """What lets rows in that the config excludes."""
+  remedies = []
+  if counts["not_resolved"]:
+    remedies.append(
+      "column 'resolved' is not true: data.swe.resolved=False (prepare: --noresolved)"
+    )
+  if counts["other_expert"]:
+    remedies.append("column 'model' names another expert: data.swe.expert='' (prepare: --expert=)")
+  return f". To use rows whose {'; whose '.join(remedies)}" if remedies else ""
 
 
 class _Malformed(Exception):

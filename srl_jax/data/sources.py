@@ -235,6 +235,8 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   if missing:
     raise UserError(f"{place}: a step example without {', '.join(map(repr, missing))}")
   example = StepExample(**{key: row[key] for key in _KEYS})
+  if isinstance(example.target, str):
+    example = dataclasses.replace(example, target=example.target.replace("\r\n", "\n"))
   answer = example.answer
   if isinstance(answer, str) or answer != answer:  # a NaN is null
     example = dataclasses.replace(example, answer=gold_answer(answer))

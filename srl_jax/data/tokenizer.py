@@ -10,6 +10,9 @@ from typing import NamedTuple
 from srl_jax.data.responses import CLOSE, OPEN
 from srl_jax.errors import UserError
 
+# Special tokens that end a text or a turn in released models.
+ENDS = {"</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"}
+ENDS |= {"<|end|>", "<end_of_turn>"}
 # The messages of every task have these roles.
 _TRIAL = [
   {"role": "system", "content": "A system prompt."},
@@ -187,6 +190,9 @@ def stop_ids(tokenizer, folder: str | pathlib.Path) -> list[int]:
         f" {max(known)}): no response could end with it; use the file of the same model"
       )
     found += named
+  for token_id, token in tokenizer.added_tokens_decoder.items():
+    if token.special and token.content in ENDS:  # marked in tokenizer.json alone
+      found.append(token_id)
   ids = list(dict.fromkeys(i for i in found if i is not None))
   if not ids:
     raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")

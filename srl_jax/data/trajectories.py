@@ -62,10 +62,12 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
     UserError: no list of messages, or an assistant's message without exactly one function call.
   """
   messages = read_messages(messages)
+  turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+  if len(turns) > 1 and _is_remark(messages[turns[-1]]):
+    turns.pop()  # a sentence that closes the run is no action
   steps, submitted = [], False
-  for i, message in enumerate(messages):
-    if message["role"] != "assistant":
-      continue
+  for i in turns:
+    message = messages[i]
     try:
       thought, action = _take_apart(message)
       observation = _observation(messages[i + 1 : i + 2])
@@ -75,6 +77,11 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
       steps.append(AgentStep(thought, action, observation))
     submitted |= action == SUBMIT
   return steps
+
+
+def _is_remark(message: dict[str, Any]) -> bool:
+  """Whether an assistant's message has no function call, not even a broken one."""
+  return not message.get("tool_calls") and "<function" not in text_of(message)
 
 
 def _observation(after: Sequence[dict[str, Any]]) -> str | None:
@@ -150,7 +157,9 @@ def _split_at_call(text: str) -> tuple[str, str]:
 def _tool_action(call: Any) -> str:
   """Returns a tool call in the form of the text runs."""
   try:
-    name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"] or "{}")
+    name, arguments = call["function"]["name"], call["function"]["arguments"] or {}
+    if isinstance(arguments, str):  # JSON, as the OpenAI API has it; others write an object
+      arguments = json.loads(arguments)
     items = arguments.items()
   except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
     raise UserError(f"its tool call has no function with arguments in JSON ({error})") from error

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from srl_jax import hosts
 from srl_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -64,7 +65,7 @@ def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
   Raises UserError when there are fewer devices than the mesh needs.
   """
   shape = tuple(parse_mesh(spec).values())
-  devices = list(jax.devices() if devices is None else devices)
+  devices = list(hosts.devices() if devices is None else devices)
   needed = int(np.prod(shape))
   if needed > len(devices) or (jax.process_count() > 1 and needed != len(devices)):
     raise UserError(

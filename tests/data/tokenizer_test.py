@@ -200,11 +200,12 @@ def test_stop_ids_refuses_an_id_beyond_the_vocabulary(copy, name, eos):
 def test_stop_ids_come_from_everywhere(copy):
   folder = copy()
   tokenizer = load_tokenizer(folder)
-  assert stop_ids(tokenizer, folder) == [151645]
-  (folder / "config.json").write_text('{"eos_token_id": 151643}')
+  # <|im_end|> of the template; <|endoftext|>, which tokenizer.json alone marks as special
   assert stop_ids(tokenizer, folder) == [151645, 151643]
+  (folder / "config.json").write_text('{"eos_token_id": 8}')
+  assert stop_ids(tokenizer, folder) == [151645, 8, 151643]
   (folder / "generation_config.json").write_text('{"eos_token_id": [151645, 7]}')
-  assert stop_ids(tokenizer, folder) == [151645, 7, 151643]
+  assert stop_ids(tokenizer, folder) == [151645, 7, 8, 151643]
 
 
 def test_stop_ids_of_a_base_model_has_the_templates_end(copy):

@@ -262,6 +262,37 @@ def test_load_examples_reads_step_examples_of_version_0_1(tmp_path):
   assert load_examples(data, method="srl", seed=0).train == examples
 
 
+def test_split_actions_reads_arguments_that_are_an_object():
+  wanted = split_actions(called("bash", '{"command": "ls"}'))
+  assert split_actions(called("bash", {"command": "ls"})) == wanted
+  assert split_actions(called("submit", None)) == split_actions(called("submit", "{}"))
+
+
+def test_split_actions_leaves_out_a_closing_remark_and_nothing_else():
+  whole = xml_run(VIEW, EDIT)
+  assert split_actions([*whole, message("assistant", "All tests pass now.")]) == split_actions(
+    whole
+  )
+  with pytest.raises(UserError, match="message 4"):
+    split_actions(xml_run(VIEW, "a remark", EDIT))
+  with pytest.raises(UserError, match="message 4"):  # a broken call is no remark
+    split_actions(xml_run(VIEW, "<function=bash>\n<parameter=command>ls"))
+
+
+@pytest.mark.parametrize(
+  "changes, named, not_named",
+  [
+    ({}, "--noresolved", "--expert="),
+    ({"resolved": True, "model": "x"}, "--expert=", "--noresolved"),
+  ],
+)
+def test_the_hint_names_flags_that_would_help(tmp_path, changes, named, not_named):
+  data = config(write(tmp_path / "a.jsonl", [{"messages": xml_run(VIEW, SUBMIT), **changes}]))
+  with pytest.raises(UserError) as raised:
+    load_examples(data, method="srl", seed=0)
+  assert named in str(raised.value) and not_named not in str(raised.value)
+
+
 def test_read_runs_counts_rows_by_reason(tmp_path):
   rows = [
     row(xml_run(VIEW, SUBMIT)),
@@ -269,7 +300,7 @@ def test_read_runs_counts_rows_by_reason(tmp_path):
     row(xml_run(VIEW, SUBMIT), resolved=False),
     {"messages": xml_run(VIEW, SUBMIT)},
     row(xml_run(VIEW, SUBMIT), model="other"),
-    row(xml_run(VIEW, "no call")),
+    row(xml_run("no call", VIEW)),
     row(xml_run(bash("half \ud83d"), SUBMIT)),
     row([message("assistant", VIEW)]),
     row(xml_run()),
