@@ -184,11 +184,10 @@ def _data() -> DataConfig:
 
 
 def _row_line(data: DataConfig) -> progress.ProgressLine:
-  """Returns the progress line for reading rows; of most forms their number is not known."""
-  total = None
-  # A line is a row of JSON lines only.
-  if data.path.endswith((".jsonl", ".ndjson")) and os.path.isfile(data.path):
-    with open(data.path, "rb") as file:
+  """Returns the progress line for reading rows, with their number if the file has a row a line."""
+  total, path = None, pathlib.Path(data.path)
+  if data.source == "jsonl" and path.suffix in (".jsonl", ".ndjson") and path.is_file():
+    with path.open("rb") as file:
       total = sum(1 for _ in file)
   return progress.ProgressLine(total, name="row", unit="rows")
 

@@ -145,7 +145,7 @@ def test_run_parses_flags_and_config_overrides(command):
     ("--output=a~/b", "a~/b"),
   ],
 )
-def test_a_tilde_is_the_home_folder_in_every_flag(monkeypatch, argument, expanded):
+def test_run_expands_a_tilde_in_every_flag(monkeypatch, argument, expanded):
   monkeypatch.setenv("HOME", "/home/me")
   flag, equals, _ = argument.partition("=")
   wanted = expanded.replace("HOME", "/home/me")

@@ -95,7 +95,7 @@ def is_counted(key: str) -> bool:
   return key.startswith(("failure_", "dropped_", "groups_rejected", "groups_failed"))
 
 
-def test_every_key_of_a_run_is_documented_and_the_other_way_round(runs):
+def test_metrics_document_has_exactly_the_keys_of_a_run(runs):
   written = {key for key in runs[0][0] | runs[1][0] if not is_counted(key)}
   written |= {f"failure_{reason}" for reason in format_failures()}
   written |= {f"dropped_{reason}" for reason in reasons_of_dropped_groups()}
@@ -110,7 +110,7 @@ def test_counted_keys_of_a_run_are_among_those_that_can_occur(runs):
   assert {key for key in runs[0][0] if is_counted(key)} <= documented()
 
 
-def test_every_key_of_a_summary_is_documented_and_the_other_way_round(runs):
+def test_metrics_document_has_exactly_the_keys_of_a_summary(runs):
   keys = set()
   for _, summary in runs:
     keys |= summary.keys()

@@ -68,11 +68,11 @@ def all_commands() -> list[list[str]]:
 # ---------------------------------------------------------------------------------- names
 
 
-def test_the_readme_has_at_most_150_lines():
+def test_readme_has_at_most_150_lines():
   assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
-def test_the_tree_of_the_readme_has_every_folder():
+def test_readme_tree_has_every_folder():
   readme = (ROOT / "README.md").read_text("utf-8")
   tree = readme.partition("## The tree\n")[2].partition("\n\nRead next")[0]
   named = set(re.findall(r"(?m)^    (\S+)/ ", tree))
@@ -81,7 +81,7 @@ def test_the_tree_of_the_readme_has_every_folder():
   assert named == expected
 
 
-def test_every_document_is_linked_from_the_readme():
+def test_readme_links_every_document():
   readme = (ROOT / "README.md").read_text("utf-8")
   for page in (ROOT / "docs").iterdir():
     linked = f"docs/{page.name}" in readme
@@ -140,7 +140,7 @@ def config_of(command: list[str]) -> str | None:
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
-def test_the_flags_of_a_command_exist(command):
+def test_documents_name_flags_that_exist(command):
   module = command[2] if command[0] == "python" else ""
   if module.startswith("srl_jax.") and module not in ("srl_jax.train", "srl_jax.plan"):
     known = importlib.import_module(module).flags.values
@@ -152,7 +152,7 @@ def test_the_flags_of_a_command_exist(command):
 
 
 @pytest.mark.parametrize("command", list(filter(config_of, all_commands())), ids=" ".join)
-def test_the_config_of_a_command_is_valid(command, monkeypatch):
+def test_documents_name_configs_that_are_valid(command, monkeypatch):
   monkeypatch.chdir(ROOT)
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values)
@@ -233,7 +233,7 @@ def reasons_in_the_code() -> set[str]:
   return {text for text in found if re.fullmatch(r"[a-z]+(_[a-z]+)*", text)}
 
 
-def test_every_reason_for_dropping_a_row_is_documented_and_the_other_way_round():
+def test_documents_have_exactly_the_reasons_for_dropping_a_row():
   page = (ROOT / "docs" / "data.md").read_text("utf-8")
   table = page.partition("## Why a row is dropped\n")[2].partition("\n\nTwo counts")[0]
   documented = set(re.findall(r"(?m)^\| `(\w+)` \|", table))

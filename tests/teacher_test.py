@@ -242,7 +242,7 @@ def test_chat_bounds_the_size_and_time_of_an_answer(problems, server, monkeypatc
   begun = time.monotonic()
   with pytest.raises(BadAnswer, match="did not end in 1 s"):
     ask()
-  assert time.monotonic() - begun < 5
+  assert time.monotonic() - begun < 20  # the whole answer takes 50 s
 
 
 @pytest.mark.parametrize("body", ['{"error": {"message": "key %s is wrong"}}', "%s is wrong", DEEP])

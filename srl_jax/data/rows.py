@@ -26,8 +26,9 @@ def is_local(spec: str) -> bool:
   A name with the suffix of a file is local even if it is missing, so that the error is about the
   file.
   """
-  # Path("") is the current folder.
-  return bool(spec) and (pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES))
+  if not spec:  # Path("") is the current folder
+    return False
+  return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
 
 
 def read(

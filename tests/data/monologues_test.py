@@ -17,13 +17,13 @@ def example(target=STEP, context=("1. **Count**: 5 boxes.",), name="p/2"):
   return StepExample(name, "p", "srl", "P?", list(context), None, target, None)
 
 
-def test_the_monologue_names_the_steps_quantities_and_the_step_stays():
+def test_monologue_names_the_steps_quantities_and_keeps_the_step():
   response = parse_response(with_monologue(example()).target)
   assert response.action == STEP
   assert "5 \\cdot 9 = 45" in response.monologue and "Multiply" in response.monologue
 
 
-def test_the_reasoning_about_the_step_is_taken_where_there_is_some():
+def test_monologue_takes_the_reasoning_about_the_step():
   reasoning = "Pens come in boxes. So \\(60\\) pens are needed. <think>Then 7 cats. Nothing else."
   monologue = parse_response(with_monologue(example(), reasoning).target).monologue
   assert "So \\(60\\) pens are needed." in monologue and "<think>" not in monologue
@@ -33,7 +33,7 @@ def test_the_reasoning_about_the_step_is_taken_where_there_is_some():
 @pytest.mark.parametrize(
   "target", ["x", "", "### Step 1:", "$" * 99, "<think>1</think> 2", "é" * 999]
 )
-def test_any_step_has_a_short_monologue(target):
+def test_monologue_of_any_step_is_short(target):
   text = with_monologue(example(target, context=())).target
   monologue = text.removeprefix("<think>\n").partition("\n</think>\n")[0]
   assert text.endswith(f"</think>\n{target}") and 0 < len(monologue) <= LONGEST

@@ -180,7 +180,7 @@ def test_chinese_numbers(n):
   assert len(split_steps(text)) == n + 1
 
 
-def test_a_byte_order_mark_hides_no_step():
+def test_split_steps_ignores_a_byte_order_mark():
   assert len(split_steps("\ufeff1. a\n2. b")) == 2
 
 
@@ -199,7 +199,7 @@ def test_near_spellings_count_only_where_the_usual_ones_number_nothing():
     "#1 is best\n#2 is second",
   ],
 )
-def test_what_only_looks_like_a_label_is_none(text):
+def test_split_steps_takes_no_other_text_for_a_label(text):
   assert split_steps(text) == []
 
 

@@ -312,7 +312,7 @@ def test_sample_leaves_a_server_that_is_too_slow(monkeypatch, part):
   server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
   with pytest.raises(ServerError, match="60 s") as caught:
     server.call("GET", "/health", timeout=60)
-  assert time.monotonic() - begun < 5 and isinstance(caught.value.__cause__, TimeoutError)
+  assert time.monotonic() - begun < 20 and isinstance(caught.value.__cause__, TimeoutError)
   ended.set()
   thread.join()
   listener.close()
@@ -444,7 +444,7 @@ def test_sample_cuts_a_hanging_request_when_the_caller_stops(fake, make_engine, 
   next(groups)
   begun = time.monotonic()
   groups.close()
-  assert time.monotonic() - begun < 2
+  assert time.monotonic() - begun < 10  # the request hangs for 20 s
   hang.set()
 
 

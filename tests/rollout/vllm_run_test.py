@@ -142,7 +142,7 @@ def test_run_of_two_processes_with_a_server_each(served, servers, untied, tmp_pa
   assert min(sampled) >= 0.4 * sum(sampled) > 0, sampled
 
 
-def test_a_run_whose_last_server_dies_saves_and_ends(
+def test_run_saves_and_ends_when_its_last_server_dies(
   served, servers, untied, weights_root, tmp_path
 ):
   """One process of the server is killed while it samples; the whole server goes down with it."""
