@@ -249,12 +249,17 @@ def _step_example(place: str, row: dict[str, Any], kind: ExampleKind) -> StepExa
   if missing:
     raise UserError(f"{place}: the step example has no {', '.join(map(repr, missing))}")
   example = StepExample(**{key: row[key] for key in _KEYS})
-  if isinstance(example.target, str):  # LF line ends, as in problems.py
-    example = dataclasses.replace(example, target=example.target.replace("\r\n", "\n"))
   answer = example.answer
   if isinstance(answer, str) or answer != answer:  # NaN, a missing cell, becomes None
     example = dataclasses.replace(example, answer=gold_answer(answer))
   _check_types(place, example)
+  unix = lambda text: text.replace("\r\n", "\n")  # line ends, as in problems.py
+  example = dataclasses.replace(
+    example,
+    problem=unix(example.problem),
+    context=list(map(unix, example.context)),
+    target=unix(example.target),
+  )
   # prepare 0.1 wrote the method into `task`; the two names can differ.
   if example.task == kind.method:
     example = dataclasses.replace(example, task=kind.task)
