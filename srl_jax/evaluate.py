@@ -57,6 +57,9 @@ _SERVERS = flags.DEFINE_list("servers", None, "vLLM's base URLs (launch/vllm_ser
 _WEIGHTS_ROOT = flags.DEFINE_string(
   "weights_root", "/dev/shm", "Folder through which the servers receive the weights."
 )
+_BASE = flags.DEFINE_string(
+  "base", None, "Folder of the model that the run --model started from, if it was moved."
+)
 _STYLE = flags.DEFINE_enum(
   "style",
   None,
@@ -103,7 +106,7 @@ def main(argv: list[str]) -> None:
 
   from srl_jax.evals import passes, tables
 
-  run = measuring.read_run(pathlib.Path(_MODEL.value))
+  run = measuring.read_run(pathlib.Path(_MODEL.value), _BASE.value)
   settings = _settings(run)
   measuring.check_same(output, settings)
   # A finished folder prints its table without loading the weights.
@@ -111,7 +114,7 @@ def main(argv: list[str]) -> None:
     return
   # The built-in engine compiles programs of this width: no wider than there are responses.
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
-  with jax.set_mesh(measuring.mesh_of(_MESH.value)):
+  with jax.set_mesh(measuring.mesh_of(_MESH.value, measuring.model_folder(run, settings["model"]))):
     width = min(_WIDTH.value, responses)
     solver, settings["weights"] = _load(run, settings, benchmarks, width)
     advice = f"--width ({_WIDTH.value}) or --max_tokens"

@@ -47,6 +47,9 @@ _DATA = flags.DEFINE_string("data", instances.VERIFIED, "File of rows, or name o
 _LIMIT = flags.DEFINE_integer("limit", None, "The first rows only.", 1)
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Repairs of an issue: 1 greedy, or k and a vote.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of several samples.")
+_BASE = flags.DEFINE_string(
+  "base", None, "Folder of the model that the run --model started from, if it was moved."
+)
 _STYLE = flags.DEFINE_enum(
   "style", None, ["plain", "think"], "Think before the answer or not (default: as the run, plain)."
 )
@@ -80,10 +83,10 @@ def main(argv: list[str]) -> None:
   output = pathlib.Path(_OUTPUT.value)
   import jax  # after flags and files are checked: errors in them must not wait for this import
 
-  run = measuring.read_run(pathlib.Path(_MODEL.value))
+  run = measuring.read_run(pathlib.Path(_MODEL.value), _BASE.value)
   words, settings = _settings(run)
   measuring.check_same(output, settings)
-  with jax.set_mesh(measuring.mesh_of(_MESH.value)):
+  with jax.set_mesh(measuring.mesh_of(_MESH.value, measuring.model_folder(run, settings["model"]))):
     # The sampler's programs have this width: no wider than there are responses.
     width = min(_WIDTH.value, len(found) * _SAMPLES.value)
     line = progress.ProgressLine(None, name="response", unit="responses")

@@ -30,6 +30,9 @@ _OUTPUT = flags.DEFINE_string(
   "output", None, "Folder to write: new, or empty (default: WORKDIR/export, or WORKDIR/merged)."
 )
 _MERGE = flags.DEFINE_bool("merge", False, "Of a run with LoRA: the whole model, not its adapters.")
+_BASE = flags.DEFINE_string(
+  "base", None, "Folder of the model that the run started from, if it was moved."
+)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take (default: the best).")
 _DTYPE = flags.DEFINE_enum(
   "dtype",
@@ -47,12 +50,17 @@ def main(argv: list[str]) -> None:
   jax.config.update("jax_platforms", "cpu")  # before JAX looks for devices
   folder = "merged" if _MERGE.value else "export"
   output = _OUTPUT.value or pathlib.Path(_WORKDIR.value) / folder
-  step = export(_WORKDIR.value, output, _STEP.value, _DTYPE.value, _MERGE.value)
+  step = export(_WORKDIR.value, output, _STEP.value, _DTYPE.value, _MERGE.value, _BASE.value)
   print(f"wrote {output}: step {step} of {_WORKDIR.value}")
 
 
 def export(
-  workdir, output, step: int | None = None, dtype: str | None = None, merge: bool = False
+  workdir,
+  output,
+  step: int | None = None,
+  dtype: str | None = None,
+  merge: bool = False,
+  base: str | None = None,
 ) -> int:
   """Writes a checkpoint of the run in `workdir` to `output` and returns its step.
 
@@ -63,6 +71,7 @@ def export(
     dtype: of whole weights, float32 or bfloat16; by default the type in which the run computed.
       Adapters are float32, as they were trained.
     merge: write a whole model although the run trained adapters.
+    base: folder of the model that the run started from, if it was moved.
 
   Raises:
     UserError: there is no such checkpoint, the run's model, its base or its tokenizer cannot be
@@ -70,7 +79,7 @@ def export(
   """
   from srl_jax.data.tokenizer import load_tokenizer, stop_ids
   from srl_jax.learner import start
-  from srl_jax.learner.checkpoint import Checkpoints, read_config
+  from srl_jax.learner.checkpoint import Checkpoints, model_of, read_config
   from srl_jax.policy import hf_files, peft_files, weights
 
   workdir = pathlib.Path(workdir)
@@ -80,6 +89,7 @@ def export(
       " saved"
     )
   run = read_config(workdir)
+  run["model"] = model_of(run, base)
   weights.check_new(output)
   source = hf_files.resolve_model(run["model"])
   ends = stop_ids(load_tokenizer(source), source)

@@ -29,12 +29,14 @@ def check_sampling(engine: str, servers: Sequence[str] | None, temperature: floa
     raise UserError(f"--temperature={temperature:g}: samples need a value greater than 0")
 
 
-def read_run(path: pathlib.Path) -> dict | None:
+def read_run(path: pathlib.Path, base: str | None = None) -> dict | None:
   """Returns the config of the run in a workdir, flat; None if `path` is a model."""
-  from srl_jax.learner.checkpoint import Checkpoints, read_config
+  from srl_jax.learner.checkpoint import Checkpoints, model_of, read_config
 
   if Checkpoints.present(path):
-    return folders.flatten(read_config(path))
+    run = read_config(path)
+    run["model"] = model_of(run, base)
+    return folders.flatten(run)
   if (path / "metrics.jsonl").exists():
     raise UserError(f"--model={path} is a run without a checkpoint: wait until it has saved one")
   return None
@@ -133,14 +135,19 @@ def claim(output: pathlib.Path, settings: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------------- sampling
 
 
-def mesh_of(spec: str | None):
-  """Returns the mesh of a flag: a preset or sizes; None for fsdp over all devices."""
-  from srl_jax import hosts
-  from srl_jax.config import MESHES
-  from srl_jax.policy.sharding import make_mesh
+def mesh_of(spec: str | None, folder: pathlib.Path):
+  """Returns the mesh of a flag, a preset or sizes, for the model in `folder`.
 
-  spec = spec or f"fsdp={len(hosts.devices())}"
-  return make_mesh(MESHES.get(spec, spec))
+  None: fsdp over as many devices as divide the model. Raises UserError if the sizes do not.
+  """
+  from srl_jax.config import MESHES
+  from srl_jax.policy.hf_files import load_config
+  from srl_jax.policy.sharding import check_mesh, fitting_mesh, make_mesh
+
+  sizes = load_config(folder).sizes()
+  spec = MESHES.get(spec, spec) if spec else fitting_mesh(sizes)
+  check_mesh(spec, sizes)
+  return make_mesh(spec)
 
 
 def load_weights(run: dict | None, folder: pathlib.Path, settings: dict[str, Any]):

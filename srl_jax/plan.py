@@ -101,6 +101,8 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     sampler = programs.sampler_bytes(config, state)
     if sampler:  # while new weights are loaded, the sampler holds two copies of them
       compiled["load"] = programs.loading(config, state)
+      if config.method != "sft":
+        compiled["sample"] = programs.sampling(config, state)
     found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
     forecast = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from srl_jax import folders, hosts
+from srl_jax import folders
 from srl_jax.data import rows
 from srl_jax.data.tokenizer import load_tokenizer, stop_ids
 from srl_jax.evals import passes
@@ -82,7 +82,7 @@ def success_rates(
     max_prompt_tokens=0,  # unused, like max_turns: a whole solution is one turn
   )
   dtype = hf_files.computation_dtype(model_folder)
-  with jax.set_mesh(sharding.make_mesh(f"fsdp={len(hosts.devices())}")):
+  with jax.set_mesh(sharding.make_mesh(sharding.fitting_mesh(architecture.sizes()))):
     engine.load_weights(weights.load_hf(model_folder, dtype=dtype)[1], 0)
     passes.solve(solver, folder, questions, trial.samples, 1.0, progress)
   engine.close()

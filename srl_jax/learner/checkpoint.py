@@ -62,8 +62,24 @@ class Progress:
 
 
 def config_json(config) -> dict:
-  """The config of a run as config.json and its checkpoints have it: with the package's version."""
-  return {"version": __version__} | config.to_dict()
+  """The config of a run as config.json and its checkpoints have it.
+
+  It has the package's version and the model's folder as an absolute path, "" for a name on the hub.
+  """
+  folder = pathlib.Path(config.model).expanduser()
+  place = str(folder.resolve()) if folder.is_dir() else ""
+  return {"version": __version__, "model_folder": place} | config.to_dict()
+
+
+def model_of(run: dict, moved: str | None = None) -> str:
+  """The model that a run started from: a folder here, or a name on the hub.
+
+  Args:
+    run: the run's config, from read_config.
+    moved: the folder of the model if it is no longer where it was, a flag's value.
+  """
+  is_here = pathlib.Path(run["model"]).expanduser().is_dir()
+  return moved or (run["model"] if is_here else run.get("model_folder") or run["model"])
 
 
 def write_config(workdir: pathlib.Path, config) -> None:

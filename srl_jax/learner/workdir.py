@@ -87,6 +87,7 @@ def check_same_run(workdir: pathlib.Path, config, before: dict | None = None) ->
   """
   before = dict(before or read_config(workdir))
   version = before.pop("version")
+  before.pop("model_folder", None)
   if version != __version__:
     raise UserError(
       f"workdir {workdir} holds a run of srl_jax {version}, which samples and trains in another way"

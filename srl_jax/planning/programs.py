@@ -13,7 +13,8 @@ from srl_jax.learner import optimizer, packing, programs, start, update
 from srl_jax.policy import weights
 from srl_jax.policy.lora import split
 from srl_jax.policy.model import ModelConfig, Qwen2
-from srl_jax.policy.sharding import on_mesh
+from srl_jax.policy.sharding import on_mesh, shards
+from srl_jax.rollout import slots
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -127,6 +128,21 @@ def loading(config, state: State) -> Program:
   """
   model, copy = device_bytes(state.model), _decoding_bytes(config, split(state.model)[0])
   return Program("load", model, 0, model + copy, _beside(config, state))
+
+
+def sampling(config, state: State) -> Program:
+  """The memory while the built-in engine samples for training, from shapes alone.
+
+  Its KV caches exist only then. Temporaries of prefill and decode are not included.
+  """
+  config_of_model, rollout = state.model.config, config.rollout
+  prompt, response = config.data.max_prompt_tokens, rollout.max_tokens
+  on = shards("b"), config_of_model.attention
+  shape = slots.slot_shape(rollout.width, rollout.samples, prompt, response, *on)
+  caches = on_mesh(slots.empty.eval_shape(shape=shape, config=config_of_model))
+  weights = sampler_bytes(config, state)
+  own = device_bytes(state.model) + _beside(config, state) - weights
+  return Program("sample", weights, device_bytes(caches), weights + device_bytes(caches), own)
 
 
 def _beside(config, state: State) -> int:

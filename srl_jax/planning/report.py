@@ -28,7 +28,7 @@ def text(report: dict) -> str:
   if memory["sampler"]:
     lines.append(
       f"  {_gib(memory['sampler'])}  sampler's copy of the weights; what is trained of them twice "
-      "while it loads (its caches of keys and values are not counted)"
+      'while it loads (its KV caches are in the row "sample")'
     )
   lines += [
     f"  programs, micro-batches of {shape} tokens:",

@@ -40,6 +40,7 @@ class Chip(NamedTuple):
 # GB/s each way), Google's Cloud TPU pages and Austin et al., "How to Scale Your Model", part 2: one
 # axis of the torus, both ways, however many axes a mesh axis is laid over.
 H100 = Chip(0.75 * 84942979072, 3.35e12, 450e9)
+H200 = Chip(0.75 * 150754820096, 4.8e12, 450e9)  # 140.4 GiB
 V5E = Chip(15.75 * GIB, 0.81e12, 90e9)
 V5P = Chip(95.74 * GIB, 2.77e12, 180e9)
 V6E = Chip(31.25 * GIB, 1.64e12, 180e9)
@@ -59,6 +60,7 @@ class Topology(NamedTuple):
 
 TOPOLOGIES = {
   "h100x1": Topology("cuda", "1x1x1", 1, H100),
+  "h200x1": Topology("cuda", "1x1x1", 1, H200),
   "h100x4": Topology("cuda", "1x1x4", 4, H100),  # the trainer of launch/node.sh
   "h100x8": Topology("cuda", "1x1x8", 8, H100),
   "h100x32": Topology("cuda", "1x4x8", 32, H100),

@@ -84,6 +84,13 @@ def make_mesh(spec: str, devices=None) -> jax.sharding.Mesh:
     ) from error
 
 
+def fitting_mesh(sizes: dict[str, int]) -> str:
+  """fsdp over as many of all devices as divide every dimension that fsdp shards."""
+  most = math.gcd(*(sizes[letter] for letter in PARAM_AXES if PARAM_AXES[letter] == "fsdp"))
+  count = len(hosts.devices())
+  return f"fsdp={max(n for n in range(1, count + 1) if most % n == 0)}"
+
+
 def check_mesh(spec: str, sizes: dict[str, int]) -> None:
   """Raises UserError unless each axis divides every dimension of the weights that it shards.
 
