@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from srl_jax import config as configs
-from srl_jax.learner import setup
+from srl_jax.learner import setup, start
 from srl_jax.learner.rollouts import sampling_params, score
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.rollout.prompt_set import PromptSet
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     chosen = list(range(0, len(held_out.examples), every))[: PROMPTS.value]
     # One slot for each prompt, so that all decode together.
     engine = Sampler(policy.tokenizer, policy.stop_ids, len(chosen))
-    engine.load_weights(setup.initial_weights(config, policy.folder), 0)
+    engine.load_weights(start.start_weights(config, policy.folder), 0)
     # Groups are yielded in the order in which they finish.
     index_of = {held_out.prompt(i).id: i for i in chosen}
     prompts, scores, tokens, start = [held_out.prompt(i) for i in chosen], [], 0, time.monotonic()
