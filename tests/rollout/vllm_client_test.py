@@ -498,7 +498,7 @@ def test_start_refuses_a_server_of_another_kind(fake, make_engine):
     ("http://127.0.0.1:99999", "not a base URL .Port out of range"),
     ("http://[::1", "not a base URL .Invalid IPv6"),
     ("http://127.0.0.1:8101#key", "not a base URL"),
-    ("https://me:secret@127.0.0.1:8101", "servers: an address with a user name; the servers know"),
+    ("https://me:secret@127.0.0.1:8101", "servers: an address with a user name"),
     ("http://8.8.8.8:8101", "public address 8.8.8.8"),
   ],
 )
