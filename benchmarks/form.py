@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     engine.load_weights(start.start_weights(config, policy.folder), 0)
     # Groups are yielded in the order in which they finish.
     index_of = {held_out.prompt(i).id: i for i in chosen}
-    prompts, scores, tokens, start = [held_out.prompt(i) for i in chosen], [], 0, time.monotonic()
+    prompts, scores, tokens, begun = [held_out.prompt(i) for i in chosen], [], 0, time.monotonic()
     for (rollout,) in engine.sample(prompts, 1, sampling_params(config)):
       (found,) = score(config, held_out, index_of[rollout.prompt_id], [rollout])
       scores.append(found)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
       if len(scores) <= SHOW.value:
         print(f"--- {rollout.prompt_id} {found.failure} {found.reward:.3f}\n{rollout.text}\n")
     engine.close()
-  print(row(scores, tokens, time.monotonic() - start))
+  print(row(scores, tokens, time.monotonic() - begun))
 
 
 def row(scores: list, tokens: int, seconds: float) -> str:

@@ -11,7 +11,7 @@ import transformers
 import trl
 
 from benchmarks.peers import cases
-from benchmarks.peers.worker import serve, versions
+from benchmarks.peers.worker import serve
 
 
 def prepare_update(order):
@@ -68,7 +68,7 @@ def prepare_update(order):
     trainer.optimizer.zero_grad()
     return {"seconds": time.perf_counter() - begun, "grad_norm": float(norm)}
 
-  return do, versions("trl", "torch", "transformers")
+  return do
 
 
 def prepare_sample(order):
@@ -89,13 +89,10 @@ def prepare_sample(order):
     prompts = torch.tensor([cases.prompt(order, turn, i) for i in range(order["prompts"])])
     begun = time.perf_counter()
     with torch.inference_mode():
-      out = model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
-      )
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "tokens": out[:, prompts.shape[1] :].numel()}
+      model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
+    return {"seconds": time.perf_counter() - begun}
 
-  return do, versions("torch", "transformers")
+  return do
 
 
 def _tokenizer():
