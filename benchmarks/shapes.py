@@ -1,8 +1,8 @@
-"""The arguments of a model in Hugging Face's names. Plain Python, for every environment."""
+"""Models without a name or a tokenizer. Plain Python, for every environment."""
 
 
 def shape(d: int, f: int, l: int, n: int, k: int, v: int, h: int = 0, tied: bool = True) -> dict:
-  """A Qwen2 of widths d and f, l layers, n query heads, k key/value heads, v words.
+  """The config of a Qwen2: widths d and f, l layers, n query heads, k key/value heads, v words.
 
   h: width of a head, if not d / n. tied: the head has the embedding's weights.
   """
@@ -16,3 +16,10 @@ def shape(d: int, f: int, l: int, n: int, k: int, v: int, h: int = 0, tied: bool
     head_dim=h or d // n,
     tie_word_embeddings=tied,
   )
+
+
+class NoText:
+  """Used as a tokenizer where the text of responses does not matter."""
+
+  def decode(self, token_ids, skip_special_tokens):
+    return ""

@@ -10,6 +10,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from benchmarks.gpu.cases import CASES, SAMPLES, SHAPES, Case, timed
+from benchmarks.shapes import NoText
 from srl_jax.config import defaults
 from srl_jax.learner import packing
 from srl_jax.learner import update as learner
@@ -144,11 +145,6 @@ def ceiling(size: int) -> dict:
 
 def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
   """The built-in engine: tokens per second, prefill included."""
-
-  class NoText:
-    def decode(self, ids, **_):
-      return ""
-
   config = model_config(shape)
   engine = Sampler(NoText(), [], responses)  # no stop ids: all responses have `tokens` tokens
   engine.load_weights(init(config, 0), 0)

@@ -11,6 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from benchmarks.peers import cases
 from benchmarks.peers.worker import serve
+from benchmarks.shapes import NoText
 from srl_jax.config import defaults
 from srl_jax.learner import optimizer, packing, update
 from srl_jax.learner.batch import weigh
@@ -69,16 +70,9 @@ def prepare_update(order):
   return do
 
 
-class _NoText:
-  """Stands in for a tokenizer; the text of responses is not used."""
-
-  def decode(self, token_ids, skip_special_tokens):
-    return ""
-
-
 def prepare_sample(order):
   _, model = load_hf(order["model"])
-  engine = Sampler(_NoText(), [], width=order["prompts"] * order["samples"])
+  engine = Sampler(NoText(), [], width=order["prompts"] * order["samples"])
   engine.load_weights(model, 0)
 
   def do(turn):

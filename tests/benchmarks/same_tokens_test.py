@@ -39,7 +39,7 @@ def test_same_tokens_finds_where_responses_part(tmp_path, tokens, logprobs, code
 @pytest.mark.parametrize(
   "row, said",
   [
-    (None, "greedy.rollouts.jsonl does not exist"),
+    (None, "greedy.rollouts.jsonl"),
     ({"id": "p0"}, "greedy.rollouts.jsonl:1: no response of srl_jax.evaluate"),
     ({"prompt_id": "p9", "rollouts": []}, "have other problems of amc23"),
   ],
