@@ -31,16 +31,13 @@ def main() -> None:
   )
   parser.add_argument("--model", required=True, help="folder")
   parser.add_argument("--server", required=True, help="base URLs, commas between")
-  parser.add_argument("--weights_root", default="/dev/shm")
-  parser.add_argument("--mesh", default="data=1,fsdp=1,tensor=1")
-  parser.add_argument("--dtype", default="float32", help="of the policy's computation")
   parser.add_argument("--prompts", type=int, default=16)
   parser.add_argument("--prompt_tokens", type=int, default=256)
   parser.add_argument("--samples", type=int, default=8)
   parser.add_argument("--max_tokens", type=int, default=64)
   given = parser.parse_args()
-  with jax.set_mesh(make_mesh(given.mesh)):
-    _, model = load_hf(given.model, compute_dtype=given.dtype)
+  with jax.set_mesh(make_mesh("data=1,fsdp=1,tensor=1")):
+    _, model = load_hf(given.model, compute_dtype="float32")
     tokenizer = load_tokenizer(given.model)
     size = model.config.vocab_size
     batch = [
@@ -49,9 +46,7 @@ def main() -> None:
       )
       for i in range(given.prompts)
     ]
-    served = VllmEngine(
-      given.server.split(","), tokenizer, [], weights_root=given.weights_root, say=print
-    )
+    served = VllmEngine(given.server.split(","), tokenizer, [], weights_root="/dev/shm", say=print)
     engines = {"vllm": served, "builtin": Sampler(tokenizer, [], given.prompts * given.samples)}
     found = {name: [] for name in engines}
     # In turn, so that whatever else the machine does falls on both; the first turn warms up.

@@ -34,6 +34,12 @@ cards_per_node="$(number SRL_CARDS_PER_NODE 8 0)"
 cards_per_server="$(number SRL_CARDS_PER_SERVER 1 1)"
 first_port="$(number SRL_VLLM_PORT 8101 1)"
 
+# await PID: waits until the process has ended; its exit code. A signal ends a wait, not the process.
+await() {
+  while kill -0 "$1" 2> /dev/null; do wait "$1" || true; done
+  wait "$1"
+}
+
 # usage SCRIPT: prints the comment at the head of SCRIPT and exits.
 usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" >&2

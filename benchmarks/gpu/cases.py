@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from benchmarks.shapes import shape
+
 SAMPLES = 8  # responses of a group
 # Qwen2.5's own shapes; of 7B as many layers as one card holds with float32 weights, moments and
 # gradients.
 SHAPES = {
-  "7B, 8 layers": dict(d=3584, f=18944, l=8, n=28, k=4, h=128, v=152064, tied=False),
-  "1.5B": dict(d=1536, f=8960, l=28, n=12, k=2, h=128, v=151936, tied=True),
-  "tiny": dict(d=64, f=128, l=2, n=4, k=2, h=32, v=512, tied=True),
+  "7B, 8 layers": shape(3584, 18944, 8, 28, 4, 152064, tied=False),
+  "1.5B": shape(1536, 8960, 28, 12, 2, 151936),
+  "tiny": shape(64, 128, 2, 4, 2, 512, h=32),
 }
 
 
@@ -63,7 +65,7 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
   def ours(shape, case, sharing, remat="full"):
     return "ours.update", (shape, case, sharing, remat, chunk)
 
-  found = {"ceiling": ("ours.ceiling", (size,))}
+  found = {"device": ("ours.device", ()), "ceiling": ("ours.ceiling", (size,))}
   for sharing in ("shared", "naive"):
     found[f"update_7b {first} {sharing}"] = ours(wide, first, sharing)
   found[f"torch {first}"] = ("torch.update", (wide, first, 8, not tiny))

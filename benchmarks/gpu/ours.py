@@ -10,11 +10,12 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from benchmarks.gpu.cases import CASES, SAMPLES, SHAPES, Case, timed
+from benchmarks.shapes import NoText
 from srl_jax.config import defaults
 from srl_jax.learner import packing
 from srl_jax.learner import update as learner
+from srl_jax.learner.programs import program_bytes
 from srl_jax.learner.rows import PackedGroup, Response
-from srl_jax.planning.programs import program_bytes
 from srl_jax.policy.model import ModelConfig, init
 from srl_jax.policy.sharding import platform
 from srl_jax.rollout.engine import Prompt, SamplingParams
@@ -23,19 +24,8 @@ from srl_jax.rollout.sampler import Sampler
 
 def model_config(shape: str):
   """The architecture, computing in bfloat16, or on a CPU, which has none, in float32."""
-  s = SHAPES[shape]
-  config = ModelConfig(
-    vocab_size=s["v"],
-    hidden_size=s["d"],
-    intermediate_size=s["f"],
-    num_hidden_layers=s["l"],
-    num_attention_heads=s["n"],
-    num_key_value_heads=s["k"],
-    head_dim=s["h"],
-    tie_word_embeddings=s["tied"],
-    dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
-  )
-  return config.on_platform(platform())
+  dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return ModelConfig(**SHAPES[shape], dtype=dtype).on_platform(platform())
 
 
 def make_groups(case: Case, vocabulary: int, shared: bool):
@@ -53,13 +43,6 @@ def make_groups(case: Case, vocabulary: int, shared: bool):
     parts = [responses] if shared else [[response] for response in responses]
     groups += [PackedGroup(prompt, part) for part in parts]
   return groups
-
-
-def algorithm_with(**values):
-  """The config's group algorithm with other values."""
-  algorithm = defaults().algorithm.unlock()
-  algorithm.update(values)
-  return FrozenConfigDict(algorithm)
 
 
 def flops_of(config, groups) -> float:
@@ -99,7 +82,7 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   config = model_config(shape)
   # Shared: a prompt once for its 8 responses; naive: a copy for each, as other trainers pack.
   groups = make_groups(given, config.vocab_size, sharing == "shared")
-  loss = learner.Loss(algorithm_with(), chunk=chunk, remat=remat)
+  loss = learner.Loss(FrozenConfigDict(defaults().algorithm), chunk=chunk, remat=remat)
   # One row of as many tokens as the case has, so that all cases have little padding.
   budget = given.shared if sharing == "shared" else given.naive
   rows = packing.pack(groups, tokens_per_device=budget, shards=1, layout="lines")
@@ -139,6 +122,12 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   )
 
 
+def device() -> dict:
+  """The device that the sections run on."""
+  found = jax.devices()[0]
+  return dict(device=found.device_kind, platform=found.platform)
+
+
 def ceiling(size: int) -> dict:
   """A plain bfloat16 matmul of size^3: the rate that this card reaches today."""
   a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
@@ -156,11 +145,6 @@ def ceiling(size: int) -> dict:
 
 def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
   """The built-in engine: tokens per second, prefill included."""
-
-  class NoText:
-    def decode(self, ids, **_):
-      return ""
-
   config = model_config(shape)
   engine = Sampler(NoText(), [], responses)  # no stop ids: all responses have `tokens` tokens
   engine.load_weights(init(config, 0), 0)

@@ -16,29 +16,18 @@ def update(shape: str, case: str, rows: int, compiled: bool) -> dict:
   only, in float32; `rows` sequences a micro-batch. `compiled`: the layers, if torch can do that
   here; the result says whether it did, and else why not.
   """
-  given, s = CASES[case], SHAPES[shape]
+  given = CASES[case]
   cuda = torch.cuda.is_available()
   device = "cuda" if cuda else "cpu"
   torch.manual_seed(0)
-  config = transformers.Qwen2Config(
-    vocab_size=s["v"],
-    hidden_size=s["d"],
-    intermediate_size=s["f"],
-    num_hidden_layers=s["l"],
-    num_attention_heads=s["n"],
-    num_key_value_heads=s["k"],
-    head_dim=s["h"],
-    tie_word_embeddings=s["tied"],
-    use_cache=False,
-    attn_implementation="sdpa",
-  )
+  config = transformers.Qwen2Config(**SHAPES[shape], use_cache=False, attn_implementation="sdpa")
   with torch.device(device):
     model = transformers.Qwen2ForCausalLM(config)
   model.train()
   model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
   optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, fused=cuda)
   p, r, count = given.prompt, given.response, given.groups * SAMPLES
-  tokens = torch.randint(0, s["v"], (count, p + r), device=device)
+  tokens = torch.randint(0, config.vocab_size, (count, p + r), device=device)
   advantages = torch.randn(count, device=device)
 
   def logprobs_of(hidden, targets):

@@ -2,28 +2,15 @@
 
 import random
 
-# A Qwen2 of each size: hidden_size, intermediate_size, layers, query heads, key/value heads,
-# vocab_size. "135M" has the shape of SmolLM2-135M; "nano" is for tests.
-_SIZES = {
-  "nano": (64, 128, 2, 2, 1, 512),
-  "tiny": (256, 1024, 8, 4, 2, 16384),
-  "135M": (576, 1536, 30, 9, 3, 49152),
+from benchmarks.shapes import shape
+
+_MORE = dict(rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=8192)
+# "135M" has the shape of SmolLM2-135M; "nano" is for tests.
+SHAPES = {
+  "nano": shape(64, 128, 2, 2, 1, 512) | _MORE,
+  "tiny": shape(256, 1024, 8, 4, 2, 16384) | _MORE,
+  "135M": shape(576, 1536, 30, 9, 3, 49152) | _MORE,
 }
-SHAPES = {}  # in Hugging Face's names
-for _name, (_d, _f, _l, _n, _k, _v) in _SIZES.items():
-  SHAPES[_name] = dict(
-    hidden_size=_d,
-    intermediate_size=_f,
-    num_hidden_layers=_l,
-    num_attention_heads=_n,
-    num_key_value_heads=_k,
-    vocab_size=_v,
-    head_dim=_d // _n,
-    rope_theta=100000.0,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=8192,
-    tie_word_embeddings=True,
-  )
 
 LEARNING_RATE, GRAD_NORM, CLIP = 1e-6, 1.0, 0.2
 

@@ -1,12 +1,17 @@
-"""Measures srl_jax: learner.update.train_step, rollout.sampler.Sampler, rewards.similarity."""
+"""Measures srl_jax: learner.update.train_step, rollout.sampler.Sampler, rewards.similarity.
 
+And the standard library's difflib, which the paper names for the reward.
+"""
+
+import difflib
 import time
 
 import jax
 from ml_collections import FrozenConfigDict
 
 from benchmarks.peers import cases
-from benchmarks.peers.worker import serve, versions
+from benchmarks.peers.worker import serve
+from benchmarks.shapes import NoText
 from srl_jax.config import defaults
 from srl_jax.learner import optimizer, packing, update
 from srl_jax.learner.batch import weigh
@@ -23,7 +28,6 @@ def prepare_model(order):
   """Writes the model that all peers load: random weights of a shape."""
   config = ModelConfig(**cases.SHAPES[order["shape"]])
   save_hf(config, init(config, seed=0), order["model"])
-  return None, versions("jax", "flax")
 
 
 def prepare_update(order):
@@ -63,19 +67,12 @@ def prepare_update(order):
     seconds = time.perf_counter() - begun
     return {"seconds": seconds, "grad_norm": update.step_metrics(output, 1)["grad_norm"]}
 
-  return do, versions("jax", "flax", "optax")
-
-
-class _NoText:
-  """Stands in for a tokenizer; the text of responses is not used."""
-
-  def decode(self, token_ids, skip_special_tokens):
-    return ""
+  return do
 
 
 def prepare_sample(order):
   _, model = load_hf(order["model"])
-  engine = Sampler(_NoText(), [], width=order["prompts"] * order["samples"])
+  engine = Sampler(NoText(), [], width=order["prompts"] * order["samples"])
   engine.load_weights(model, 0)
 
   def do(turn):
@@ -83,21 +80,29 @@ def prepare_sample(order):
       Prompt(f"{turn}-{i}", tuple(cases.prompt(order, turn, i))) for i in range(order["prompts"])
     ]
     begun = time.perf_counter()
-    groups = list(engine.sample(prompts, order["samples"], SamplingParams(order["response"])))
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "tokens": sum(len(r.token_ids) for group in groups for r in group)}
+    list(engine.sample(prompts, order["samples"], SamplingParams(order["response"])))
+    return {"seconds": time.perf_counter() - begun}
 
-  return do, versions("jax", "flax")
+  return do
 
 
 def prepare_reward(order):
+  return _rewards(order, lambda pairs: similarities(pairs, workers=order["workers"]))
+
+
+def prepare_difflib(order):
+  ratio = lambda pair: difflib.SequenceMatcher(None, *pair, autojunk=False).ratio()
+  return _rewards(order, lambda pairs: list(map(ratio, pairs)))
+
+
+def _rewards(order, similarities_of):
   def do(turn):
     pairs = cases.text_pairs(order["pairs"], order["characters"], turn)
     begun = time.perf_counter()
-    values = similarities(pairs, workers=order["workers"])
-    return {"seconds": time.perf_counter() - begun, "mean": sum(values) / len(values)}
+    similarities_of(pairs)
+    return {"seconds": time.perf_counter() - begun}
 
-  return do, versions("cydifflib")
+  return do
 
 
 if __name__ == "__main__":
@@ -108,5 +113,6 @@ if __name__ == "__main__":
         "update": prepare_update,
         "sample": prepare_sample,
         "reward": prepare_reward,
+        "difflib": prepare_difflib,
       }
     )

@@ -14,7 +14,7 @@ from tunix.rl.trainer import Trainer
 from tunix.sft.peft_trainer import TrainingConfig
 
 from benchmarks.peers import cases
-from benchmarks.peers.worker import serve, versions
+from benchmarks.peers.worker import serve
 
 PAD, EOS = 0, 2
 
@@ -91,9 +91,9 @@ def prepare_update(order):
     state = trainer.optimizer.opt_state
     # The first transformation of the chain has the norm; accumulation wraps the chain's state.
     norm = (state if accumulate is None else state.inner_opt_state)[0][...]
-    return {"seconds": seconds, "grad_norm": float(norm), "micro_batches": parts}
+    return {"seconds": seconds, "grad_norm": float(norm)}
 
-  return do, versions("google-tunix", "jax", "flax")
+  return do
 
 
 def _example(prompt, responses, advantages):
@@ -143,7 +143,7 @@ def prepare_sample(order):
       for _ in range(order["samples"])
     ]
     begun = time.perf_counter()
-    out = sampler(
+    sampler(
       prompts,
       max_generation_steps=order["response"],
       max_prompt_length=order["prompt"],
@@ -153,9 +153,9 @@ def prepare_sample(order):
       top_p=1.0,
       seed=turn,
     )
-    return {"seconds": time.perf_counter() - begun, "tokens": sum(map(len, out.tokens))}
+    return {"seconds": time.perf_counter() - begun}
 
-  return do, versions("google-tunix", "jax", "flax")
+  return do
 
 
 if __name__ == "__main__":

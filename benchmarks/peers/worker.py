@@ -1,24 +1,24 @@
 """Both ends of the pipe to a peer's process: `Peer` here, `serve` there. Standard library only.
 
-An order and an answer are one line of JSON each; an answer has "error" where the peer failed.
+A peer is a separate process for each case. It gets the case as JSON on its command line and then,
+line by line, the number of a turn; it answers with one line of JSON and waits for the next. Peers
+take turns, A B A B, one at a time, so that other load on the machine affects all of them alike.
 """
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
-import traceback
 
 
 class PeerError(Exception):
-  """A peer failed, or its process ended."""
+  """A peer's process ended."""
 
 
 class Peer:
-  """A process that measures one round for each order.
+  """A process that measures one round for each turn.
 
   Args:
     command: starts it.
@@ -39,60 +39,38 @@ class Peer:
         start_new_session=True,  # a process group: `close` also kills the processes that it starts
       )
 
-  def ask(self, order: dict) -> dict:
-    """The answer to an order. Raises PeerError."""
+  def ask(self, turn: int) -> dict:
+    """The figures of a turn. Raises PeerError."""
     line = ""
     with contextlib.suppress(BrokenPipeError):
-      self.process.stdin.write(json.dumps(order) + "\n")
-      self.process.stdin.flush()
+      print(turn, file=self.process.stdin, flush=True)
       line = self.process.stdout.readline()
-    if not line:  # most often killed for lack of memory
-      raise PeerError(f"the process ended with code {self.process.wait(60)}")
-    answer = json.loads(line)
-    if "error" in answer:
-      raise PeerError(answer["error"])
-    return answer
+    if not line:  # an exception, or killed for lack of memory
+      last = self.log.read_text().strip().rpartition("\n")[2]
+      raise PeerError(f"the process ended with code {self.process.wait(60)}: {last}")
+    return json.loads(line)
 
   def close(self) -> None:
     """Ends the process and all that it started."""
-    with contextlib.suppress(BrokenPipeError):
-      self.process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      self.process.wait(timeout=20)
+    with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+      self.process.communicate(timeout=20)
     # What it started may still run, such as vLLM's engine.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self.process.pid, signal.SIGKILL)
     self.process.wait()
-    self.process.stdout.close()
 
 
 def serve(cases: dict) -> None:
-  """Answers orders until the pipe ends.
+  """Prepares the case of the command line, then answers turns until the pipe ends.
 
   Args:
-    cases: {case: prepare}; prepare(order) returns (do, versions): do(turn) does one round and
-      returns a dict with its "seconds", versions are {package: version}.
+    cases: {case: prepare}; prepare(order) returns do, and do(turn) does one round and returns a
+      dict with its "seconds".
   """
   # Answers go through a copy of stdout; what libraries print goes to the log.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
-  sys.stdout.reconfigure(line_buffering=True)
-  do = None
-  for line in sys.stdin:
-    order = json.loads(line)
-    try:
-      if "case" in order:
-        do, found = cases[order["case"]](order)
-        answer = {"versions": found}
-      else:
-        answer = do(order["turn"])
-    except Exception as error:  # of any library; sent to the measuring process
-      traceback.print_exc()
-      answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
-
-
-def versions(*packages: str) -> dict[str, str]:
-  """{package: version} of this environment."""
-  return {package: importlib.metadata.version(package) for package in packages}
+  order = json.loads(sys.argv[1])
+  do = cases[order["case"]](order)
+  for turn in sys.stdin:
+    print(json.dumps(do(int(turn))), file=answers, flush=True)

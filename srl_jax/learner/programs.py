@@ -203,3 +203,13 @@ def use_cache() -> str | None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   return line
+
+
+def program_bytes(compiled) -> int:
+  """The most bytes of a device that are in use while a compiled program runs."""
+  memory = compiled.memory_analysis()
+  # Results in donated buffers (alias) are among the arguments already.
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  together = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+  # The compilers' own peak leaves out the gaps between live arrays.
+  return max(memory.peak_memory_in_bytes, together) + memory.generated_code_size_in_bytes

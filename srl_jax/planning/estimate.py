@@ -145,21 +145,13 @@ def memory(state: State, programs: dict[str, Program], topology: Topology, sampl
   programs: {name: ...}, peak, limit, fits}.
   """
   # A program's total includes what the run keeps beside it, so the largest one is the peak.
-  rows, peak = {}, 0
-  for name, program in programs.items():
-    rows[name] = {
-      "arguments": program.arguments,
-      "temporaries": program.temporaries,
-      "resident": program.resident,
-      "total": program.total(),
-    }
-    peak = max(peak, program.total())
+  peak = max((program.total() for program in programs.values()), default=0)
   return {
     "parameters": device_bytes(state.model),
     "gradients": device_bytes(split(state.model)[0]),
     "moments": device_bytes(state.moments),
     "sampler": sampler,
-    "programs": rows,
+    "programs": {n: p._asdict() | {"total": p.total()} for n, p in programs.items()},
     "peak": peak,
     "limit": topology.chip.memory,
     "fits": peak <= topology.chip.memory,

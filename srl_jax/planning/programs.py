@@ -188,18 +188,8 @@ def compile_call(call: Call) -> Program:
     return Program(call.name, arguments, 0, needed, call.resident)
   memory = compiled.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  peak = program_bytes(compiled)
+  peak = programs.program_bytes(compiled)
   return Program(call.name, arguments, temporaries, peak, call.resident)
-
-
-def program_bytes(compiled) -> int:
-  """The most bytes of a device that are in use while a compiled program runs."""
-  memory = compiled.memory_analysis()
-  # Results in donated buffers (alias) are among the arguments already.
-  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  together = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
-  # The compilers' own peak leaves out the gaps between live arrays.
-  return max(memory.peak_memory_in_bytes, together) + memory.generated_code_size_in_bytes
 
 
 def refused_bytes(error: Exception, arguments: int) -> int:

@@ -1,15 +1,6 @@
-"""A plan as text: the page that the command prints and a row of the table."""
+"""A plan as text: the page that the command prints."""
 
-import argparse
-import json
-import pathlib
-
-from srl_jax.planning.topologies import GIB, TOPOLOGIES
-
-HEADER = """\
-| topology | devices | mesh | tokens a micro-batch | weights + moments | gradients \
-| largest program | temporaries | peak of limit | step, forecast | MFU, forecast | |
-|---|---|---|---|---|---|---|---|---|---|---|---|"""
+from srl_jax.planning.topologies import GIB
 
 
 def text(report: dict) -> str:
@@ -42,8 +33,14 @@ def text(report: dict) -> str:
   lines.append(f"  {_gib(memory['peak'])}  the most, of {memory['limit'] / GIB:.2f}")
   if report["step"]:
     lines += ["", *_forecast(report)]
-  lines += ["", "forecasts assume, per device: " + _rates(rates)]
-  lines += ["", "verdict: " + verdict(report)]
+  lines += [
+    "",
+    f"forecasts assume, per device: {rates['compute'] / 1e12:.0f} of {rates['peak'] / 1e12:.0f} "
+    f"TFLOP/s, {rates['memory'] / 1e9:.0f} GB/s of memory, {rates['link'] / 1e9:.0f} GB/s over "
+    f"links, {rates['packed']:.0%} real tokens among the packed ones",
+    "",
+    "verdict: " + verdict(report),
+  ]
   return "\n".join(lines)
 
 
@@ -55,28 +52,6 @@ def verdict(report: dict) -> str:
     return f"fits, {figures}"
   change = "\n".join(f"  {line}" for line in report["change"])
   return f"does not fit: {figures}. Change, one after the other:\n{change}"
-
-
-def row(report: dict) -> str:
-  """A line of the Markdown table under HEADER."""
-  memory, step = report["memory"], report["step"]
-  # The program that determines the peak.
-  largest = max(memory["programs"], key=lambda name: memory["programs"][name]["total"])
-  cells = [
-    report["topology"],
-    str(report["devices"]),
-    report["mesh"],
-    " x ".join(map(str, report["rows_shape"])),
-    f"{(memory['parameters'] + memory['moments']) / GIB:.1f}",
-    f"{memory['gradients'] / GIB:.1f}",
-    largest,
-    f"{memory['programs'][largest]['temporaries'] / GIB:.1f}",
-    f"{memory['peak'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB",
-    f"{step['step_s']:.0f} s" if step else "",
-    f"{step['mfu']:.0%}" if step else "",
-    "fits" if memory["fits"] else "refused",
-  ]
-  return f"| {' | '.join(cells)} |"
 
 
 def _forecast(report) -> list[str]:
@@ -96,43 +71,5 @@ def _forecast(report) -> list[str]:
   return lines
 
 
-def _rates(rates) -> str:
-  return (
-    f"{rates['compute'] / 1e12:.0f} of {rates['peak'] / 1e12:.0f} TFLOP/s, "
-    f"{rates['memory'] / 1e9:.0f} GB/s of memory, {rates['link'] / 1e9:.0f} GB/s over links, "
-    f"{rates['packed']:.0%} real tokens among the packed ones"
-  )
-
-
 def _gib(value: float, width: int = 8) -> str:
   return f"{value / GIB:>{width}.2f}"
-
-
-def table(reports: list[dict]) -> str:
-  """Plans of one config as a Markdown table, with what they assume."""
-  work = reports[0]["work"]
-  lines = [HEADER, *map(row, reports), ""]
-  lines.append(
-    f"{reports[0]['model']}, rollout.engine {reports[0]['engine']}; memory in GiB a device; step "
-    f"and MFU are forecasts for prompts of {work['prompt_tokens']} and responses of "
-    f"{work['response_tokens']} tokens. Assumed rates:"
-  )
-  lines += [f"- {report['topology']}: {_rates(report['rates'])}" for report in reports]
-  for report in reports:
-    if report["change"]:
-      lines += ["", f"{report['topology']} {verdict(report)}"]
-  return "\n".join(lines)
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description="Prints the table of plans (srl_jax.plan --json).")
-  parser.add_argument("plans", nargs="+", type=pathlib.Path, help="JSON files")
-  given = parser.parse_args()
-  order = list(TOPOLOGIES)
-  reports = [json.loads(file.read_text()) for file in given.plans]
-  reports.sort(key=lambda report: order.index(report["topology"]))
-  print(table(reports))
-
-
-if __name__ == "__main__":
-  main()

@@ -57,9 +57,9 @@ def test_gpu_runs_torch(tmp_path):
 
 
 def test_run_section_returns_an_error_when_it_is_late_or_fails(tmp_path):
-  late = run_section("ceiling", True, 0.01, str(tmp_path))
+  late = run_section("ceiling", True, 0.01, tmp_path)
   assert list(late) == ["error"]
-  unknown = run_section("no such section", True, None, str(tmp_path))
+  unknown = run_section("no such section", True, None, tmp_path)
   assert "KeyError" in unknown["error"]
 
 
@@ -68,15 +68,14 @@ def test_main_refuses_an_unknown_section(capsys, monkeypatch):
   with pytest.raises(SystemExit) as ended:
     main()
   said = capsys.readouterr().err
-  assert ended.value.code == 2 and "--sections: updat" in said
+  assert ended.value.code == 2 and "--sections: invalid choice: 'updat'" in said
 
 
-def test_main_refuses_an_output_that_is_a_file(capsys, monkeypatch, tmp_path):
+def test_main_refuses_an_output_that_is_a_file(monkeypatch, tmp_path):
   (tmp_path / "file").touch()
   monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", f"--output={tmp_path / 'file'}"])
-  with pytest.raises(SystemExit) as ended:
+  with pytest.raises(FileExistsError):
     main()
-  assert ended.value.code == 2 and "--output" in capsys.readouterr().err
 
 
 def test_table_has_failures_ratios_and_memory():

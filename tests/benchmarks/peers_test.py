@@ -1,5 +1,6 @@
 """benchmarks.peers: the whole run without peers, and the page that it writes."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -11,7 +12,14 @@ from benchmarks.peers import cases, table
 from benchmarks.peers.worker import Peer, PeerError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ORDER = {"shape": "nano", "prompt": 24, "response": 8, "samples": 4, "remat": False}
+ORDER = {
+  "case": "update",
+  "shape": "nano",
+  "prompt": 24,
+  "response": 8,
+  "samples": 4,
+  "remat": False,
+}
 
 
 def answer(seconds, **more):
@@ -21,12 +29,12 @@ def answer(seconds, **more):
 @pytest.mark.slow
 def test_peers_measures_ours_and_writes_the_page(tmp_path):
   output = tmp_path / "peers.md"
-  command = [sys.executable, "-m", "benchmarks.peers", "--tiny", f"--output={output}"]
+  command = [sys.executable, "-m", "benchmarks.peers", "--shapes=nano", f"--output={output}"]
   subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
   page = output.read_text()
   norms = [line.split("|")[-2].strip() for line in page.splitlines() if line.startswith("| ours, ")]
   assert len(norms) == 2 and norms[0] == norms[1] and float(norms[0]) > 0
-  assert "sampled tokens/s" in page and "| standard library |" in page and "- ours: jax " in page
+  assert "sampled tokens/s" in page and "| standard library |" in page and "- ours: jax==" in page
 
 
 def test_page_has_ratios_failures_and_versions():
@@ -34,14 +42,13 @@ def test_page_has_ratios_failures_and_versions():
     "ours, prompt shared": [answer(1.0, grad_norm=2.0), answer(1.2, grad_norm=1.9)],
     "ours, sharing off": [answer(4.0, grad_norm=2.0)],
     "TRL": [answer(2.75, grad_norm=2.0)],
-    "cut": [answer(5.5, micro_batches=4)],
-    "tunix": PeerError("the process ended"),
+    "tunix": "the process ended",
   }
-  page = table.page([("update", ORDER, found, {"TRL": {"trl": "1"}})], command="COMMAND", minutes=1)
+  versions = {"trl": ["trl==1", "torch==2"]}
+  page = table.page([(ORDER, found)], versions=versions, command="COMMAND", minutes=1)
   lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line[:1] == "|"}
   assert "| 2.50 | 0.69 | 2.0000 |" in lines["TRL"]
-  assert "| 5.00 | 1.38 |" in lines["cut (in 4 micro-batches)"]
-  assert "failed: the process ended" in lines["tunix"] and "- TRL: trl 1" in page
+  assert "failed: the process ended" in lines["tunix"] and "- trl: trl==1, torch==2" in page
   assert lines["ours, prompt shared"].startswith("| ours, prompt shared | 1.1 (1, 1.2) | 116 |")
   assert len({line.count("|") for line in lines.values()}) == 1
 
@@ -60,20 +67,21 @@ def test_peer_answers_fails_and_ends(tmp_path):
   code = "from benchmarks.peers.worker import serve\n" + (
     "def prepare(order):\n"
     "  print('noise on stdout')\n"
-    "  return lambda turn: {'seconds': 1 / turn}, {'thing': '2'}\n"
+    "  return lambda turn: {'seconds': order['seconds'] / turn}\n"
     "serve({'division': prepare})\n"
   )
-  peer = Peer([sys.executable, "-c", code], {"PYTHONPATH": str(ROOT)}, tmp_path / "log")
+  order = json.dumps({"case": "division", "seconds": 1})
+  command, paths = [sys.executable, "-c", code, order], {"PYTHONPATH": str(ROOT)}
+  fails, killed = (Peer(command, paths, tmp_path / name) for name in ("log", "other"))
   try:
-    assert peer.ask({"case": "division"})["versions"] == {"thing": "2"}
-    found = peer.ask({"turn": 4})
-    assert found["seconds"] == 0.25
-    with pytest.raises(PeerError, match="ZeroDivisionError"):
-      peer.ask({"turn": 0})
+    assert fails.ask(4)["seconds"] == 0.25 and killed.ask(2)["seconds"] == 0.5
     assert "noise on stdout" in (tmp_path / "log").read_text()
-    peer.process.kill()
-    peer.process.wait()
+    with pytest.raises(PeerError, match="code 1: ZeroDivisionError"):
+      fails.ask(0)
+    killed.process.kill()
+    killed.process.wait()
     with pytest.raises(PeerError, match="-9"):
-      peer.ask({"turn": 1})
+      killed.ask(1)
   finally:
-    peer.close()
+    fails.close()
+    killed.close()

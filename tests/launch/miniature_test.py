@@ -40,7 +40,9 @@ def test_dry_run_has_all_rows_with_their_seeds_and_bases():
 
 
 def test_dry_run_measures_every_model_in_both_modes_alike():
-  measured = [f for module, f in dry_run("--quick") if module == "srl_jax.evaluate"]
+  measured = [
+    f for module, f in dry_run("--seeds=1", "--close_seeds=1") if module == "srl_jax.evaluate"
+  ]
   assert len(measured) == 20
   for mode, tokens in (("whole", "160"), ("stepwise", "32")):
     alike = [
@@ -53,8 +55,8 @@ def test_dry_run_measures_every_model_in_both_modes_alike():
     assert alike[0]["--samples"] == "8" and alike[0]["--style"] == "think"
 
 
-def test_dry_run_is_shorter_with_quick_and_arms():
-  stages = dry_run("--quick", "--arms=srl_rlvr,one_step")
+def test_dry_run_is_shorter_with_steps_seeds_and_arms():
+  stages = dry_run("--seeds=1", "--close_seeds=1", "--steps=400", "--arms=srl_rlvr,one_step")
   configs = [f["--config"].partition(":")[2] for m, f in stages if m == "srl_jax.train"]
   assert configs == [
     *("row=one_step,seed=0,steps=400", "row=srl,seed=0,steps=400"),

@@ -1,4 +1,4 @@
-"""The stages of a table with small fake commands: order, resuming, failures, signals."""
+"""The commands of a table, small fake ones: order, resuming, failures, signals."""
 
 import os
 import pathlib
@@ -40,13 +40,13 @@ if not stop:
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch):
-  """stage(name, after="", until="") -> a stage with a fake command."""
+def command(tmp_path, monkeypatch):
+  """command(name, until="") -> a fake command; its work is done when until is noted."""
   (tmp_path / "work.py").write_text(WORK)
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-  def make(name, after="", until=""):
-    return stages.Stage(name, ("work", str(tmp_path), name, until), tmp_path / name, after)
+  def make(name, until=""):
+    return {tmp_path / name: [sys.executable, "-m", "work", str(tmp_path), name, until]}
 
   return make
 
@@ -55,42 +55,42 @@ def notes(folder):
   return (folder / "notes").read_text().splitlines() if (folder / "notes").exists() else []
 
 
-def test_run_keeps_the_order_and_continues_after_what_is_finished(stage, tmp_path):
-  table = [stage("a"), stage("b", "a"), stage("c", "b")]
+def test_run_keeps_the_order_and_continues_after_what_is_finished(command, tmp_path):
+  table = command("a") | command("b") | command("c")
   (tmp_path / "a").write_text("")
-  stages.run(table, tmp_path / "logs")
+  stages.run(table, dry_run=False)
   assert notes(tmp_path) == ["start b", "end b", "start c", "end c"]
-  stages.run(table, tmp_path / "logs")
+  stages.run(table, dry_run=False)
   assert len(notes(tmp_path)) == 4
 
 
-def test_run_starts_stages_side_by_side_unless_one_needs_another(stage, tmp_path):
-  # Both wait until the other has begun; d waits for a free place.
-  table = [stage("a", until="start c"), stage("b", "a"), stage("c", until="start a"), stage("d")]
-  stages.run(table, tmp_path / "logs", jobs=2)
-  noted = notes(tmp_path)
-  assert set(noted[:2]) == {"start a", "start c"}
-  assert noted.index("start b") > noted.index("end a") and "end d" in noted
-  assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
-    f"{name}.log" for name in "abcd"
-  ]
+def test_run_of_a_dry_run_prints_and_starts_nothing(command, tmp_path, capsys):
+  with pytest.raises(SystemExit) as ended:
+    stages.run(command("a") | command("b"), dry_run=True)
+  assert not ended.value.code and notes(tmp_path) == []
+  assert [line.split()[4] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]
 
 
-def test_run_stops_the_others_when_a_stage_fails(stage, tmp_path):
-  table = [stage("slow", until="never"), stage("broken", until="start slow")]
-  table += [stage("after", "broken")]
-  with pytest.raises(UserError, match=r"broken: .*code 3.*broken\.log"):
-    stages.run(table, tmp_path / "logs", jobs=2)
-  assert (tmp_path / "logs" / "broken.log").read_text() == "it broke\n"
-  assert notes(tmp_path)[-1] == "stop slow" and "start after" not in notes(tmp_path)
+def test_run_stops_at_a_command_that_fails(command, tmp_path):
+  with pytest.raises(UserError, match="code 3"):
+    stages.run(command("broken") | command("after"), dry_run=False)
+  assert notes(tmp_path) == ["start broken"]
+
+
+def test_run_stops_at_a_command_that_was_stopped(command, tmp_path):
+  """A training that saved and ended with code 0 is not finished: nothing that needs it starts."""
+  unfinished = {tmp_path / "other": [*command("a")[tmp_path / "a"]]}
+  with pytest.raises(UserError, match="code 0"):
+    stages.run(unfinished | command("after"), dry_run=False)
+  assert notes(tmp_path) == ["start a", "end a"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_run_passes_a_signal_on_and_can_be_repeated(stage, tmp_path, number):
-  slow = stage("slow", until="never")
+def test_run_passes_a_signal_on_and_can_be_repeated(command, tmp_path, number):
+  ((result, slow),) = command("slow", until="never").items()
   code = (
-    f"import pathlib; from launch import stages; folder = pathlib.Path({str(tmp_path)!r});"
-    f"stages.run([stages.Stage('slow', {slow.arguments!r}, folder / 'slow')], folder)"
+    "import pathlib; from launch import stages;"
+    f"stages.run({{pathlib.Path({str(result)!r}): {slow!r}}}, dry_run=False)"
   )
   path = os.pathsep.join([str(ROOT), str(tmp_path)])
   table = subprocess.Popen(
@@ -106,7 +106,7 @@ def test_run_passes_a_signal_on_and_can_be_repeated(stage, tmp_path, number):
   table.communicate(timeout=60)
   assert table.returncode == 130
   assert notes(tmp_path) == ["start slow", "stop slow"]
-  stages.run([stage("slow")], tmp_path)
+  stages.run(command("slow"), dry_run=False)
   assert notes(tmp_path)[2:] == ["start slow", "end slow"]
 
 
@@ -115,13 +115,14 @@ def test_run_passes_a_signal_on_and_can_be_repeated(stage, tmp_path, number):
 ROW = str(stages.CONFIGS / "miniature_row.py")
 
 
-def test_training_starts_from_the_stage_before(tmp_path):
-  second = stages.training("b", f"{ROW}:row=rlvr_after", ["--config.seed=3"], tmp_path, "a")
-  assert (second.after, second.result) == ("a", tmp_path / "b" / "summary.json")
-  assert second.arguments == (
+def test_train_starts_from_the_training_before(tmp_path):
+  made = stages.train(f"{ROW}:row=rlvr_after", tmp_path / "b", ["--config.seed=3"], tmp_path / "a")
+  ((result, words),) = made.items()
+  assert result == tmp_path / "b" / "summary.json"
+  assert words[2:] == [
     *("srl_jax.train", f"--config={ROW}:row=rlvr_after", f"--workdir={tmp_path / 'b'}"),
     *("--config.seed=3", f"--config.init_from={tmp_path / 'a'}"),
-  )
+  ]
 
 
 @pytest.mark.parametrize(
@@ -133,17 +134,17 @@ def test_training_starts_from_the_stage_before(tmp_path):
     (ROW, ["--config.batch.prompts=0"], "batch.prompts: 0"),
   ],
 )
-def test_training_refuses_a_wrong_config(tmp_path, file, overrides, named):
+def test_train_refuses_a_wrong_config(tmp_path, file, overrides, named):
   with pytest.raises(UserError) as raised:
-    stages.training("a", file, overrides, tmp_path)
+    stages.train(file, tmp_path / "a", overrides)
   assert named in str(raised.value) and "Traceback" not in str(raised.value)
 
 
-def test_evaluation_has_all_flags(tmp_path):
+def test_evaluate_has_all_flags(tmp_path):
   names = ("amc23", "folder/mine.jsonl")
-  made = stages.evaluation("e", "model", tmp_path, names, ["--samples=2"], "a")
-  assert (made.after, made.result) == ("a", tmp_path / "table.json")
-  assert made.arguments == (
+  ((result, words),) = stages.evaluate("model", tmp_path, names, ["--samples=2"]).items()
+  assert result == tmp_path / "table.json"
+  assert words[2:] == [
     *("srl_jax.evaluate", "--model=model", f"--output={tmp_path}"),
     *("--benchmarks=amc23,folder/mine.jsonl", "--samples=2"),
-  )
+  ]

@@ -1,8 +1,4 @@
-"""A plan's page, its verdict and the table."""
-
-import json
-import subprocess
-import sys
+"""A plan's page and its verdict."""
 
 import pytest
 
@@ -65,7 +61,6 @@ def test_text_of_a_run_with_the_built_in_engine(plan):
   plan["engine"], plan["memory"]["sampler"] = "builtin", 14 * GIB
   page = report.text(plan)
   assert "rollout.engine builtin" in page and "14.00  sampler's copy of the weights" in page
-  assert report.row(plan).endswith("| 77 s | 35% | fits |")
 
 
 def test_verdict_names_the_peak_and_what_to_change(plan):
@@ -75,16 +70,3 @@ def test_verdict_names_the_peak_and_what_to_change(plan):
     "  mesh = 'fsdp=16', more devices: ..."
   )
   assert "forecast of an update" not in report.text(refused(plan))
-
-
-def test_table_is_made_from_files_in_the_order_of_topologies(plan, tmp_path):
-  files = [tmp_path / "b.json", tmp_path / "a.json"]
-  for file, content in zip(files, (refused(plan), plan)):
-    file.write_text(json.dumps(content))
-  command = [sys.executable, "-m", "srl_jax.planning.report", *files]
-  lines = subprocess.check_output(command, text=True).splitlines()
-  assert len({line.count("|") for line in lines[:4]}) == 1
-  assert lines[2].startswith("| h100x8 | 8 |") and lines[2].endswith("| 77 s | 35% | fits |")
-  assert any("7B-Instruct, rollout.engine vllm; memory in GiB" in line for line in lines)
-  assert lines[3].startswith("| v5e-8 | 8 |") and lines[3].endswith("|  |  | refused |")
-  assert lines[-3].startswith("v5e-8 does not fit: 70.0 of 59.0 GiB a device")
