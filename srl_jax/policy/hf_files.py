@@ -100,6 +100,7 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
       f"{path}: rope_scaling / rope_parameters is {short(rope)}, not an object; copy the file again"
     )
   _check_architecture(path, raw, rope)
+  _check_rope_once(path, raw, rope)
   sizes = {key: raw.get(key, rope.get(key)) for key in REQUIRED}
   sizes["max_position_embeddings"] = raw.get("max_position_embeddings", 32768)
   _check_sizes(path, sizes)
@@ -140,6 +141,19 @@ def _rope_scaling(path: pathlib.Path, rope: dict) -> Llama3Rope | None:
   return Llama3Rope(**values)
 
 
+def _check_rope_once(path: pathlib.Path, raw: dict, rope: dict) -> None:
+  """Raises UserError if a setting of the rotary embedding has two values in different places."""
+  # transformers 4 and 5 and vLLM do not agree on which of two places counts.
+  for key in ("rope_scaling", "rope_theta"):
+    other = raw.get(key) or {}
+    for name, value in (other if isinstance(other, dict) else {key: other}).items():
+      if name in rope and rope[name] != value:
+        raise UserError(
+          f"{path}: {name} is {short(value)} in one place and {short(rope[name])} in"
+          " rope_parameters; remove the wrong one"
+        )
+
+
 def _rope_type(rope: dict):
   return rope.get("rope_type", rope.get("type", "default"))
 
@@ -159,7 +173,7 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
   first, layers = raw.get("max_window_layers", 0), raw.get("num_hidden_layers", 0)
   none_has = isinstance(first, int) and isinstance(layers, int) and first >= layers
   sliding = raw.get("use_sliding_window", False) and not none_has
-  sliding = sliding or "sliding_attention" in layer_types
+  sliding = sliding or any(kind != "full_attention" for kind in layer_types)
   # "llama3" is the one scaling that model.py computes; any other type fails the check below.
   rope_type = "default" if _rope_type(rope) == "llama3" else _rope_type(rope)
   wanted_class = [ARCHITECTURES[family]]
@@ -168,6 +182,7 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
     ("hidden_act", raw.get("hidden_act", "silu"), "silu"),
     ("rope_scaling / rope_parameters", rope_type, "default"),
     ("partial_rotary_factor", raw.get("partial_rotary_factor", 1), 1),
+    ("partial_rotary_factor", rope.get("partial_rotary_factor", 1), 1),
     ("attention_bias", raw.get("attention_bias", False) and family != "qwen2", False),
     ("mlp_bias", raw.get("mlp_bias", False), False),
     ("use_sliding_window / layer_types", bool(sliding), False),

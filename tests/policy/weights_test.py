@@ -140,6 +140,12 @@ def test_load_hf_of_a_tied_model_with_a_repeated_head(hf_case, copy):
     (dict(model_type="llama", architectures=None, mlp_bias=True), "mlp_bias is True"),
     (dict(model_type="qwen3"), "architectures is .'Qwen2ForCausalLM'., .*Qwen3ForCausalLM"),
     (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+    (dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)), "factor is 0.5"),
+    (dict(rope_theta=2.0, rope_parameters=dict(rope_theta=1e4)), "rope_theta is 2.0 .* 10000.0"),
+    (
+      dict(rope_scaling=dict(rope_type="yarn"), rope_parameters=dict(rope_type="default")),
+      "rope_type is 'yarn' .* 'default'",
+    ),
     (dict(rope_parameters=dict(rope_type="llama3", rope_theta=1e4)), "factor is None"),
     (
       dict(rope_parameters=dict(LLAMA3_ROPE, rope_theta=1e4, high_freq_factor=0.5)),
@@ -150,6 +156,7 @@ def test_load_hf_of_a_tied_model_with_a_repeated_head(hf_case, copy):
     (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "rope_parameters is 'yarn'"),
     (dict(rope_parameters=None, rope_scaling=dict(type="linear")), "rope_scaling.* is 'linear'"),
     (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types is True"),
+    (dict(layer_types=["full_attention", "chunked_attention"]), "layer_types is True"),
     (dict(use_sliding_window=True, max_window_layers=1), "use_sliding_window.* is True"),
     (dict(quantization_config=dict(bits=4)), "quantization_config is {'bits': 4}"),
     (dict(num_key_value_heads=None), "num_key_value_heads is None"),
