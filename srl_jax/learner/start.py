@@ -103,10 +103,7 @@ def start_weights(config, folder: pathlib.Path) -> Qwen2:
     return merge(saved, config.dtype, jnp.float32)
   if place and Checkpoints.present(pathlib.Path(place)):
     return best_weights(place, abstract(architecture))
-  try:
-    folder = resolve_model(place) if place else folder
-  except UserError as error:
-    raise UserError(f"init_from: no run with a checkpoint is there; {error}") from error
+  folder = _model_of_init_from(place) if place else folder
   return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
 
 
@@ -162,7 +159,15 @@ def base_of(config, folder: pathlib.Path) -> Base:
       f"init_from: {place} trained all weights; adapters belong to a folder that peft and vLLM can"
       f" load: python -m srl_jax.export --workdir={place}, and give its folder as model"
     )
-  return identify(place, resolve_model(place))
+  return identify(place, _model_of_init_from(place))
+
+
+def _model_of_init_from(place: str) -> pathlib.Path:
+  """The folder of a model that init_from names, which is no run; UserError if there is none."""
+  try:
+    return resolve_model(place)
+  except UserError as error:
+    raise UserError(f"init_from: no run with a checkpoint is there; {error}") from error
 
 
 def base_model(config) -> str:

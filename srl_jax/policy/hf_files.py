@@ -63,7 +63,7 @@ def resolve_model(name: str) -> pathlib.Path:
   Raises UserError when it is neither.
   """
   folder = pathlib.Path(name).expanduser()
-  if folder.is_dir():
+  if name and folder.is_dir():  # Path("") is the current folder
     return folder
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
@@ -88,7 +88,10 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
   try:
     raw = json.loads(path.read_text())
   except FileNotFoundError as error:
-    raise UserError(f"{path}: no such file; a model folder needs config.json") from error
+    remedy = "a model folder needs config.json"
+    if (path.parent / "adapter_config.json").exists():
+      remedy = "these are adapters: give them as init_from, with lora.rank, and their base as model"
+    raise UserError(f"{path}: no such file; {remedy}") from error
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not JSON ({error}); copy the file again") from error
   if not isinstance(raw, dict):

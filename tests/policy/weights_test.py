@@ -289,6 +289,14 @@ def test_resolve_model_finds_folders_and_hub_names(tmp_path, monkeypatch):
   assert "*.safetensors" in asked[0][1] and not any("py" in pattern for pattern in asked[0][1])
   with pytest.raises(ValueError, match="me/mine.*no connection"):
     hf_files.resolve_model("me/mine")
+  with pytest.raises(ValueError, match="model ''"):
+    hf_files.resolve_model("")  # not the current folder
+
+
+def test_adapters_in_place_of_a_model_have_their_remedy(tmp_path):
+  (tmp_path / "adapter_config.json").write_text("{}")
+  with pytest.raises(ValueError, match="init_from"):
+    hf_files.load_config(tmp_path)
 
 
 # ---- saving ----
