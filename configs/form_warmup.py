@@ -6,7 +6,7 @@
 
 For models that miss the format in spite of prompt.example and prompt.open_think. The responses to
 learn are the expert's steps after short monologues that name quantities of the step, or sentences
-of a column of reasoning (reasoning=COLUMN); docs/rollouts.md shows twenty. The learning rate and
+of a column of reasoning (reasoning=COLUMN); docs/form.md shows twenty. The learning rate and
 the number of steps are small, so that the model learns the format and little else. Arguments: those
 of srl_math.py, and steps.
 """

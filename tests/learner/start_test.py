@@ -260,6 +260,27 @@ def test_what_is_evaluated(saved, tmp_path):
     assert isinstance(measuring.checksum(found), int)
 
 
+def test_a_moved_base_has_a_flag_and_a_relative_one_is_found(tmp_path, monkeypatch):
+  (tmp_path / "away").mkdir()
+  (tmp_path / "run").mkdir()
+  shutil.copytree(MODEL, tmp_path / "model")
+  monkeypatch.chdir(tmp_path)
+  policy = trained_run(tmp_path / "run", model="model")
+  monkeypatch.chdir("away")  # "model" is no folder here
+  export(tmp_path / "run", "peft")
+  assert peft_files.read_config("peft").model == str(tmp_path / "model")
+  moved = (tmp_path / "model").rename(tmp_path / "moved")
+  export(tmp_path / "run", "merged", merge=True, base=str(moved))
+  for place in (tmp_path / "run", tmp_path / "away" / "peft"):
+    run = measuring.read_run(place, str(moved))
+    folder = measuring.model_folder(run, str(place), str(moved))
+    settings = dict(model=str(place), dtype="float32", engine="builtin")
+    found = measuring.load_weights(run, folder, settings, str(moved))
+    np.testing.assert_allclose(logits_of(found), logits_of(policy), rtol=0, atol=1e-4)
+  with pytest.raises(UserError, match="--base"):
+    measuring.model_folder(None, "merged", str(moved))
+
+
 def test_exported_folders(saved, tmp_path):
   """peft and transformers compute the run's policy with them."""
   import peft
