@@ -25,6 +25,7 @@ def get_config(arg=None):
   config.optimizer.schedule = "cosine"
   config.optimizer.warmup = 0.1
   config.batch.prompts = 8
+  config.train.steps = args.steps
   config.train.eval_every = 0  # the result is judged by SRL's share of well-formed responses
   config.train.save_every = args.steps
   config.train.keep = 1
