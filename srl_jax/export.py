@@ -100,6 +100,8 @@ def export(
   if found and not merge:
     if dtype:
       raise UserError(f"--dtype={dtype}: adapters are written in float32; with --merge it counts")
+    if base:  # the folder will name it as the weights that the adapters belong to
+      start.check_same_base("--base", found[1], start.identify(base, hf_files.resolve_model(base)))
     peft_files.save(trained, output, _absolute(found[1]).json(), checksums=True)
     return step
   dtype = dtype or run["dtype"]

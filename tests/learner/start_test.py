@@ -198,14 +198,19 @@ def test_where_adapters_start(saved, tmp_path):
       policy_of(config(init_from=str(place), lora__targets="mlp"))
 
 
+def other_model(folder):
+  """A copy of MODEL with another last weight."""
+  shutil.copytree(MODEL, folder)
+  (folder / "SHA256SUMS").unlink(missing_ok=True)
+  weights = bytearray((folder / "model.safetensors").read_bytes())
+  weights[-1] ^= 1
+  (folder / "model.safetensors").write_bytes(weights)
+  return folder
+
+
 def test_adapters_of_another_base_are_refused(saved, tmp_path):
   folder, _ = saved
-  model = tmp_path / "model"
-  shutil.copytree(MODEL, model)
-  (model / "SHA256SUMS").unlink(missing_ok=True)
-  weights = bytearray((model / "model.safetensors").read_bytes())
-  weights[-1] ^= 1
-  (model / "model.safetensors").write_bytes(weights)
+  model = other_model(tmp_path / "model")
   with pytest.raises(UserError, match="other weights"):
     policy_of(config(model=str(model), init_from=str(folder)), model)
 
@@ -269,6 +274,9 @@ def test_a_moved_base_has_a_flag_and_a_relative_one_is_found(tmp_path, monkeypat
   monkeypatch.chdir("away")  # "model" is no folder here
   export(tmp_path / "run", "peft")
   assert peft_files.read_config("peft").model == str(tmp_path / "model")
+  other = other_model(tmp_path / "other")
+  with pytest.raises(UserError, match="other weights"):
+    export(tmp_path / "run", "wrong", base=str(other))
   moved = (tmp_path / "model").rename(tmp_path / "moved")
   export(tmp_path / "run", "merged", merge=True, base=str(moved))
   for place in (tmp_path / "run", tmp_path / "away" / "peft"):
