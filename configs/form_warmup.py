@@ -6,7 +6,7 @@
 
 For models that miss the format in spite of prompt.example and prompt.open_think. The responses to
 learn are the expert's steps after short monologues that name quantities of the step, or sentences
-of a column of reasoning (reasoning=COLUMN); docs/rollouts.md shows twenty. The learning rate and
+of a column of reasoning (reasoning=COLUMN); docs/form.md shows twenty. The learning rate and
 the number of steps are small, so that the model learns the format and little else. Arguments: those
 of srl_math.py, and steps.
 """
@@ -25,6 +25,7 @@ def get_config(arg=None):
   config.optimizer.schedule = "cosine"
   config.optimizer.warmup = 0.1
   config.batch.prompts = 8
+  config.train.steps = args.steps
   config.train.eval_every = 0  # the result is judged by SRL's share of well-formed responses
   config.train.save_every = args.steps
   config.train.keep = 1

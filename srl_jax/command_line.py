@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from ml_collections.config_flags import config_flags
 from srl_jax import folders
 from srl_jax.errors import UserError
 
+# Names of the threads that compile and sample while the main thread does something else.
+DAEMONS = ("compile", "prefetch")
 # Errors that a wrong path or missing permissions cause.
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _REFUSED += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
@@ -74,7 +77,23 @@ def run(main: Callable[[list[str]], None], own: flags.FlagValues | None = None) 
     with in_one_line():
       main(argv)
 
-  app.run(guarded, flags_parser=_parse_flags)
+  try:
+    app.run(guarded, flags_parser=_parse_flags)
+  except SystemExit as end:
+    _leave(end.code)
+    raise
+
+
+def _leave(code: int | None) -> None:
+  """Ends the process at once, with the exit code, while one of our daemon threads is running.
+
+  Python's finalisation ends a daemon thread in the middle of XLA's code. C++ then aborts the whole
+  process, and its exit code is that of a crash.
+  """
+  if any(thread.name in DAEMONS for thread in threading.enumerate()):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def at_home(argument: str) -> str:

@@ -90,7 +90,7 @@ def defaults() -> ConfigDict:
   config.prompt.system_file = ""  # replaces our system prompt
   config.prompt.observation_tokens = 1800  # longest observation shown; 90 % are shorter
   config.prompt.style = "think"  # of whole solutions: plain | think
-  # For models that do not follow the response format, see docs/rollouts.md:
+  # For models that do not follow the response format, see docs/form.md:
   config.prompt.example = False  # a worked answer in the system prompt
   config.prompt.open_think = False  # the prompt ends with an open think tag
 

@@ -58,7 +58,7 @@ _WEIGHTS_ROOT = flags.DEFINE_string(
   "weights_root", "/dev/shm", "Folder through which the servers receive the weights."
 )
 _BASE = flags.DEFINE_string(
-  "base", None, "Folder of the model that the run --model started from, if it was moved."
+  "base", None, "Folder of the model that --model (a run or adapters) started from, if moved."
 )
 _STYLE = flags.DEFINE_enum(
   "style",
@@ -114,7 +114,9 @@ def main(argv: list[str]) -> None:
     return
   # The built-in engine compiles programs of this width: no wider than there are responses.
   responses = max(map(len, benchmarks.values())) * max(1, _SAMPLES.value)
-  with jax.set_mesh(measuring.mesh_of(_MESH.value, measuring.model_folder(run, settings["model"]))):
+  with jax.set_mesh(
+    measuring.mesh_of(_MESH.value, measuring.model_folder(run, settings["model"], _BASE.value))
+  ):
     width = min(_WIDTH.value, responses)
     solver, settings["weights"] = _load(run, settings, benchmarks, width)
     advice = f"--width ({_WIDTH.value}) or --max_tokens"
@@ -213,7 +215,8 @@ def _settings(run: dict | None) -> dict[str, Any]:
   return {
     "model": _MODEL.value,
     "step": measuring.best_step(_MODEL.value) if run else None,
-    "dtype": measuring.choose(run, _DTYPE, "dtype", None) or measuring.stored_dtype(_MODEL.value),
+    "dtype": measuring.choose(run, _DTYPE, "dtype", None)
+    or measuring.stored_dtype(_MODEL.value, _BASE.value),
     "engine": _ENGINE.value,
     "mode": mode,
     "style": style,
@@ -235,7 +238,7 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
   from srl_jax.rollout.engine import SamplingParams
   from srl_jax.rollout.episodes import prompt_builder
 
-  folder = measuring.model_folder(run, settings["model"])
+  folder = measuring.model_folder(run, settings["model"], _BASE.value)
   tokenizer = load_tokenizer(folder)
   wording = _wording(run, settings["style"])
   build_prompt = prompt_builder(tokenizer, _task(run, settings["mode"]), wording)
@@ -250,7 +253,7 @@ def _load(run: dict | None, settings: dict, benchmarks: dict[str, list], width: 
     max_tokens=settings["max_tokens"],
     max_prompt_tokens=settings["max_prompt_tokens"],
   )
-  model = measuring.load_weights(run, folder, settings)
+  model = measuring.load_weights(run, folder, settings, _BASE.value)
   # The longest prompt determines the shapes that the sampler compiles.
   first = max(len(build_prompt(question.problem, ()).token_ids) for question in questions)
   shapes = _shapes(settings, first, width, model.config.attention)

@@ -48,7 +48,7 @@ _LIMIT = flags.DEFINE_integer("limit", None, "The first rows only.", 1)
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Repairs of an issue: 1 greedy, or k and a vote.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of several samples.")
 _BASE = flags.DEFINE_string(
-  "base", None, "Folder of the model that the run --model started from, if it was moved."
+  "base", None, "Folder of the model that --model (a run or adapters) started from, if moved."
 )
 _STYLE = flags.DEFINE_enum(
   "style", None, ["plain", "think"], "Think before the answer or not (default: as the run, plain)."
@@ -86,7 +86,9 @@ def main(argv: list[str]) -> None:
   run = measuring.read_run(pathlib.Path(_MODEL.value), _BASE.value)
   words, settings = _settings(run)
   measuring.check_same(output, settings)
-  with jax.set_mesh(measuring.mesh_of(_MESH.value, measuring.model_folder(run, settings["model"]))):
+  with jax.set_mesh(
+    measuring.mesh_of(_MESH.value, measuring.model_folder(run, settings["model"], _BASE.value))
+  ):
     # The sampler's programs have this width: no wider than there are responses.
     width = min(_WIDTH.value, len(found) * _SAMPLES.value)
     line = progress.ProgressLine(None, name="response", unit="responses")
@@ -128,7 +130,8 @@ def _settings(run: dict | None) -> tuple[prompting.Wording, dict[str, Any]]:
   return words, {
     "model": _MODEL.value,
     "step": measuring.best_step(_MODEL.value) if run else None,
-    "dtype": measuring.choose(run, _DTYPE, "dtype", None) or measuring.stored_dtype(_MODEL.value),
+    "dtype": measuring.choose(run, _DTYPE, "dtype", None)
+    or measuring.stored_dtype(_MODEL.value, _BASE.value),
     "engine": _ENGINE.value,
     "style": style,
     # Checksums: the texts themselves are long, and only their equality matters.
@@ -157,7 +160,7 @@ def _load(
   from srl_jax.policy.limits import check_positions
   from srl_jax.rollout.engine import SamplingParams
 
-  folder = measuring.model_folder(run, settings["model"])
+  folder = measuring.model_folder(run, settings["model"], _BASE.value)
   tokenizer = load_tokenizer(folder)
   check_positions(
     hf_files.load_config(folder),
@@ -165,7 +168,7 @@ def _load(
     ("--max_prompt_tokens", settings["max_prompt_tokens"]),
     {"--max_tokens": settings["max_tokens"]},
   )
-  model = measuring.load_weights(run, folder, settings)
+  model = measuring.load_weights(run, folder, settings, _BASE.value)
   ends = stop_ids(tokenizer, folder)
   engine = measuring.make_engine(tokenizer, ends, width, _SERVERS.value, _WEIGHTS_ROOT.value)
   engine.load_weights(model, settings["step"] or 0)

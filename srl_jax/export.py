@@ -93,14 +93,16 @@ def export(
   weights.check_new(output)
   source = hf_files.resolve_model(run["model"])
   ends = stop_ids(load_tokenizer(source), source)
-  found = start.described(str(workdir))
+  found = start.described(str(workdir), base)
   if merge and not found:
     raise UserError(f"--merge: {workdir} trained all weights, so there is nothing to merge")
   step, trained = _restore(workdir, run, step, found)
   if found and not merge:
     if dtype:
       raise UserError(f"--dtype={dtype}: adapters are written in float32; with --merge it counts")
-    peft_files.save(trained, output, found[1].json(), checksums=True)
+    if base:  # the folder will name it as the weights that the adapters belong to
+      start.check_same_base("--base", found[1], start.identify(base, hf_files.resolve_model(base)))
+    peft_files.save(trained, output, _absolute(found[1]).json(), checksums=True)
     return step
   dtype = dtype or run["dtype"]
   if found:
@@ -109,6 +111,12 @@ def export(
   how = dict(dtype=dtype, source=source, stop_ids=ends, checksums=True)
   weights.save_hf(trained.config, trained, output, **how, progress=_show_tensors())
   return step
+
+
+def _absolute(base):
+  """The Base with the absolute path of its folder: adapters are read from any folder."""
+  folder = pathlib.Path(base.model).expanduser()
+  return base._replace(model=str(folder.resolve())) if folder.is_dir() else base
 
 
 def _restore(workdir: pathlib.Path, run: dict, step: int | None, found):

@@ -57,22 +57,27 @@ def best_step(workdir: str) -> int:
   return step
 
 
-def model_folder(run: dict | None, model: str) -> pathlib.Path:
-  """The folder with the files of --model: of a run its config's model, of adapters theirs."""
+def model_folder(run: dict | None, model: str, base: str | None = None) -> pathlib.Path:
+  """The folder with the files of --model: of a run its config's model, of adapters theirs.
+
+  base: that folder of adapters if it was moved. Raises UserError if `model` has no other folder.
+  """
   from srl_jax.learner import start
   from srl_jax.policy import hf_files
 
   if run:
     return hf_files.resolve_model(run["model"])
-  found = start.described(model)
+  found = start.described(model, base)
+  if base and not found:
+    raise UserError(f"--base={base}: {model} is a whole model; --base is for runs and adapters")
   return hf_files.resolve_model(found[1].model if found else model)
 
 
-def stored_dtype(model: str) -> str:
+def stored_dtype(model: str, base: str | None = None) -> str:
   """Returns the computation type of the files of a model folder, hub name or peft folder."""
   from srl_jax.policy import hf_files
 
-  return hf_files.computation_dtype(model_folder(None, model))
+  return hf_files.computation_dtype(model_folder(None, model, base))
 
 
 def check_same(output: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -150,7 +155,9 @@ def mesh_of(spec: str | None, folder: pathlib.Path):
   return make_mesh(spec)
 
 
-def load_weights(run: dict | None, folder: pathlib.Path, settings: dict[str, Any]):
+def load_weights(
+  run: dict | None, folder: pathlib.Path, settings: dict[str, Any], base: str | None = None
+):
   """Returns the policy of settings["model"]; of a run, that of its best step.
 
   Adapters stay beside the weights, which are in the computation type, as in training.
@@ -159,6 +166,7 @@ def load_weights(run: dict | None, folder: pathlib.Path, settings: dict[str, Any
     run: the run's config, or None.
     folder: of `model_folder`.
     settings: with "model", "dtype" and "engine".
+    base: the folder of adapters' frozen weights if it was moved.
   """
   import ml_collections
 
@@ -168,7 +176,7 @@ def load_weights(run: dict | None, folder: pathlib.Path, settings: dict[str, Any
 
   dtype = settings["dtype"]
   saved = start.saved_adapters(
-    settings["model"], load_config(folder, dtype).on_platform(platform())
+    settings["model"], load_config(folder, dtype).on_platform(platform()), base
   )
   if saved:
     unstacked = start.can_share(settings["engine"])

@@ -128,6 +128,29 @@ def test_run_keeps_the_traceback_of_bugs(command, mode):
   assert "Traceback" in result.stderr
 
 
+@pytest.mark.parametrize("mode, code", [("ours", 2), ("", 0)])
+def test_exit_code_while_a_program_compiles(tmp_path, mode, code):
+  """Python's finalisation would abort the process: a daemon thread of it is in XLA."""
+  script = tmp_path / "compiles.py"
+  thread = """
+  import threading, time, jax, jax.numpy as jnp
+  def deep(x):
+    for k in range(400):
+      x = jnp.sort(jnp.sin(x) * k)
+    return x
+  work = lambda: [jax.jit(deep).lower(jnp.zeros(k)).compile() for k in range(8, 99)]
+  threading.Thread(target=work, name=command_line.DAEMONS[0], daemon=True).start()
+  time.sleep(2)
+"""
+  script.write_text(SCRIPT.replace("def main(argv):\n", f"def main(argv):{thread}", 1))
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+  command = [sys.executable, script, f"--mode={mode}"]
+  result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+  assert result.returncode == code, result.stderr
+  assert "Fatal" not in result.stderr and "terminate" not in result.stderr
+
+
 def test_run_parses_flags_and_config_overrides(command):
   result = command("--config=config.py", "--config.seed=7")
   assert (result.returncode, result.stdout) == (0, "seed 7\n")

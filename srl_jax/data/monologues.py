@@ -40,7 +40,7 @@ def with_monologue(example: StepExample, reasoning: str = "") -> StepExample:
     example: a single step of an expert's solution.
     reasoning: the expert's reasoning about the whole problem, or "".
   """
-  thought = _from_reasoning(example.target, reasoning) or _from_step(example)
+  thought = without_tags(_from_reasoning(example.target, reasoning) or _from_step(example))
   return dataclasses.replace(example, target=f"{OPEN}\n{thought}\n{CLOSE}\n{example.target}")
 
 

@@ -28,7 +28,7 @@ def is_local(spec: str) -> bool:
   """
   if not spec:  # Path("") is the current folder
     return False
-  return pathlib.Path(spec).exists() or spec.removesuffix(".gz").endswith(SUFFIXES)
+  return pathlib.Path(spec).exists() or spec.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def read(
@@ -68,11 +68,14 @@ def local_rows(path: str | pathlib.Path, split: str = "train") -> Iterator[tuple
   path = pathlib.Path(path)
   if path.is_dir():
     return _folder_rows(path, split)
-  form = path.with_suffix("") if path.suffix == ".gz" else path  # without the compression's suffix
-  if form.suffix == ".parquet":
+  name = path.name.lower()
+  if name.endswith(".parquet.gz"):
+    raise UserError(f"{path}: parquet is compressed in itself; run gunzip and give the result")
+  form = pathlib.Path(name.removesuffix(".gz")).suffix
+  if form == ".parquet":
     return _not_empty(path, _parquet_rows(path))
-  if form.suffix in (".csv", ".tsv"):
-    return _not_empty(path, _csv_rows(path, "\t" if form.suffix == ".tsv" else ","))
+  if form in (".csv", ".tsv"):
+    return _not_empty(path, _csv_rows(path, "\t" if form == ".tsv" else ","))
   # The contents decide between JSON lines and a JSON list, as either may have either suffix.
   return _list_rows(path) if _begins_with_bracket(path) else json_lines(path)
 
@@ -110,7 +113,7 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
   """Yields the lines of a file as bytes, decompressed if it is a .gz file."""
   if not path.is_file():
     raise UserError(f"{path} is not a file: give a file with one JSON object per line")
-  with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+  with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
     try:
       yield from file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -148,6 +151,7 @@ def _csv_rows(path: pathlib.Path, delimiter: str) -> Iterator[tuple[str, dict]]:
   lines = (line.decode().removeprefix("\ufeff") for line in _lines(path))
   reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
   try:
+    _check_unique(path, reader.fieldnames or [])
     for row in reader:
       place = f"{path}:{reader.line_num}"
       # DictReader puts additional fields under None, and None into missing ones.
@@ -168,13 +172,25 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
   import pyarrow.parquet
 
   try:
-    batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
+    file = pyarrow.parquet.ParquetFile(path)
+    _check_unique(path, file.schema_arrow.names)
+    batches = file.iter_batches(batch_size=256)
     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
     for k, row in enumerate(rows):
       yield f"{path} row {k}", row
+  except (UnicodeDecodeError, OverflowError) as error:  # texts that are not UTF-8; odd dates
+    raise UserError(f"{path}: a value cannot be read ({error}); write the file again") from error
   except (pyarrow.ArrowException, OSError) as error:
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{path} is not a complete parquet file ({reason}); copy it again") from error
+
+
+def _check_unique(path: pathlib.Path, columns: Iterable[str]) -> None:
+  """Raises UserError if two columns have one name: a row would have the last one's value only."""
+  columns = list(columns)
+  twice = sorted({name for name in columns if columns.count(name) > 1})
+  if twice:
+    raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one of them")
 
 
 def _not_empty(path: pathlib.Path, rows: Iterable[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
@@ -207,8 +223,29 @@ def _folder_rows(path: pathlib.Path, split: str) -> Iterator[tuple[str, dict]]:
       " a folder of srl_jax.prepare, of datasets' save_to_disk, a clone of a hub dataset, or a file"
       f" ({FORMS})"
     ) from error
-  for number, row in enumerate(found):
-    yield f"{path}[{split}] row {number}", row
+  yield from _dataset_rows(f"{path}[{split}]", found)
+
+
+def _dataset_rows(name: str, rows: Iterable[dict]) -> Iterator[tuple[str, dict]]:
+  """Yields (place, row) for every row of a dataset of the library datasets.
+
+  Raises UserError for a row that cannot be read, such as one with an image.
+  """
+  rows, number = iter(rows), 0
+  while True:
+    place = f"{name} row {number}"
+    try:
+      row = next(rows, None)
+    except Exception as error:  # the decoders of columns raise exceptions of many types
+      reason = " ".join(str(error).split())[:200]
+      raise UserError(
+        f"{place} cannot be read ({type(error).__name__}: {reason}): write the columns of texts to"
+        " a file of JSON lines and give that"
+      ) from error
+    if row is None:
+      return
+    yield place, row
+    number += 1
 
 
 def has_half_character(text: str) -> bool:
@@ -253,5 +290,4 @@ def hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
       f" ({type(error).__name__}: {reason}): check name, split and network, or download the data"
       f" and give the folder or the file ({FORMS})"
     ) from error
-  for number, row in enumerate(rows):
-    yield f"{name}[{split}] row {number}", row
+  yield from _dataset_rows(f"{name}[{split}]", rows)

@@ -17,6 +17,13 @@ _CHINESE = re.compile(
   rf"(?P<before>[\s#*_]*)(?:步骤\s*{_NUMBER}|第\s*{_NUMBER.replace('number', 'ordinal')}\s*步)"
   r"(?P<mark>\s*[:：.、，,])?"
 )
+# The word of other languages, before or ("1단계") after the number.
+_FOREIGN = re.compile(
+  r"(?P<before>\s*+(?:>\s*+|[-+•*]\s++)?(?:\#{1,6}\s*+)?[*_]{0,3}+)"
+  r"(?:(?:Schritt|[EÉ]tape|Paso|Passo|Passaggio|Stap|Шаг|Крок|ステップ|手順|단계)\s*+(?=[1-9])"
+  r"|(?P<number>[1-9][0-9]?)\s?단계)",
+  re.I,
+)
 # Prefixes without a meaning in front of "Step N": a quotation mark, a bullet, a LaTeX command. The
 # possessive quantifiers "++", "*+" and "?+" never backtrack, so every pattern takes linear time.
 _PREFIX = re.compile(
@@ -36,8 +43,11 @@ _STEP = re.compile(
   r"(?P<mark>\s*+(?:\*\*|__)?+\s*+(?:[:：)]|\.(?!\d)))?(?P<rest>.*)",
   re.I | re.S,
 )
-# "1.Text", "1、Text", "1．Text", "1： Text"; not "1.5".
-_TIGHT = re.compile(r"(?P<before>[\s#*_]*[1-9][0-9]?)(?P<mark>[.)](?=[^\W\d_])|[、．：])\s*")
+# "1.Text", "1、Text", "1．Text", "1： Text", "1）Text"; not "1.5", "1、2、3 are odd" or "1：2".
+_TIGHT = re.compile(
+  r"(?P<before>[\s#*_]*[1-9][0-9]?)"
+  r"(?P<mark>[.)](?=[^\W\d_])|[．）]|、(?![0-9]{1,9}[、和])|：(?!\s*+[0-9.]{1,9}\s*+$))\s*"
+)
 _BRACKETS = re.compile(r"(?P<indent>\s*)[(（](?P<number>[1-9][0-9]?)[)）]\s*")
 _NUMBER_HEADING = re.compile(r"(?P<before>\s*#{1,6}\s*[1-9][0-9]?)\s*$")
 
@@ -45,6 +55,7 @@ _NUMBER_HEADING = re.compile(r"(?P<before>\s*#{1,6}\s*[1-9][0-9]?)\s*$")
 def canonical(line: str) -> str:
   """Returns the line with its label in a form that data.solutions reads, if it has a label."""
   line = line.removeprefix("\ufeff")
+  line = _FOREIGN.sub(r"\g<before>Step \g<number>", line, count=1) if _FOREIGN.match(line) else line
   line = _PREFIX.sub(r"\g<indent>", line, count=1) if _PREFIX.match(line) else line
   line = _LATEX.sub(r"\g<indent>**\g<inside>**", line, count=1) if _LATEX.match(line) else line
   if _EMPHASIS.match(line):

@@ -53,7 +53,9 @@ def as_response(text: str, reasoning: str) -> str:
 
 def without_tags(text: str) -> str:
   """Returns a text without think tags of any spelling, stripped; the text between them is kept."""
-  return _CLOSE.sub("", _OPEN.sub("", text)).strip()
+  text = _CLOSE.sub("", _OPEN.sub("", text))
+  # What is left of "<th<think>ink>" is a tag again. A space in its place cannot join another one.
+  return _CLOSE.sub(" ", _OPEN.sub(" ", text)).strip()
 
 
 def _whole_turn(text: str) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from srl_jax import hosts
 from srl_jax.errors import UserError
-from srl_jax.learner.checkpoint import Checkpoints, Progress
+from srl_jax.learner.checkpoint import Checkpoints, Progress, model_of
 from srl_jax.policy import lora, peft_files
 from srl_jax.policy.file_sums import weight_hashes
 from srl_jax.policy.hf_files import load_config, resolve_model
@@ -103,10 +103,7 @@ def start_weights(config, folder: pathlib.Path) -> Qwen2:
     return merge(saved, config.dtype, jnp.float32)
   if place and Checkpoints.present(pathlib.Path(place)):
     return best_weights(place, abstract(architecture))
-  try:
-    folder = resolve_model(place) if place else folder
-  except UserError as error:
-    raise UserError(f"init_from: no run with a checkpoint is there; {error}") from error
+  folder = _model_of_init_from(place) if place else folder
   return load_hf(folder, dtype=jnp.float32, compute_dtype=jnp.dtype(config.dtype))[1]
 
 
@@ -162,7 +159,15 @@ def base_of(config, folder: pathlib.Path) -> Base:
       f"init_from: {place} trained all weights; adapters belong to a folder that peft and vLLM can"
       f" load: python -m srl_jax.export --workdir={place}, and give its folder as model"
     )
-  return identify(place, resolve_model(place))
+  return identify(place, _model_of_init_from(place))
+
+
+def _model_of_init_from(place: str) -> pathlib.Path:
+  """The folder of a model that init_from names, which is no run; UserError if there is none."""
+  try:
+    return resolve_model(place)
+  except UserError as error:
+    raise UserError(f"init_from: no run with a checkpoint is there; {error}") from error
 
 
 def base_model(config) -> str:
@@ -223,11 +228,14 @@ def _folder_of(base: Base, config, folder: pathlib.Path) -> pathlib.Path:
 # ---------------------------------------------------------------------------------- saved weights
 
 
-def described(place: str) -> tuple[lora.Shape, Base] | None:
-  """The adapters of a run's workdir or of a peft folder; None if `place` has none."""
+def described(place: str, moved: str | None = None) -> tuple[lora.Shape, Base] | None:
+  """The adapters of a run's workdir or of a peft folder; None if `place` has none.
+
+  moved: folder of their base if it is no longer where it was.
+  """
   if peft_files.is_peft(place):
     given = peft_files.read_config(place)
-    return given.shape, Base(given.model, given.sha256)
+    return given.shape, Base(moved or given.model, given.sha256)
   if not Checkpoints.present(pathlib.Path(place)):
     return None
   checkpoints = Checkpoints(pathlib.Path(place))
@@ -235,15 +243,21 @@ def described(place: str) -> tuple[lora.Shape, Base] | None:
   checkpoints.close()
   if progress.base is None:
     return None
-  return adapter_shape(progress.config), Base(**progress.base)
+  base = Base(**progress.base)
+  # A relative path of the config is one from the folder in which the run was started.
+  if base.model != RANDOM and (moved or base.model == progress.config["model"]):
+    base = base._replace(model=model_of(progress.config, moved))
+  return adapter_shape(progress.config), base
 
 
-def saved_adapters(place: str, architecture: ModelConfig) -> Saved | None:
+def saved_adapters(place: str, architecture: ModelConfig, moved: str | None = None) -> Saved | None:
   """The adapters of a run's best step or of a peft folder; None if `place` has none.
 
-  architecture: of the model that they belong to.
+  Args:
+    architecture: of the model that they belong to.
+    moved: as of `described`.
   """
-  found = described(place)
+  found = described(place, moved)
   if found is None:
     return None
   shape, base = found

@@ -63,7 +63,7 @@ def resolve_model(name: str) -> pathlib.Path:
   Raises UserError when it is neither.
   """
   folder = pathlib.Path(name).expanduser()
-  if folder.is_dir():
+  if name and folder.is_dir():  # Path("") is the current folder
     return folder
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
@@ -88,7 +88,10 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
   try:
     raw = json.loads(path.read_text())
   except FileNotFoundError as error:
-    raise UserError(f"{path}: no such file; a model folder needs config.json") from error
+    remedy = "a model folder needs config.json"
+    if (path.parent / "adapter_config.json").exists():
+      remedy = "these are adapters: give them as init_from, with lora.rank, and their base as model"
+    raise UserError(f"{path}: no such file; {remedy}") from error
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not JSON ({error}); copy the file again") from error
   if not isinstance(raw, dict):
@@ -100,6 +103,7 @@ def load_config(folder, dtype: str = "float32") -> ModelConfig:
       f"{path}: rope_scaling / rope_parameters is {short(rope)}, not an object; copy the file again"
     )
   _check_architecture(path, raw, rope)
+  _check_rope_once(path, raw, rope)
   sizes = {key: raw.get(key, rope.get(key)) for key in REQUIRED}
   sizes["max_position_embeddings"] = raw.get("max_position_embeddings", 32768)
   _check_sizes(path, sizes)
@@ -140,6 +144,19 @@ def _rope_scaling(path: pathlib.Path, rope: dict) -> Llama3Rope | None:
   return Llama3Rope(**values)
 
 
+def _check_rope_once(path: pathlib.Path, raw: dict, rope: dict) -> None:
+  """Raises UserError if a setting of the rotary embedding has two values in different places."""
+  # transformers 4 and 5 and vLLM do not agree on which of two places counts.
+  for key in ("rope_scaling", "rope_theta"):
+    other = raw.get(key) or {}
+    for name, value in (other if isinstance(other, dict) else {key: other}).items():
+      if name in rope and rope[name] != value:
+        raise UserError(
+          f"{path}: {name} is {short(value)} in one place and {short(rope[name])} in"
+          " rope_parameters; remove the wrong one"
+        )
+
+
 def _rope_type(rope: dict):
   return rope.get("rope_type", rope.get("type", "default"))
 
@@ -159,7 +176,7 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
   first, layers = raw.get("max_window_layers", 0), raw.get("num_hidden_layers", 0)
   none_has = isinstance(first, int) and isinstance(layers, int) and first >= layers
   sliding = raw.get("use_sliding_window", False) and not none_has
-  sliding = sliding or "sliding_attention" in layer_types
+  sliding = sliding or any(kind != "full_attention" for kind in layer_types)
   # "llama3" is the one scaling that model.py computes; any other type fails the check below.
   rope_type = "default" if _rope_type(rope) == "llama3" else _rope_type(rope)
   wanted_class = [ARCHITECTURES[family]]
@@ -168,6 +185,7 @@ def _check_architecture(path: pathlib.Path, raw: dict, rope: dict) -> None:
     ("hidden_act", raw.get("hidden_act", "silu"), "silu"),
     ("rope_scaling / rope_parameters", rope_type, "default"),
     ("partial_rotary_factor", raw.get("partial_rotary_factor", 1), 1),
+    ("partial_rotary_factor", rope.get("partial_rotary_factor", 1), 1),
     ("attention_bias", raw.get("attention_bias", False) and family != "qwen2", False),
     ("mlp_bias", raw.get("mlp_bias", False), False),
     ("use_sliding_window / layer_types", bool(sliding), False),

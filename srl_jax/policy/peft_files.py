@@ -149,7 +149,8 @@ def save(adapters: Lora, folder, base: dict, checksums: bool = False) -> None:
 def read_config(folder) -> Adapter:
   """The shape of the adapters in a peft folder, and what they belong to.
 
-  Raises UserError for files that are missing or damaged, or adapters that lora.py does not compute.
+  Raises UserError for files that are missing or damaged, adapters that lora.py does not compute, or
+  adapters that name no model.
   """
   folder = pathlib.Path(folder).expanduser()
   path = folder / CONFIG
@@ -166,24 +167,32 @@ def read_config(folder) -> Adapter:
     if raw.get(key):
       raise UserError(f"{path}: {key} is {str(raw[key])[:80]}, srl_jax reads adapters without it")
   rank, alpha, names = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
-  numbers = type(rank) is int and 0 < rank <= 4096 and type(alpha) in (int, float) and alpha > 0
+  numbers = type(rank) is int and 0 < rank <= 4096
+  numbers = numbers and type(alpha) in (int, float) and 0 < alpha <= 1e6
   known = lora.TARGETS["all"]
-  if not numbers or not isinstance(names, list) or not set(names) <= set(known) or not names:
+  if not numbers or not isinstance(names, list) or not names or any(x not in known for x in names):
     raise UserError(
-      f"{path}: r {rank!r}, lora_alpha {alpha!r}, target_modules {str(names)[:80]}; srl_jax reads "
-      f"numbers above 0 and a list of {', '.join(known)}"
+      f"{path}: r {hf_files.short(rank)}, lora_alpha {hf_files.short(alpha)}, target_modules "
+      f"{str(names)[:80]}; srl_jax reads numbers above 0 (up to 4096 and a million) and a list of "
+      f"{', '.join(known)}"
     )
   targets = tuple(name for name in known if name in names)
-  model = raw.get("base_model_name_or_path") or ""
-  return Adapter(Shape(rank, float(alpha), targets), str(model), _base_sums(folder / WEIGHTS))
+  model = raw.get("base_model_name_or_path")
+  if not isinstance(model, str) or not model.strip():
+    raise UserError(
+      f"{path}: base_model_name_or_path is {hf_files.short(model)}; set it to the name or the"
+      " folder of the model that the adapters were trained beside"
+    )
+  return Adapter(Shape(rank, float(alpha), targets), model, _base_sums(folder / WEIGHTS))
 
 
 def _base_sums(path: pathlib.Path) -> dict[str, str]:
   """The hashes of the base's files in the metadata of `save`; {} if there are none."""
   try:
-    return dict(json.loads(hf_files.read_metadata(path)["base"])["sha256"])
-  except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+    found = dict(json.loads(hf_files.read_metadata(path)["base"])["sha256"])
+  except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
     return {}  # `load` names damage
+  return {str(name): str(value) for name, value in found.items()}
 
 
 def load(folder, config: ModelConfig) -> Lora:
@@ -195,6 +204,10 @@ def load(folder, config: ModelConfig) -> Lora:
   folder = pathlib.Path(folder).expanduser()
   check_checksums(folder, CONFIG)
   shape = read_config(folder).shape
+  if not (folder / WEIGHTS).is_file():
+    raise UserError(
+      f"{folder}: no {WEIGHTS}; srl_jax reads safetensors only, which peft's save_pretrained writes"
+    )
   stored = hf_files.read_file_headers(folder / WEIGHTS)
   adapters = lora.abstract(shape, config)
   _check(folder, adapters, stored)

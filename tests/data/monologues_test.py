@@ -4,6 +4,7 @@ import collections
 
 import pytest
 
+from configs import form_warmup
 from srl_jax.config import defaults
 from srl_jax.data.examples import StepExample
 from srl_jax.data.monologues import LONGEST, with_monologue
@@ -28,6 +29,18 @@ def test_monologue_takes_the_reasoning_about_the_step():
   monologue = parse_response(with_monologue(example(), reasoning).target).monologue
   assert "So \\(60\\) pens are needed." in monologue and "<think>" not in monologue
   assert with_monologue(example(), "Cats sleep.") == with_monologue(example())
+
+
+@pytest.mark.parametrize("reasoning", ["", "So 60 <th<think>ink> pens, </th</think>ink> 60."])
+def test_no_tag_gets_into_a_monologue(reasoning):
+  target = "2. **Multiply**: $a$ $60</think>$"
+  text = with_monologue(example(target), reasoning).target.removesuffix(target)
+  assert text.count("<think>") == text.count("</think>") == 1
+
+
+def test_form_warmup_takes_its_argument_of_steps():
+  assert form_warmup.get_config("steps=5").train.steps == 5
+  assert form_warmup.get_config().train.steps == 32
 
 
 @pytest.mark.parametrize(

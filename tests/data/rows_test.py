@@ -8,6 +8,8 @@ import sys
 import types
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from srl_jax.data.rows import hub_rows, is_local, json_lines, local_rows
@@ -139,3 +141,48 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
 def test_names_of_files_are_local_even_if_they_are_missing(tmp_path):
   assert all(map(is_local, ["a.parquet", "a.csv.gz", str(tmp_path)]))
   assert not is_local("simplescaling/s1K-1.1")
+
+
+def test_suffixes_in_capitals_count(tmp_path):
+  path = tmp_path / "ROWS.CSV"
+  path.write_bytes(b"q,n\na,b\n")
+  packed = tmp_path / "ROWS.JSONL.GZ"
+  packed.write_bytes(gzip.compress(b'{"q": "a"}\n'))
+  assert list(local_rows(path)) == [(f"{path}:2", {"q": "a", "n": "b"})]
+  assert list(local_rows(packed)) == [(f"{packed}:1", {"q": "a"})]
+  assert is_local("missing/ROWS.JSONL.GZ")
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path, form):
+  path = tmp_path / f"rows.{form}"
+  table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["q", "q"])
+  path.write_bytes(b"q,q\na,b\n") if form == "csv" else pq.write_table(table, path)
+  with pytest.raises(UserError, match="'q'"):
+    list(local_rows(path))
+
+
+@pytest.mark.parametrize("column", ["text", "date"])
+def test_parquet_values_that_python_cannot_hold_are_refused(tmp_path, column):
+  path = tmp_path / "rows.parquet"
+  not_utf8 = pa.array([b"\xff\xfe"]).view(pa.string())
+  values = not_utf8 if column == "text" else pa.array([10**8], pa.date32())  # the year 275,760
+  pq.write_table(pa.table({"q": values}), path)
+  with pytest.raises(UserError, match=re.escape(str(path))):
+    list(local_rows(path))
+
+
+def test_a_dataset_with_a_row_that_does_not_decode_is_refused(tmp_path):
+  column = {"bytes": b"no image", "path": None}
+  images = datasets.Dataset.from_dict({"q": ["a"], "image": [column]})
+  features = images.features | {"image": datasets.Image()}
+  images.cast(datasets.Features(features)).save_to_disk(tmp_path / "images")
+  with pytest.raises(UserError, match=r"images\[train\] row 0"):
+    list(local_rows(tmp_path / "images"))
+
+
+def test_gzipped_parquet_has_its_remedy(tmp_path):
+  path = tmp_path / "rows.parquet.gz"
+  path.write_bytes(gzip.compress(b"PAR1"))
+  with pytest.raises(UserError, match="gunzip"):
+    list(local_rows(path))

@@ -155,6 +155,17 @@ def test_split_steps_reads_variants_of_a_head(first, second, title, body):
     ("### 1\na", "### 2\nb", None, "a"),
     ("1.Text", "2.Text", None, "Text"),
     ("1、a", "2、b", None, "a"),
+    ("1）a", "2）b", None, "a"),
+    ("1、2x = 4", "2、x = 2", None, "2x = 4"),
+    ("Schritt 1: a", "Schritt 2: b", None, "a"),
+    ("### Schritt 1: A\na", "### Schritt 2: B\nb", "A", "a"),
+    ("**Étape 1 :** a", "**Étape 2 :** b", None, "a"),
+    ("- **Paso 1:** a", "- **Paso 2:** b", None, "a"),
+    ("Passo 1. a", "Passo 2. b", None, "a"),
+    ("Шаг 1: a", "Шаг 2: b", None, "a"),
+    ("ステップ1：a", "ステップ2：b", None, "a"),
+    ("1단계: a", "2단계: b", None, "a"),
+    ("단계 1: a", "단계 2: b", None, "a"),
     ("步骤1：a", "步骤2：b", None, "a"),
     ("第一步：a", "第二步：b", None, "a"),
     ("(1) a", "(2) b", None, "a"),
@@ -195,6 +206,10 @@ def test_near_spellings_count_only_where_the_usual_ones_number_nothing():
     "1.5 apples\n2.5 pears",
     "1: 4\n2: 8",
     "Step 1 gives 4\nStep 2 gives 5",
+    "1：4\n2：8",
+    "1、2、3是自然数\n2、4、6是偶数",
+    "Schritt 1 ergibt 4\nSchritt 2 ergibt 5",
+    "Paso 1 da 4\nPaso 2 da 5",
     "(1, 2)\n(2, 3)",
     "#1 is best\n#2 is second",
   ],
@@ -338,6 +353,7 @@ HOSTILE += [
   "1. a\n2. b\n" + "```\nx\n```\ny\n" * 6000,
 ]
 HOSTILE += [" " * 9 + "step" + " " * 40000 + "x", "#" * 40000 + "1", "步骤" * 20000, "(1" * 20000]
+HOSTILE += [" " * 40000 + "Schritt" + " " * 40000 + "x", "- " * 40000 + "Paso 1", "단계" * 20000]
 HOSTILE += ["".join(f"{' ' * k}1. a\n{' ' * k}2. a\n" for k in range(200))]  # all indentations
 
 

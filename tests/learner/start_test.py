@@ -198,14 +198,19 @@ def test_where_adapters_start(saved, tmp_path):
       policy_of(config(init_from=str(place), lora__targets="mlp"))
 
 
+def other_model(folder):
+  """A copy of MODEL with another last weight."""
+  shutil.copytree(MODEL, folder)
+  (folder / "SHA256SUMS").unlink(missing_ok=True)
+  weights = bytearray((folder / "model.safetensors").read_bytes())
+  weights[-1] ^= 1
+  (folder / "model.safetensors").write_bytes(weights)
+  return folder
+
+
 def test_adapters_of_another_base_are_refused(saved, tmp_path):
   folder, _ = saved
-  model = tmp_path / "model"
-  shutil.copytree(MODEL, model)
-  (model / "SHA256SUMS").unlink(missing_ok=True)
-  weights = bytearray((model / "model.safetensors").read_bytes())
-  weights[-1] ^= 1
-  (model / "model.safetensors").write_bytes(weights)
+  model = other_model(tmp_path / "model")
   with pytest.raises(UserError, match="other weights"):
     policy_of(config(model=str(model), init_from=str(folder)), model)
 
@@ -258,6 +263,30 @@ def test_what_is_evaluated(saved, tmp_path):
     found = measuring.load_weights(run, model, settings)
     np.testing.assert_allclose(logits_of(found), logits_of(policy), rtol=0, atol=1e-4)
     assert isinstance(measuring.checksum(found), int)
+
+
+def test_a_moved_base_has_a_flag_and_a_relative_one_is_found(tmp_path, monkeypatch):
+  (tmp_path / "away").mkdir()
+  (tmp_path / "run").mkdir()
+  shutil.copytree(MODEL, tmp_path / "model")
+  monkeypatch.chdir(tmp_path)
+  policy = trained_run(tmp_path / "run", model="model")
+  monkeypatch.chdir("away")  # "model" is no folder here
+  export(tmp_path / "run", "peft")
+  assert peft_files.read_config("peft").model == str(tmp_path / "model")
+  other = other_model(tmp_path / "other")
+  with pytest.raises(UserError, match="other weights"):
+    export(tmp_path / "run", "wrong", base=str(other))
+  moved = (tmp_path / "model").rename(tmp_path / "moved")
+  export(tmp_path / "run", "merged", merge=True, base=str(moved))
+  for place in (tmp_path / "run", tmp_path / "away" / "peft"):
+    run = measuring.read_run(place, str(moved))
+    folder = measuring.model_folder(run, str(place), str(moved))
+    settings = dict(model=str(place), dtype="float32", engine="builtin")
+    found = measuring.load_weights(run, folder, settings, str(moved))
+    np.testing.assert_allclose(logits_of(found), logits_of(policy), rtol=0, atol=1e-4)
+  with pytest.raises(UserError, match="--base"):
+    measuring.model_folder(None, "merged", str(moved))
 
 
 def test_exported_folders(saved, tmp_path):

@@ -101,13 +101,34 @@ def edit_config(folder, **values):
     {"r": 0},
     {"r": "3"},
     {"lora_alpha": None},
+    {"lora_alpha": float("inf")},
+    {"lora_alpha": 10**400},
+    {"target_modules": [["q_proj"]]},
+    {"base_model_name_or_path": None},  # "" would be the current folder
   ],
-  ids=str,
+  ids=lambda values: str(values)[:40],
 )
 def test_other_kinds_of_adapters_are_refused(folder, values):
   edit_config(folder, **values)
   with pytest.raises(UserError, match=next(iter(values)).replace("_", ".")):
     peft_files.read_config(folder)
+
+
+@pytest.mark.parametrize(
+  "sums", ["[" * 100_000, '{"sha256": {"a": {"b": 1}}}'], ids=["deep", "dict"]
+)
+def test_hashes_of_the_base_are_texts_or_unknown(folder, sums):
+  path = folder / peft_files.WEIGHTS
+  save_file(load_file(path), path, metadata={"base": sums})
+  found = peft_files.read_config(folder).sha256
+  assert all(isinstance(value, str) for value in found.values())
+
+
+def test_a_folder_with_a_pickle_is_refused(hf, folder):
+  (folder / "SHA256SUMS").unlink()
+  (folder / peft_files.WEIGHTS).rename(folder / "adapter_model.bin")
+  with pytest.raises(UserError, match="reads safetensors only"):
+    peft_files.load(folder, hf.config)
 
 
 def test_tensors_that_do_not_fit_are_refused(hf, folder):

@@ -140,6 +140,12 @@ def test_load_hf_of_a_tied_model_with_a_repeated_head(hf_case, copy):
     (dict(model_type="llama", architectures=None, mlp_bias=True), "mlp_bias is True"),
     (dict(model_type="qwen3"), "architectures is .'Qwen2ForCausalLM'., .*Qwen3ForCausalLM"),
     (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+    (dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)), "factor is 0.5"),
+    (dict(rope_theta=2.0, rope_parameters=dict(rope_theta=1e4)), "rope_theta is 2.0 .* 10000.0"),
+    (
+      dict(rope_scaling=dict(rope_type="yarn"), rope_parameters=dict(rope_type="default")),
+      "rope_type is 'yarn' .* 'default'",
+    ),
     (dict(rope_parameters=dict(rope_type="llama3", rope_theta=1e4)), "factor is None"),
     (
       dict(rope_parameters=dict(LLAMA3_ROPE, rope_theta=1e4, high_freq_factor=0.5)),
@@ -150,6 +156,7 @@ def test_load_hf_of_a_tied_model_with_a_repeated_head(hf_case, copy):
     (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "rope_parameters is 'yarn'"),
     (dict(rope_parameters=None, rope_scaling=dict(type="linear")), "rope_scaling.* is 'linear'"),
     (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types is True"),
+    (dict(layer_types=["full_attention", "chunked_attention"]), "layer_types is True"),
     (dict(use_sliding_window=True, max_window_layers=1), "use_sliding_window.* is True"),
     (dict(quantization_config=dict(bits=4)), "quantization_config is {'bits': 4}"),
     (dict(num_key_value_heads=None), "num_key_value_heads is None"),
@@ -282,6 +289,14 @@ def test_resolve_model_finds_folders_and_hub_names(tmp_path, monkeypatch):
   assert "*.safetensors" in asked[0][1] and not any("py" in pattern for pattern in asked[0][1])
   with pytest.raises(ValueError, match="me/mine.*no connection"):
     hf_files.resolve_model("me/mine")
+  with pytest.raises(ValueError, match="model ''"):
+    hf_files.resolve_model("")  # not the current folder
+
+
+def test_adapters_in_place_of_a_model_have_their_remedy(tmp_path):
+  (tmp_path / "adapter_config.json").write_text("{}")
+  with pytest.raises(ValueError, match="init_from"):
+    hf_files.load_config(tmp_path)
 
 
 # ---- saving ----
