@@ -82,8 +82,11 @@ def split_actions(messages: str | Sequence[dict[str, Any]]) -> list[AgentStep]:
 
 
 def _is_remark(message: dict[str, Any]) -> bool:
-  """Returns whether an assistant's message has no function call, not even a malformed one."""
-  return not message.get("tool_calls") and "<function" not in text_of(message)
+  """Returns whether an assistant's message has no function call, not even a broken one."""
+  try:
+    return not message.get("tool_calls") and "<function" not in text_of(message)
+  except UserError:  # no text at all; _take_apart raises it again, with the message's number
+    return False
 
 
 def _observation(after: Sequence[dict[str, Any]]) -> str | None:
