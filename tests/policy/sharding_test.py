@@ -139,3 +139,11 @@ def test_put_with_and_without_a_mesh():
   assert array.addressable_shards[0].data.shape == (2, 4)
   with jax.set_mesh(mesh):
     assert S.put(rows, "bt").sharding == array.sharding
+
+
+@pytest.mark.parametrize("d, devices, expected", [(64, 3, 2), (48, 8, 8), (50, 8, 5), (7, 4, 1)])
+def test_fitting_mesh_uses_devices_that_divide_the_model(monkeypatch, d, devices, expected):
+  """As evaluate and prepare --hard do without a flag."""
+  monkeypatch.setattr(S.hosts, "devices", lambda: [None] * devices)
+  sizes = dict.fromkeys("vdflnkh", 13) | {"d": d}
+  assert S.fitting_mesh(sizes) == f"fsdp={expected}"
