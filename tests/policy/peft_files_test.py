@@ -64,6 +64,8 @@ def test_we_load_what_peft_writes(hf, tmp_path, their_logits):
       torch.nn.init.normal_(weight, std=0.2)
   theirs.save_pretrained(tmp_path)
   assert peft_files.is_peft(tmp_path)
+  # peft does not know the folder of a model that was made in memory.
+  edit_config(tmp_path, base_model_name_or_path=str(hf.folder))
   assert peft_files.read_config(tmp_path).shape == L.Shape(2, 3.0, ("q_proj", "down_proj"))
   found = our_logits(hf, peft_files.load(tmp_path, hf.config))
   np.testing.assert_allclose(found, their_logits(theirs, TOKENS), rtol=0, atol=2e-5)
