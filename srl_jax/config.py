@@ -174,8 +174,7 @@ def defaults() -> ConfigDict:
 
 def learn_from(config, model: str, data: str, **fields: str) -> None:
   """Sets the model, the data (a file or folder, else a hub dataset) and its columns."""
-  # Imported here because data is above this module.
-  from srl_jax.data.rows import is_local
+  from srl_jax.data.rows import is_local  # imported here because data is above this module
 
   config.model = model
   config.data.source = "jsonl" if is_local(data) else "hub"

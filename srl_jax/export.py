@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from srl_jax import command_line, progress
+from srl_jax import command_line, folders, progress
 from srl_jax.errors import UserError
 
 flags = command_line.own_flags()
@@ -115,8 +115,7 @@ def export(
 
 def _absolute(base):
   """The Base with the absolute path of its folder: adapters are read from any folder."""
-  folder = pathlib.Path(base.model).expanduser()
-  return base._replace(model=str(folder.resolve())) if folder.is_dir() else base
+  return base._replace(model=folders.absolute(base.model) or base.model)
 
 
 def _restore(workdir: pathlib.Path, run: dict, step: int | None, found):

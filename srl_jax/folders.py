@@ -126,6 +126,12 @@ def replacing(path: pathlib.Path) -> Iterator[TextIO]:
   os.replace(partial, path)
 
 
+def absolute(name: str) -> str:
+  """Returns the absolute path of a folder, or "" if `name` is no folder here, as a hub's name."""
+  folder = pathlib.Path(name).expanduser()
+  return str(folder.resolve()) if folder.is_dir() else ""
+
+
 def is_disk_full(error: BaseException) -> bool:
   """Returns whether an error, or one of its causes, is that of a full disk or quota."""
   while error:

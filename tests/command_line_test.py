@@ -168,8 +168,8 @@ def test_run_parses_flags_and_config_overrides(command):
     ("--output=a~/b", "a~/b"),
   ],
 )
-def test_run_expands_a_tilde_in_every_flag(monkeypatch, argument, expanded):
-  monkeypatch.setenv("HOME", "/home/me")
+def test_run_expands_a_tilde_in_every_flag(monkeypatch, tmp_path, argument, expanded):
+  monkeypatch.setenv("HOME", str(tmp_path))
   flag, equals, _ = argument.partition("=")
-  wanted = expanded.replace("HOME", "/home/me")
+  wanted = expanded.replace("HOME", str(tmp_path))
   assert command_line.at_home(argument) == (f"{flag}={wanted}" if equals else wanted)

@@ -219,9 +219,8 @@ def _folder_rows(path: pathlib.Path, split: str) -> Iterator[tuple[str, dict]]:
     reason = " ".join(str(error).split())[:300]
     raise UserError(
       f"{path} is not a dataset's folder with a split {split!r} ({type(error).__name__}: {reason});"
-      " give"
-      " a folder of srl_jax.prepare, of datasets' save_to_disk, a clone of a hub dataset, or a file"
-      f" ({FORMS})"
+      " give a folder of srl_jax.prepare or of datasets' save_to_disk, a clone of a hub dataset, or"
+      f" a file ({FORMS})"
     ) from error
   yield from _dataset_rows(f"{path}[{split}]", found)
 

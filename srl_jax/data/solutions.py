@@ -123,12 +123,13 @@ def split_solution(text: str) -> Solution:
   """
   lines = text.split("\n")
   heads = _outline(_heads(lines, _fenced(lines)))
-  if len(heads) < 2 and not _has_sections(lines):
+  sections = len(heads) < 2 and _has_sections(lines)
+  if len(heads) < 2 and not sections:
     # Unusual spellings of labels, only as a second attempt: text with ordinary steps may use these
     # forms to number other things.
     rewritten = list(map(step_labels.canonical, lines))
     heads = _outline(_heads(rewritten, _fenced(lines))) or heads
-  if len(heads) < 2 and not _has_sections(lines):
+  if len(heads) < 2 and not sections:
     # Some teachers wrap the whole solution in a fenced block of prose or JSON.
     heads = _outline(_heads(lines, _fenced(lines, unfenced=_PROSE))) or heads
   if not heads:

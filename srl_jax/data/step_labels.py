@@ -34,6 +34,14 @@ _EMPHASIS = re.compile(
   r"(?P<indent>\s*+)(?:\*{3}|\*|_)(?P<label>step\s*+\d[^*_]*+)(?:\*{3}|\*|_)", re.I
 )
 _HEADING = re.compile(r"(?P<indent>\s*+#{1,6})(?=step\s*+\d|\d{1,2}[.)])", re.I)
+# The markup around a label -> ours.
+_MARKUP = (
+  (_FOREIGN, r"\g<before>Step \g<number>"),
+  (_PREFIX, r"\g<indent>"),
+  (_LATEX, r"\g<indent>**\g<inside>**"),
+  (_EMPHASIS, r"\g<indent>**\g<label>**"),
+  (_HEADING, r"\g<indent> "),
+)
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _STEP = re.compile(
   r"(?P<before>[\s#]*+(?:\*\*|__)?+\s*+)step[\s#-]*+"
@@ -55,13 +63,11 @@ _NUMBER_HEADING = re.compile(r"(?P<before>\s*#{1,6}\s*[1-9][0-9]?)\s*$")
 def canonical(line: str) -> str:
   """Returns the line with its label in a form that data.solutions reads, if it has a label."""
   line = line.removeprefix("\ufeff")
-  line = _FOREIGN.sub(r"\g<before>Step \g<number>", line, count=1) if _FOREIGN.match(line) else line
-  line = _PREFIX.sub(r"\g<indent>", line, count=1) if _PREFIX.match(line) else line
-  line = _LATEX.sub(r"\g<indent>**\g<inside>**", line, count=1) if _LATEX.match(line) else line
-  if _EMPHASIS.match(line):
-    line = _EMPHASIS.sub(r"\g<indent>**\g<label>**", line, count=1)
-  if _HEADING.match(line):
-    line = _HEADING.sub(r"\g<indent> ", line, count=1)
+  # Each of these applies to the result of those before.
+  for pattern, template in _MARKUP:
+    match = pattern.match(line)
+    if match:
+      line = match.expand(template) + line[match.end() :]
   # At most one of these applies, in this order: "Step 1." must not be read as a bare number.
   for pattern, rewrite in _REWRITES:
     match = pattern.match(line)

@@ -66,9 +66,7 @@ def config_json(config) -> dict:
 
   It has the package's version and the model's folder as an absolute path, "" for a name on the hub.
   """
-  folder = pathlib.Path(config.model).expanduser()
-  place = str(folder.resolve()) if folder.is_dir() else ""
-  return {"version": __version__, "model_folder": place} | config.to_dict()
+  return {"version": __version__, "model_folder": folders.absolute(config.model)} | config.to_dict()
 
 
 def model_of(run: dict, moved: str | None = None) -> str:

@@ -255,7 +255,7 @@ class Fleet:
       while not cancelled.is_set():
         with_room = [member for member in self.ready() if _has_room(member, n)]
         if with_room:
-          member = min(with_room, key=_load)
+          member = min(with_room, key=lambda one: one.in_flight / one.limits.max_num_seqs)
           member.in_flight += n
           return member
         self._await_live(cancelled)
@@ -397,7 +397,3 @@ class Fleet:
 def _has_room(member: Member, n: int) -> bool:
   """Whether n responses fit; an idle server takes any group, more than it runs at a time too."""
   return member.in_flight + n <= member.limits.max_num_seqs or not member.in_flight
-
-
-def _load(member: Member) -> float:
-  return member.in_flight / member.limits.max_num_seqs

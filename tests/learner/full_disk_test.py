@@ -1,4 +1,4 @@
-"""A disk that is full: one line, nothing lost, and the run goes on once there is room.
+"""A full disk ends a command with one line; nothing is lost, and the run continues with more room.
 
 The disk is a small tmpfs in a mount namespace of the test.
 """

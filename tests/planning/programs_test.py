@@ -175,8 +175,8 @@ def test_architecture_of_known_names(tmp_path, monkeypatch):
   half = architecture("Qwen/Qwen2.5-0.5B", "float32")
   assert half.tie_word_embeddings and jnp.dtype(half.dtype) == jnp.float32
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-  with pytest.raises(ValueError, match="nobody/nothing"):
-    architecture("nobody/nothing", "float32")
+  with pytest.raises(ValueError, match="unknown/model"):
+    architecture("unknown/model", "float32")
 
 
 def test_adapters_beside_frozen_weights(config):
