@@ -34,7 +34,7 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 
 function draw(plot) {
-  if (plot.dataset.drawn) return;
+  if (plot.dataset.drawn || typeof Plotly === "undefined") return;
   plot.dataset.drawn = "yes";
   const [traces, layout] = charts.get(plot)();
   Plotly.react(plot, traces, styled(layout), { displayModeBar: false, responsive: true });

@@ -75,7 +75,7 @@ def test_hostile_texts_come_back_as_they_were(made):
   assert json.loads(block[1]) == json.loads(json.dumps(data))
   responses = json.loads(block[1])["groups"][0]["responses"]
   assert [response["action"] for response in responses] == HOSTILE
-  assert library[0] == own[0] == {}
+  assert library[0] == {"type": "text/plain", "id": "library"} and own[0] == {}
   assert "<title>a&lt;b&gt; - srl_jax</title>" in text
 
 
