@@ -1,7 +1,8 @@
-"""Time and memory to write the page of a large run, whose workdir is made up.
+"""Time and memory to write the page of a large run, whose workdir is made up; cost in a real run.
 
   python -m benchmarks.report_page --steps=600 --groups=16 --words=20
   python -m benchmarks.report_page --steps=1000 --groups=512 --words=800
+  python -m benchmarks.report_page --quickstart --steps=300     what log.report costs the quickstart
 
 Responses have 8 samples a group; their lengths are exponentially distributed with a mean of
 --words. Steps share 20 different files by hard links, so that a run of gigabytes takes megabytes.
@@ -25,12 +26,16 @@ flags = command_line.own_flags()
 _STEPS = flags.DEFINE_integer("steps", 600, "Of the run.", 1)
 _GROUPS = flags.DEFINE_integer("groups", 16, "Of a step.", 1)
 _WORDS = flags.DEFINE_integer("words", 20, "Mean of a response.", 1)
+_QUICKSTART = flags.DEFINE_bool("quickstart", False, "Train the quickstart for --steps steps.")
 
 FILES, SAMPLES = 20, 8
 
 
 def main(argv: list[str]) -> None:
   del argv
+  print(machine.cores_and_memory())
+  if _QUICKSTART.value:
+    return cost_in_a_run(_STEPS.value)
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder) / "run"
     size = write_run(workdir, _STEPS.value, _GROUPS.value, _WORDS.value)
@@ -40,11 +45,46 @@ def main(argv: list[str]) -> None:
     seconds = time.perf_counter() - start
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     page = (workdir / "report.html").stat().st_size
-  print(machine.cores_and_memory())
   cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6
   print(
     f"{_STEPS.value} steps x {_GROUPS.value} groups x {SAMPLES}, {size / 1e9:.2f} GB of rollouts:"
     f" {seconds:.1f} s (CPU {cpu:.1f} s), {memory:.2f} GB of memory, page of {page / 1e6:.1f} MB"
+  )
+
+
+def cost_in_a_run(steps: int) -> None:
+  """Trains the quickstart; prints how long its steps waited for the page, and the pages' CPU time."""
+  import jax
+
+  from configs import quickstart
+  from srl_jax import train
+  from srl_jax.learner import page_process
+  from srl_jax.policy.sharding import make_mesh
+
+  waited, write_if_due = [], page_process.Page.write_if_due
+
+  def timed(page):
+    start = time.perf_counter()
+    write_if_due(page)
+    waited.append(time.perf_counter() - start)
+
+  page_process.Page.write_if_due = timed
+  start = time.perf_counter()
+  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(make_mesh("data=1")):
+    workdir = pathlib.Path(folder) / "run"
+    train.run_training(quickstart.get_config(f"steps={steps}"), workdir)
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    page = page_process.Page(workdir, True)
+    page.write_last()
+    last = time.perf_counter() - start
+  own, children = (
+    resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  )
+  cpu, of_pages = own.ru_utime + own.ru_stime, children.ru_utime + children.ru_stime
+  print(
+    f"{steps} steps in {seconds:.0f} s (CPU {cpu:.0f} s): its steps waited {sum(waited):.2f} s for"
+    f" pages, its end {last:.1f} s; CPU time of all pages {of_pages:.1f} s, {of_pages / cpu:.2%}"
   )
 
 

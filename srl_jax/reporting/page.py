@@ -3,8 +3,8 @@
 Texts of runs are data. They are in one block of JSON, and the scripts put them into the page as
 text nodes only. The Content-Security-Policy allows the two scripts of the page by their hashes and
 no request at all. The chart library works without `unsafe-eval`, but sets styles of its elements,
-hence style-src 'unsafe-inline'. It takes a second to start, so it is started when everything else is
-there (start.js).
+hence style-src 'unsafe-inline'. It takes a second to start, so it is started when everything else
+is there (start.js).
 """
 
 import base64
