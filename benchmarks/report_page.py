@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 
 def cost_in_a_run(steps: int) -> None:
-  """Trains the quickstart; prints how long its steps waited for the page, and the pages' CPU time."""
+  """Trains the quickstart; prints how long it waited for its pages, and their CPU time."""
   import jax
 
   from configs import quickstart
