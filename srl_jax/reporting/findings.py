@@ -69,12 +69,12 @@ _REASONS = {
 
 
 def _header_pays(config: Mapping, audit: Mapping) -> str | None:
-  header, policy = audit["header"], audit["rewards"]["median"]
+  header, policy = audit["header"], audit["mean"]
   if not header or policy is None or header["mean"] < HEADER * policy:
     return None
   return (
     f"an action of only the step's number and title (or the call's name) gets"
-    f" {header['mean']:.2f}, and the policy's median is {policy:.2f}: the reward hardly pays for"
+    f" {header['mean']:.2f}, and the policy gets {policy:.2f}: the reward hardly pays for"
     " the rest of the step; data.title_hint takes the title out of the target"
   )
 
