@@ -173,8 +173,8 @@ def read_texts(groups: Sequence[Group]) -> dict[str, Any]:
   targets: dict[str, None] = {}
   for _, line in lines_of(evenly(groups, SAMPLE)):
     targets[line["target"].strip()] = None
-    for text in line["texts"]:
-      loops += repeats_itself(monologue(text))
+    for text, action in zip(line["texts"], line["actions"]):
+      loops += repeats_itself(monologue(text, action))
       count += 1
   return {
     "loops": {"share": round(loops / count, 5) if count else 0.0, "count": count},

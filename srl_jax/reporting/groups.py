@@ -136,7 +136,7 @@ def shown_response(run: RunFiles, line: Mapping[str, Any], i: int) -> dict[str, 
     matched = sum(size for _, _, size in found)
     is_ratio = abs(2 * matched / (len(action) + len(target)) - reward) < 1e-9
   return {
-    "monologue": cut(monologue(line["texts"][i]), MONOLOGUE),
+    "monologue": cut(monologue(line["texts"][i], action), MONOLOGUE),
     "action": cut(action, COMPARED),
     "reward": reward,
     "failure": failure and cut(failure, 60),

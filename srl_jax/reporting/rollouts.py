@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from srl_jax.data.responses import CLOSE, OPEN
+from srl_jax.data.responses import CLOSE, OPEN, monologues
 from srl_jax.reporting.reading import Faults, RunFiles, is_finite, parse_object, raw_lines
 
 LIMIT = 400_000_000  # bytes of rollouts that a page reads, of all its runs together
@@ -33,7 +33,7 @@ class Group:
     step_index: number of the expert's step that is the target, from 1; 0 for a whole solution.
     target_length: characters.
     actions: number of different actions.
-    monologues: number of different monologues.
+    monologues: number of different monologues; missing ones are different.
   """
 
   step: int
@@ -146,7 +146,7 @@ def _group(line: dict[str, Any], step: int, number: int, path, offset: int) -> G
     step_index=step_index(line["prompt_id"]),
     target_length=len(line["target"]),
     actions=len(set(line["actions"])),
-    monologues=len(set(map(monologue, line["texts"]))),
+    monologues=_different(list(map(monologue, line["texts"], line["actions"]))),
   )
 
 
@@ -164,10 +164,22 @@ def step_index(prompt_id: str) -> int:
   return int(end) if slash and end.isdecimal() and len(end) < 6 else 0
 
 
-def monologue(text: str) -> str:
-  """Returns a response's text up to its last close tag, or all of it without one."""
-  inside = text.rpartition(CLOSE)[0] if CLOSE in text else text
-  return inside.strip().removeprefix(OPEN).strip()
+def monologue(text: str, action: str) -> str:
+  """Returns the contents of a response's think blocks, an unclosed last one included.
+
+  Rollouts do not record whether the prompt opened a think block. It did if the first tag is a close
+  tag, or if there is no tag and yet no action, as in a response that was cut off.
+  """
+  if OPEN not in text and CLOSE not in text:
+    return "" if action else text.strip()
+  opened = CLOSE in text.partition(OPEN)[0]
+  return "\n".join(monologues(text, think_opened=opened))
+
+
+def _different(monologues_of_group: Sequence[str]) -> int:
+  """Returns the number of different monologues; missing ones are not called equal."""
+  missing = sum(not found for found in monologues_of_group)
+  return len(set(monologues_of_group) - {""}) + missing
 
 
 def lines_of(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:

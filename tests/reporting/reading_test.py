@@ -130,3 +130,18 @@ def test_of_large_files_evenly_spaced_ones_are_read(tmp_path):
   write_run(tmp_path / "b", {1: [line] * 10})
   (run,) = reading.read_runs([tmp_path / "b"])
   assert len(rollouts.read_groups(run, limit=4 * size).groups) == 4
+
+
+@pytest.mark.parametrize(
+  "text, action, inside",
+  [
+    ("<think> a b </think>c", "c", "a b"),
+    ("a b</think>c", "c", "a b"),  # the prompt opened the block
+    ("<think>a</think>b<think>c</think>d", "b d", "a\nc"),
+    ("<think>a b", "", "a b"),
+    ("a b", "", "a b"),  # cut off inside a block that the prompt opened
+    ("a b", "a b", ""),
+  ],
+)
+def test_monologue_of_a_response(text, action, inside):
+  assert rollouts.monologue(text, action) == inside
