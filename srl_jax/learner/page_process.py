@@ -62,7 +62,9 @@ class Page:
 
   def _start(self) -> None:
     """Starts the process; it needs no GPU and must not import JAX, which would take one."""
-    command = [sys.executable, "-m", "srl_jax.report", f"--workdirs={self.workdir}", "--quiet"]
+    # The flag is a list in the form of CSV, and a path may have commas and quotation marks.
+    quoted = '"' + str(self.workdir).replace('"', '""') + '"'
+    command = [sys.executable, "-m", "srl_jax.report", f"--workdirs={quoted}", "--quiet"]
     package = str(pathlib.Path(srl_jax.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     try:

@@ -121,6 +121,12 @@ def test_only_process_0_writes_a_page_and_only_if_it_is_on(workdir, monkeypatch)
   assert not (workdir / "report.html").exists()
 
 
+def test_a_folder_with_a_comma_in_its_name(tmp_path, capsys):
+  workdir = write_run(tmp_path / 'seed=1, "b"', {1: [group_line(["x", "y"])]})
+  pages.Page(workdir, True).write_last()
+  assert (workdir / "report.html").exists() and capsys.readouterr().err == ""
+
+
 def test_the_page_is_written_from_any_folder(workdir, tmp_path):
   """A run's config may be in another folder than the package."""
   code = "import pathlib; from srl_jax.learner.page_process import Page;"
