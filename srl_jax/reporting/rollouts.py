@@ -32,7 +32,7 @@ class Group:
     spread: population standard deviation of the rewards.
     step_index: number of the expert's step that is the target, from 1; 0 for a whole solution.
     target_length: characters.
-    actions: number of different actions.
+    actions: number of different actions; malformed responses have none, and count as different.
     monologues: number of different monologues; missing ones are different.
   """
 
@@ -129,10 +129,11 @@ def why_damaged(line: dict[str, Any] | None) -> str | None:
 def _group(line: dict[str, Any], step: int, number: int, path, offset: int) -> Group:
   """Returns the numbers of a group's line."""
   rewards = tuple(map(float, line["rewards"]))
-  formed = []
-  for reward, failure in zip(rewards, line["failures"]):
+  formed, actions = [], []
+  for reward, failure, action in zip(rewards, line["failures"], line["actions"]):
     if failure is None:
       formed.append(reward)
+      actions.append(action)
   return Group(
     step=step,
     number=number,
@@ -145,7 +146,7 @@ def _group(line: dict[str, Any], step: int, number: int, path, offset: int) -> G
     spread=population_std(rewards),
     step_index=step_index(line["prompt_id"]),
     target_length=len(line["target"]),
-    actions=len(set(line["actions"])),
+    actions=len(set(actions)) + len(rewards) - len(actions),
     monologues=_different(list(map(monologue, line["texts"], line["actions"]))),
   )
 

@@ -108,7 +108,7 @@ def test_the_numbers_of_a_group(tmp_path):
   assert (group.step, group.number, group.step_index, group.target_length) == (5, 1, 3, 15)
   assert group.rewards == (1.0, 0.0, -1.0) and group.formed == (1.0, 0.0)
   assert group.spread == pytest.approx((2 / 3) ** 0.5) and group.mean == 0.0
-  assert (group.actions, group.monologues) == (2, 3)
+  assert (group.actions, group.monologues) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,11 @@ def test_of_large_files_evenly_spaced_ones_are_read(tmp_path):
 )
 def test_monologue_of_a_response(text, action, inside):
   assert rollouts.monologue(text, action) == inside
+
+
+def test_malformed_responses_are_not_called_equal(tmp_path):
+  line = group_line(["", "", "a", "a"], failures=["cut_off", "cut_off", None, None])
+  write_run(tmp_path / "a", {1: [line | {"texts": ["x", "x", "<think>", "<think>"]}]})
+  (run,) = reading.read_runs([tmp_path / "a"])
+  (group,) = rollouts.read_groups(run).groups
+  assert group.actions == 3
