@@ -187,6 +187,21 @@ def test_keys_filters_and_links(quickstart, open_page):
   assert again.tab.evaluate(current) == second
 
 
+@pytest.mark.parametrize("summary", [None, {}], ids=["going on", "finished"])
+def test_the_page_of_a_run_that_goes_on_offers_to_reload(tmp_path, browser, summary):
+  folder = write_run(tmp_path / "run", {1: [group_line(["x", "y"])]}, summary=summary)
+  path = tmp_path / "page.html"
+  page.write(path, contents.contents(reading.read_runs([folder])))
+  tab = browser.new_page()
+  tab.clock.install()
+  tab.goto(path.as_uri())
+  tab.wait_for_selector("nav")
+  assert not tab.locator(".reload").is_visible()
+  tab.clock.fast_forward(61_000)
+  assert tab.locator(".reload").is_visible() == (summary is None)
+  tab.close()
+
+
 def test_hostile_texts_are_inert(tmp_path, open_page):
   names = [*HOSTILE, "x" * 1_000_000, "<a href=\"javascript:document.title='taken'\">a</a>"]
   groups = [group_line(names, id=text[:100], problem=text, target=text) for text in names]
