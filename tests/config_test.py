@@ -104,6 +104,9 @@ ABLATIONS = {
   "importance_cap": {"algorithm.importance_cap": 0.0},
   "lora": {"lora.rank": 16},
   "lora_attention": {"lora.rank": 16, "lora.targets": "attention"},
+  "similarity_words": {"reward.similarity": "words"},
+  "similarity_edit": {"reward.similarity": "edit"},
+  "similarity_chrf": {"reward.similarity": "chrf"},
   "lora_merged": {"lora.rank": 16, "lora.merged_push": True, "rollout.engine": "vllm"},
 }
 
