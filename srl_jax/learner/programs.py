@@ -38,8 +38,10 @@ class Call(NamedTuple):
   kwargs: dict = {}
 
 
-def rows_of(shape: RowShape) -> Rows:
+def rows_of(shape: RowShape, old: bool = False, reference: bool = False) -> Rows:
   """A micro-batch of that shape on the mesh that is set, as jax.ShapeDtypeStructs.
+
+  old, reference: whether it has log-probs under these policies.
 
   It must equal what rows.fill_rows and update.on_device make, in every shape, type and sharding:
   a difference would compile a second program at the first step.
@@ -56,7 +58,8 @@ def rows_of(shape: RowShape) -> Rows:
     layout = cpu.Blocks(array(jnp.int32, s, p), array(jnp.int32, s, g, r), array(jnp.int32, t))
   # In the order of the fields of Rows.
   ints, floats = [array(jnp.int32, t)] * 6, [array(jnp.float32, t)] * 3
-  return Rows(*ints, *floats, layout)
+  scores = (array(jnp.float32, t) if scored else None for scored in (old, reference))
+  return Rows(*ints, *floats, *scores, layout)
 
 
 def update_calls(
@@ -80,17 +83,12 @@ def update_calls(
     Call("apply", update.apply, (tx, trained, state.moments, trained)),
   ]
   for shape in shapes:
-    rows = rows_of(shape)
-    scores = jax.ShapeDtypeStruct(
-      rows.targets_bs.shape, jnp.float32, sharding=rows.targets_bs.sharding
-    )
-    old, reference = scores if several else None, scores if kl else None
-    args, how = (trained, trained, rows, old, reference), {"loss": loss, "frozen": frozen}
+    args, how = (trained, trained, rows_of(shape, several, kl)), {"loss": loss, "frozen": frozen}
     calls.append(Call("accumulate", update.accumulate, args, how))
-    # Supervised runs score held-out targets, in one shape.
-    held_out = config.method == "sft" and shape == packing.roomiest(shapes)
-    if always_score or several or kl or held_out:
-      calls.append(Call("score", update.logprobs_of, (state.model, rows), {"loss": loss}))
+  # Responses are scored for the loss, held-out targets for supervised runs, both in one shape.
+  if always_score or several or kl or config.method == "sft":
+    args = state.model, rows_of(packing.roomiest(shapes))
+    calls.append(Call("score", update.logprobs_of, args, {"loss": loss}))
   return calls
 
 

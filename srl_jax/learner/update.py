@@ -11,7 +11,7 @@ of that part alone; the frozen rest is a further argument, not donated and not d
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,15 +73,12 @@ def loss_of(config) -> Loss:
   return Loss(FrozenConfigDict(config.algorithm), config.rollout.temperature, **how)
 
 
-def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss):
+def batch_loss(model, rows: Rows, loss: Loss):
   """This micro-batch's part of the loss.
 
   Args:
     model: the policy.
     rows: one micro-batch on the device.
-    old_logprobs_bs: of the policy before the batch's first optimiser step; None in that step, where
-      they are the new ones without their gradient.
-    reference_logprobs_bs: None without a KL term.
     loss: what to minimise.
 
   Returns:
@@ -99,6 +96,7 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
     value, terms = -(inside(logprobs_bs) * rows.loss_weights_bs).sum(), {}
   else:
     # In the first step the ratio is exp(0) = 1, but its gradient is that of logprobs_bs.
+    old_logprobs_bs = rows.old_logprobs_bs
     if old_logprobs_bs is None:
       old_logprobs_bs = jax.lax.stop_gradient(logprobs_bs)
     cap, weights_bs = loss.algorithm.importance_cap, None
@@ -110,7 +108,7 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
       rows.advantages_bs,
       rows.loss_weights_bs,
       weights_bs,
-      reference_logprobs_bs,
+      rows.reference_logprobs_bs,
       algorithm=loss.algorithm,
     )
   terms |= {"logprob": logprobs_bs, "entropy": entropy_bs}
@@ -119,9 +117,7 @@ def batch_loss(model, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: 
 
 
 @functools.partial(jax.jit, static_argnames="loss", donate_argnames="grads")
-def accumulate(
-  grads, trained, rows: Rows, old_logprobs_bs, reference_logprobs_bs, loss: Loss, frozen=None
-):
+def accumulate(grads, trained, rows: Rows, loss: Loss, frozen=None):
   """Adds one micro-batch's gradient to `grads`, the sum of those before.
 
   trained, frozen: of policy.lora.split. Returns (grads, sums, logprobs_bs), the last two as in
@@ -129,8 +125,7 @@ def accumulate(
   """
 
   def loss_of_trained(trained):
-    model = join(trained, frozen)
-    return batch_loss(model, rows, old_logprobs_bs, reference_logprobs_bs, loss)
+    return batch_loss(join(trained, frozen), rows, loss)
 
   value, pull_back, (sums, logprobs_bs) = jax.vjp(loss_of_trained, trained, has_aux=True)
   # The backward pass adds to mutable references of the running sums, which are donated, so a second
@@ -152,11 +147,6 @@ def logprobs_of(model, rows: Rows, loss: Loss):
   """logprobs_bs of one micro-batch under `model`."""
   how = dict(temperature=loss.temperature, chunk=loss.chunk, remat=loss.remat)
   return token_logprobs(model, rows, **how)[0]
-
-
-def logprobs_of_all(model, micro_batches: Sequence[Rows], loss: Loss) -> list[jax.Array]:
-  """logprobs_bs of each micro-batch under `model`, for `old` and `reference` of train_step."""
-  return [logprobs_of(model, rows, loss=loss) for rows in micro_batches]
 
 
 @functools.partial(jax.jit, static_argnames="tx")
@@ -181,8 +171,6 @@ def train_step(
   state: TrainState,
   micro_batches: Sequence[Rows],
   loss: Loss,
-  old: Sequence[Any] | None = None,
-  reference: Sequence[Any] | None = None,
 ) -> tuple[TrainState, StepOutput]:
   """Dispatches one optimiser step over micro-batches and does not wait for it.
 
@@ -192,17 +180,12 @@ def train_step(
       several optimiser steps.
     micro_batches: rows of one batch, on the device (on_device).
     loss: what to minimise.
-    old: logprobs_bs of each micro-batch before the batch's first step; None in that step.
-    reference: logprobs_bs of each micro-batch under the reference policy, or None.
   """
   # Gradient accumulation: every call adds to the same donated buffers.
-  none = [None] * len(micro_batches)
   trained, frozen = split(state.model)
   grads, sums, logprobs = zeros(trained), [], []
-  for rows, old_bs, reference_bs in zip(micro_batches, old or none, reference or none):
-    grads, sums_of_rows, logprobs_bs = accumulate(
-      grads, trained, rows, old_bs, reference_bs, loss=loss, frozen=frozen
-    )
+  for rows in micro_batches:
+    grads, sums_of_rows, logprobs_bs = accumulate(grads, trained, rows, loss=loss, frozen=frozen)
     sums.append(sums_of_rows)
     logprobs.append(logprobs_bs)
   trained, moments, norm = apply(tx, trained, state.moments, grads)

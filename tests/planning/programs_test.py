@@ -143,8 +143,9 @@ def test_calls_have_the_arguments_of_further_passes(config, state):
   config.algorithm.steps_per_batch, config.algorithm.kl = 2, 0.1
   with jax.set_mesh(make_mesh(SPEC)):
     calls = {call.name: call for call in programs.calls(config, state)}
-  _, _, rows, old, reference = calls["accumulate"].args
-  assert old.shape == reference.shape == rows.targets_bs.shape
+  _, _, rows = calls["accumulate"].args
+  assert rows.old_logprobs_bs.shape == rows.reference_logprobs_bs.shape == rows.targets_bs.shape
+  assert sum(call.name == "score" for call in programs.calls(config, state)) == 1
   assert calls["apply"].resident == programs.device_bytes(state.model)
 
 
