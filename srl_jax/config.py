@@ -149,7 +149,9 @@ def defaults() -> ConfigDict:
   config.batch.prompts = 512
   config.batch.tokens_per_device = 16384  # of a micro-batch
   config.batch.logprob_chunk = 512  # trained tokens per device that have logits at the same time
-  config.batch.remat = "full"  # least memory; matmuls: keep their results; none: fastest
+  # What a layer keeps for the backward pass, from least memory to fastest: full | attention |
+  # matmuls | none; see policy.model.REMAT.
+  config.batch.remat = "attention"
 
   config.train = ConfigDict()
   config.train.epochs = 30
@@ -204,7 +206,7 @@ CHOICES = {
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
   "lora.targets": ("attention", "mlp", "all"),
-  "batch.remat": ("none", "matmuls", "full"),
+  "batch.remat": ("none", "matmuls", "attention", "full"),
   "optimizer.schedule": ("constant", "cosine", "linear"),
   "eval.mode": ("whole", "stepwise", "off"),
 }

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from srl_jax.policy import cpu, kernels, sharding
+from srl_jax.policy import cpu, cudnn, kernels, sharding
 from srl_jax.policy.attention import Packed, attend
 from srl_jax.policy.sharding import (
   all_gather_weight,
@@ -56,13 +56,15 @@ OPTIONAL_WEIGHTS = {
   "qwen3": ("q_norm", "k_norm"),
   "llama": (),
 }
-
+_save = jax.checkpoint_policies.save_only_these_names
 # Activations that a layer keeps for the backward pass. "none": all of them. "matmuls": the results
-# of its matrix products, so that attention and elementwise operations are recomputed. "full": only
-# its input.
+# of its matrix products and of cuDNN's attention, so that elementwise operations and attention
+# without cuDNN are recomputed. "attention": these without the two widest, `gate` and `up`, which
+# take more memory than all others together. "full": only its input.
 REMAT = {
   "none": None,
-  "matmuls": jax.checkpoint_policies.save_only_these_names("matmul"),
+  "matmuls": _save("projection", "mlp", cudnn.KEPT),
+  "attention": _save("projection", cudnn.KEPT),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -189,15 +191,15 @@ class Layer(nnx.Module):
   def __call__(self, x_btd, rotary, state):
     """(x_btd, memory) after this layer; rotary = (cos_bth, sin_bth), state as attention.attend."""
     w = lambda name: self.weight(name, x_btd.dtype)
-    kept = lambda x: checkpoint_name(x, "matmul")
+    kept = lambda x: checkpoint_name(x, "projection")
     y = rms_norm(x_btd, w("input_layernorm"), self.config.rms_norm_eps)
     q, k, v = (self.project(y, name) for name in "qkv")
     q, k, v = kept(rotate(q, rotary)), kept(rotate(k, rotary)), kept(v)
     out, memory = attend(q, k, v, state, self.config.attention)
     x_btd = kept(x_btd + self.multiply("btnh,nhd->btd", out, "o_proj"))
     y = rms_norm(x_btd, w("post_attention_layernorm"), self.config.rms_norm_eps)
-    gate = kept(self.multiply("btd,df->btf", y, "gate_proj"))
-    up = kept(self.multiply("btd,df->btf", y, "up_proj"))
+    gate = checkpoint_name(self.multiply("btd,df->btf", y, "gate_proj"), "mlp")
+    up = checkpoint_name(self.multiply("btd,df->btf", y, "up_proj"), "mlp")
     return x_btd + self.multiply("btf,fd->btd", jax.nn.silu(gate) * up, "down_proj"), memory
 
 
