@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 
+from srl_jax.learner.logprobs import chunk_of
 from srl_jax.learner.update import PEAKS, update_flops
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
@@ -199,8 +200,9 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
         f"data.max_prompt_tokens and rollout.max_tokens lower (now {limit} together), and "
         f"batch.tokens_per_device with them (now {room})"
       )
-    if config.batch.logprob_chunk > 128:
-      lines.append(f"batch.logprob_chunk = 128 (now {config.batch.logprob_chunk})")
+    chunk = chunk_of(config)
+    if chunk > 128:
+      lines.append(f"batch.logprob_chunk = 128 (now {chunk})")
   # Twice as many devices along fsdp, until what they keep takes at most 60 % of each.
   parts, spec = mesh["fsdp"], None
   while not spec or kept * mesh["fsdp"] / parts > 0.6 * found["limit"]:
