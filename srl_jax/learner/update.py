@@ -21,7 +21,7 @@ from ml_collections import FrozenConfigDict
 
 from srl_jax.errors import UserError
 from srl_jax.learner import grpo
-from srl_jax.learner.logprobs import token_logprobs
+from srl_jax.learner.logprobs import chunk_of, token_logprobs
 from srl_jax.learner.rows import Rows
 from srl_jax.policy.lora import join, split
 from srl_jax.policy.model import Qwen2
@@ -67,7 +67,7 @@ class StepOutput(NamedTuple):
 
 def loss_of(config) -> Loss:
   """The loss of a config."""
-  how = dict(chunk=config.batch.logprob_chunk, remat=config.batch.remat)
+  how = dict(chunk=chunk_of(config), remat=config.batch.remat)
   if config.method == "sft":
     return Loss(None, **how)
   return Loss(FrozenConfigDict(config.algorithm), config.rollout.temperature, **how)

@@ -13,13 +13,14 @@ Only the batch and the key/value heads are sharded, so attention needs no commun
 runs under shard_map, and a kernel for one device serves the mesh.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from srl_jax.policy import cpu
+from srl_jax.policy import cpu, cudnn
 from srl_jax.policy.kernels import NEGATIVE, causal, masked, take_tokens
 from srl_jax.policy.sharding import act_spec, has_mesh
 
@@ -162,7 +163,10 @@ def visible(state: Packed):
 
 def _packed(q_btnh, k_btkh, v_btkh, state, kernel):
   if isinstance(state.layout, Lines):
-    out_btnh = _by_lines(q_btnh, k_btkh, v_btkh, state.layout, kernel)
+    run = (
+      cudnn.attend_in_lines if kernel == "cudnn" else functools.partial(_by_lines, kernel=kernel)
+    )
+    out_btnh = run(q_btnh, k_btkh, v_btkh, state.layout)
   elif isinstance(state.layout, cpu.Blocks):
     out_btnh = cpu.attend_by_blocks(q_btnh, k_btkh, v_btkh, state.layout)
   else:

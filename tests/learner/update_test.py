@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from srl_jax.config import defaults
 from srl_jax.errors import UserError
-from srl_jax.learner import batch, grpo, optimizer, packing, scores, update
+from srl_jax.learner import batch, grpo, logprobs, optimizer, packing, scores, update
 from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
 from srl_jax.policy import model as M
@@ -526,6 +526,17 @@ def test_accumulate_never_has_whole_logits():
   print(f"temporaries by chunk, GiB: { {k: round(v / 2**30, 1) for k, v in temporaries.items()} }")
   assert temporaries[512] <= 0.5 * temporaries[16384]
   assert temporaries[16384] > 2 * 4 * 16384 * 151936  # the logits and their gradient
+
+
+@pytest.mark.parametrize(
+  "platform, given, chunk",
+  [("cpu", 0, 512), ("tpu", 0, 512), ("gpu", 0, 4096), ("cuda", 0, 4096), ("gpu", 64, 64)],
+)
+def test_loss_has_larger_chunks_of_logits_on_gpus(monkeypatch, platform, given, chunk):
+  monkeypatch.setattr(logprobs, "platform", lambda: platform)
+  config = defaults()
+  config.batch.logprob_chunk = given
+  assert update.loss_of(config).chunk == chunk
 
 
 # ---- equation (1) is written once
