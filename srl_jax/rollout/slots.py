@@ -19,6 +19,7 @@ from srl_jax.data.batches import bucket
 from srl_jax.policy import attention, cpu, kernels
 from srl_jax.policy.model import ModelConfig, rotary_angles
 from srl_jax.policy.sharding import ACT_AXES, act_spec, has_mesh, reshard
+from srl_jax.rollout.insertion import insert_caches
 
 LONGEST_CHUNK = 1024  # prompts of at most as many tokens are prefilled by one call
 CHUNK = 512  # tokens that one call of `prefill` reads of longer prompts
@@ -214,21 +215,17 @@ def prefill(model, layers, slots, buffers, tokens_bc, start, prompts, sources_b,
   # Selects the last token's state by a one-hot sum; 0 if that token is in another chunk.
   is_last_bc = positions_bc == lengths_b[:, None] - 1
   last_bd = jnp.einsum("bc,bcd->bd", is_last_bc.astype(x_bcd.dtype), x_bcd)
+  if buffers is not None:
+    # A short prompt's last token is in an earlier chunk than the longest one's: keep its state.
+    last_bd = jnp.where(is_last_bc.any(axis=1, keepdims=True), last_bd, buffers.last_bd)
+    buffers = Buffers(caches, last_bd)
   prompts = prompts._replace(lengths_b=lengths_b)
-
-  def insert(slots):
-    return _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids)
-
-  if buffers is None:
-    return insert(slots), None
-  # A short prompt's last token is in an earlier chunk than the longest one's: keep its state.
-  last_bd = jnp.where(is_last_bc.any(axis=1, keepdims=True), last_bd, buffers.last_bd)
-  slots = jax.lax.cond((sources_b >= 0).any(), insert, lambda slots: slots, slots)
-  return slots, Buffers(caches, last_bd)
+  slots = slots._replace(caches=insert_caches(slots.caches, caches, sources_b))
+  return _first_tokens(model, slots, prompts, last_bd, sources_b, draws, stop_ids), buffers
 
 
-def _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids):
-  """Slots with new prompts and the first token of each response."""
+def _first_tokens(model, slots, prompts, last_bd, sources_b, draws, stop_ids):
+  """Slots with the first token of each response to the new prompts."""
   # All g responses draw their first token from one distribution, each with another random key.
   b, g = prompts.lengths_b.shape[0], slots.done_bg.shape[1]
   logits_b1v = model.logits(model.final_norm(last_bd[:, None]))
@@ -249,13 +246,8 @@ def _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids):
     new = reshard(new, jax.P()).at[jnp.maximum(sources_b, 0)].get(out_sharding=layout)
     return jnp.where(jnp.expand_dims(takes_b, range(1, old.ndim)), new, old)
 
-  # The ring buffers keep their old entries, which are older than the age 1 of the new responses.
   done_bg = jnp.arange(g) >= of_prompt(prompts.counts_b)[:, None]
   slots = slots._replace(
-    caches=[
-      (choose(k, old[0], "bkph"), choose(v, old[1], "bkhp"), *old[2:])
-      for (k, v), old in zip(caches, slots.caches)
-    ],
     lengths_b=choose(prompts.lengths_b, slots.lengths_b, "b"),
     streams_b=choose(streams_b, slots.streams_b, "b"),
     offsets_b=choose(offsets_b, slots.offsets_b, "b"),
