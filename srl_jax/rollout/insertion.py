@@ -19,7 +19,7 @@ def insert_caches(caches, new, sources_b):
   prompts_of = lambda caches: [(k, v) for k, v, *_ in caches]
   run = _insert_shard
   if has_mesh():
-    specs = [(act_spec("bkph"), act_spec("bkhp"))] * len(new)
+    specs = [(act_spec("bkph"), act_spec("bkph"))] * len(new)
     run = jax.shard_map(run, in_specs=(specs, specs, jax.P()), out_specs=specs)
   inserted = run(prompts_of(caches), new, sources_b)
   # The ring buffers keep their old entries, which are older than the age 1 of the new responses.

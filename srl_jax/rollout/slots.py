@@ -32,7 +32,7 @@ class SlotShape(NamedTuple):
     b: slots, all of which decode together.
     g: responses of a slot.
     p: most tokens of a prompt.
-    r: most tokens of a response.
+    r: most tokens of a response, the entries of its ring buffers.
     batch: prompts of one prefill.
     c: tokens of each prompt that one call of `prefill` reads; it divides p.
   """
@@ -63,7 +63,9 @@ def slot_shape(
   p = kernels.padded_length(bucket(longest), kernel)
   c = p if p <= LONGEST_CHUNK else CHUNK
   p = -(-p // c) * c  # rounded up to a multiple
-  return SlotShape(b=b, g=n, p=p, r=max_tokens, batch=max(1, b // 4 // rows) * rows, c=c)
+  return SlotShape(
+    b=b, g=n, p=p, r=attention.ring_length(max_tokens), batch=max(1, b // 4 // rows) * rows, c=c
+  )
 
 
 class Slots(NamedTuple):
@@ -73,7 +75,8 @@ class Slots(NamedTuple):
   `column`, whenever they were filled, so a write is one slice.
 
   Fields:
-    caches: (prompt_k_bkph, prompt_v_bkhp, k_bgkhr, v_bgkrh) of each layer, see attention.Cached.
+    caches: prompt_k_bkph, prompt_v_bkph and the two ring buffers of each layer: those of
+      attention.cached_of.
     lengths_b: tokens of the prompt.
     streams_b: uint32, of the prompt's random keys.
     offsets_b: the index, in the prompt's group, of the slot's first response.
@@ -100,7 +103,7 @@ class Buffers(NamedTuple):
   """Prompts that were read in part, where prefill takes several calls.
 
   Fields:
-    caches: (prompt_k_bkph, prompt_v_bkhp) of each layer; b is SlotShape.batch.
+    caches: (prompt_k_bkph, prompt_v_bkph) of each layer; b is SlotShape.batch.
     last_bd: the hidden state of each prompt's last token, once it has been read.
   """
 
@@ -163,9 +166,10 @@ def empty(shape: SlotShape, config: ModelConfig) -> tuple[Slots, Buffers | None]
     layers = range(config.num_hidden_layers)
     return [tuple(filled(x, dtype=config.dtype, **others) for x in letters) for _ in layers]
 
+  fields = attention.FIELDS[attention.cached_of(config.attention, config.head_dim)]
   # Lengths and ages of 1, so that an empty slot has an entry to attend to and no softmax over none.
   slots = Slots(
-    caches=caches(("bkph", "bkhp", "bgkhr", "bgkrh")),
+    caches=caches((fields[0], fields[1], fields[3], fields[4])),
     lengths_b=filled("b", 1),
     streams_b=filled("b", dtype=jnp.uint32),
     offsets_b=filled("b"),
@@ -179,7 +183,7 @@ def empty(shape: SlotShape, config: ModelConfig) -> tuple[Slots, Buffers | None]
   if shape.c == shape.p:
     return slots, None
   last_bd = filled("bd", dtype=config.dtype, b=shape.batch)
-  return slots, Buffers(caches(("bkph", "bkhp"), b=shape.batch), last_bd)
+  return slots, Buffers(caches(("bkph", "bkph"), b=shape.batch), last_bd)
 
 
 @functools.partial(jax.jit, donate_argnums=(2, 3), static_argnames="stop_ids")
@@ -283,6 +287,7 @@ def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, draws, stop_ids):
 def decode(model, layers, slots: Slots, free_slots, draws: Draws, stop_ids):
   """Decodes until at least `free_slots` slots are done or empty: (slots, HostSnapshot)."""
   r = slots.tokens_bgr.shape[-1]
+  cached = attention.cached_of(model.config.attention, model.config.head_dim)
 
   def step(slots):
     # Reads the newest token, which is number ages_bg of its response, into the caches, and samples
@@ -290,9 +295,12 @@ def decode(model, layers, slots: Slots, free_slots, draws: Draws, stop_ids):
     column = (slots.column + 1) % r
     positions_bg = slots.lengths_b[:, None] + slots.ages_bg - 1
     rotary = rotary_angles(positions_bg, model.config)
+    # An ended response attends to one entry, so that its length costs nothing.
+    ages_bg = jnp.where(slots.done_bg, 1, slots.ages_bg)
+    lengths_b = jnp.where(slots.done_bg.all(axis=1), 1, slots.lengths_b)
     x_bgd, caches = model.embed(slots.newest_bg), []
     for layer, (prompt_k, prompt_v, k, v) in zip(layers, slots.caches):
-      state = attention.Cached(prompt_k, prompt_v, slots.lengths_b, k, v, column, slots.ages_bg)
+      state = cached(prompt_k, prompt_v, lengths_b, k, v, column, ages_bg)
       x_bgd, own = layer(x_bgd, rotary, state)
       caches.append((prompt_k, prompt_v, *own))
     logits_bgv = model.logits(model.final_norm(x_bgd))
