@@ -34,6 +34,11 @@ def layout(kernel: str) -> str:
   return "blocks" if kernel == "cpu" else "lines"
 
 
+def decodes_by_row(kernel: str, head_dim: int) -> bool:
+  """Whether a policy with that attention decodes with policy.decode_attention, made for GPUs."""
+  return kernel == "cudnn" and head_dim in (16, 32, 64, 128)
+
+
 def padded_length(length: int, kernel: str) -> int:
   """`length` rounded up to a length that the kernel accepts."""
   block = BLOCK.get(kernel, 1)
