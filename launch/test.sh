@@ -12,5 +12,10 @@ if ! command -v bwrap > /dev/null && command -v apt-get > /dev/null && [ "$(id -
   { apt-get update -qq && apt-get install -y -qq bubblewrap; } > /dev/null 2>&1 ||
     echo "bubblewrap cannot be installed: the tests of the sandbox are skipped"
 fi
+# The tests of a run's page look at it in Chromium; without it they are skipped.
+if ! command -v chromium > /dev/null && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
+  { apt-get update -qq && apt-get install -y -qq chromium; } > /dev/null 2>&1 ||
+    echo "chromium cannot be installed: the tests that look at the page are skipped"
+fi
 cd "$ROOT"
 exec python -m pytest -q -m '' -n auto --dist=loadgroup "$@"

@@ -126,8 +126,7 @@ def defaults() -> ConfigDict:
   config.algorithm.importance_cap = 2.0  # 0 = no importance weights
   config.algorithm.steps_per_batch = 1
 
-  # Low-rank adapters beside weights that are frozen in `dtype`. The figures of alpha, targets and
-  # lr_factor are those of "LoRA Without Regret" (Thinking Machines Lab, 2025).
+  # Adapters beside frozen weights; values of "LoRA Without Regret" (Thinking Machines Lab, 2025).
   config.lora = ConfigDict()
   config.lora.rank = 0  # 0: all weights are trained; 1 to 16 learn as much in RL, SFT needs more
   config.lora.alpha = 32.0  # adapters count alpha / rank times: the best lr then fits every rank
@@ -171,6 +170,7 @@ def defaults() -> ConfigDict:
   config.eval.max_turns = 12
 
   config.log = ConfigDict()
+  config.log.report = True  # WORKDIR/report.html, written by another process once a minute
   config.log.tensorboard = True
   config.log.wandb = ""  # name of a project
   return config.lock()

@@ -32,6 +32,7 @@ def main(argv) -> None:
   from srl_jax import hosts
   from srl_jax.learner import programs
   from srl_jax.learner import workdir as workdirs
+  from srl_jax.learner.page_process import Page
   from srl_jax.policy.sharding import make_mesh
 
   config = FLAGS.config
@@ -58,6 +59,9 @@ def main(argv) -> None:
         summary = run_training(config, workdir)
       if hosts.is_writer():
         folders.write_json(workdir / "summary.json", summary)
+        page = Page(workdir, config.log.report)
+        page.write_last()
+        page.close()
   except Stopped as stopped:
     again = " ".join(["python -m srl_jax.train", *sys.argv[1:]])
     say(f"\nstopped by {stopped}; saved. Continue with the same command: {again}")
@@ -132,7 +136,10 @@ def table(summary: dict, workdir: pathlib.Path) -> str:
     score = summary["validation"].get(str(step))
     if score is not None:
       lines.append(f"best on validation: step {step}, {score:.4f}")
-  lines.append(f"everything is in {workdir}: summary.json, metrics.jsonl, rollouts/, checkpoints/")
+  page = "report.html, " if (workdir / "report.html").exists() else ""
+  lines.append(
+    f"everything is in {workdir}: {page}summary.json, metrics.jsonl, rollouts/, checkpoints/"
+  )
   return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ SHARED = TESTS.parent.parent / "shared"
 # that takes seconds or starts processes is marked `integration` and belongs to the default tier.
 UNIT = (
   *("addresses_test.py", "config_test.py", "folders_test.py", "progress_test.py"),
-  *("unused_options_test.py", "data/", "rewards/", "tasks/"),
+  *("unused_options_test.py", "data/", "reporting/", "rewards/", "tasks/"),
   *("planning/estimate_test.py", "planning/report_test.py"),
   *("evals/figures_test.py", "evals/math_benchmarks_test.py", "evals/miniature_table_test.py"),
   *("evals/paired_test.py", "evals/paper_test.py", "evals/tables_test.py"),

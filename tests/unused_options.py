@@ -12,10 +12,11 @@ from srl_jax.config import defaults
 from srl_jax.folders import flatten
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-LIMIT = 12
+LIMIT = 13
 KEPT = {
   "data.accept_change": "a user's consent at the command line, not part of an experiment",
   "data.solutions_per_problem": "bounds data sets with many solutions; the paper's has one each",
+  "log.report": "off for tests and where one core is too many",
   "log.tensorboard": "off for tests and for machines with a slow disk",
   "log.wandb": "the user's own project",
   "optimizer.grad_norm": "the paper's value, 1.0, in every experiment",

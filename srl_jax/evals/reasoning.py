@@ -4,7 +4,8 @@ r"""Compares how two models reason: words (paper, Figure 4) and think blocks (pa
       --output=evals/base_srl
 
 The command reads the responses of srl_jax.evaluate, compares the problems that both evaluations
-contain, and writes reasoning.json and reasoning.svg.
+contain, and writes reasoning.json. The page of a run (srl_jax.report) draws the pictures of a
+reasoning.json that is beside it.
 
 The kind of a think block depends on its place, and for verification also on its words:
   planning      no visible text before it
@@ -30,7 +31,7 @@ import numpy as np
 from srl_jax import command_line
 from srl_jax.data.responses import OPEN
 from srl_jax.errors import UserError
-from srl_jax.evals import passes, plots, tables
+from srl_jax.evals import passes, tables
 from srl_jax.evals.figures import mean_and_error
 
 flags = command_line.own_flags()
@@ -45,6 +46,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=Tr
 
 KINDS = ("planning", "between", "verification")
 LENGTHS = ("response", "monologue", "solution")
+BINS = 30  # of a histogram
 # An unclosed block extends to the end of the text.
 _BLOCK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 # Words of a block that verifies.
@@ -91,13 +93,13 @@ def main(argv: list[str]) -> None:
     "problems": len(readings[labels[0]]),
     "models": models,
     "difference": difference(*readings.values()),
+    "pictures": pictures(readings, models),
   }
   output = pathlib.Path(_OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)
   (output / "reasoning.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-  (output / "reasoning.svg").write_text(_picture(readings, result["models"]), encoding="utf-8")
   print(_text(result))
-  print(f"wrote {output}/reasoning.json and reasoning.svg")
+  print(f"wrote {output}/reasoning.json")
 
 
 def _note_differences(first: dict, second: dict) -> None:
@@ -256,26 +258,42 @@ def _lines(folder: pathlib.Path, name: str) -> dict[tuple[str, str], dict]:
   return chosen
 
 
-def _picture(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) -> str:
-  """Returns the SVG with two histograms of words and the shares of think blocks."""
-  responses, monologues = {}, {}
+def pictures(readings: dict[str, list[list[Reading]]], models: dict[str, dict]) -> dict:
+  """Returns the data of Figure 4's pictures.
+
+  "histograms" has one entry for responses and one for their think blocks, see `histogram`; "kinds"
+  is {label: {kind of think block, interleaved or monolithic: share of the responses}}.
+  """
+  responses, monologues, kinds = {}, {}, {}
   for label, problems in readings.items():
     flat = list(itertools.chain(*problems))
     responses[label] = _lengths(flat, "response")
     monologues[label] = _lengths(flat, "monologue")
-  shares = {}
-  for kind in KINDS:
-    shares[kind] = [model["kinds"][kind]["share"] for model in models.values()]
-  for name in ("interleaved", "monolithic"):
-    shares[name] = [model[name] for model in models.values()]
-  return plots.page(
-    list(models),
-    [
-      plots.histogram("Words of a response", responses),
-      plots.histogram("Words in its think blocks", monologues),
-      plots.bars("Responses with think blocks", shares),
-    ],
-  )
+    shares = {kind: models[label]["kinds"][kind]["share"] for kind in KINDS}
+    kinds[label] = shares | {name: models[label][name] for name in ("interleaved", "monolithic")}
+  histograms = [
+    {"title": "Words of a response"} | histogram(responses),
+    {"title": "Words in its think blocks"} | histogram(monologues),
+  ]
+  return {"histograms": histograms, "kinds": kinds}
+
+
+def histogram(values: dict[str, Sequence[int]]) -> dict:
+  """Returns {"edges", "shares": {label: list}, "medians": {label: number}} of lengths.
+
+  The edges end at the 99th percentile; larger values count in the last bin, so that the shares of a
+  label add up to 1.
+  """
+  everything = np.concatenate(list(values.values())).astype(float)
+  largest = max(1.0, np.percentile(everything, 99))
+  edges = np.linspace(0.0, np.ceil(largest / BINS) * BINS, BINS + 1)
+  middle = edges[-1] - edges[1] / 2  # of the last bin
+  shares, medians = {}, {}
+  for label, lengths in values.items():
+    counts, _ = np.histogram(np.clip(lengths, 0, middle), edges)
+    shares[label] = (counts / len(lengths)).tolist()
+    medians[label] = float(np.median(lengths))
+  return {"edges": edges.tolist(), "shares": shares, "medians": medians}
 
 
 def _text(result: dict) -> str:

@@ -10,6 +10,7 @@ import types
 from srl_jax import folders, hosts
 from srl_jax.errors import UserError
 from srl_jax.learner.dynamic_sampling import Group
+from srl_jax.learner.page_process import Page
 
 _ROLLOUTS = re.compile(r"step_(?P<step>\d+)\.(?P<kind>jsonl|partial)")
 
@@ -38,11 +39,11 @@ def rollout_lines(groups: list[Group]) -> str:
 
 
 class Log:
-  """The files of a run: metrics.jsonl, rollouts/, TensorBoard and W&B; process 0 alone writes.
+  """The files of a run: metrics.jsonl, rollouts/, its page, TensorBoard, W&B; process 0 writes.
 
   Args:
     workdir: the run's folder.
-    log: config group with tensorboard (bool) and wandb (a project's name, or "").
+    log: config group with report and tensorboard (bool), and wandb (a project's name, or "").
     step: the checkpoint's step that the run continues from; what was written after it is removed.
     name: the run's name for W&B.
     config: shown there.
@@ -51,6 +52,7 @@ class Log:
   def __init__(self, workdir: pathlib.Path, log, *, step: int, name: str, config: dict):
     self.metrics = workdir / "metrics.jsonl"
     self.rollouts = workdir / "rollouts"
+    self.page = Page(workdir, log.report and hosts.is_writer())
     self._board = self._wandb = None
     fault = None
     if log.wandb and hosts.is_writer():
@@ -90,8 +92,10 @@ class Log:
         self._board.add_scalar(name, value, step)
     if self._wandb:
       self._wandb.log(metrics, step=step)
+    self.page.write_if_due()
 
   def close(self) -> None:
+    self.page.close()
     if self._board:
       _close_board(self._board)
     if self._wandb:

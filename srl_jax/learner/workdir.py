@@ -16,6 +16,7 @@ FREE_KEYS = (
   "rollout.public_servers",
   "rollout.weights_root",
   "rollout.patience",
+  "log.report",
   "log.tensorboard",
   "log.wandb",
   "train.steps",

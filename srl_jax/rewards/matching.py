@@ -1,4 +1,4 @@
-"""Characters in the matching blocks of difflib.SequenceMatcher, without its worst cases.
+"""The matching blocks of difflib.SequenceMatcher, without its worst cases.
 
 SequenceMatcher finds the longest common substring of two texts (the earliest in the first text,
 then the earliest in the second) and recurses left and right of it. Its dynamic programme visits
@@ -21,6 +21,14 @@ from typing import NamedTuple
 import numpy as np
 
 
+class Block(NamedTuple):
+  """Equal parts a[i : i + size] and b[j : j + size] of the two texts."""
+
+  i: int
+  j: int
+  size: int
+
+
 class Box(NamedTuple):
   """A part a[a_low:a_high] of the first text that is matched with b[b_low:b_high] of the second."""
 
@@ -31,23 +39,43 @@ class Box(NamedTuple):
 
 
 def matched_characters(a: str, b: str, *, autojunk: bool = False) -> int:
-  """Returns the sum of the lengths in SequenceMatcher(None, a, b, autojunk).get_matching_blocks().
+  """Returns the sum of the sizes of `matching_blocks`, with the same arguments."""
+  return sum(block.size for block in _blocks(a, b, autojunk))
+
+
+def matching_blocks(a: str, b: str, *, autojunk: bool = False) -> list[Block]:
+  """Returns get_matching_blocks() of SequenceMatcher(None, a, b, autojunk) but its last, empty one.
 
   Args:
     a: the first text; any code points, including lone surrogates.
     b: the second text.
     autojunk: ignore the popular characters of a long b, as SequenceMatcher does.
   """
+  merged: list[Block] = []
+  for block in sorted(_blocks(a, b, autojunk)):
+    last = merged[-1] if merged else Block(0, 0, 0)
+    # SequenceMatcher joins blocks that are adjacent in both texts.
+    if last.size and (last.i + last.size, last.j + last.size) == (block.i, block.j):
+      merged[-1] = last._replace(size=last.size + block.size)
+    else:
+      merged.append(block)
+  return merged
+
+
+def _blocks(a: str, b: str, autojunk: bool) -> list[Block]:
+  """Returns the matching blocks as they are found, by descending size."""
   if not a or not b:
-    return 0
+    return []
   search = _prepare(a, b, autojunk)
-  matched = 0
   # Each iteration takes all blocks of the longest length that is left, so the lengths descend.
   while candidates := _longest(search):
-    matched += _take_blocks(search, candidates)
+    _take_blocks(search, candidates)
   # SequenceMatcher extends every match, even an empty one, by adjacent characters that autojunk
   # ignored. A remaining box has no match left, so only its common prefix can be added.
-  return matched + sum(_common_prefix(search, box) for box in search.boxes.values())
+  for box in search.boxes.values():
+    if size := _common_prefix(search, box):
+      search.blocks.append(Block(box.a_low, box.b_low, size))
+  return search.blocks
 
 
 # ---------------------------------------------------------------------------------- suffix array
@@ -74,6 +102,7 @@ def _prepare(a: str, b: str, autojunk: bool) -> "_Search":
     place_b=place[n + 1 : n + 1 + m],
     common=common,
     boxes={0: Box(0, n, 0, m)},
+    blocks=[],
     room_a=room,
     room_b=np.arange(m, 0, -1),
     low_b=np.zeros(n, np.int64),
@@ -180,6 +209,7 @@ class _Search:
     place_a, place_b: int [n], [m]: index of each position's suffix in the suffix array.
     common: int [n + m + 1], the LCP array: common prefix of the suffixes with indices r and r + 1.
     boxes: {number: box}, the parts that are not matched yet.
+    blocks: found so far.
     room_a: int [n]: upper bound on a match that starts here; 0 if no match can.
     room_b: int [m]: characters up to the end of the box; 0 outside the boxes.
     low_b, high_b, box_a: int [n]: for each position of a, its box's range in b and its box's
@@ -192,6 +222,7 @@ class _Search:
   place_b: np.ndarray
   common: np.ndarray
   boxes: dict[int, Box]
+  blocks: list[Block]
   room_a: np.ndarray
   room_b: np.ndarray
   low_b: np.ndarray
@@ -264,31 +295,29 @@ def _candidates(search: _Search, length: int) -> _Candidates | None:
   return _Candidates(length, a[found], first[found], last[found], keys % stride)
 
 
-def _take_blocks(search: _Search, candidates: _Candidates) -> int:
-  """Takes all blocks of the candidates' length, splits their boxes; returns the matched length."""
+def _take_blocks(search: _Search, candidates: _Candidates) -> None:
+  """Takes all blocks of the candidates' length and splits their boxes."""
   numbers = search.box_a[candidates.a]
   starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # candidates of one box are contiguous
-  matched = 0
   for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)]):
-    matched += _take_in_box(search, int(numbers[start]), candidates, start, stop)
+    _take_in_box(search, int(numbers[start]), candidates, start, stop)
   # No block of this length is left anywhere.
   np.minimum(search.room_a, candidates.length - 1, out=search.room_a)
-  return matched
 
 
 def _take_in_box(
   search: _Search, number: int, candidates: _Candidates, start: int, stop: int
-) -> int:
+) -> None:
   """Takes the blocks of one box from left to right; candidates start..stop belong to it.
 
-  Returns the matched length. `box` shrinks from the left: after a block, it is the remainder to the
+  `box` shrinks from the left: after a block, it is the remainder to the
   right of it, in a and in b, and the part to its left becomes another box.
   """
   box = search.boxes.pop(number)
   search.room_b[box.b_low : box.b_high] = 0
   a, first, last = (x[start:stop] for x in (candidates.a, candidates.first, candidates.last))
   last_b = candidates.places[last]
-  matched, at = 0, 0
+  at = 0
   # The next candidate with an occurrence at or after box.b_low: its last occurrence decides.
   while (at := _next_at_least(last_b, at, box.b_low)) < len(a):
     places = candidates.places[first[at] : last[at] + 1]
@@ -298,11 +327,10 @@ def _take_in_box(
     i, j, size = _extended(search, box, int(a[at]), j, candidates.length)
     _keep(search, Box(box.a_low, i, box.b_low, j))
     search.room_a[i : i + size] = 0
-    matched += size
+    search.blocks.append(Block(i, j, size))
     box = Box(i + size, box.a_high, j + size, box.b_high)
     at += int(np.searchsorted(a[at:], box.a_low))  # skips candidates inside the block just taken
   _keep(search, box)
-  return matched
 
 
 def _next_at_least(values: np.ndarray, at: int, low: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from cydifflib import SequenceMatcher
 
-from srl_jax.rewards.matching import matched_characters
+from srl_jax.rewards.matching import Block, matched_characters, matching_blocks
 from srl_jax.rewards.workers import Workers
 
 # cydifflib visits each pair of equal characters once per matching block, and there are at most as
@@ -44,6 +44,17 @@ def similarity(action: str, target: str, *, autojunk: bool = False) -> float:
     return SequenceMatcher(None, action, target, autojunk=autojunk).ratio()
   matched = matched_characters(action, target, autojunk=autojunk)
   return 2.0 * matched / (len(action) + len(target))
+
+
+def blocks(action: str, target: str, *, autojunk: bool = False) -> list[Block]:
+  """Returns the matching blocks whose sizes add up to M of `similarity`, with the same arguments.
+
+  They are SequenceMatcher's, in order, without its last one, which is always empty.
+  """
+  if _visits(action, target) > _VISITS_AT_MOST:
+    return matching_blocks(action, target, autojunk=autojunk)
+  matcher = SequenceMatcher(None, action, target, autojunk=autojunk)
+  return [Block(*found) for found in matcher.get_matching_blocks() if found[2]]
 
 
 def _visits(action: str, target: str) -> int:

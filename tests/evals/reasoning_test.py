@@ -3,13 +3,12 @@ r"""Words and think blocks, counted by hand."""
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
-import xml.etree.ElementTree as xml
 
 import pytest
 
-from srl_jax.evals import plots
 from srl_jax.evals import reasoning as R
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -116,9 +115,8 @@ def test_reasoning_command_writes_its_figures(tmp_path):
   found = json.loads((tmp_path / "out" / "reasoning.json").read_text())
   assert found["models"]["SRL <7B>"]["interleaved"] == 0.5
   assert found["models"]["base"]["settings"]["model"] == "base"
-  picture = xml.parse(tmp_path / "out" / "reasoning.svg").getroot()
-  words = [element.text for element in picture.iter() if element.text]
-  assert {"base", "SRL <7B>", "Words of a response", "verification"} <= set(words)
+  assert found["pictures"]["kinds"]["SRL <7B>"]["verification"] == 0.5
+  assert found["pictures"]["histograms"][0]["medians"] == {"base": 1.5, "SRL <7B>": 12.5}
 
 
 def test_reasoning_command_refuses_bad_input(tmp_path):
@@ -142,13 +140,16 @@ def test_reasoning_command_refuses_bad_input(tmp_path):
   ids=["zeros", "one", "outlier", "even", "rare outlier"],
 )
 def test_histogram_shows_every_response(values):
-  """The heights sum to 1: no response is beyond the end of the axis."""
-  picture = xml.fromstring(plots.page(["a"], [plots.histogram("t", {"a": values})]))
-  (outline,) = (e for e in picture.iter() if e.tag.endswith("polygon"))
-  points = [tuple(map(float, pair.split(","))) for pair in outline.get("points").split()]
-  heights = [points[0][1] - y for _, y in points[1:-1:2]]
-  assert 1 <= len(heights) <= plots.BINS + 1 and min(y for _, y in points) >= plots.TOP
-  scale = [(e.text, float(e.get("y"))) for e in picture.iter() if (e.text or "").endswith("%")]
-  (low, y_low), (high, y_high) = scale[0], scale[-1]
-  per_percent = (y_low - y_high) / (float(high[:-1]) - float(low[:-1]))
-  assert sum(heights) / per_percent == pytest.approx(100, rel=0.02)
+  """The shares add up to 1: no response is beyond the end of the axis."""
+  found = R.histogram({"a": values, "b": [0]})
+  assert len(found["edges"]) == len(found["shares"]["a"]) + 1 == R.BINS + 1
+  for shares in found["shares"].values():
+    assert sum(shares) == pytest.approx(1)
+  assert found["medians"]["a"] == statistics.median(values)
+
+
+def test_histogram_by_hand():
+  """Bins of one word up to the largest length, 30: a fifth of the lengths in each of five bins."""
+  found = R.histogram({"a": [0, 1, 1, 2, 30]})
+  assert found["edges"] == list(range(31))
+  assert found["shares"]["a"][:3] == [0.2, 0.4, 0.2] and found["shares"]["a"][-1] == 0.2

@@ -59,7 +59,7 @@ def test_rollout_lines_have_all_that_is_needed_to_read_them():
 
 
 def log(workdir, step, **given):
-  settings = types.SimpleNamespace(**dict(tensorboard=False, wandb="") | given)
+  settings = types.SimpleNamespace(**dict(report=False, tensorboard=False, wandb="") | given)
   return logs.Log(workdir, settings, step=step, name="run", config={})
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from srl_jax.rewards.matching import matched_characters
+from srl_jax.rewards.matching import matched_characters, matching_blocks
 from srl_jax.rewards.similarity import similarity
 from tests.stopwatch import Stopwatch
 
@@ -37,7 +37,7 @@ LONG = st.builds(
 
 def reference(a, b, autojunk):
   blocks = difflib.SequenceMatcher(None, a, b, autojunk=autojunk).get_matching_blocks()
-  return sum(block.size for block in blocks)
+  return [tuple(block) for block in blocks[:-1]]  # the last one is always empty
 
 
 @settings(max_examples=400, deadline=None)
@@ -48,14 +48,16 @@ def reference(a, b, autojunk):
 @example(a="\ud800x\udfff", b="x\ud800", autojunk=False)
 @example(a="", b="a", autojunk=False)
 def test_matches_equal_the_standard_librarys(a, b, autojunk):
-  assert matched_characters(a, b, autojunk=autojunk) == reference(a, b, autojunk)
+  blocks = reference(a, b, autojunk)
+  assert matching_blocks(a, b, autojunk=autojunk) == blocks
+  assert matched_characters(a, b, autojunk=autojunk) == sum(size for _, _, size in blocks)
 
 
 @settings(max_examples=150, deadline=None)
 @given(a=LONG, b=LONG, at=st.integers(0, 200), autojunk=st.booleans())
 def test_matches_of_a_text_with_a_part_replaced(a, b, at, autojunk):
   changed = a[:at] + b[:50] + a[at + 30 :]
-  assert matched_characters(a, changed, autojunk=autojunk) == reference(a, changed, autojunk)
+  assert matching_blocks(a, changed, autojunk=autojunk) == reference(a, changed, autojunk)
 
 
 def code(length):
@@ -103,7 +105,9 @@ def test_matches_is_bounded_on_degenerate_texts(name, autojunk):
 def test_matches_of_degenerate_texts_equal_the_standard_librarys(name, autojunk):
   """The same texts, short enough for it."""
   a, b = (text[:700] for text in DEGENERATE[name])
-  assert matched_characters(a, b, autojunk=autojunk) == reference(a, b, autojunk)
+  blocks = reference(a, b, autojunk)
+  assert matching_blocks(a, b, autojunk=autojunk) == blocks
+  assert matched_characters(a, b, autojunk=autojunk) == sum(size for _, _, size in blocks)
 
 
 def test_matches_of_long_texts_equal_the_standard_librarys():

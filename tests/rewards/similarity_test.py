@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from srl_jax.rewards import similarity as module
-from srl_jax.rewards.similarity import similarities, similarity
+from srl_jax.rewards.similarity import blocks, similarities, similarity
 from srl_jax.rewards.workers import Workers
 
 # Any code point, including lone surrogates; few letters give many matches; long texts trigger
@@ -32,6 +32,17 @@ def reference(action, target, autojunk):
 @example(action="\0a😀e\u0301", target="😀a\0é", autojunk=False)
 def test_similarity_equals_the_standard_library_to_the_last_bit(action, target, autojunk):
   assert similarity(action, target, autojunk=autojunk) == reference(action, target, autojunk)
+
+
+@settings(max_examples=100, deadline=None)
+@given(action=TEXT, target=TEXT, autojunk=st.booleans())
+def test_sizes_of_blocks_are_those_of_the_ratio(action, target, autojunk):
+  found = blocks(action, target, autojunk=autojunk)
+  for i, j, size in found:
+    assert size > 0 and action[i : i + size] == target[j : j + size]
+  total = len(action) + len(target)
+  ratio = 2.0 * sum(block.size for block in found) / total if total else 1.0
+  assert ratio == similarity(action, target, autojunk=autojunk)
 
 
 def test_similarity_by_hand():
