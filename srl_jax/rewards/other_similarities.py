@@ -6,10 +6,12 @@ and what each of them rewards wrongly.
 
 import functools
 import re
+from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from srl_jax.rewards.similarity import similarity
+from srl_jax.rewards.matching import Block
+from srl_jax.rewards.similarity import blocks, similarity
 
 # A word or number, or one other character that is not white space.
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -21,13 +23,30 @@ def words_similarity(action: str, target: str, *, autojunk: bool = False) -> flo
   A word is a run of letters, digits and underscores, or one other character. autojunk ignores the
   frequent words of a target of 200 or more.
   """
-  # Each different word becomes one character, so that the ratio of characters is that of words.
-  # Code points from 0xE000 on leave out the surrogates.
+  return similarity(*_encoded(_WORD.findall(action), _WORD.findall(target)), autojunk=autojunk)
+
+
+def word_blocks(action: str, target: str, *, autojunk: bool = False) -> list[Block]:
+  """Returns the words in SequenceMatcher's matching blocks, one Block of characters each."""
+  words_a, words_b = list(_WORD.finditer(action)), list(_WORD.finditer(target))
+  codes = _encoded([match[0] for match in words_a], [match[0] for match in words_b])
+  found = []
+  for block in blocks(*codes, autojunk=autojunk):
+    for n in range(block.size):
+      a, b = words_a[block.i + n], words_b[block.j + n]
+      found.append(Block(a.start(), b.start(), len(a[0])))
+  return found
+
+
+def _encoded(words_a: Sequence[str], words_b: Sequence[str]) -> tuple[str, str]:
+  """Returns both lists as texts with one character for each different word.
+
+  The ratio of their characters is that of the words. Code points from 0xE000 on leave out the
+  surrogates.
+  """
   codes: dict[str, str] = {}
-  encode = lambda text: "".join(
-    codes.setdefault(word, chr(0xE000 + len(codes))) for word in _WORD.findall(text)
-  )
-  return similarity(encode(action), encode(target), autojunk=autojunk)
+  encode = lambda words: "".join(codes.setdefault(word, chr(0xE000 + len(codes))) for word in words)
+  return encode(words_a), encode(words_b)
 
 
 def edit_similarity(action: str, target: str, *, autojunk: bool = False) -> float:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from srl_jax.rewards import BUILT_IN, SIMILARITIES
+from srl_jax.rewards.other_similarities import word_blocks
 from srl_jax.rewards.similarity import similarities
 
 
@@ -65,3 +66,12 @@ def test_similarities_with_workers_are_the_same(name):
   pairs = list(zip(texts, texts[1:]))
   assert SIMILARITIES[name](pairs, workers=2) == SIMILARITIES[name](pairs)
   assert SIMILARITIES["difflib"] is similarities and len(BUILT_IN) == len(SIMILARITIES)
+
+
+def test_word_blocks_are_the_words_that_the_ratio_counts():
+  action, target = "so  3 + 4 = 7.", "so 3 + 4\n= 8."
+  found = word_blocks(action, target)
+  words = [action[block.i : block.i + block.size] for block in found]
+  assert words == ["so", "3", "+", "4", "=", "."]
+  assert words == [target[block.j : block.j + block.size] for block in found]
+  assert of("words", action, target) == pytest.approx(2 * len(words) / 14)
