@@ -20,7 +20,7 @@ wrong=0 page="$(mktemp)"
 echo "# Plans of $config" > benchmarks/plan.md
 for topology in h100x8 h100x32 v5e-8 v5e-16 v5p-128 v6e-256; do
   code=0 small=()
-  [[ "$topology" != v5e-* ]] || small=(--config.batch.tokens_per_device=8192 --config.batch.remat=full) # 16 GB
+  [[ "$topology" != v5e-* ]] || small=(--config.batch.tokens_per_device=8192) # 16 GB of memory
   printf '\n## %s\n\n' "$topology" | tee -a benchmarks/plan.md
   python -m srl_jax.plan --config="$config" --topology="$topology" \
     --config.rollout.engine=vllm "${small[@]}" "$@" > "$page" || code=$?

@@ -150,9 +150,9 @@ def defaults() -> ConfigDict:
   # Trained tokens per device that have logits at the same time; 0: 4,096 on GPUs, else 512. Each
   # 1,000 take 0.6 GiB of float32 at Qwen2.5's vocabulary, twice in the backward pass.
   config.batch.logprob_chunk = 0
-  # What a layer keeps for the backward pass, from least memory to fastest: full | attention |
-  # matmuls | none; see policy.model.REMAT.
-  config.batch.remat = "attention"
+  # What a layer recomputes in the backward pass, from least memory to fastest: full | attention |
+  # matmuls | none; see policy.model.REMAT. auto: attention on GPUs, else full.
+  config.batch.remat = "auto"
 
   config.train = ConfigDict()
   config.train.epochs = 30
@@ -208,7 +208,7 @@ CHOICES = {
   "algorithm.aggregate": ("sequence", "token", "constant"),
   "algorithm.advantage_ddof": (0, 1),
   "lora.targets": ("attention", "mlp", "all"),
-  "batch.remat": ("none", "matmuls", "attention", "full"),
+  "batch.remat": ("auto", "none", "matmuls", "attention", "full"),
   "optimizer.schedule": ("constant", "cosine", "linear"),
   "eval.mode": ("whole", "stepwise", "off"),
 }

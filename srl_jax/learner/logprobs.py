@@ -5,19 +5,9 @@ import jax.numpy as jnp
 
 from srl_jax.learner.rows import Rows
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import act_spec, gather_batch, has_mesh, platform, reshard, shards
+from srl_jax.policy.sharding import act_spec, gather_batch, has_mesh, reshard, shards
 
-# Where a config leaves the size of a chunk open. On a GPU each chunk reads the head and adds to its
-# gradient, 2.4 ms of an H100 at Qwen2.5-7B's vocabulary, while the products of 512 tokens take 2.4
-# ms and those of 4,096 take 19.
-CHUNK, CHUNK_ON_GPUS = 512, 4096
 MIN_CHUNK = 64  # trained tokens of a row, however many rows share a device's chunk
-
-
-def chunk_of(config) -> int:
-  """The trained tokens of a device with logits in memory at one time, for the devices at hand."""
-  on_gpus = platform() in ("gpu", "cuda")
-  return config.batch.logprob_chunk or (CHUNK_ON_GPUS if on_gpus else CHUNK)
 
 
 def token_logprobs(model: Qwen2, rows: Rows, *, temperature: float, chunk: int, remat: str):

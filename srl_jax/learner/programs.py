@@ -20,10 +20,10 @@ from jax.sharding import NamedSharding
 from srl_jax.learner import packing, update
 from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rows import Rows
-from srl_jax.policy import cpu
+from srl_jax.policy import by_layer, cpu
 from srl_jax.policy.attention import Lines
 from srl_jax.policy.lora import split
-from srl_jax.policy.sharding import act_spec, keep_mesh, shards
+from srl_jax.policy.sharding import act_spec, keep_mesh, on_mesh, shards
 
 SECONDS = 5.0  # between two lines of progress
 CACHE_BYTES = 4 << 30
@@ -78,12 +78,17 @@ def update_calls(
   several = config.method != "sft" and config.algorithm.steps_per_batch > 1
   kl = config.method != "sft" and config.algorithm.kl > 0
   trained, frozen = split(state.model)
+  weights = on_mesh(jax.eval_shape(update.step_weights, trained))
+  grads = on_mesh(jax.eval_shape(update.zeros, weights))
   calls = [
-    Call("zeros", update.zeros, (trained,)),
-    Call("apply", update.apply, (tx, trained, state.moments, trained)),
+    Call("zeros", update.zeros, (weights,)),
+    Call("apply", update.apply, (tx, trained, state.moments, grads)),
   ]
+  if frozen is None and state.model.config.by_layer:
+    dtype = state.model.config.dtype
+    calls.append(Call("cast", by_layer.cast_layers, (trained.layers,), {"dtype": dtype}))
   for shape in shapes:
-    args, how = (trained, trained, rows_of(shape, several, kl)), {"loss": loss, "frozen": frozen}
+    args, how = (grads, weights, rows_of(shape, several, kl)), {"loss": loss, "frozen": frozen}
     calls.append(Call("accumulate", update.accumulate, args, how))
   # Responses are scored for the loss, held-out targets for supervised runs, both in one shape.
   if always_score or several or kl or config.method == "sft":

@@ -112,6 +112,11 @@ class ModelConfig:
     return self.attention == "cpu"
 
   @property
+  def by_layer(self) -> bool:
+    """Whether the update uses separate weights for each layer; see policy.by_layer."""
+    return self.attention == "cudnn"
+
+  @property
   def layout(self) -> str:
     """The layout of packed rows that `attention` reads: "blocks" or "lines" (packing.pack)."""
     return kernels.layout(self.attention)
@@ -204,7 +209,7 @@ class Layer(nnx.Module):
 
 class Qwen2(nnx.Module):
   """A Qwen2 policy. `layers` is one Layer with its weights stacked along a leading dimension l, or
-  a list of layers (lora.unstack).
+  a list of layers (lora.unstack, by_layer.cast).
   """
 
   lora = None  # or its adapters, lora.Lora

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from srl_jax.config import defaults
 from srl_jax.errors import UserError
-from srl_jax.learner import batch, grpo, logprobs, optimizer, packing, scores, update
+from srl_jax.learner import batch, grpo, optimizer, packing, scores, update
 from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
 from srl_jax.policy import model as M
@@ -529,14 +529,17 @@ def test_accumulate_never_has_whole_logits():
 
 
 @pytest.mark.parametrize(
-  "platform, given, chunk",
-  [("cpu", 0, 512), ("tpu", 0, 512), ("gpu", 0, 4096), ("cuda", 0, 4096), ("gpu", 64, 64)],
+  "platform, chunk, remat",
+  [("cpu", 512, "full"), ("tpu", 512, "full"), ("gpu", 4096, "attention")],
 )
-def test_loss_has_larger_chunks_of_logits_on_gpus(monkeypatch, platform, given, chunk):
-  monkeypatch.setattr(logprobs, "platform", lambda: platform)
-  config = defaults()
-  config.batch.logprob_chunk = given
-  assert update.loss_of(config).chunk == chunk
+def test_loss_depends_on_the_platform_where_the_config_leaves_it_open(
+  monkeypatch, platform, chunk, remat
+):
+  monkeypatch.setattr(update, "platform", lambda: platform)
+  config, chosen = defaults(), defaults()
+  chosen.batch.update(logprob_chunk=64, remat="matmuls")
+  assert update.loss_of(config)[2:] == (chunk, remat)
+  assert update.loss_of(chosen)[2:] == (64, "matmuls")
 
 
 # ---- equation (1) is written once

@@ -69,6 +69,19 @@ def test_calls_count_what_is_resident(calls, state):
   assert calls["export"].resident == moments + model - table
 
 
+def test_calls_keep_the_masters_beside_cast_layers(config, state, monkeypatch):
+  """As on NVIDIA GPUs, where micro-batches use a copy of the layers in the compute type."""
+  monkeypatch.setattr(ModelConfig, "by_layer", True)
+  with jax.set_mesh(make_mesh(SPEC)):
+    calls = {call.name: call for call in programs.calls(config, state)}
+  layers, moments = map(programs.device_bytes, (state.model.layers, state.moments))
+  assert calls["accumulate"].resident == moments + layers
+  assert calls["apply"].resident == 0 and calls["score"].resident == moments
+  model = programs.device_bytes(state.model)
+  _, weights, *_ = calls["accumulate"].args
+  assert programs.device_bytes(weights) == model  # float32 here; half of it for layers in bfloat16
+
+
 def test_sampler_bytes_are_those_of_the_decoding_copy(config, state):
   """As the sampler makes it: compute type, replicated along fsdp, sharded along tensor."""
   config = config.copy_and_resolve_references()
