@@ -22,7 +22,7 @@ _OUTPUT = flags.DEFINE_string(
 _WATCH = flags.DEFINE_bool("watch", False, "Write again when the files change, until all runs end.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print errors only.")
 
-SECONDS = 10.0  # between two looks at the files
+SECONDS = 30.0  # between two looks at the files
 
 
 def main(argv: list[str]) -> None:
@@ -31,12 +31,13 @@ def main(argv: list[str]) -> None:
   output = pathlib.Path(_OUTPUT.value or _default_output(workdirs))
   if output.is_dir():
     raise UserError(f"--output={output} is a folder: name a file, such as {output}/report.html")
+  seen = stamps(workdirs)  # before the files are read: what changes meanwhile is read next time
   finished = write(workdirs, output)
   while _WATCH.value and not finished:
-    seen = stamps(workdirs)
-    while stamps(workdirs) == seen:
-      time.sleep(SECONDS)
-    finished = write(workdirs, output)
+    time.sleep(SECONDS)
+    now = stamps(workdirs)
+    if now != seen:
+      seen, finished = now, write(workdirs, output)
 
 
 def _default_output(workdirs: list[str]) -> pathlib.Path:

@@ -40,6 +40,7 @@ def audit(run: RunFiles, groups: Sequence[Group]) -> dict[str, Any] | None:
     "responses": sum(len(group.rewards) for group in groups),
     "malformed": 1 - len(formed) / sum(len(group.rewards) for group in groups),
     "rewards": histogram(formed, 0.0, 1.0),
+    "mean": round(sum(formed) / len(formed), 5) if formed else None,
     "spreads": histogram(spreads, 0.0, max([0.1, *spreads])),
     "epsilon": epsilon_of(run.config),
     "kept_by_epsilon": kept_by_epsilon(spreads),

@@ -34,7 +34,7 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 
 function draw(plot) {
-  if (plot.dataset.drawn) return;
+  if (plot.dataset.drawn || typeof Plotly === "undefined") return;
   plot.dataset.drawn = "yes";
   const [traces, layout] = charts.get(plot)();
   Plotly.react(plot, traces, styled(layout), { displayModeBar: false, responsive: true });
@@ -44,14 +44,14 @@ function styled(layout) {
   const style = getComputedStyle(document.body);
   const text = style.getPropertyValue("--text").trim();
   const grid = style.getPropertyValue("--line").trim();
-  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true };
+  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid };
   return {
     height: 250, margin: { l: 48, r: 12, t: 8, b: 36 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: text, size: 11, family: "system-ui, sans-serif" },
     legend: { orientation: "h", y: -0.14, yanchor: "top" }, showlegend: true, hovermode: "closest",
     ...layout,
-    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, automargin: "width", ...layout.yaxis },
   };
 }
 

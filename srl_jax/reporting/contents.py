@@ -73,8 +73,8 @@ def settings_table(runs: Sequence[RunFiles]) -> dict[str, Any]:
     columns = [_defaults(), *columns]
   rows = []
   for key in sorted(set().union(*columns)):
-    if key in ("version", "model_folder"):
-      continue
+    if key in ("version", "model_folder") or key.startswith("log."):
+      continue  # they change nothing in a run
     values = [column.get(key) for column in columns]
     if any(value != values[0] for value in values[1:]):
       rows.append([key, *(_shown(value) for value in values)])

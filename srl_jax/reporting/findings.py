@@ -53,14 +53,29 @@ def _low_std(config: Mapping, audit: Mapping) -> str | None:
   return f"{sentence} above the spread of most of them (median {median:.3f}){remedy}"
 
 
+def _nothing_to_learn(config: Mapping, audit: Mapping) -> str | None:
+  for reason, why in _REASONS.items():
+    share = audit["dropped"].get(reason, 0) / audit["groups"]
+    if share >= DROPPED:
+      return f"{share:.0%} of the groups were dropped for {reason}: {why}"
+  return None
+
+
+_REASONS = {
+  "all_failed": "every response is malformed; docs/form.md has the remedies",
+  "all_wrong": "no response is right; give easier problems, or start from a better policy",
+  "all_right": "every response is right already; give harder problems",
+}
+
+
 def _header_pays(config: Mapping, audit: Mapping) -> str | None:
-  header, policy = audit["header"], audit["rewards"]["median"]
+  header, policy = audit["header"], audit["mean"]
   if not header or policy is None or header["mean"] < HEADER * policy:
     return None
   return (
     f"an action of only the step's number and title (or the call's name) gets"
-    f" {header['mean']:.2f}, about as much as the policy's median of {policy:.2f}: the reward"
-    " hardly pays for the rest of the step; data.title_hint takes the title out of the target"
+    f" {header['mean']:.2f}, and the policy gets {policy:.2f}: the reward hardly pays for"
+    " the rest of the step; data.title_hint takes the title out of the target"
   )
 
 
@@ -172,7 +187,7 @@ def _compiled_late(config: Mapping, steps: Sequence[Mapping]) -> str | None:
   return f"programs were compiled in {len(late)} steps after step 2, last in step {late[-1]}"
 
 
-_OF_AUDIT: Sequence[Callable] = (_low_std, _header_pays, _collapse, _loops)
+_OF_AUDIT: Sequence[Callable] = (_low_std, _nothing_to_learn, _header_pays, _collapse, _loops)
 _OF_METRICS: Sequence[Callable] = (
   *(_malformed, _truncated, _not_full, _overfit, _certain, _gap, _compiled_late),
 )

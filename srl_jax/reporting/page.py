@@ -2,8 +2,9 @@
 
 Texts of runs are data. They are in one block of JSON, and the scripts put them into the page as
 text nodes only. The Content-Security-Policy allows the two scripts of the page by their hashes and
-no request at all. The chart library works without `unsafe-eval`, but sets styles of its elements,
-hence style-src 'unsafe-inline'.
+no request at all. The chart library works without `unsafe-eval`, but it sets styles of its elements
+(style-src 'unsafe-inline'), and plotly 6 tries formats of images with data: URLs. It takes a second
+to start, so it is started when everything else is there (start.js).
 """
 
 import base64
@@ -36,7 +37,7 @@ _PAGE = """<!doctype html>
 <div id="page"><p>Loading ...</p></div>
 <noscript><p>This page needs JavaScript; it loads nothing from the network.</p></noscript>
 <script type="application/json" id="data">{data}</script>
-<script>{library}</script>
+<script type="text/plain" id="library">{library}</script>
 <script>{script}</script>
 </body>
 </html>
@@ -56,7 +57,7 @@ def page(data: Mapping[str, Any]) -> str:
   library, script = chart_library(), "\n".join(map(_own, SCRIPTS))
   allowed = f"{_hash(library)} {_hash(script)}"
   policy = (
-    f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline';"
+    f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:;"
     " base-uri 'none'; form-action 'none'"
   )
   names = ", ".join(run["name"] for run in data["runs"])

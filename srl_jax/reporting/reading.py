@@ -95,7 +95,12 @@ def read_run(folder: pathlib.Path, name: str) -> RunFiles:
 
 
 def distinct_names(paths: Sequence[pathlib.Path]) -> list[str]:
-  """Returns for each path its last parts, as few as make all names different."""
+  """Returns for each path its last parts, as few as make all names different.
+
+  A last part that all of them share, as RUN/run, is left out.
+  """
+  if len(paths) > 1 and len({path.name for path in paths}) == 1:
+    return distinct_names([path.parent for path in paths])
   names = []
   for path in paths:
     others = [other for other in paths if other != path]

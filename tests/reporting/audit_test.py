@@ -133,6 +133,19 @@ def test_groups_of_equal_rewards_are_no_fault_of_epsilon(tmp_path):
   assert "not the cause" in sentence and "rollout.temperature" in sentence
 
 
+def test_a_title_that_is_paid_as_the_policy_is_named(tmp_path):
+  lines = {1: [rewarded(0.2, 0.9, target="1. **Add 41**: 62")] * 2}  # 28 / 31 for the title alone
+  (sentence,) = findings.findings(*audited(tmp_path, lines))
+  assert "gets 0.90" in sentence and "policy gets 0.55" in sentence and "title_hint" in sentence
+
+
+@pytest.mark.parametrize("reason", ["all_wrong", "all_right", "all_failed"])
+def test_other_reasons_of_most_groups_are_named(tmp_path, reason):
+  lines = {1: [rewarded(0.0, 0.0, dropped=reason, target="")] * 3 + [rewarded(0.0, 1.0, target="")]}
+  (sentence,) = findings.findings(*audited(tmp_path, lines))
+  assert f"75% of the groups were dropped for {reason}" in sentence
+
+
 @pytest.mark.parametrize(
   "values, words",
   [

@@ -75,7 +75,7 @@ def test_hostile_texts_come_back_as_they_were(made):
   assert json.loads(block[1]) == json.loads(json.dumps(data))
   responses = json.loads(block[1])["groups"][0]["responses"]
   assert [response["action"] for response in responses] == HOSTILE
-  assert library[0] == own[0] == {}
+  assert library[0] == {"type": "text/plain", "id": "library"} and own[0] == {}
   assert "<title>a&lt;b&gt; - srl_jax</title>" in text
 
 
@@ -86,7 +86,9 @@ def test_the_policy_allows_the_two_scripts_and_nothing_else(made):
   hashes = [hashlib.sha256(text.encode()).digest() for _, text in parts.scripts[1:]]
   allowed = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes]
   assert rules["script-src"].split() == allowed
-  assert rules.keys() == {"default-src", "base-uri", "form-action", "script-src", "style-src"}
+  assert rules["img-src"] == "data:"
+  others = {"default-src", "base-uri", "form-action", "script-src", "style-src", "img-src"}
+  assert rules.keys() == others
 
 
 def test_nothing_private_is_in_the_page(made, tmp_path):

@@ -96,6 +96,8 @@ def test_names_are_as_long_as_they_must_be(tmp_path):
     write_run(tmp_path / folder, {})
   runs = reading.read_runs([tmp_path / "x/srl/run", tmp_path / "x/sft/run", tmp_path / "y"])
   assert [run.name for run in runs] == ["srl/run", "sft/run", "y"]
+  runs = reading.read_runs([tmp_path / "x/srl/run", tmp_path / "x/sft/run"])
+  assert [run.name for run in runs] == ["srl", "sft"]
 
 
 def test_the_numbers_of_a_group(tmp_path):
