@@ -10,7 +10,8 @@ they take an eighth of the steps: about the same compute.
 
 Arguments: row; seed; steps, the number of SRL's steps if not the quickstart's. row=rlvr_after is
 RLVR as a second stage, with half the steps and a third of the learning rate (with
---config.init_from=WORKDIR); srl_long is SRL with the compute of SRL and that stage.
+--config.init_from=WORKDIR); srl_long is SRL with the compute of SRL and that stage; srl_words,
+srl_edit and srl_chrf are SRL with another similarity.
 """
 
 from configs import quickstart
@@ -19,6 +20,8 @@ from srl_jax.errors import UserError
 
 ROWS = ("srl", "srl_no_filter", "srl_long", "one_step", "rlvr", "rlvr_after")
 ROWS += ("sft_outline", "sft_reasoning")
+SIMILARITIES = {f"srl_{name}": name for name in ("words", "edit", "chrf")}
+ROWS += tuple(SIMILARITIES)
 WHOLE_COST = 8  # cost of an optimiser step with whole solutions, in steps of SRL
 
 
@@ -33,6 +36,7 @@ def get_config(arg=None):
   if args.row.startswith("srl"):
     config.algorithm.dynamic_sampling = args.row != "srl_no_filter"
     config.train.steps += config.train.steps // 2 if args.row == "srl_long" else 0
+    config.reward.similarity = SIMILARITIES.get(args.row, config.reward.similarity)
   elif args.row.startswith("sft"):
     whole_solutions(config)
     supervised(config, reasoning=args.row == "sft_reasoning")

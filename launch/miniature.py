@@ -28,7 +28,15 @@ ARMS = {
   "srl_no_filter": ("SRL without dynamic sampling", "srl_no_filter", ""),
   "srl_long": ("SRL for as long as SRL, then RLVR", "srl_long", ""),
 }
-CLOSE = ("base", "srl", "srl_rlvr", "srl_no_filter")  # their small differences need more seeds
+# Rows that only --arms adds: the comparison of similarities.
+MORE_ARMS = {
+  "srl_words": ("SRL, similarity of words", "srl_words", ""),
+  "srl_edit": ("SRL, edit distance", "srl_edit", ""),
+  "srl_chrf": ("SRL, chrF", "srl_chrf", ""),
+}
+ALL_ARMS = ARMS | MORE_ARMS
+# Their small differences need more seeds.
+CLOSE = ("base", "srl", "srl_rlvr", "srl_no_filter", *MORE_ARMS)
 MODES = {"stepwise": "srl", "whole": "rlvr"}  # and a row that is trained in this mode
 
 flags = command_line.own_flags()
@@ -42,11 +50,11 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be
 
 def main(argv: list[str]) -> None:
   del argv
-  unknown = set(_ARMS.value) - set(ARMS)
+  unknown = set(_ARMS.value) - set(ALL_ARMS)
   if unknown:
-    raise UserError(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
+    raise UserError(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(ALL_ARMS)}")
   root = pathlib.Path(_WORKDIR.value)
-  names = [name for name in ARMS if name in _ARMS.value]
+  names = [name for name in ALL_ARMS if name in _ARMS.value]
   seeds = {name: range(_CLOSE_SEEDS.value if name in CLOSE else _SEEDS.value) for name in names}
   todo = {}
   # Seed by seed, so that a table that is interrupted has some whole ones.
@@ -58,8 +66,9 @@ def main(argv: list[str]) -> None:
   for name in names:
     outputs = {s: {mode: _output(name, s, mode, root) for mode in MODES} for s in seeds[name]}
     # The trainings of the arm itself, without the base's.
-    runs = [list(_chain(name, s, root)) for s in seeds[name]] if ARMS[name][1] else []
-    measured.append(miniature_table.Arm(name, ARMS[name][0], outputs, runs))
+    title, row, _ = ALL_ARMS[name]
+    runs = [list(_chain(name, s, root)) for s in seeds[name]] if row else []
+    measured.append(miniature_table.Arm(name, title, outputs, runs))
   text, data = miniature_table.table(measured)
   (root / "table.txt").write_text(text + "\n", encoding="utf-8")
   (root / "table.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -68,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 def _chain(name: str, seed: int, root: pathlib.Path) -> dict[pathlib.Path, str]:
   """{workdir: row} of an arm's trainings, the last one first."""
-  _, row, after = ARMS[name]
+  _, row, after = ALL_ARMS[name]
   return {root / f"{name}-{seed}": row} | (_chain(after, seed, root) if after else {})
 
 
@@ -93,7 +102,7 @@ def trainings(name: str, seed: int, root: pathlib.Path) -> stages.Commands:
 
 def evaluations(name: str, seed: int, root: pathlib.Path) -> stages.Commands:
   """One in each mode, with the limits of the trainings in that form, the same for all models."""
-  made, model = {}, root / f"{name}-{seed}" if ARMS[name][1] else _base(seed, root)
+  made, model = {}, root / f"{name}-{seed}" if ALL_ARMS[name][1] else _base(seed, root)
   for mode, row in MODES.items():
     config = stages.config_of(f"{stages.CONFIGS / 'miniature_row'}.py:row={row}")
     more = [f"--mode={mode}", "--style=think", f"--samples={config.eval.samples}"]

@@ -92,6 +92,8 @@ log="${SRL_VLLM_LOG:-${TMPDIR:-/tmp}/srl_jax_vllm_$port.log}"
 
 export VLLM_SERVER_DEV_MODE=1 # the routes that take weights
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+# A socket's path has at most 107 characters; $TMPDIR of a batch job or a test can be longer.
+export VLLM_RPC_BASE_PATH="${VLLM_RPC_BASE_PATH:-/tmp}"
 export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 export SRL_WEIGHTS_ROOT="${SRL_WEIGHTS_ROOT:-/dev/shm}"
 export PYTHONPYCACHEPREFIX="$env/pycache" # without byte code a start takes twice as long

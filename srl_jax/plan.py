@@ -105,10 +105,10 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
         compiled["sample"] = programs.sampling(config, state)
     found = estimate.memory(state, compiled, topology, sampler)
     peak = estimate.peak_flops(devices[0].device_kind)
-    forecast = None
+    forecast, sizes = None, parse_mesh(spec)
     if found["fits"]:
-      sizes = parse_mesh(spec)
       forecast = estimate.step(config, model_config, topology, work, sizes, compiled, peak)
+    change = estimate.advice(config, found, sizes, model_config.sizes())
   return {
     "model": config.model,
     "topology": name,
@@ -121,7 +121,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     "work": {"prompt_tokens": work.prompt_tokens, "response_tokens": work.response_tokens},
     "rates": estimate.rates(topology, peak),
     "step": forecast,
-    "change": estimate.advice(config, found, parse_mesh(spec), model_config.sizes()),
+    "change": change,
   }
 
 

@@ -98,11 +98,14 @@ def run_training(config, workdir: pathlib.Path) -> dict:
 
 def memory_advice(config) -> str:
   """Returns the settings to lower when a device runs out of memory, as the end of a sentence."""
+  from srl_jax.learner.update import loss_of
+
+  loss = loss_of(config)
   batch, rollout = config.batch, config.rollout
   return (
     f"batch.tokens_per_device ({batch.tokens_per_device}), batch.logprob_chunk"
-    f" ({batch.logprob_chunk}), rollout.width ({rollout.width}) or rollout.max_tokens"
-    f" ({rollout.max_tokens}), set batch.remat=full (it is {batch.remat}), or use more devices"
+    f" ({loss.chunk}), rollout.width ({rollout.width}) or rollout.max_tokens"
+    f" ({rollout.max_tokens}), set batch.remat=full (it is {loss.remat}), or use more devices"
     f" (mesh={config.mesh}); srl_jax.plan computes what fits. The last checkpoint is untouched"
   )
 

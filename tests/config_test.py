@@ -104,6 +104,9 @@ ABLATIONS = {
   "importance_cap": {"algorithm.importance_cap": 0.0},
   "lora": {"lora.rank": 16},
   "lora_attention": {"lora.rank": 16, "lora.targets": "attention"},
+  "similarity_words": {"reward.similarity": "words"},
+  "similarity_edit": {"reward.similarity": "edit"},
+  "similarity_chrf": {"reward.similarity": "chrf"},
   "lora_merged": {"lora.rank": 16, "lora.merged_push": True, "rollout.engine": "vllm"},
 }
 
@@ -145,6 +148,7 @@ def test_miniature_rows_are_the_quickstart_with_another_method():
       assert folders.flatten(config)[key] == folders.flatten(quick)[key]
   assert {row: config.method for row, config in rows.items()} == dict(
     **dict(srl="srl", srl_no_filter="srl", srl_long="srl", one_step="one_step", rlvr="rlvr"),
+    **dict(srl_words="srl", srl_edit="srl", srl_chrf="srl"),
     **dict(rlvr_after="rlvr", sft_outline="sft", sft_reasoning="sft"),
   )
   steps = {row: config.train.steps for row, config in rows.items()}
@@ -152,6 +156,7 @@ def test_miniature_rows_are_the_quickstart_with_another_method():
   # The second stage costs as much as the additional steps of srl_long.
   assert steps["rlvr_after"] * miniature_row.WHOLE_COST == steps["srl_long"] - steps["srl"]
   assert not rows["srl_no_filter"].algorithm.dynamic_sampling
+  assert rows["srl_edit"].reward.similarity == "edit" and rows["srl"].reward.similarity == "difflib"
   kind, count = quick.data.path.split(":")
   assert (kind, rows["sft_reasoning"].data.path) == ("hard", f"reasoned:{count}")
   with pytest.raises(ValueError, match="row='ppo'.*srl"):

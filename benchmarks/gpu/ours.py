@@ -66,7 +66,7 @@ def estimated_bytes(tx, state: learner.TrainState, packed, loss) -> int:
   most = program_bytes(learner.apply.lower(tx, model, moments, grads).compile())
   for rows in packed:
     for program in (
-      learner.accumulate.lower(grads, model, rows, None, None, loss),
+      learner.accumulate.lower(grads, model, rows, loss),
       learner.logprobs_of.lower(model, rows, loss),
     ):
       most = max(most, beside + program_bytes(program.compile()))

@@ -12,7 +12,8 @@ from srl_jax.evals import columns, paired
 MODES = ("whole", "stepwise")
 # The mode in which an arm was trained last; arms that are not listed were trained on whole
 # solutions. The base model learnt both forms in its warm-up.
-TRAINED_IN = {"srl": "stepwise", "srl_no_filter": "stepwise", "srl_long": "stepwise"}
+STEPWISE = ("srl", "srl_no_filter", "srl_long", "srl_words", "srl_edit", "srl_chrf")
+TRAINED_IN = dict.fromkeys(STEPWISE, "stepwise")
 # The differences that the table prints, those of the paper's comparisons.
 PAIRS = (
   ("srl", "base"),
@@ -24,6 +25,7 @@ PAIRS = (
   ("srl_rlvr", "srl"),
   ("srl_rlvr", "srl_long"),
   ("srl_rlvr", "sft_rlvr"),
+  *(("srl_words", "srl"), ("srl_edit", "srl"), ("srl_chrf", "srl")),
 )
 FIGURES = ("greedy", "avg", "pass")
 

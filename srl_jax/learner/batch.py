@@ -12,13 +12,12 @@ from srl_jax.learner.rows import PackedGroup, Response, Rows
 from srl_jax.policy.sharding import shards
 
 
-def pack_groups(groups: Sequence[Group], config, shapes: Sequence[RowShape]) -> list[Rows]:
-  """Returns the micro-batches of one optimiser step of reinforcement learning, on the host.
+def weighed_groups(groups: Sequence[Group], config) -> list[PackedGroup]:
+  """Returns the groups of one optimiser step with advantages and loss weights, to be packed.
 
   Args:
     groups: the groups that the step trains on.
     config: of the run; algorithm and rollout.max_tokens are read.
-    shapes: of the run's micro-batches, from packing.row_shapes.
   """
   algorithm = config.algorithm
   # Advantages compare the responses of one prompt with each other, never those of two prompts.
@@ -36,8 +35,7 @@ def pack_groups(groups: Sequence[Group], config, shapes: Sequence[RowShape]) -> 
     ]
     packed.append(PackedGroup(group.prompt.token_ids, responses))
   # Weights are taken before the cut into micro-batches: their normaliser is the whole step.
-  weighed = weigh(packed, algorithm.aggregate, config.rollout.max_tokens)
-  return packing.fill(weighed, shapes, shards("b"))
+  return weigh(packed, algorithm.aggregate, config.rollout.max_tokens)
 
 
 def pack_targets(

@@ -113,7 +113,11 @@ def update_metrics(
     sampler, logprobs = [], []
     for part, logprobs_bs in zip(parts, output.logprobs):
       trained_bs = part.loss_weights_bs > 0
-      logprobs.append(on_host(logprobs_bs)[trained_bs])
+      # The engine's log-probs are compared with those of the policy that it sampled with.
+      sampled_with_bs = part.old_logprobs_bs
+      if sampled_with_bs is None:
+        sampled_with_bs = on_host(logprobs_bs)
+      logprobs.append(sampled_with_bs[trained_bs])
       sampler.append(part.sampler_logprobs_bs[trained_bs])
     # Both are flat over the trained tokens of the step, in the same order.
     gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))

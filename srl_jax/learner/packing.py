@@ -170,6 +170,13 @@ def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int)
 
   Raises UserError when a prompt and one of its responses are longer than every shape's rows.
   """
+  return [rows for _, rows in fill_with_bins(groups, shapes, shards)]
+
+
+def fill_with_bins(
+  groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int
+) -> list[tuple[list[Bin], Rows]]:
+  """As `fill`; each micro-batch with the groups of each of its rows."""
   room = max(min(shape.line, shape.tokens) for shape in shapes)
   for group in groups:
     if group.longest() > room:
@@ -192,13 +199,15 @@ def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int)
   return _micro_batches(*found, shards)
 
 
-def _micro_batches(bins: list[Bin], plan: Sequence[RowShape], shards: int) -> list[Rows]:
+def _micro_batches(
+  bins: list[Bin], plan: Sequence[RowShape], shards: int
+) -> list[tuple[list[Bin], Rows]]:
   batches = []
   for shape in plan:
     size = shape.rows * shards
     part, bins = bins[:size], bins[size:]
     if any(part):  # a micro-batch of padding alone costs a pass for no gradient
-      batches.append(_lay_out(fill_rows(part, shape.tokens, size), shape))
+      batches.append((part, _lay_out(fill_rows(part, shape.tokens, size), shape)))
   return batches
 
 

@@ -20,10 +20,10 @@ from jax.sharding import NamedSharding
 from srl_jax.learner import packing, update
 from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rows import Rows
-from srl_jax.policy import cpu
+from srl_jax.policy import by_layer, cpu
 from srl_jax.policy.attention import Lines
 from srl_jax.policy.lora import split
-from srl_jax.policy.sharding import act_spec, keep_mesh, shards
+from srl_jax.policy.sharding import act_spec, keep_mesh, on_mesh, shards
 
 SECONDS = 5.0  # between two lines of progress
 CACHE_BYTES = 4 << 30
@@ -38,8 +38,10 @@ class Call(NamedTuple):
   kwargs: dict = {}
 
 
-def rows_of(shape: RowShape) -> Rows:
+def rows_of(shape: RowShape, old: bool = False, reference: bool = False) -> Rows:
   """A micro-batch of that shape on the mesh that is set, as jax.ShapeDtypeStructs.
+
+  old, reference: whether it has log-probs under these policies.
 
   It must equal what rows.fill_rows and update.on_device make, in every shape, type and sharding:
   a difference would compile a second program at the first step.
@@ -56,7 +58,8 @@ def rows_of(shape: RowShape) -> Rows:
     layout = cpu.Blocks(array(jnp.int32, s, p), array(jnp.int32, s, g, r), array(jnp.int32, t))
   # In the order of the fields of Rows.
   ints, floats = [array(jnp.int32, t)] * 6, [array(jnp.float32, t)] * 3
-  return Rows(*ints, *floats, layout)
+  scores = (array(jnp.float32, t) if scored else None for scored in (old, reference))
+  return Rows(*ints, *floats, *scores, layout)
 
 
 def update_calls(
@@ -75,22 +78,22 @@ def update_calls(
   several = config.method != "sft" and config.algorithm.steps_per_batch > 1
   kl = config.method != "sft" and config.algorithm.kl > 0
   trained, frozen = split(state.model)
+  weights = on_mesh(jax.eval_shape(update.step_weights, trained))
+  grads = on_mesh(jax.eval_shape(update.zeros, weights))
   calls = [
-    Call("zeros", update.zeros, (trained,)),
-    Call("apply", update.apply, (tx, trained, state.moments, trained)),
+    Call("zeros", update.zeros, (weights,)),
+    Call("apply", update.apply, (tx, trained, state.moments, grads)),
   ]
+  if frozen is None and state.model.config.by_layer:
+    dtype = state.model.config.dtype
+    calls.append(Call("cast", by_layer.cast_layers, (trained.layers,), {"dtype": dtype}))
   for shape in shapes:
-    rows = rows_of(shape)
-    scores = jax.ShapeDtypeStruct(
-      rows.targets_bs.shape, jnp.float32, sharding=rows.targets_bs.sharding
-    )
-    old, reference = scores if several else None, scores if kl else None
-    args, how = (trained, trained, rows, old, reference), {"loss": loss, "frozen": frozen}
+    args, how = (grads, weights, rows_of(shape, several, kl)), {"loss": loss, "frozen": frozen}
     calls.append(Call("accumulate", update.accumulate, args, how))
-    # Supervised runs score held-out targets, in one shape.
-    held_out = config.method == "sft" and shape == packing.roomiest(shapes)
-    if always_score or several or kl or held_out:
-      calls.append(Call("score", update.logprobs_of, (state.model, rows), {"loss": loss}))
+  # Responses are scored for the loss, held-out targets for supervised runs, both in one shape.
+  if always_score or several or kl or config.method == "sft":
+    args = state.model, rows_of(packing.roomiest(shapes))
+    calls.append(Call("score", update.logprobs_of, args, {"loss": loss}))
   return calls
 
 

@@ -14,12 +14,15 @@ from types import NoneType
 from srl_jax import hosts
 from srl_jax.data.batches import PromptQueue
 from srl_jax.errors import EngineError, Stopped, UserError
-from srl_jax.learner import metrics, update, validation
-from srl_jax.learner.batch import pack_groups
+from srl_jax.learner import metrics, packing, update, validation
+from srl_jax.learner.batch import weighed_groups
 from srl_jax.learner.dynamic_sampling import Batch, Group
+from srl_jax.learner.packing import roomiest
 from srl_jax.learner.rollouts import sample_batch
 from srl_jax.learner.rows import Rows
+from srl_jax.learner.scores import with_logprobs
 from srl_jax.policy.model import Qwen2
+from srl_jax.policy.sharding import shards
 from srl_jax.tasks import TASKS, task_of
 
 MAX_LOGPROB_GAP = 1.05  # exp of the mean |trainer's - engine's log-prob| above which a run warns
@@ -209,24 +212,21 @@ def train_on(
   Returns the state of the next step, what each optimiser step computes (on the device), and the
   micro-batches of each (on the host).
   """
-  loss, state = update.loss_of(run.config), run.state
-  k = min(run.config.algorithm.steps_per_batch, len(groups))
-  # Everything that needs the policy before the first step is computed before train_step donates it.
-  packed, micro_batches, old = [], [], []
-  for i in range(k):
-    # Every k-th group, so that the k parts are of nearly equal size.
-    packed.append(pack_groups(groups[i::k], run.config, run.row_shapes))
-    micro_batches.append(list(map(update.on_device, packed[i])))
-    # The ratios of all k steps are against the policy before the first of them.
-    old.append(update.logprobs_of_all(state.model, micro_batches[i], loss) if k > 1 else None)
+  loss, state, algorithm = update.loss_of(run.config), run.state, run.config.algorithm
+  k = min(algorithm.steps_per_batch, len(groups))
+  # Every k-th group, so that the k parts are of nearly equal size.
+  parts = [weighed_groups(groups[i::k], run.config) for i in range(k)]
+  # The ratios of all k steps are against the policy before the first of them, which donates it.
+  old = state.model if algorithm.steps_per_batch > 1 else None
+  scored = iter(
+    with_logprobs(sum(parts, []), roomiest(run.row_shapes), loss, old=old, reference=reference)
+  )
+  parts = [[next(scored) for _ in part] for part in parts]
+  packed = [packing.fill(part, run.row_shapes, shards("b")) for part in parts]
   outputs = []
-  for i in range(k):
-    references = None
-    if reference is not None:
-      references = update.logprobs_of_all(reference, micro_batches[i], loss)
-    state, output = update.train_step(run.tx, state, micro_batches[i], loss, old[i], references)
-    # The engine's log-probs are compared with those of the policy that it sampled with.
-    outputs.append(output._replace(logprobs=old[i] or output.logprobs))
+  for rows in packed:
+    state, output = update.train_step(run.tx, state, list(map(update.on_device, rows)), loss)
+    outputs.append(output)
   return state._replace(step=state.step + 1), outputs, packed
 
 

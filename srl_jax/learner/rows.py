@@ -22,13 +22,16 @@ class Response:
   """A response to train on.
 
   Fields: token_ids; sampler_logprobs, one a token (None where nothing was sampled: SFT);
-  advantage; loss_weight, of each of its tokens in the loss of the optimiser step.
+  advantage; loss_weight, of each of its tokens in the loss of the optimiser step; old_logprobs and
+  reference_logprobs, of its tokens, where the loss needs them (scores.with_logprobs).
   """
 
   token_ids: Sequence[int]
   sampler_logprobs: Sequence[float] | None
   advantage: float
   loss_weight: float = 0.0
+  old_logprobs: Sequence[float] | None = None
+  reference_logprobs: Sequence[float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Rows(NamedTuple):
     advantages_bs: its response's advantage.
     loss_weights_bs: its weight in the loss, see grpo.token_weights; 0 marks padding.
     sampler_logprobs_bs: its log-prob when it was sampled.
+    old_logprobs_bs: under the policy before the batch's first optimiser step; None where a batch
+      makes one step, in which they are the new ones without their gradient.
+    reference_logprobs_bs: under the reference policy; None without a KL term.
     layout: policy.attention.Packed's, or None.
   """
 
@@ -69,6 +75,8 @@ class Rows(NamedTuple):
   advantages_bs: np.ndarray
   loss_weights_bs: np.ndarray
   sampler_logprobs_bs: np.ndarray
+  old_logprobs_bs: np.ndarray | None = None
+  reference_logprobs_bs: np.ndarray | None = None
   layout: Lines | cpu.Blocks | None = None
 
 
@@ -79,7 +87,7 @@ class Parts(NamedTuple):
   """The prompts (branch 0) and responses (branch 1, 2, ...) of all rows, in the order of the rows.
 
   Fields, one entry for each part: row; segment and branch, as in attention.Packed; length;
-  advantage and loss_weight, of a response; token_ids and sampler_logprobs.
+  advantage and loss_weight, of a response; token_ids; the response, None for a prompt.
   """
 
   row: Sequence[int]
@@ -89,7 +97,7 @@ class Parts(NamedTuple):
   advantage: Sequence[float]
   loss_weight: Sequence[float]
   token_ids: Sequence[Sequence[int]]
-  sampler_logprobs: Sequence[Sequence[float]]
+  response: Sequence[Response | None]
 
 
 def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
@@ -129,9 +137,13 @@ def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
   rows.targets_bs[at] = tokens[trained]
   rows.advantages_bs[at] = np.array(parts.advantage)[part]
   rows.loss_weights_bs[at] = np.array(parts.loss_weight)[part]
-  if any(map(len, parts.sampler_logprobs)):  # supervised targets have none
-    logprobs = itertools.chain(*parts.sampler_logprobs)
-    rows.sampler_logprobs_bs[at] = np.fromiter(logprobs, np.float32, len(part))
+  responses = [response for response in parts.response if response]
+  for field in ("sampler_logprobs", "old_logprobs", "reference_logprobs"):
+    values = [getattr(response, field) for response in responses]
+    if values[0] is not None:  # all responses of a batch have them, or none
+      logprobs_bs = np.zeros((b, t), np.float32)
+      logprobs_bs[at] = np.fromiter(itertools.chain(*values), np.float32, len(part))
+      rows = rows._replace(**{f"{field}_bs": logprobs_bs})
   return rows
 
 
@@ -155,10 +167,10 @@ def _parts(bins: Sequence[Sequence[PackedGroup]]):
   """Yields the fields of Parts for every prompt and response."""
   for row, groups in enumerate(bins):
     for segment, group in enumerate(groups, start=1):
-      yield row, segment, 0, len(group.prompt_ids), 0.0, 0.0, group.prompt_ids, ()
+      yield row, segment, 0, len(group.prompt_ids), 0.0, 0.0, group.prompt_ids, None
       for branch, response in enumerate(group.responses, start=1):
         numbers = len(response.token_ids), response.advantage, response.loss_weight
-        yield row, segment, branch, *numbers, response.token_ids, response.sampler_logprobs or ()
+        yield row, segment, branch, *numbers, response.token_ids, response
 
 
 def _count_in_row(row: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import jax
 
-from srl_jax.learner.update import PEAKS, update_flops
+from srl_jax.learner.update import PEAKS, loss_of, update_flops
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
 from srl_jax.policy.lora import split
@@ -86,6 +86,16 @@ def link_seconds(
   return sent / mesh["tensor"] / (LINK * topology.chip.link)
 
 
+def recomputed(remat: str, model_config: ModelConfig) -> float:
+  """The part of the forward pass that the backward pass computes again, by policy.model.REMAT."""
+  if remat != "attention":
+    return float(remat == "full")
+  sizes = model_config.sizes()
+  d, h, n, k, f = (sizes[letter] for letter in "dhnkf")
+  gate_and_up = 2 * d * f
+  return gate_and_up / (gate_and_up + d * f + d * h * (2 * n + 2 * k))
+
+
 def step(
   config,
   model_config: ModelConfig,
@@ -115,7 +125,7 @@ def step(
   padded = flops * batches * slots / work.tokens()  # padding costs as much as tokens
   # A forward pass is a third of the FLOPs of the formula, half of them where weights are frozen.
   share = 1 / 2 if frozen else 1 / 3
-  done = 1 + share if config.batch.remat == "full" else 1
+  done = 1 + share * recomputed(loss_of(config).remat, model_config)
   compute = padded * done / (topology.devices * peak * COMPUTE)
   links = batches * link_seconds(model_config, topology, mesh, frozen)
   # The optimiser reads weights, moments and gradients and writes as many bytes.
@@ -178,8 +188,11 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
   room = config.batch.tokens_per_device
   # Smaller micro-batches help only where weights, moments and gradients leave room for them.
   if kept < 0.8 * found["limit"]:
-    if config.batch.remat != "full":
-      lines.append(f"batch.remat = 'full' (now {config.batch.remat!r})")
+    loss = loss_of(config)
+    if loss.remat in ("none", "matmuls"):
+      lines.append(f"batch.remat = 'attention' (now {loss.remat!r})")
+    if loss.remat != "full":
+      lines.append(f"batch.remat = 'full' (now {loss.remat!r})")
     if room > limit:
       lines.append(f"batch.tokens_per_device = {max(limit, room // 2)} (now {room})")
     else:
@@ -187,8 +200,8 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
         f"data.max_prompt_tokens and rollout.max_tokens lower (now {limit} together), and "
         f"batch.tokens_per_device with them (now {room})"
       )
-    if config.batch.logprob_chunk > 128:
-      lines.append(f"batch.logprob_chunk = 128 (now {config.batch.logprob_chunk})")
+    if loss.chunk > 128:
+      lines.append(f"batch.logprob_chunk = 128 (now {loss.chunk})")
   # Twice as many devices along fsdp, until what they keep takes at most 60 % of each.
   parts, spec = mesh["fsdp"], None
   while not spec or kept * mesh["fsdp"] / parts > 0.6 * found["limit"]:

@@ -164,7 +164,10 @@ def calls(config, state: State) -> list[Call]:
   for call in programs.update_calls(config, first, state.tx, [state.shape], always_score=True):
     # What a run keeps besides excludes a call's own arguments: `apply` has the moments among them.
     own = device_bytes(state.moments) - device_bytes(frozen) if call.name == "apply" else 0
-    if call.name != "zeros":
+    # `accumulate` may have a copy of the layers (update.step_weights), beside the masters.
+    if call.name == "accumulate" and frozen is None and model.config.by_layer:
+      own -= device_bytes(model.layers)
+    if call.name not in ("zeros", "cast"):
       found.append(Call(*call, beside - own))
   if config.rollout.engine == "vllm" and frozen is None:
     # Weights go to the servers one at a time; all others stay on the devices besides.

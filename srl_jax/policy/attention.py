@@ -6,20 +6,21 @@
     its prompt.
   Padded: one sequence per row, for prefill.
   Chunk: the next tokens of one sequence per row, for prefill in several calls.
-  Cached: one new token per response, for decoding. It attends to the keys of the prompt, which the
-    group has once, and to the response's earlier ones.
+  Cached, CachedRows: one new token per response, for decoding. It attends to the keys of the
+    prompt, which the group has once, and to the response's earlier ones.
 
 Only the batch and the key/value heads are sharded, so attention needs no communication: `attend`
 runs under shard_map, and a kernel for one device serves the mesh.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from srl_jax.policy import cpu
+from srl_jax.policy import cpu, cudnn, kernels
 from srl_jax.policy.kernels import NEGATIVE, causal, masked, take_tokens
 from srl_jax.policy.sharding import act_spec, has_mesh
 
@@ -69,12 +70,12 @@ class Chunk(NamedTuple):
   """The keys and values of each row's tokens before `start`, which is where the new tokens begin.
 
   Fields:
-    prompt_k_bkph, prompt_v_bkhp: see prompt_cache; p is a multiple of the number of new tokens.
+    prompt_k_bkph, prompt_v_bkph: see prompt_cache; p is a multiple of the number of new tokens.
     start: int32 scalar, a multiple of the number of new tokens.
   """
 
   prompt_k_bkph: jax.Array
-  prompt_v_bkhp: jax.Array
+  prompt_v_bkph: jax.Array
   start: jax.Array
 
 
@@ -84,11 +85,11 @@ class Cached(NamedTuple):
   All responses write their newest token to the same `column` of a ring buffer of r entries,
   whenever they began, so a write is one slice. An entry belongs to a response if its age is below
   ages_bg.
-  The arrays are stored in the operand layouts of the einsums that read them; otherwise XLA would
-  transpose the whole cache at every token.
+  The ring buffers are stored in the operand layouts of the einsums that read them; otherwise XLA
+  would transpose them at every token.
 
   Fields:
-    prompt_k_bkph, prompt_v_bkhp: see prompt_cache.
+    prompt_k_bkph, prompt_v_bkph: see prompt_cache.
     lengths_b: int32, tokens of each prompt.
     k_bgkhr, v_bgkrh: the ring buffers.
     column: int32 scalar, the entry that the new token is written to.
@@ -96,7 +97,7 @@ class Cached(NamedTuple):
   """
 
   prompt_k_bkph: jax.Array
-  prompt_v_bkhp: jax.Array
+  prompt_v_bkph: jax.Array
   lengths_b: jax.Array
   k_bgkhr: jax.Array
   v_bgkrh: jax.Array
@@ -104,21 +105,41 @@ class Cached(NamedTuple):
   ages_bg: jax.Array
 
 
+class CachedRows(NamedTuple):
+  """Cached, with the ring buffers' keys stored as rows, which policy.decode_attention reads."""
+
+  prompt_k_bkph: jax.Array
+  prompt_v_bkph: jax.Array
+  lengths_b: jax.Array
+  k_bgkrh: jax.Array
+  v_bgkrh: jax.Array
+  column: jax.Array
+  ages_bg: jax.Array
+
+
+def cached_of(kernel: str, head_dim: int) -> type[Cached] | type[CachedRows]:
+  """The state with which a policy decodes whose attention is `kernel` (of kernels.KERNELS)."""
+  return CachedRows if kernels.decodes_by_row(kernel, head_dim) else Cached
+
+
 # Shape letters of the fields of each state, for act_spec. The arrays of Packed and Padded have the
 # batch as their first and only sharded dimension, so "b" is enough for all of them.
 FIELDS = {
   Packed: "b",
   Padded: "b",
-  Chunk: Chunk("bkph", "bkhp", ""),
-  Cached: Cached("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg"),
+  Chunk: Chunk("bkph", "bkph", ""),
+  Cached: Cached("bkph", "bkph", "b", "bgkhr", "bgkrh", "", "bg"),
+  CachedRows: CachedRows("bkph", "bkph", "b", "bgkrh", "bgkrh", "", "bg"),
 }
 # Shape letters of what `attend` returns for a cache.
 MEMORY = {
   Packed: ("btkh", "btkh"),
   Padded: ("btkh", "btkh"),
-  Chunk: ("bkph", "bkhp"),
+  Chunk: ("bkph", "bkph"),
   Cached: ("bgkhr", "bgkrh"),
+  CachedRows: ("bgkrh", "bgkrh"),
 }
+BLOCK = 256  # entries of a long cache that the plain form of Cached reads at a time
 
 
 def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
@@ -126,17 +147,19 @@ def attend(q_btnh, k_btkh, v_btkh, state, kernel="xla"):
 
   Args:
     q_btnh, k_btkh, v_btkh: queries, keys and values of the new tokens, rotary embedding applied.
-      With `Cached`, t is the letter g: one new token of each of g responses.
-    state: Packed, Padded, Chunk or Cached.
+      With Cached and CachedRows, t is the letter g: one new token of each of g responses.
+    state: Packed, Padded, Chunk, Cached or CachedRows.
     kernel: of kernels.KERNELS, for Packed with Lines and for Padded.
 
   Returns:
     (out_btnh, memory): memory is (k_btkh, v_btkh), what a cache would keep; with Chunk it is
-    (prompt_k_bkph, prompt_v_bkhp) and with Cached (k_bgkhr, v_bgkrh), the new tokens written.
+    (prompt_k_bkph, prompt_v_bkph) and with Cached (k_bgkhr, v_bgkrh), the new tokens written; with
+    CachedRows (k_bgkrh, v_bgkrh).
   """
   # `run` sees one device's shard: its rows and its heads.
   kind = type(state)
-  run = {Packed: _packed, Padded: _padded, Chunk: _chunk, Cached: _cached}[kind]
+  runs = {Packed: _packed, Padded: _padded, Chunk: _chunk, Cached: _cached, CachedRows: _by_rows}
+  run = runs[kind]
   if not has_mesh():
     return run(q_btnh, k_btkh, v_btkh, state, kernel)
   tokens = tuple(map(act_spec, ("btnh", "btkh", "btkh")))
@@ -162,7 +185,10 @@ def visible(state: Packed):
 
 def _packed(q_btnh, k_btkh, v_btkh, state, kernel):
   if isinstance(state.layout, Lines):
-    out_btnh = _by_lines(q_btnh, k_btkh, v_btkh, state.layout, kernel)
+    run = (
+      cudnn.attend_in_lines if kernel == "cudnn" else functools.partial(_by_lines, kernel=kernel)
+    )
+    out_btnh = run(q_btnh, k_btkh, v_btkh, state.layout)
   elif isinstance(state.layout, cpu.Blocks):
     out_btnh = cpu.attend_by_blocks(q_btnh, k_btkh, v_btkh, state.layout)
   else:
@@ -197,8 +223,8 @@ def _padded(q_btnh, k_btkh, v_btkh, state, kernel):
 
 
 def prompt_cache(k_btkh, v_btkh):
-  """(prompt_k_bkph, prompt_v_bkhp) of Cached, from what `attend` returned at prefill."""
-  return k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 3, 1)
+  """(prompt_k_bkph, prompt_v_bkph) of Cached, from what `attend` returned at prefill."""
+  return k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3)
 
 
 def _chunk(q_btnh, k_btkh, v_btkh, state, kernel):
@@ -212,26 +238,26 @@ def _chunk(q_btnh, k_btkh, v_btkh, state, kernel):
   # Grouped-query attention: each of the k key/value heads serves n // k query heads (letter q).
   b, t, n, h = q_btnh.shape
   q_btkqh = q_btnh.reshape(b, t, k_btkh.shape[2], -1, h)
-  k_bkth, v_bkht = prompt_cache(k_btkh, v_btkh)
-  write = lambda buffer, new, axis: jax.lax.dynamic_update_slice_in_dim(
-    buffer, new.astype(buffer.dtype), state.start, axis=axis
+  k_bkth, v_bkth = prompt_cache(k_btkh, v_btkh)
+  write = lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(
+    buffer, new.astype(buffer.dtype), state.start, axis=2
   )
-  keys, values = write(state.prompt_k_bkph, k_bkth, 2), write(state.prompt_v_bkhp, v_bkht, 3)
+  keys, values = write(state.prompt_k_bkph, k_bkth), write(state.prompt_v_bkph, v_bkth)
 
   def add_block(i, carry):
     most, total, out = carry
     scores = _scores(q_btkqh, jax.lax.dynamic_slice_in_dim(keys, i * t, t, 2))
     larger = jnp.maximum(most, scores.max(axis=-1))
-    v_bkht = jax.lax.dynamic_slice_in_dim(values, i * t, t, 3)
+    v_bkth = jax.lax.dynamic_slice_in_dim(values, i * t, t, 2)
     # The sums so far were taken relative to the old maximum; rescale them to the new one.
-    block_total, block_out = _weighted(scores, larger, v_bkht)
+    block_total, block_out = _weighted(scores, larger, v_bkth)
     shrink = jnp.exp(most - larger)
     return larger, total * shrink + block_total, out * shrink[..., None] + block_out
 
   # The new tokens' own block is causal; blocks before it are visible as a whole.
   scores = jnp.where(jnp.tri(t, dtype=bool), _scores(q_btkqh, k_bkth), NEGATIVE)
   most = scores.max(axis=-1)
-  carry = (most, *_weighted(scores, most, v_bkht))
+  carry = (most, *_weighted(scores, most, v_bkth))
   _, total, out = jax.lax.fori_loop(0, state.start // t, add_block, carry)
   out_btnh = (out / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
   return out_btnh.astype(q_btnh.dtype), (keys, values)
@@ -243,36 +269,115 @@ def _scores(q_btkqh, k_bksh):
   return scores / math.sqrt(q_btkqh.shape[-1])
 
 
-def _weighted(scores_bkqts, most_bkqt, v_bkhs):
+def _weighted(scores_bkqts, most_bkqt, v_bksh):
   """(sum_bkqt, out_bkqth) in float32: the sum of exp(scores - most), alone and times the values."""
   exps = jnp.exp(scores_bkqts - most_bkqt[..., None])
   return exps.sum(axis=-1), jnp.einsum(
-    "bkqts,bkhs->bkqth", exps.astype(v_bkhs.dtype), v_bkhs, preferred_element_type=jnp.float32
+    "bkqts,bksh->bkqth", exps.astype(v_bksh.dtype), v_bksh, preferred_element_type=jnp.float32
   )
 
 
 def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
-  del kernel  # one query per row; the kernels are for whole sequences
+  del kernel  # plain XLA
   b, g, n, h = q_bgnh.shape
-  k, r = k_bgkh.shape[2], state.k_bgkhr.shape[4]
+  k = k_bgkh.shape[2]
+  keys = _write(state.k_bgkhr, k_bgkh, state.column, 4)
+  values = _write(state.v_bgkrh, v_bgkh, state.column, 3)
   q = q_bgnh.reshape(b, g, k, n // k, h)
-  write = lambda ring, new, axis: jax.lax.dynamic_update_slice_in_dim(
-    ring, jnp.expand_dims(new, axis).astype(ring.dtype), state.column, axis=axis
-  )
-  keys, values = write(state.k_bgkhr, k_bgkh, 4), write(state.v_bgkrh, v_bgkh, 3)
+  prompt = _prompt_part(q, state.prompt_k_bkph, state.prompt_v_bkph, state.lengths_b)
+  own = _own_part(q, keys, values, state.column, state.ages_bg)
+  out, _, total = _merge(prompt, own)
+  out_bgkqh = (out / total[..., None]).astype(q.dtype)
+  return out_bgkqh.reshape(b, g, n, h), (keys, values)
 
-  # The prompt's keys have no axis g: all responses of the group read one copy.
+
+def _by_rows(q_bgnh, k_bgkh, v_bgkh, state, kernel):
+  del kernel
+  # Imported here, because other platforms do not need the import of Pallas.
+  from srl_jax.policy import decode_attention
+
+  keys = _write(state.k_bgkrh, k_bgkh, state.column, 3)
+  values = _write(state.v_bgkrh, v_bgkh, state.column, 3)
+  state = state._replace(k_bgkrh=keys, v_bgkrh=values)
+  return decode_attention.decode(q_bgnh, *state), (keys, values)
+
+
+def _write(ring, new, column, axis: int):
+  """The ring buffers with the new tokens in their `column`."""
+  new = jnp.expand_dims(new, axis).astype(ring.dtype)
+  return jax.lax.dynamic_update_slice_in_dim(ring, new, column, axis=axis)
+
+
+def ring_length(tokens: int) -> int:
+  """Entries of a ring buffer for responses of at most `tokens`: a multiple of BLOCK if long."""
+  return tokens if tokens <= 2 * BLOCK else -(-tokens // BLOCK) * BLOCK
+
+
+def _block_length(entries: int) -> int:
+  """Entries of a block of a cache; a short cache is one block, because a loop costs time too."""
+  return BLOCK if entries > 2 * BLOCK and entries % BLOCK == 0 else entries
+
+
+def _prompt_part(q_bgkqh, k_bkph, v_bkph, lengths_b):
+  """_part of the prompts, up to the longest one. All responses of a group read one copy."""
+  block = _block_length(k_bkph.shape[2])
+
+  def part(i):
+    keys, values = (jax.lax.dynamic_slice_in_dim(x, i * block, block, 2) for x in (k_bkph, v_bkph))
+    in_prompt = i * block + jnp.arange(block) < lengths_b[:, None]
+    equations = "bgkqh,bkph->bgkqp", "bgkqp,bkph->bgkqh"
+    return _part(q_bgkqh, keys, values, in_prompt[:, None, None, None], *equations)
+
+  blocks = k_bkph.shape[2] // block
+  return _sum_parts(part, 0, -(-lengths_b.max() // block), blocks)
+
+
+def _own_part(q_bgkqh, k_bgkhr, v_bgkrh, column, ages_bg):
+  """_part of the ring buffers, of the blocks that have entries of the oldest response."""
+  r = v_bgkrh.shape[3]
+  block = _block_length(r)
+
+  def part(i):
+    keys = jax.lax.dynamic_slice_in_dim(k_bgkhr, i * block, block, 4)
+    values = jax.lax.dynamic_slice_in_dim(v_bgkrh, i * block, block, 3)
+    age = (column - i * block - jnp.arange(block)) % r  # of each entry: 0 for the newest
+    in_own = age < ages_bg[:, :, None]
+    equations = "bgkqh,bgkhr->bgkqr", "bgkqr,bgkrh->bgkqh"
+    return _part(q_bgkqh, keys, values, in_own[:, :, None, None], *equations)
+
+  # The entries of the oldest response begin at `first` and end at `column`, perhaps across the end
+  # of the ring buffer. If both are in one block and the end is between them, all blocks have some.
+  blocks, first = r // block, (column + 1 - ages_bg.max()) % r
+  count = column // block - first // block + 1
+  count = jnp.minimum(jnp.where(first > column, count + blocks, count), blocks)
+  return _sum_parts(part, first // block, count, blocks)
+
+
+def _part(q_bgkqh, keys, values, mask, score_equation, value_equation):
+  """(out_bgkqh, most_bgkq, total_bgkq) in float32 of some entries: the softmax statistics.
+
+  most is the largest score, total the sum of exp(score - most) and out that of the values times it.
+  """
   f32 = dict(preferred_element_type=jnp.float32)
-  prompt = jnp.einsum("bgkqh,bkph->bgkqp", q, state.prompt_k_bkph, **f32)
-  own = jnp.einsum("bgkqh,bgkhr->bgkqr", q, keys, **f32)
-  p = prompt.shape[-1]
-  in_prompt = jnp.arange(p) < state.lengths_b[:, None]
-  age = (state.column - jnp.arange(r)) % r  # of each entry: 0 for the one just written
-  in_own = age < state.ages_bg[:, :, None]
-  prompt = jnp.where(in_prompt[:, None, None, None], prompt / math.sqrt(h), NEGATIVE)
-  own = jnp.where(in_own[:, :, None, None], own / math.sqrt(h), NEGATIVE)
-  # One softmax over the p entries of the prompt and the r entries of the ring buffer.
-  probs = jax.nn.softmax(jnp.concatenate([prompt, own], axis=-1), axis=-1).astype(values.dtype)
-  out = jnp.einsum("bgkqp,bkhp->bgkqh", probs[..., :p], state.prompt_v_bkhp)
-  out += jnp.einsum("bgkqr,bgkrh->bgkqh", probs[..., p:], values)
-  return out.reshape(b, g, n, h), (keys, values)
+  scores = jnp.einsum(score_equation, q_bgkqh, keys, **f32) / math.sqrt(q_bgkqh.shape[-1])
+  scores = jnp.where(mask, scores, NEGATIVE)
+  most = scores.max(axis=-1)
+  exps = jnp.exp(scores - most[..., None])
+  out = jnp.einsum(value_equation, exps.astype(values.dtype), values)
+  return out.astype(jnp.float32), most, exps.sum(axis=-1)
+
+
+def _sum_parts(part, first, count, blocks: int):
+  """The merged part(first), part(first + 1), ...: `count` of `blocks`, which are in a ring."""
+  if blocks == 1:
+    return part(0)
+  add = lambda i, carry: _merge(carry, part((first + i) % blocks))
+  return jax.lax.fori_loop(1, count, add, part(first))
+
+
+def _merge(one, other):
+  """The softmax statistics of two parts together; see _part."""
+  most = jnp.maximum(one[1], other[1])
+  # Each part's sums are relative to its own maximum.
+  a, b = jnp.exp(one[1] - most), jnp.exp(other[1] - most)
+  return one[0] * a[..., None] + other[0] * b[..., None], most, one[2] * a + other[2] * b

@@ -156,16 +156,9 @@ def _einsum_bwd(letters, dtype, operands, grad):
   del dtype
   a, b = operands
   (letters_a, letters_b), letters_out = letters.split("->")[0].split(","), letters.split("->")[1]
-  grad_a = _like(a, f"{letters_out},{letters_b}->{letters_a}", grad, b)
-  grad_b = _like(b, f"{letters_a},{letters_out}->{letters_b}", a, grad)
+  grad_a = sharding.einsum_like(a, f"{letters_out},{letters_b}->{letters_a}", grad, b)
+  grad_b = sharding.einsum_like(b, f"{letters_a},{letters_out}->{letters_b}", a, grad)
   return grad_a, grad_b
-
-
-def _like(x, letters, *factors):
-  """The einsum in the type and sharding of a gradient of x."""
-  spec = jax.typeof(x).sharding.spec
-  out = jax.P(*spec.partitions, unreduced=spec.reduced) if sharding.has_mesh() else None
-  return jnp.einsum(letters, *factors, preferred_element_type=x.dtype, out_sharding=out)
 
 
 _einsum.defvjp(_einsum_fwd, _einsum_bwd)

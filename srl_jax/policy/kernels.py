@@ -34,6 +34,11 @@ def layout(kernel: str) -> str:
   return "blocks" if kernel == "cpu" else "lines"
 
 
+def decodes_by_row(kernel: str, head_dim: int) -> bool:
+  """Whether a policy with that attention decodes with policy.decode_attention, made for GPUs."""
+  return kernel == "cudnn" and head_dim in (16, 32, 64, 128)
+
+
 def padded_length(length: int, kernel: str) -> int:
   """`length` rounded up to a length that the kernel accepts."""
   block = BLOCK.get(kernel, 1)
@@ -155,25 +160,30 @@ def take_tokens(x_btnh, index_bs, inverse_btg):
       gradient is the sum of theirs.
   """
   del inverse_btg
-  return _gather(x_btnh, index_bs)
+  return gather_tokens(x_btnh, index_bs)
 
 
-def _gather(x_btnh, index_bs):
+def gather_tokens(x_btnh, index_bs):
+  """x_bsnh: the tokens of each row at the given indices, 0 where an index is -1."""
   # An index of -1 reads entry 0, which the mask below replaces by 0.
   taken = jax.vmap(lambda x, index: x[jnp.maximum(index, 0)])(x_btnh, index_bs)
   return jnp.where(index_bs[:, :, None, None] >= 0, taken, 0)
 
 
+def sum_tokens(x_bsnh, index_btg):
+  """x_btnh: the sums, in float32, of the entries at each token's up to g indices; -1 is none."""
+  total_btnh = 0.0
+  for g in range(index_btg.shape[2]):
+    total_btnh += gather_tokens(x_bsnh, index_btg[:, :, g]).astype(jnp.float32)
+  return total_btnh.astype(x_bsnh.dtype)
+
+
 def _take_tokens_fwd(x_btnh, index_bs, inverse_btg):
-  return _gather(x_btnh, index_bs), inverse_btg
+  return gather_tokens(x_btnh, index_bs), inverse_btg
 
 
 def _take_tokens_bwd(inverse_btg, grad_bsnh):
-  # In float32: a prompt's token receives up to g gradients.
-  total_btnh = 0.0
-  for g in range(inverse_btg.shape[2]):
-    total_btnh += _gather(grad_bsnh, inverse_btg[:, :, g]).astype(jnp.float32)
-  return total_btnh.astype(grad_bsnh.dtype), None, None
+  return sum_tokens(grad_bsnh, inverse_btg), None, None
 
 
 take_tokens.defvjp(_take_tokens_fwd, _take_tokens_bwd)

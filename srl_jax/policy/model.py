@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from srl_jax.policy import cpu, kernels, sharding
+from srl_jax.policy import cpu, cudnn, head, kernels, sharding
 from srl_jax.policy.attention import Packed, attend
 from srl_jax.policy.sharding import (
   all_gather_weight,
@@ -25,7 +25,6 @@ from srl_jax.policy.sharding import (
   param_spec,
   platform,
   reshard,
-  shard_head_by_vocab,
 )
 
 # The shape letters of every weight; those of `layers` have one more dimension in front, l.
@@ -56,13 +55,15 @@ OPTIONAL_WEIGHTS = {
   "qwen3": ("q_norm", "k_norm"),
   "llama": (),
 }
-
+_save = jax.checkpoint_policies.save_only_these_names
 # Activations that a layer keeps for the backward pass. "none": all of them. "matmuls": the results
-# of its matrix products, so that attention and elementwise operations are recomputed. "full": only
-# its input.
+# of its matrix products and of cuDNN's attention, so that elementwise operations and attention
+# without cuDNN are recomputed. "attention": these without the two widest, `gate` and `up`, which
+# take more memory than all others together. "full": only its input.
 REMAT = {
   "none": None,
-  "matmuls": jax.checkpoint_policies.save_only_these_names("matmul"),
+  "matmuls": _save("projection", "mlp", cudnn.KEPT),
+  "attention": _save("projection", cudnn.KEPT),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -109,6 +110,11 @@ class ModelConfig:
   def on_cpu(self) -> bool:
     """Whether the functions of policy.cpu replace those of the main path."""
     return self.attention == "cpu"
+
+  @property
+  def by_layer(self) -> bool:
+    """Whether the update uses separate weights for each layer; see policy.by_layer."""
+    return self.attention == "cudnn"
 
   @property
   def layout(self) -> str:
@@ -189,21 +195,21 @@ class Layer(nnx.Module):
   def __call__(self, x_btd, rotary, state):
     """(x_btd, memory) after this layer; rotary = (cos_bth, sin_bth), state as attention.attend."""
     w = lambda name: self.weight(name, x_btd.dtype)
-    kept = lambda x: checkpoint_name(x, "matmul")
+    kept = lambda x: checkpoint_name(x, "projection")
     y = rms_norm(x_btd, w("input_layernorm"), self.config.rms_norm_eps)
     q, k, v = (self.project(y, name) for name in "qkv")
     q, k, v = kept(rotate(q, rotary)), kept(rotate(k, rotary)), kept(v)
     out, memory = attend(q, k, v, state, self.config.attention)
     x_btd = kept(x_btd + self.multiply("btnh,nhd->btd", out, "o_proj"))
     y = rms_norm(x_btd, w("post_attention_layernorm"), self.config.rms_norm_eps)
-    gate = kept(self.multiply("btd,df->btf", y, "gate_proj"))
-    up = kept(self.multiply("btd,df->btf", y, "up_proj"))
+    gate = checkpoint_name(self.multiply("btd,df->btf", y, "gate_proj"), "mlp")
+    up = checkpoint_name(self.multiply("btd,df->btf", y, "up_proj"), "mlp")
     return x_btd + self.multiply("btf,fd->btd", jax.nn.silu(gate) * up, "down_proj"), memory
 
 
 class Qwen2(nnx.Module):
   """A Qwen2 policy. `layers` is one Layer with its weights stacked along a leading dimension l, or
-  a list of layers (lora.unstack).
+  a list of layers (lora.unstack, by_layer.cast).
   """
 
   lora = None  # or its adapters, lora.Lora
@@ -263,49 +269,16 @@ class Qwen2(nnx.Module):
 
   def logits(self, hidden_btd):
     """logits_btv in float32 from hidden states; v is sharded over the tensor axis."""
-    head = all_gather_weight(self._head(), WEIGHT_LETTERS["lm_head"], self.config.dtype)
-    return self.config.einsum("btd,vd->btv", hidden_btd, head, dtype=jnp.float32)
+    head_vd = all_gather_weight(self._head(), WEIGHT_LETTERS["lm_head"], self.config.dtype)
+    return self.config.einsum("btd,vd->btv", hidden_btd, head_vd, dtype=jnp.float32)
 
   def loss_logits(self):
-    """A function hidden_acd -> logits_acw (float32), which the loss calls once for each chunk.
-
-    The vocabulary is sharded over fsdp too (letters a, w: sharding.ACT_AXES), so that no device
-    holds the whole head or its whole gradient. That gradient is summed over all chunks in the
-    head's type. Where w is longer than the vocabulary the spare logits are -1e30.
-    """
-    # The barrier: a scan must not close over a weight itself where gradients are added to refs (JAX
-    # 0.10 then confuses the scan's arguments in the backward pass).
-    head_dw = jax.lax.optimization_barrier(shard_head_by_vocab(self._head()).T)
-    cast_dw = jax.lax.stop_gradient(head_dw.astype(self.config.dtype))
-    # A logit of -1e30 has probability 0 and no gradient.
-    size, w = self.config.vocab_size, head_dw.shape[1]
-
-    def logits_of(hidden_acd):
-      weight_dw = _in_type(head_dw, cast_dw)
-      logits_acw = self.config.einsum("acd,dw->acw", hidden_acd, weight_dw, dtype=jnp.float32)
-      return logits_acw if w == size else jnp.where(jnp.arange(w) < size, logits_acw, -1e30)
-
-    return logits_of
+    """A function hidden_acd -> logits_acw of the loss; see head.loss_logits."""
+    return head.loss_logits(self._head(), self.config)
 
   def _head(self):
     tied = self.config.tie_word_embeddings
     return (self.embed_tokens if tied else self.lm_head)[...]
-
-
-@jax.custom_vjp
-def _in_type(master, cast):
-  """Returns `cast`, which is `master` in the compute type; the gradient is master's, in float32.
-
-  The gradients of many uses are thus summed in float32, and the cast is computed once.
-  """
-  del master
-  return cast
-
-
-_in_type.defvjp(
-  lambda master, cast: (cast, jnp.zeros((), master.dtype)),
-  lambda zero, g: (g.astype(zero.dtype), jnp.zeros_like(g)),
-)
 
 
 def rms_norm(x, weight, eps):

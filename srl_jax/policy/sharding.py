@@ -218,6 +218,13 @@ def einsum(letters: str, a, b, dtype=None):
   return jnp.einsum(letters, a, b, preferred_element_type=dtype, out_sharding=out)
 
 
+def einsum_like(x, letters: str, *factors):
+  """The einsum in the type and with the sharding of a gradient of x."""
+  spec = jax.typeof(x).sharding.spec
+  out = P(*spec.partitions, unreduced=spec.reduced) if has_mesh() else None
+  return jnp.einsum(letters, *factors, preferred_element_type=x.dtype, out_sharding=out)
+
+
 def on_mesh(tree):
   """The shapes of a tree with their shardings on the devices of the mesh that is set.
 

@@ -9,7 +9,7 @@ avoids SequenceMatcher's worst cases. Texts of 2,048 tokens take at most a secon
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cydifflib import SequenceMatcher
 
@@ -68,29 +68,48 @@ def _visits(action: str, target: str) -> int:
   return blocks * sum(count * in_target[character] for character, count in in_action.items())
 
 
-def similarities(pairs: Sequence[Pair], *, autojunk: bool = False, workers: int = 0) -> list[float]:
+def seconds(pair: Pair) -> float:
+  """Returns the estimated seconds of `similarity` for a pair, by the faster of the two programs."""
+  n, m = map(len, pair)
+  return min(_SECONDS_PER_CELL * n * m, _SECONDS_PER_CHARACTER * (n + m))
+
+
+def similarities(
+  pairs: Sequence[Pair],
+  *,
+  autojunk: bool = False,
+  workers: int = 0,
+  measure: Callable[..., float] = similarity,
+  seconds: Callable[[Pair], float] = seconds,
+) -> list[float]:
   """Returns the similarity of each pair, in order; equal pairs are computed once.
 
   Args:
     pairs: (action, target).
     autojunk: as for `similarity`.
     workers: number of processes for a large batch (small ones are computed here); 0 for none.
+    measure: of one pair, with the arguments of `similarity`; a function of a module, so that
+      workers can import it.
+    seconds: the estimated seconds of `measure` for a pair.
 
   Raises:
     RuntimeError: workers were killed twice on the same pairs, most likely because memory ran out.
   """
   different = list(dict.fromkeys(map(tuple, pairs)))
-  if workers and sum(map(_seconds, different)) >= _SECONDS_WORTH_WORKERS:
-    values = _by_workers(different, autojunk, workers)
+  if workers and sum(map(seconds, different)) >= _SECONDS_WORTH_WORKERS:
+    jobs = [(chunk, measure, autojunk) for chunk in _chunks(different, seconds)]
+    known = _by_workers(jobs, workers)
   else:
-    values = [similarity(*pair, autojunk=autojunk) for pair in different]
-  known = dict(zip(different, values))
+    known = _job((different, measure, autojunk))
   return [known[action, target] for action, target in pairs]
 
 
-def _by_workers(pairs: list[Pair], autojunk: bool, workers: int) -> list[float]:
-  """Returns the similarity of each pair, computed in worker processes."""
-  jobs = [(chunk, autojunk) for chunk in _chunks(pairs)]
+# Pairs that are computed by one call of a worker: the pairs, the measure, autojunk.
+_Job = tuple[list[Pair], Callable[..., float], bool]
+
+
+def _by_workers(jobs: list[_Job], workers: int) -> dict[Pair, float]:
+  """Returns the similarity of each pair of the jobs, computed in worker processes."""
   pool = _pool(workers)
   results = pool.run(jobs)
   # A killed worker is no fault of the texts (there is no limit here), so its jobs run once more.
@@ -102,28 +121,19 @@ def _by_workers(pairs: list[Pair], autojunk: bool, workers: int) -> list[float]:
         " likely because memory ran out: use fewer workers or shorter texts"
       )
     results[i] = result
-  known: dict[Pair, float] = {}
-  for (chunk, _), values in zip(jobs, results):
-    known |= zip(chunk, values)
-  return [known[pair] for pair in pairs]
+  return dict(collections.ChainMap(*results))
 
 
-def _chunks(pairs: list[Pair]) -> list[list[Pair]]:
+def _chunks(pairs: list[Pair], seconds: Callable[[Pair], float]) -> list[list[Pair]]:
   """Returns jobs of about equal cost, the most expensive pairs first, so that the last is short."""
-  chunks, seconds = [], 0.0
-  for pair in sorted(pairs, key=_seconds, reverse=True):
-    if not chunks or seconds + _seconds(pair) > _SECONDS_PER_JOB:
+  chunks, total = [], 0.0
+  for pair in sorted(pairs, key=seconds, reverse=True):
+    if not chunks or total + seconds(pair) > _SECONDS_PER_JOB:
       chunks.append([])
-      seconds = 0.0
+      total = 0.0
     chunks[-1].append(pair)
-    seconds += _seconds(pair)
+    total += seconds(pair)
   return chunks
-
-
-def _seconds(pair: Pair) -> float:
-  """Returns the estimated seconds for a pair, by the faster of the two programs."""
-  n, m = map(len, pair)
-  return min(_SECONDS_PER_CELL * n * m, _SECONDS_PER_CHARACTER * (n + m))
 
 
 @functools.cache
@@ -132,7 +142,7 @@ def _pool(workers: int) -> Workers:
   return Workers(f"{__name__}:_job", workers)
 
 
-def _job(job: tuple[list[Pair], bool]) -> list[float]:
-  """Returns the similarities of a job's pairs; runs in a worker."""
-  pairs, autojunk = job
-  return [similarity(*pair, autojunk=autojunk) for pair in pairs]
+def _job(job: _Job) -> dict[Pair, float]:
+  """Returns the similarity of each pair of a job; runs in a worker."""
+  pairs, measure, autojunk = job
+  return {pair: measure(*pair, autojunk=autojunk) for pair in pairs}

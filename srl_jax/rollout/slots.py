@@ -19,6 +19,7 @@ from srl_jax.data.batches import bucket
 from srl_jax.policy import attention, cpu, kernels
 from srl_jax.policy.model import ModelConfig, rotary_angles
 from srl_jax.policy.sharding import ACT_AXES, act_spec, has_mesh, reshard
+from srl_jax.rollout.insertion import insert_caches
 
 LONGEST_CHUNK = 1024  # prompts of at most as many tokens are prefilled by one call
 CHUNK = 512  # tokens that one call of `prefill` reads of longer prompts
@@ -31,7 +32,7 @@ class SlotShape(NamedTuple):
     b: slots, all of which decode together.
     g: responses of a slot.
     p: most tokens of a prompt.
-    r: most tokens of a response.
+    r: most tokens of a response, the entries of its ring buffers.
     batch: prompts of one prefill.
     c: tokens of each prompt that one call of `prefill` reads; it divides p.
   """
@@ -62,7 +63,9 @@ def slot_shape(
   p = kernels.padded_length(bucket(longest), kernel)
   c = p if p <= LONGEST_CHUNK else CHUNK
   p = -(-p // c) * c  # rounded up to a multiple
-  return SlotShape(b=b, g=n, p=p, r=max_tokens, batch=max(1, b // 4 // rows) * rows, c=c)
+  return SlotShape(
+    b=b, g=n, p=p, r=attention.ring_length(max_tokens), batch=max(1, b // 4 // rows) * rows, c=c
+  )
 
 
 class Slots(NamedTuple):
@@ -72,7 +75,8 @@ class Slots(NamedTuple):
   `column`, whenever they were filled, so a write is one slice.
 
   Fields:
-    caches: (prompt_k_bkph, prompt_v_bkhp, k_bgkhr, v_bgkrh) of each layer, see attention.Cached.
+    caches: prompt_k_bkph, prompt_v_bkph and the two ring buffers of each layer: those of
+      attention.cached_of.
     lengths_b: tokens of the prompt.
     streams_b: uint32, of the prompt's random keys.
     offsets_b: the index, in the prompt's group, of the slot's first response.
@@ -99,7 +103,7 @@ class Buffers(NamedTuple):
   """Prompts that were read in part, where prefill takes several calls.
 
   Fields:
-    caches: (prompt_k_bkph, prompt_v_bkhp) of each layer; b is SlotShape.batch.
+    caches: (prompt_k_bkph, prompt_v_bkph) of each layer; b is SlotShape.batch.
     last_bd: the hidden state of each prompt's last token, once it has been read.
   """
 
@@ -162,9 +166,10 @@ def empty(shape: SlotShape, config: ModelConfig) -> tuple[Slots, Buffers | None]
     layers = range(config.num_hidden_layers)
     return [tuple(filled(x, dtype=config.dtype, **others) for x in letters) for _ in layers]
 
+  fields = attention.FIELDS[attention.cached_of(config.attention, config.head_dim)]
   # Lengths and ages of 1, so that an empty slot has an entry to attend to and no softmax over none.
   slots = Slots(
-    caches=caches(("bkph", "bkhp", "bgkhr", "bgkrh")),
+    caches=caches((fields[0], fields[1], fields[3], fields[4])),
     lengths_b=filled("b", 1),
     streams_b=filled("b", dtype=jnp.uint32),
     offsets_b=filled("b"),
@@ -178,7 +183,7 @@ def empty(shape: SlotShape, config: ModelConfig) -> tuple[Slots, Buffers | None]
   if shape.c == shape.p:
     return slots, None
   last_bd = filled("bd", dtype=config.dtype, b=shape.batch)
-  return slots, Buffers(caches(("bkph", "bkhp"), b=shape.batch), last_bd)
+  return slots, Buffers(caches(("bkph", "bkph"), b=shape.batch), last_bd)
 
 
 @functools.partial(jax.jit, donate_argnums=(2, 3), static_argnames="stop_ids")
@@ -214,21 +219,17 @@ def prefill(model, layers, slots, buffers, tokens_bc, start, prompts, sources_b,
   # Selects the last token's state by a one-hot sum; 0 if that token is in another chunk.
   is_last_bc = positions_bc == lengths_b[:, None] - 1
   last_bd = jnp.einsum("bc,bcd->bd", is_last_bc.astype(x_bcd.dtype), x_bcd)
+  if buffers is not None:
+    # A short prompt's last token is in an earlier chunk than the longest one's: keep its state.
+    last_bd = jnp.where(is_last_bc.any(axis=1, keepdims=True), last_bd, buffers.last_bd)
+    buffers = Buffers(caches, last_bd)
   prompts = prompts._replace(lengths_b=lengths_b)
-
-  def insert(slots):
-    return _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids)
-
-  if buffers is None:
-    return insert(slots), None
-  # A short prompt's last token is in an earlier chunk than the longest one's: keep its state.
-  last_bd = jnp.where(is_last_bc.any(axis=1, keepdims=True), last_bd, buffers.last_bd)
-  slots = jax.lax.cond((sources_b >= 0).any(), insert, lambda slots: slots, slots)
-  return slots, Buffers(caches, last_bd)
+  slots = slots._replace(caches=insert_caches(slots.caches, caches, sources_b))
+  return _first_tokens(model, slots, prompts, last_bd, sources_b, draws, stop_ids), buffers
 
 
-def _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids):
-  """Slots with new prompts and the first token of each response."""
+def _first_tokens(model, slots, prompts, last_bd, sources_b, draws, stop_ids):
+  """Slots with the first token of each response to the new prompts."""
   # All g responses draw their first token from one distribution, each with another random key.
   b, g = prompts.lengths_b.shape[0], slots.done_bg.shape[1]
   logits_b1v = model.logits(model.final_norm(last_bd[:, None]))
@@ -249,13 +250,8 @@ def _insert(model, slots, prompts, caches, last_bd, sources_b, draws, stop_ids):
     new = reshard(new, jax.P()).at[jnp.maximum(sources_b, 0)].get(out_sharding=layout)
     return jnp.where(jnp.expand_dims(takes_b, range(1, old.ndim)), new, old)
 
-  # The ring buffers keep their old entries, which are older than the age 1 of the new responses.
   done_bg = jnp.arange(g) >= of_prompt(prompts.counts_b)[:, None]
   slots = slots._replace(
-    caches=[
-      (choose(k, old[0], "bkph"), choose(v, old[1], "bkhp"), *old[2:])
-      for (k, v), old in zip(caches, slots.caches)
-    ],
     lengths_b=choose(prompts.lengths_b, slots.lengths_b, "b"),
     streams_b=choose(streams_b, slots.streams_b, "b"),
     offsets_b=choose(offsets_b, slots.offsets_b, "b"),
@@ -291,6 +287,7 @@ def _record(slots: Slots, writes_bg, tokens_bg, logprobs_bg, draws, stop_ids):
 def decode(model, layers, slots: Slots, free_slots, draws: Draws, stop_ids):
   """Decodes until at least `free_slots` slots are done or empty: (slots, HostSnapshot)."""
   r = slots.tokens_bgr.shape[-1]
+  cached = attention.cached_of(model.config.attention, model.config.head_dim)
 
   def step(slots):
     # Reads the newest token, which is number ages_bg of its response, into the caches, and samples
@@ -298,9 +295,12 @@ def decode(model, layers, slots: Slots, free_slots, draws: Draws, stop_ids):
     column = (slots.column + 1) % r
     positions_bg = slots.lengths_b[:, None] + slots.ages_bg - 1
     rotary = rotary_angles(positions_bg, model.config)
+    # An ended response attends to one entry, so that its length costs nothing.
+    ages_bg = jnp.where(slots.done_bg, 1, slots.ages_bg)
+    lengths_b = jnp.where(slots.done_bg.all(axis=1), 1, slots.lengths_b)
     x_bgd, caches = model.embed(slots.newest_bg), []
     for layer, (prompt_k, prompt_v, k, v) in zip(layers, slots.caches):
-      state = attention.Cached(prompt_k, prompt_v, slots.lengths_b, k, v, column, slots.ages_bg)
+      state = cached(prompt_k, prompt_v, lengths_b, k, v, column, ages_bg)
       x_bgd, own = layer(x_bgd, rotary, state)
       caches.append((prompt_k, prompt_v, *own))
     logits_bgv = model.logits(model.final_norm(x_bgd))

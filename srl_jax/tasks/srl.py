@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from srl_jax.data.responses import format_failure
 from srl_jax.errors import UserError
-from srl_jax.rewards import SIMILARITIES
-from srl_jax.rewards.similarity import similarities
+from srl_jax.rewards import BUILT_IN, SIMILARITIES
 from srl_jax.tasks.task import ParsedResponse, RewardSettings, Score, Task, build_messages
 
 # The paper's system prompt (Appendix B), paraphrased.
@@ -57,7 +56,7 @@ def reward(responses: Sequence[ParsedResponse], settings: RewardSettings) -> lis
 def _similarities(pairs: list[tuple[str, str]], settings: RewardSettings) -> Sequence[float]:
   """Returns the similarity of each (action, target), by the function that the config names."""
   measure = SIMILARITIES[settings.similarity]
-  if measure is similarities:  # only difflib's function takes settings
+  if measure in BUILT_IN:  # a user's function takes the pairs alone
     return measure(pairs, autojunk=settings.autojunk, workers=settings.workers)
   values = measure(pairs)
   if len(values) != len(pairs):

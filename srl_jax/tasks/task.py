@@ -52,9 +52,9 @@ class RewardSettings:
 
   Attributes:
     similarity: name in srl_jax.rewards.SIMILARITIES.
-    autojunk: setting of the similarity "difflib"; others ignore it.
+    autojunk: setting of the similarities "difflib" and "words"; others ignore it.
     format_penalty: reward of a malformed response.
-    workers: number of processes for a large batch of difflib similarities; 0 for none.
+    workers: number of processes for a large batch of similarities; 0 for none.
   """
 
   similarity: str

@@ -1,4 +1,4 @@
-"""Fuzzing of the splitters, 20,000 cases with a new seed each time; FUZZ_SEED=N repeats a run."""
+"""Fuzzing of the splitters; tests/fuzzing.py has the settings."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from srl_jax.data.trajectories import split_actions
 from srl_jax.errors import UserError
 from tests.data.solutions_test import PIECES, assert_nothing_lost
 from tests.data.trajectories_test import EDIT, SUBMIT, VIEW, message, tool_call, xml_run
-from tests.rewards.fuzz_test import CASES, fuzzed
+from tests.fuzzing import fuzzed
 from tests.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def test_split_steps_is_fast_on_any_solution(capsys):
   stopwatch = Stopwatch()
   with capsys.disabled():
 
-    @fuzzed(CASES)
+    @fuzzed()
     @hypothesis.given(TEXT.map("".join))
     def check(text):
       with stopwatch:
@@ -111,7 +111,7 @@ def test_steps_of_mutated_runs_are_split_or_refused(capsys):
   stopwatch, refused = Stopwatch(), 0
   with capsys.disabled():
 
-    @fuzzed(CASES)
+    @fuzzed()
     @hypothesis.given(mutated_runs())
     def check(run):
       nonlocal refused

@@ -113,8 +113,10 @@ def test_train_logs_steps_rollouts_and_a_summary(run, tmp_path):
 
 def test_train_makes_no_second_pass_for_one_step_a_batch(run, tmp_path, monkeypatch):
   """One step needs no log-prob pass besides the update, importance weights included; two do."""
-  score, calls = update.logprobs_of_all, []
-  monkeypatch.setattr(update, "logprobs_of_all", lambda *args: calls.append(1) or score(*args))
+  score, calls = update.logprobs_of, []
+  count = lambda *args, **how: calls.append(1) or score(*args, **how)
+  count.lower = score.lower  # programs are compiled ahead
+  monkeypatch.setattr(update, "logprobs_of", count)
   _, rows, _ = run(GOOD)
   assert rows[0]["importance_weight"] > 0 and not calls
   run(GOOD, tmp_path / "two", algorithm__steps_per_batch=2)

@@ -103,6 +103,9 @@ SMALL = [
   "--config.batch.tokens_per_device=1152",
   "--config.train.eval_every=2",
   "--config.eval.benchmark=arithmetic:4",
+  # Both need log-probs beside the update's; rl_test.py counts the programs of a run without them.
+  "--config.algorithm.kl=0.01",
+  "--config.algorithm.steps_per_batch=2",
 ]
 # The most programs of each name in a process that trains, validates and measures a benchmark.
 LIMITS = dict(prefill=2, decode=2, decoding_copy=1, accumulate=3, apply=1, logprobs_of=1, zeros=1)

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from srl_jax.config import defaults
 from srl_jax.errors import UserError
-from srl_jax.learner import batch, grpo, optimizer, packing, update
+from srl_jax.learner import batch, grpo, optimizer, packing, scores, update
 from srl_jax.learner.rows import Rows
 from srl_jax.policy import cpu
 from srl_jax.policy import model as M
@@ -39,6 +39,12 @@ def pack(groups, tokens_per_device=64, shards=1, aggregate="sequence", layout="b
   return packing.pack(batch.weigh(groups, aggregate, WIDTH), **how)
 
 
+def scored(groups, loss, **policies):
+  groups = batch.weigh(groups, "token")  # tokens without a weight are not scored
+  shapes = packing.row_shapes(packing.lengths_of(groups), 96, "blocks")
+  return scores.with_logprobs(groups, packing.roomiest(shapes), loss, **policies)
+
+
 def all_meshes(*quick):
   """None and MESHES to parametrise with; those that are not quick are marked slow."""
   slow = lambda mesh: () if mesh in quick else pytest.mark.slow
@@ -49,13 +55,11 @@ def inputs(rows):
   return rows.tokens_bt, rows.positions_bt, rows.segments_bt, rows.branches_bt
 
 
-def gradients(model, batches, loss=LOSS, old=None, reference=None):
+def gradients(model, batches, loss=LOSS):
   """(totals, gradients, logprobs_bs of each micro-batch) of a batch, as train_step sums them."""
-  none = [None] * len(batches)
   grads, totals, logprobs = update.zeros(model), collections.Counter(), []
-  for rows, old_bs, reference_bs in zip(batches, old or none, reference or none):
-    arguments = update.on_device(rows), old_bs, reference_bs
-    grads, sums, logprobs_bs = update.accumulate(grads, model, *arguments, loss=loss)
+  for rows in batches:
+    grads, sums, logprobs_bs = update.accumulate(grads, model, update.on_device(rows), loss=loss)
     totals.update({name: float(value) for name, value in sums.items()})
     logprobs.append(logprobs_bs)
   return totals, grads, logprobs
@@ -153,19 +157,18 @@ def test_train_step_of_packed_rows_equals_one_sequence_a_row(policy, groups, cas
   """Loss and every gradient; prompts and responses ragged, groups cut and several in a row."""
   loss, aggregate, off_policy = CASES[case]
   model, arrays = policy(), naive_arrays(groups)
-  batches = pack(groups, 64, aggregate=aggregate)
   old = reference = old_bt = reference_bt = None
   # Other policies, near enough for ratios on both sides of the clip.
   nearby = lambda size: jax.tree.map(lambda w: w * (1 + size), model)
   if off_policy:
-    old = [update.logprobs_of(nearby(0.02), update.on_device(rows), loss=loss) for rows in batches]
+    old = nearby(0.02)
     old_bt = naive_logprobs(nearby(0.02), arrays, loss.temperature)
   if loss.algorithm.kl:
-    reference = [
-      update.logprobs_of(nearby(0.05), update.on_device(rows), loss=loss) for rows in batches
-    ]
+    reference = nearby(0.05)
     reference_bt = naive_logprobs(nearby(0.05), arrays, loss.temperature)
-  totals, grads, _ = gradients(model, batches, loss, old, reference)
+  # Scored in rows of 96 tokens, trained in rows of 64.
+  batches = pack(scored(groups, loss, old=old, reference=reference), 64, aggregate=aggregate)
+  totals, grads, _ = gradients(model, batches, loss)
   value, wanted = naive_gradients(model, arrays, loss, aggregate, old_bt, reference_bt)
   assert abs(float(totals["loss"]) - float(value)) <= 1e-5
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted)) > 1e-2  # else no test
@@ -270,7 +273,7 @@ def test_train_step_gradient_is_zero_on_prompt_and_padding(policy, groups):
     def of_hidden(hidden_btd, rows=on_device):
       given = types.SimpleNamespace(loss_logits=model.loss_logits)
       given.hidden = lambda *a, **k: hidden_btd
-      return update.batch_loss(given, rows, None, None, LOSS)[0]
+      return update.batch_loss(given, rows, LOSS)[0]
 
     slope_bt = np.abs(np.asarray(jax.jit(jax.grad(of_hidden))(hidden_btd))).sum(axis=-1)
     for b in range(len(slope_bt)):
@@ -353,18 +356,19 @@ def sum_of(group):
 def test_train_step_shares_old_logprobs_within_a_batch(policy, groups):
   """k > 1: the second step's ratios are against the policy that sampled, not the newest one."""
   tx, model = optimizer_of(1e-2), policy()
+  groups = scored(groups, LOSS, old=model)
   halves = [
     [update.on_device(rows) for rows in pack(part, 64)] for part in (groups[:2], groups[2:])
   ]
-  olds = [[update.logprobs_of(model, rows, loss=LOSS) for rows in half] for half in halves]
   before = jax.tree.map(jnp.copy, model)
-  state, output = update.train_step(tx, start_of(model, tx), halves[0], LOSS, olds[0])
+  state, output = update.train_step(tx, start_of(model, tx), halves[0], LOSS)
   first = update.step_metrics(output, 1)
   assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["clip_fraction"] == 0
-  newest = [np.asarray(update.logprobs_of(state.model, rows, loss=LOSS)) for rows in halves[1]]
-  state, output = update.train_step(tx, state, halves[1], LOSS, olds[1])
+  of = lambda model: [np.asarray(update.logprobs_of(model, rows, loss=LOSS)) for rows in halves[1]]
+  newest = of(state.model)
+  state, output = update.train_step(tx, state, halves[1], LOSS)
   second = update.step_metrics(output, 1)
-  sampled = [np.asarray(update.logprobs_of(before, rows, loss=LOSS)) for rows in halves[1]]
+  sampled = of(before)
   masks = [np.asarray(rows.loss_weights_bs) > 0 for rows in halves[1]]
   ratios = np.concatenate([np.exp(n - s)[m] for n, s, m in zip(newest, sampled, masks)])
   assert second["ratio"] == pytest.approx(float(ratios.mean()), rel=1e-4)
@@ -522,6 +526,20 @@ def test_accumulate_never_has_whole_logits():
   print(f"temporaries by chunk, GiB: { {k: round(v / 2**30, 1) for k, v in temporaries.items()} }")
   assert temporaries[512] <= 0.5 * temporaries[16384]
   assert temporaries[16384] > 2 * 4 * 16384 * 151936  # the logits and their gradient
+
+
+@pytest.mark.parametrize(
+  "platform, chunk, remat",
+  [("cpu", 512, "full"), ("tpu", 512, "full"), ("gpu", 4096, "attention")],
+)
+def test_loss_depends_on_the_platform_where_the_config_leaves_it_open(
+  monkeypatch, platform, chunk, remat
+):
+  monkeypatch.setattr(update, "platform", lambda: platform)
+  config, chosen = defaults(), defaults()
+  chosen.batch.update(logprob_chunk=64, remat="matmuls")
+  assert update.loss_of(config)[2:] == (chunk, remat)
+  assert update.loss_of(chosen)[2:] == (64, "matmuls")
 
 
 # ---- equation (1) is written once

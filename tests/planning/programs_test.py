@@ -69,6 +69,19 @@ def test_calls_count_what_is_resident(calls, state):
   assert calls["export"].resident == moments + model - table
 
 
+def test_calls_keep_the_masters_beside_cast_layers(config, state, monkeypatch):
+  """As on NVIDIA GPUs, where micro-batches use a copy of the layers in the compute type."""
+  monkeypatch.setattr(ModelConfig, "by_layer", True)
+  with jax.set_mesh(make_mesh(SPEC)):
+    calls = {call.name: call for call in programs.calls(config, state)}
+  layers, moments = map(programs.device_bytes, (state.model.layers, state.moments))
+  assert calls["accumulate"].resident == moments + layers
+  assert calls["apply"].resident == 0 and calls["score"].resident == moments
+  model = programs.device_bytes(state.model)
+  _, weights, *_ = calls["accumulate"].args
+  assert programs.device_bytes(weights) == model  # float32 here; half of it for layers in bfloat16
+
+
 def test_sampler_bytes_are_those_of_the_decoding_copy(config, state):
   """As the sampler makes it: compute type, replicated along fsdp, sharded along tensor."""
   config = config.copy_and_resolve_references()
@@ -143,8 +156,9 @@ def test_calls_have_the_arguments_of_further_passes(config, state):
   config.algorithm.steps_per_batch, config.algorithm.kl = 2, 0.1
   with jax.set_mesh(make_mesh(SPEC)):
     calls = {call.name: call for call in programs.calls(config, state)}
-  _, _, rows, old, reference = calls["accumulate"].args
-  assert old.shape == reference.shape == rows.targets_bs.shape
+  _, _, rows = calls["accumulate"].args
+  assert rows.old_logprobs_bs.shape == rows.reference_logprobs_bs.shape == rows.targets_bs.shape
+  assert sum(call.name == "score" for call in programs.calls(config, state)) == 1
   assert calls["apply"].resident == programs.device_bytes(state.model)
 
 

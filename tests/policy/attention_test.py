@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srl_jax.policy import kernels, sharding
+from srl_jax.policy import attention, kernels, sharding
 from srl_jax.policy.attention import (
   Cached,
   Chunk,
@@ -137,7 +137,7 @@ def cached_case():
   lengths = np.array([6, 1, 3, 4], np.int32)
   ages = np.array([[1, 5], [2, 3], [4, 2], [1, 1]], np.int32)
   q, new_k, new_v = draw(b, g, n, h), draw(b, g, k, h), draw(b, g, k, h)
-  prompts, rings = (draw(b, k, p, h), draw(b, k, h, p)), (draw(b, g, k, h, r), draw(b, g, k, r, h))
+  prompts, rings = (draw(b, k, p, h), draw(b, k, p, h)), (draw(b, g, k, h, r), draw(b, g, k, r, h))
   return q, new_k, new_v, Cached(*prompts, lengths, *rings, np.int32(1), ages)
 
 
@@ -154,7 +154,7 @@ def test_cached_reads_its_prompt_and_its_own_slots():
       np.testing.assert_array_equal(v_bgkrh[b, g], values)
       keys, values = keys.transpose(2, 0, 1), values.transpose(1, 0, 2)  # rkh
       prompt_k = state.prompt_k_bkph[b].transpose(1, 0, 2)  # pkh
-      prompt_v = state.prompt_v_bkhp[b].transpose(2, 0, 1)
+      prompt_v = state.prompt_v_bkph[b].transpose(1, 0, 2)
       length = state.lengths_b[b]
       expected = softmax_attention(
         q[b, g],
@@ -164,12 +164,61 @@ def test_cached_reads_its_prompt_and_its_own_slots():
       np.testing.assert_allclose(out[b, g], expected, atol=1e-5)
 
 
+def long_case(p, r, lengths, ages, column):
+  """Random queries, keys and caches of 2 prompts x 2 responses; what must not be read is huge."""
+  rng = np.random.default_rng(1)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  lengths, ages, column = jnp.array(lengths), jnp.array(ages), jnp.int32(column)
+  unseen = jnp.arange(p) >= lengths[:, None]
+  prompt_k, prompt_v = (
+    jnp.where(unseen[:, None, :, None], 1e4, draw(2, 1, p, 16)) for _ in range(2)
+  )
+  old = ((column - jnp.arange(r)) % r >= ages[:, :, None])[:, :, None]
+  keys = jnp.where(old[..., None, :], 1e4, draw(2, 2, 1, 16, r))
+  values = jnp.where(old[..., None], 1e4, draw(2, 2, 1, r, 16))
+  new = draw(2, 2, 2, 16), draw(2, 2, 1, 16), draw(2, 2, 1, 16)
+  return new, Cached(prompt_k, prompt_v, lengths, keys, values, column, ages)
+
+
+@pytest.mark.parametrize(
+  "p, r, lengths, ages, column",
+  [
+    (768, 768, [700, 3], [[1, 40], [300, 2]], 310),
+    (768, 768, [256, 257], [[1, 256], [257, 700]], 5),
+    (64, 1024, [64, 1], [[1024, 1], [1, 1]], 600),
+    (64, 1024, [10, 1], [[1020, 1], [1, 512]], 300),
+    (768, 768, [1, 1], [[1, 1], [1, 1]], 767),
+  ],
+)
+def test_cached_in_blocks_equals_one_block(monkeypatch, p, r, lengths, ages, column):
+  """Prompts and ring buffers of several blocks; responses within a block and around the end."""
+  new, state = long_case(p, r, lengths, ages, column)
+  out, rings = jax.jit(attend)(*new, state)
+  monkeypatch.setattr(attention, "BLOCK", 1024)
+  whole, expected = jax.jit(lambda *args: attend(*args))(*new, state)
+  np.testing.assert_allclose(out, whole, atol=1e-5)
+  assert all((a == b).all() for a, b in zip(rings, expected))
+
+
+def test_cached_costs_what_its_longest_response_needs():
+  """Blocks that no response has entries in are not read: NaN there does not reach the output."""
+  new, state = long_case(768, 1024, [250, 3], [[100, 40], [30, 2]], 310)
+  poisoned = state._replace(
+    prompt_v_bkph=state.prompt_v_bkph.at[:, :, 256:].set(jnp.nan),
+    v_bgkrh=state.v_bgkrh.at[:, :, :, 512:].set(jnp.nan),
+  )
+  out = jax.jit(attend)(*new, poisoned)[0]
+  np.testing.assert_array_equal(out, jax.jit(attend)(*new, state)[0])
+  further = poisoned._replace(lengths_b=jnp.array([257, 3]))
+  assert jnp.isnan(jax.jit(attend)(*new, further)[0]).any()
+
+
 def test_cached_is_the_same_on_a_mesh():
   q, new_k, new_v, state = cached_case()
   expected = jax.jit(attend)(q, new_k, new_v, state)
   mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
   put = lambda x, letters: sharding.put(x, letters, mesh)
-  state = Cached(*map(put, state, ("bkph", "bkhp", "b", "bgkhr", "bgkrh", "", "bg")))
+  state = Cached(*map(put, state, ("bkph", "bkph", "b", "bgkhr", "bgkrh", "", "bg")))
   with jax.set_mesh(mesh):
     out = jax.jit(attend)(put(q, "bgnh"), put(new_k, "bgkh"), put(new_v, "bgkh"), state)
   for ours, theirs in zip(jax.tree.leaves(out), jax.tree.leaves(expected)):

@@ -1,7 +1,6 @@
-"""Fuzzing of models' config.json, 20,000 cases a run: FUZZ_SEED=N repeats a run."""
+"""Fuzzing of models' config.json; tests/fuzzing.py has the settings."""
 
 import json
-import os
 import pathlib
 import random
 
@@ -9,10 +8,10 @@ import pytest
 
 from srl_jax.errors import UserError
 from srl_jax.policy import hf_files
+from tests.fuzzing import CASES, SEED
 from tests.stopwatch import Stopwatch
 
 SOUND = pathlib.Path(__file__).resolve().parents[2] / "configs" / "miniature" / "config.json"
-SEED = int(os.environ.get("FUZZ_SEED", random.randrange(1 << 32)))
 KEYS = ["head_dim", "layer_types", "max_window_layers", "use_sliding_window", "rope_parameters"]
 KEYS += ["rope_scaling", "max_position_embeddings", "quantization_config", "hidden_act"]
 JUNK = [None, True, False, 0, -1, 1, 2, 7.5, 1e400, float("nan"), 10**30, 2**31, 10**6, "", "x"]
@@ -37,7 +36,7 @@ def mutated(draw):
 @pytest.mark.slow
 def test_load_config_of_mutated_files_reads_or_refuses(tmp_path, capsys):
   draw, stopwatch, read = random.Random(SEED), Stopwatch(), 0
-  for case in range(20_000):
+  for case in range(CASES):
     data = mutated(draw)
     (tmp_path / "config.json").write_bytes(data)
     try:

@@ -1,12 +1,10 @@
 """Damaged headers of safetensors files: the same weights, or a UserError, never other weights.
 
-20,000 cases a run, a new seed each time: FUZZ_SEED=N repeats a run.
+tests/fuzzing.py has the settings.
 """
 
 import copy
 import json
-import os
-import random
 import struct
 
 import hypothesis
@@ -21,10 +19,9 @@ from srl_jax.errors import UserError
 from srl_jax.policy import hf_files
 from srl_jax.policy.model import ModelConfig, init
 from srl_jax.policy.weights import load_hf, save_hf
+from tests.fuzzing import fuzzed
 from tests.stopwatch import Stopwatch
 
-SEED = int(os.environ.get("FUZZ_SEED", random.randrange(1 << 32)))
-CASES = 20_000
 TENSORS = {
   "model.embed_tokens.weight": np.arange(48, dtype=np.float32).reshape(8, 6),
   "model.layers.0.mlp.up_proj.weight": np.arange(24, dtype=np.float32).reshape(4, 6),
@@ -154,13 +151,8 @@ def test_load_hf_of_damaged_headers_loads_the_same_or_refuses(tmp_path, capsys):
   path = tmp_path / "model" / hf_files.WEIGHTS
   weights = lambda: [np.asarray(x).tobytes() for x in jax.tree.leaves(load_hf(path.parent)[1])]
   expected, stopwatch, loaded = weights(), Stopwatch(), 0
-  checks = list(hypothesis.HealthCheck)
-  settings = hypothesis.settings(
-    max_examples=CASES, deadline=None, database=None, suppress_health_check=checks
-  )
 
-  @hypothesis.seed(SEED)
-  @settings
+  @fuzzed()
   @hypothesis.given(damaged(*parts(path)))
   def check(case):
     nonlocal loaded
@@ -174,6 +166,5 @@ def test_load_hf_of_damaged_headers_loads_the_same_or_refuses(tmp_path, capsys):
       str(error).encode()  # it can be printed
 
   with capsys.disabled():
-    print(f"\nFUZZ_SEED={SEED}")
     check()
     print(f"{loaded} were loaded; worst time of a header: {stopwatch.worst:.4f} s")

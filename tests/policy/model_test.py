@@ -83,7 +83,7 @@ def test_model_of_a_shared_prompt_equals_each_response_alone(hf_case, rows):
     )
 
   expected, expected_grads = jax.jit(jax.value_and_grad(separate_loss))(model)
-  for remat in ("none", "matmuls", "full"):
+  for remat in M.REMAT:
     loss, grads = jax.jit(jax.value_and_grad(lambda model: shared_loss(model, remat)))(model)  # noqa: B023
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads)):

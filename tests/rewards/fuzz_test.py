@@ -1,8 +1,6 @@
-"""Fuzzing of the rewards, 20,000 cases with a new seed each time; FUZZ_SEED=N repeats a run."""
+"""Fuzzing of the rewards; tests/fuzzing.py has the settings."""
 
 import difflib
-import os
-import random
 import time
 
 import hypothesis
@@ -11,14 +9,13 @@ from hypothesis import strategies as st
 
 from srl_jax.rewards.answers import equal_pairs, extract_answer
 from srl_jax.rewards.matching import matched_characters
+from tests.fuzzing import CASES, fuzzed
 from tests.rewards.answers_test import PIECES
 from tests.rewards.matching_test import LONG, TEXT
 from tests.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.slow
 
-SEED = int(os.environ.get("FUZZ_SEED", random.randrange(1 << 32)))
-CASES = 20_000
 
 MORE_PIECES = [
   *PIECES,
@@ -53,21 +50,11 @@ ANSWER = st.lists(st.one_of(st.sampled_from(MORE_PIECES), st.characters()), max_
 PAIRS = st.lists(st.tuples(ANSWER.map("".join), ANSWER.map("".join)), min_size=100, max_size=100)
 
 
-def fuzzed(cases):
-  """Returns the decorator of a fuzz test with so many cases; the seed is printed."""
-  print(f"\nFUZZ_SEED={SEED}")
-  checks = list(hypothesis.HealthCheck)
-  settings = hypothesis.settings(
-    max_examples=cases, deadline=None, database=None, suppress_health_check=checks
-  )
-  return lambda test: hypothesis.seed(SEED)(settings(test))
-
-
 def test_similarity_equals_the_standard_library(capsys):
   stopwatch = Stopwatch()
   with capsys.disabled():
 
-    @fuzzed(CASES)
+    @fuzzed()
     @hypothesis.given(st.one_of(TEXT, LONG), st.one_of(TEXT, LONG), st.booleans())
     def check(a, b, autojunk):
       with stopwatch:

@@ -1,12 +1,10 @@
 """Mutated answers of a vLLM server give a sound group or a ServerError.
 
-20,000 cases a run, a new seed each time: FUZZ_SEED=N repeats a run.
+tests/fuzzing.py has the settings.
 """
 
 import copy
 import json
-import os
-import random
 import socket
 import threading
 
@@ -17,10 +15,9 @@ from hypothesis import strategies as st
 
 from srl_jax.rollout.vllm_client import why_rejected
 from srl_jax.rollout.vllm_server import Server, ServerError, read_group
+from tests.fuzzing import fuzzed
 from tests.stopwatch import Stopwatch
 
-SEED = int(os.environ.get("FUZZ_SEED", random.randrange(1 << 32)))
-CASES = 20_000
 N, MAX_TOKENS, STOPS, VOCABULARY = 2, 6, [5, 6], 39
 
 VALUES = st.one_of(
@@ -121,13 +118,8 @@ def check_sound(group):
 @pytest.mark.slow
 def test_read_group_of_mutated_answers_is_sound_or_refused(serving, capsys):
   (server, answer), stopwatch, taken = serving, Stopwatch(), 0
-  checks = list(hypothesis.HealthCheck)
-  settings = hypothesis.settings(
-    max_examples=CASES, deadline=None, database=None, suppress_health_check=checks
-  )
 
-  @hypothesis.seed(SEED)
-  @settings
+  @fuzzed()
   @hypothesis.given(answers())
   def check(data):
     nonlocal taken
@@ -145,7 +137,6 @@ def test_read_group_of_mutated_answers_is_sound_or_refused(serving, capsys):
       taken += 1
 
   with capsys.disabled():
-    print(f"\nFUZZ_SEED={SEED}")
     check()
     print(f"{taken} groups were taken; worst time of an answer: {stopwatch.worst:.4f} s")
 

@@ -69,10 +69,10 @@ def test_system_prompts_of_whole_solutions_are_equal():
 
 def test_check_accepts_tasks_that_a_config_file_adds(mine, monkeypatch):
   config = quickstart.get_config()
-  config.method, config.reward.similarity = mine, "words"
-  with pytest.raises(ValueError, match=r"reward\.similarity: 'words'"):
+  config.method, config.reward.similarity = mine, "lengths"
+  with pytest.raises(ValueError, match=r"reward\.similarity: 'lengths'"):
     config_lib.check(config)
-  monkeypatch.setitem(SIMILARITIES, "words", lambda pairs: [0.0] * len(pairs))
+  monkeypatch.setitem(SIMILARITIES, "lengths", lambda pairs: [0.0] * len(pairs))
   config_lib.check(config)
 
 

@@ -351,7 +351,7 @@ def _script(instance: Instance, direction: str, command: Callable) -> str:
       lines.append(f"git apply -R /files/{name}.patch || exit {_TEST_PATCH_FAILED}")
   lines += [
     "mkdir /tmp/kept",
-    f"for file in {quoted}; do [ -e $file ] && cp --parents $file /tmp/kept; done",
+    f'for file in {quoted}; do [ -e "$file" ] && cp --parents "$file" /tmp/kept; done',
     "if [ -s /files/model.patch ]; then",
     "  git apply /files/model.patch || patch --batch --fuzz=5 -p1 -i /files/model.patch ||",
     f"    exit {_MODEL_PATCH_FAILED}",

@@ -1,0 +1,60 @@
+"""Log-probs of sampled responses under a fixed policy: before the batch's first step, or reference.
+
+They are computed in one shape of micro-batches, so in one program, whichever shapes the optimiser
+steps have.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from srl_jax.learner import packing, update
+from srl_jax.learner.packing import RowShape
+from srl_jax.learner.rows import PackedGroup
+from srl_jax.policy.model import Qwen2
+from srl_jax.policy.sharding import on_host, shards
+
+
+def with_logprobs(
+  groups: Sequence[PackedGroup],
+  shape: RowShape,
+  loss: update.Loss,
+  old: Qwen2 | None = None,
+  reference: Qwen2 | None = None,
+) -> list[PackedGroup]:
+  """Returns the groups with the log-probs of each response's tokens under each policy given.
+
+  Waits for the device: the log-probs return to the host, where they are packed for the update.
+
+  Args:
+    groups: with their loss weights, because tokens of weight 0 are not scored.
+    shape: of the micro-batches; it must take every sequence (packing.roomiest).
+    loss: has the temperature.
+    old: the policy before the batch's first optimiser step.
+    reference: the policy of the KL term.
+  """
+  policies = {"old_logprobs": old, "reference_logprobs": reference}
+  policies = {field: policy for field, policy in policies.items() if policy is not None}
+  if not policies or not groups:
+    return list(groups)
+  # All are dispatched before the first is waited for.
+  computed = []
+  for bins, rows in packing.fill_with_bins(groups, [shape], shards("b")):
+    rows = update.on_device(rows)
+    fields = {f: update.logprobs_of(policy, rows, loss=loss) for f, policy in policies.items()}
+    computed.append((bins, fields))
+  # {id of a response: {field: its log-probs}}; a group that was cut keeps its Response objects.
+  found = {}
+  for bins, fields in computed:
+    for field, logprobs_bs in fields.items():
+      for groups_of_row, logprobs_s in zip(bins, on_host(logprobs_bs)):
+        begin = 0  # the trained tokens of a row are its responses', in order
+        for response in itertools.chain(*(group.responses for group in groups_of_row)):
+          end = begin + len(response.token_ids)
+          found.setdefault(id(response), {})[field] = logprobs_s[begin:end]
+          begin = end
+  with_fields = lambda response: dataclasses.replace(response, **found[id(response)])
+  return [
+    dataclasses.replace(group, responses=list(map(with_fields, group.responses)))
+    for group in groups
+  ]
