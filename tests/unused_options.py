@@ -12,7 +12,7 @@ from srl_jax.config import defaults
 from srl_jax.folders import flatten
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-LIMIT = 13
+LIMIT = 12
 KEPT = {
   "data.accept_change": "a user's consent at the command line, not part of an experiment",
   "data.solutions_per_problem": "bounds data sets with many solutions; the paper's has one each",
@@ -23,7 +23,6 @@ KEPT = {
   "optimizer.weight_decay": "0 in every experiment; the paper gives none",
   "prompt.system_file": "the user's own system prompt",
   "reward.format_penalty": "the paper's value, -1, in every experiment",
-  "reward.similarity": "the user's own reward",
   "rollout.public_servers": "a user's consent at the command line",
   "rollout.servers": "addresses, which the launch scripts know",
   "rollout.weights_root": "a folder of the machine, which the launch scripts know",

@@ -15,7 +15,7 @@ from srl_jax.data.solutions import split_steps
 from srl_jax.reporting.groups import cut, evenly
 from srl_jax.reporting.reading import RunFiles
 from srl_jax.reporting.rollouts import Group, lines_of, monologue
-from srl_jax.rewards.similarity import similarity
+from srl_jax.rewards import SIMILARITIES
 
 BINS = 40
 PERIODS = 40  # into which a run is divided, for shares over time
@@ -49,7 +49,7 @@ def audit(run: RunFiles, groups: Sequence[Group]) -> dict[str, Any] | None:
     "by_length": by_target_length(groups),
     "repeats": repeats_over_time(groups),
     "loops": texts["loops"],
-    "header": header_only(texts["targets"]),
+    "header": header_only(texts["targets"], str(run.config.get("reward.similarity", "difflib"))),
     "extremes": extremes(groups),
   }
 
@@ -194,21 +194,20 @@ def header(target: str) -> str | None:
   return None
 
 
-def header_only(targets: Iterable[str]) -> dict[str, Any] | None:
-  """Returns the mean reward of an action with only the `header` of its target; None without any."""
-  rewards, example = [], None
+def header_only(targets: Iterable[str], measure: str = "difflib") -> dict[str, Any] | None:
+  """Returns the mean reward of an action with only the `header` of its target, and their number.
+
+  None without such targets, or for a measure (reward.similarity) of the user's own.
+  """
+  pairs = []
   for target in targets:
     written = header(target) if len(target) <= LONGEST else None
     if written:
-      rewards.append(similarity(written, target))
-      example = example or [written, cut(target, 300)]
-  if not rewards:
+      pairs.append((written, target))
+  if not pairs or measure not in SIMILARITIES:
     return None
-  return {
-    "mean": round(sum(rewards) / len(rewards), 5),
-    "targets": len(rewards),
-    "example": example,
-  }
+  rewards = SIMILARITIES[measure](pairs)
+  return {"mean": round(sum(rewards) / len(rewards), 5), "targets": len(rewards)}
 
 
 def extremes(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from srl_jax.reporting.reading import RunFiles
 from srl_jax.reporting.rollouts import Group, lines_of, monologue, population_std
+from srl_jax.rewards.other_similarities import word_blocks
 from srl_jax.rewards.similarity import blocks
 
 COUNT = 500  # groups of a page, of all its runs together
@@ -125,16 +126,20 @@ def shown_response(run: RunFiles, line: Mapping[str, Any], i: int) -> dict[str, 
 
   `blocks` is a list of [position in the action, position in the target, length], in code points,
   or None where the action was not compared: it is malformed, or too long to show. `is_ratio` is
-  whether the reward is 2M/T of these blocks; a run may have another reward.
+  whether the reward is 2M/T of these blocks. A run may have another reward: for reward.similarity =
+  words the blocks are the matched words, for others they are difflib's.
   """
   action, target = line["actions"][i], line["target"].strip()
   failure, reward = line["failures"][i], float(line["rewards"][i])
   found, is_ratio = None, False
   if failure is None and target and len(action) + len(target) <= COMPARED:
+    measure = run.config.get("reward.similarity", "difflib")
+    blocks_of = word_blocks if measure == "words" else blocks
     autojunk = bool(run.config.get("reward.autojunk", False))
-    found = [list(block) for block in blocks(action, target, autojunk=autojunk)]
+    found = [list(block) for block in blocks_of(action, target, autojunk=autojunk)]
     matched = sum(size for _, _, size in found)
-    is_ratio = abs(2 * matched / (len(action) + len(target)) - reward) < 1e-9
+    equal = abs(2 * matched / (len(action) + len(target)) - reward) < 1e-9
+    is_ratio = measure == "difflib" and equal
   return {
     "monologue": cut(monologue(line["texts"][i], action), MONOLOGUE),
     "action": cut(action, COMPARED),

@@ -95,6 +95,10 @@ def test_reward_of_the_title_alone():
   assert found["targets"] == 2
   assert found["mean"] == pytest.approx((2 * 14 / 31 + 2 * 9 / 20) / 2, abs=1e-4)
   assert audit.header_only(["no title"]) is None
+  # Of the words 1 . * * Add 41 * * : 62 all but the last are in the header.
+  words = audit.header_only(["1. **Add 41**: 62"], "words")
+  assert words["mean"] == pytest.approx(2 * 9 / 19, abs=1e-4)
+  assert audit.header_only(["1. **Add 41**: 62"], "my own") is None
 
 
 def test_most_and_least_rewarded_actions(tmp_path):

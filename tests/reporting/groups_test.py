@@ -100,6 +100,15 @@ def test_another_reward_is_not_called_a_ratio(tmp_path):
   assert second["is_ratio"]  # 0 is the ratio of texts without a common character
 
 
+def test_blocks_of_the_similarity_of_words(tmp_path):
+  """The equal words are marked, and the reward is not called the ratio of their characters."""
+  config = CONFIG | {"reward": {"similarity": "words", "autojunk": False}}
+  lines = [group_line(["Add 7 now", "x"], "Add 2 now", rewards=[2 / 3, 0.0])]
+  run, (group,) = read(tmp_path, {1: lines}, config)
+  first = groups.shown_groups(run, [group])[0]["responses"][0]
+  assert first["blocks"] == [[0, 0, 3], [6, 6, 3]] and not first["is_ratio"]
+
+
 @settings(max_examples=50)
 @given(
   rewards=st.lists(st.floats(-1, 1), min_size=2, max_size=8),
