@@ -2,6 +2,7 @@
 
 cases.py  shapes, tokens and sections
 ours.py   our update and the built-in sampler
+decoding.py  the sampler with long limits
 torch.py  the same update in torch and transformers
 table.py  results -> Markdown
 """

@@ -37,6 +37,25 @@ CASES = {
 REPEATS = 3  # timed calls, after the one that compiles
 
 
+def long_limits(tiny: bool) -> dict[str, tuple[str, tuple]]:
+  """The sections of the sampler with long limits.
+
+  decode_limit: responses of 500 tokens with room for 512 and for 2,048, which should cost at most
+  1.5 times as much. decode_stops: at most 2,048 tokens, with stop ids that end a response after 500
+  tokens in the mean.
+  """
+  model, widths, prompt, limits, tokens = "1.5B", (256, 64), 512, (512, 2048), 500
+  if tiny:
+    model, widths, prompt, limits, tokens = "tiny", (16,), 16, (16, 1024), 12
+  found = {}
+  for width in widths:
+    for limit in limits:
+      values = model, width, prompt, limit, tokens
+      found[f"decode_limit {limit} {width}"] = ("decoding.of_equal_length", values)
+    found[f"decode_stops {limits[-1]} {width}"] = ("decoding.until_a_stop", values)
+  return found
+
+
 def timed(run: Callable[[], object]) -> list[float]:
   """Seconds of each of REPEATS calls, after one to warm up."""
   run()
@@ -74,6 +93,7 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
     for sharing in ("shared", "naive"):
       found[f"update_7b {case} {sharing}"] = ours(wide, case, sharing)
   found[f"update_1.5b {first} shared"] = ours(small, first, "shared")
+  found |= long_limits(tiny)
   for responses in widths:
     found[f"sampler {responses}"] = ("ours.sampler", (small, responses, *lengths))
   return found

@@ -329,7 +329,7 @@ def _prompt_part(q_bgkqh, k_bkph, v_bkph, lengths_b):
     return _part(q_bgkqh, keys, values, in_prompt[:, None, None, None], *equations)
 
   blocks = k_bkph.shape[2] // block
-  return _sum_parts(part, 0, -(-lengths_b.max() // block), blocks)
+  return _sum_parts(part, q_bgkqh, 0, -(-lengths_b.max() // block), blocks)
 
 
 def _own_part(q_bgkqh, k_bgkhr, v_bgkrh, column, ages_bg):
@@ -350,7 +350,7 @@ def _own_part(q_bgkqh, k_bgkhr, v_bgkrh, column, ages_bg):
   blocks, first = r // block, (column + 1 - ages_bg.max()) % r
   count = column // block - first // block + 1
   count = jnp.minimum(jnp.where(first > column, count + blocks, count), blocks)
-  return _sum_parts(part, first // block, count, blocks)
+  return _sum_parts(part, q_bgkqh, first // block, count, blocks)
 
 
 def _part(q_bgkqh, keys, values, mask, score_equation, value_equation):
@@ -367,12 +367,16 @@ def _part(q_bgkqh, keys, values, mask, score_equation, value_equation):
   return out.astype(jnp.float32), most, exps.sum(axis=-1)
 
 
-def _sum_parts(part, first, count, blocks: int):
+def _sum_parts(part, q_bgkqh, first, count, blocks: int):
   """The merged part(first), part(first + 1), ...: `count` of `blocks`, which are in a ring."""
   if blocks == 1:
     return part(0)
+  # Blocks are read in the loop alone: XLA would fuse a read before it with the write of the newest
+  # tokens, and then copy the ring buffers.
+  zeros = 0 * q_bgkqh.astype(jnp.float32)  # varies over the mesh as q does
+  nothing = zeros, zeros[..., 0] + NEGATIVE, zeros[..., 0]
   add = lambda i, carry: _merge(carry, part((first + i) % blocks))
-  return jax.lax.fori_loop(1, count, add, part(first))
+  return jax.lax.fori_loop(0, count, add, nothing)
 
 
 def _merge(one, other):
