@@ -50,7 +50,7 @@ def summed(weights, batches):
   """The sum of the gradients of micro-batches."""
   grads = update.zeros(weights)
   for rows in batches:
-    grads, *_ = update.accumulate(grads, weights, rows, None, None, loss=LOSS)
+    grads, *_ = update.accumulate(grads, weights, rows, loss=LOSS)
   return grads
 
 
@@ -84,7 +84,7 @@ def test_gradients_are_added_in_float32(half, groups):
   weights, rows = by_layer.cast(half()), micro_batches(groups)[0]
   once = summed(weights, [rows])
   start = jax.tree.map(lambda grad: 1000 * grad, once)
-  twice, *_ = update.accumulate(start, weights, rows, None, None, loss=LOSS)
+  twice, *_ = update.accumulate(start, weights, rows, loss=LOSS)
   for a, b in zip(jax.tree.leaves(twice), jax.tree.leaves(once)):
     np.testing.assert_allclose(np.asarray(a), 1001 * np.asarray(b), rtol=1e-5, atol=1e-30)
 
