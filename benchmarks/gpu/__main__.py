@@ -6,7 +6,7 @@
 
 Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section runs
 in a separate process, so that its peak of memory includes no other section; the results are written
-to benchmarks/gpu.json and, as a table, to benchmarks/gpu.md. Weights are random: speed does not
+to benchmarks/gpu.json and, as a table, to benchmarks/gpu_run.md. Weights are random: speed does not
 depend on them. That the card's attention kernel is right is a test:
 JAX_PLATFORMS=cuda pytest tests/policy/kernels_test.py.
 """
@@ -85,7 +85,7 @@ def main() -> None:
   parser.add_argument(
     "--output",
     type=pathlib.Path,
-    help="folder for gpu.json and gpu.md; default: benchmarks, and none with --tiny or --sections",
+    help="folder of gpu.json and gpu_run.md; default: benchmarks, none with --tiny or --sections",
   )
   parser.add_argument("--one", help=argparse.SUPPRESS)
   given = parser.parse_args()
@@ -116,7 +116,7 @@ def main() -> None:
       print(f"{name}: {time.monotonic() - begun:.0f} s {found[name].get('error', '')}", flush=True)
       if folder:  # after every section, so that an interrupted run keeps its results
         (folder / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (folder / "gpu.md").write_text(table(results), encoding="utf-8")
+        (folder / "gpu_run.md").write_text(table(results), encoding="utf-8")
   print("\n" + table(results))
 
 

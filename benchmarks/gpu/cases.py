@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.shapes import shape
+from srl_jax.learner import update
 
 SAMPLES = 8  # responses of a group
 # Qwen2.5's own shapes; of 7B as many layers as one card holds with float32 weights, moments and
@@ -72,23 +73,25 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
 
   The first word of a name is what --sections selects.
   """
+  # chunks: trained tokens with logits at one time; the first is the default of a run.
   if tiny:
-    wide, small, cases, size, chunk = "tiny", "tiny", ["tiny"], 256, 64
+    wide, small, cases, size, chunks = "tiny", "tiny", ["tiny"], 256, (64, 32)
     widths, lengths = (16,), (16, 8)
   else:
-    wide, small, cases, size, chunk = "7B, 8 layers", "1.5B", ["1500/1000", "2000/500"], 8192, 2048
-    widths, lengths = (64, 256), (512, 256)
+    wide, small, cases, size = "7B, 8 layers", "1.5B", ["1500/1000", "2000/500"], 8192
+    widths, lengths, chunks = (64, 256), (512, 256), (update.CHUNK_ON_GPUS, 512, 2048, 8192)
   # The budget of device time may end before the list: comparisons are first, variations after.
   first, *others = cases
 
-  def ours(shape, case, sharing, remat="full"):
+  def ours(shape, case, sharing, remat=update.REMAT_ON_GPUS, chunk=chunks[0]):
     return "ours.update", (shape, case, sharing, remat, chunk)
 
   found = {"device": ("ours.device", ()), "ceiling": ("ours.ceiling", (size,))}
   for sharing in ("shared", "naive"):
     found[f"update_7b {first} {sharing}"] = ours(wide, first, sharing)
   found[f"torch {first}"] = ("torch.update", (wide, first, 8, not tiny))
-  found[f"update_7b_matmuls {first} shared"] = ours(wide, first, "shared", "matmuls")
+  for remat in ("matmuls", "full"):
+    found[f"update_7b_{remat} {first} shared"] = ours(wide, first, "shared", remat)
   for case in others:
     for sharing in ("shared", "naive"):
       found[f"update_7b {case} {sharing}"] = ours(wide, case, sharing)
@@ -96,4 +99,6 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
   found |= long_limits(tiny)
   for responses in widths:
     found[f"sampler {responses}"] = ("ours.sampler", (small, responses, *lengths))
+  for chunk in chunks[1:]:
+    found[f"update_7b_chunk_{chunk} {first} shared"] = ours(wide, first, "shared", chunk=chunk)
   return found

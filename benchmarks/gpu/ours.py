@@ -10,6 +10,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from benchmarks.gpu.cases import CASES, SAMPLES, SHAPES, Case, timed
+from benchmarks.gpu.profile import profile
 from benchmarks.shapes import NoText
 from srl_jax.config import defaults
 from srl_jax.learner import packing
@@ -60,16 +61,19 @@ def estimated_bytes(tx, state: learner.TrainState, packed, loss) -> int:
   The persistent cache has the programs already if the update has run.
   """
   model, moments = state.model, state.moments
-  grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
-  # `apply` has the moments among its arguments; the other programs run beside them.
-  beside = sum(x.nbytes for x in jax.tree.leaves(moments))
+  weights = jax.eval_shape(learner.step_weights, model)
+  grads = jax.eval_shape(learner.zeros, weights)
+  # `apply` has the moments among its arguments; the other programs run beside them, and
+  # `accumulate` beside the float32 layers too where it uses a copy of them.
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+  masters = size(model.layers) if model.config.by_layer else 0
   most = program_bytes(learner.apply.lower(tx, model, moments, grads).compile())
   for rows in packed:
-    for program in (
-      learner.accumulate.lower(grads, model, rows, loss),
-      learner.logprobs_of.lower(model, rows, loss),
+    for beside, program in (
+      (masters, learner.accumulate.lower(grads, weights, rows, loss)),
+      (0, learner.logprobs_of.lower(model, rows, loss)),
     ):
-      most = max(most, beside + program_bytes(program.compile()))
+      most = max(most, size(moments) + beside + program_bytes(program.compile()))
   return most
 
 
@@ -101,11 +105,13 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   def score():
     jax.block_until_ready([learner.logprobs_of(state.model, part, loss) for part in packed])
 
-  seconds, score_seconds = timed(step), timed(score)
+  seconds, score_seconds, kinds = timed(step), timed(score), profile(step)
   stats = jax.local_devices()[0].memory_stats() or {}
   tokens = sum(group.size() for group in groups)
   second, score_second = statistics.median(seconds), statistics.median(score_seconds)
   flops = flops_of(config, groups)
+  # As trainers count that compute every copy of a prompt.
+  copied = flops_of(config, make_groups(given, config.vocab_size, shared=False))
   return dict(
     seconds=seconds,
     micro_batches=len(packed),
@@ -114,9 +120,11 @@ def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
     sequence_tokens_per_second=given.groups * SAMPLES * (given.prompt + given.response) / second,
     flops=flops,
     tflops=flops / second / 1e12,
+    copied_tflops=copied / second / 1e12,
     score_seconds=score_seconds,
     score_tokens_per_second=tokens / score_second,
     score_tflops=flops / 3 / score_second / 1e12,  # forward alone: a third of the FLOPs
+    kinds=kinds,
     peak_bytes=stats.get("peak_bytes_in_use"),
     estimated_bytes=estimated_bytes(tx, state, packed, loss),
   )

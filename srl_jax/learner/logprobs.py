@@ -60,19 +60,43 @@ def token_logprobs(model: Qwen2, rows: Rows, *, temperature: float, chunk: int, 
   return tuple(map(join, chunks))
 
 
+@jax.custom_vjp
 def _choose(logits_acw, targets_bc):
-  """(log-prob of the targets, entropy), both float32 [a, c]; letters: sharding.ACT_AXES."""
+  """(log-prob of the targets, entropy), both float32 [a, c]; letters: sharding.ACT_AXES.
+
+  The entropy has no gradient. That of a log-prob, 1 at its target minus the probabilities, is
+  computed from the logits; JAX would write all exponentials of the sum to memory and read them.
+  """
+  return _choose_fwd(logits_acw, targets_bc)[0]
+
+
+def _choose_fwd(logits_acw, targets_bc):
   # log p(w) = logits - norm, entropy = -sum p log p = norm - sum p logits.
   norm_ac = jax.nn.logsumexp(logits_acw, axis=-1)
-  # Compare and sum instead of a gather: w may be sharded, and a gather would replicate it.
+  targets_ac = reshard(targets_bc, act_spec("ac"))
+  chosen_acw = _is_target(logits_acw, targets_ac)
+  logprobs_ac = jnp.where(chosen_acw, logits_acw, 0.0).sum(axis=-1) - norm_ac
+  probs_acw = jnp.exp(logits_acw - norm_ac[:, :, None])
+  entropy_ac = norm_ac - (probs_acw * logits_acw).sum(axis=-1)
+  return (logprobs_ac, entropy_ac), (logits_acw, targets_ac, norm_ac)
+
+
+def _choose_bwd(kept, grads):
+  logits_acw, targets_ac, norm_ac = kept
+  probs_acw = jnp.exp(logits_acw - norm_ac[:, :, None])
+  one_acw = _is_target(logits_acw, targets_ac).astype(logits_acw.dtype)
+  return (one_acw - probs_acw) * grads[0][:, :, None], None
+
+
+_choose.defvjp(_choose_fwd, _choose_bwd)
+
+
+def _is_target(logits_acw, targets_ac):
+  # Compare instead of a gather or scatter: w may be sharded, and these would replicate it.
   vocabulary_acw = jax.lax.broadcasted_iota(
     jnp.int32, logits_acw.shape, 2, out_sharding=act_spec("acw") if has_mesh() else None
   )
-  chosen_acw = vocabulary_acw == reshard(targets_bc, act_spec("ac"))[:, :, None]
-  logprobs_ac = jnp.where(chosen_acw, logits_acw, 0.0).sum(axis=-1) - norm_ac
-  probs_acw = jax.lax.stop_gradient(jnp.exp(logits_acw - norm_ac[:, :, None]))
-  entropy_ac = norm_ac - (probs_acw * logits_acw).sum(axis=-1)
-  return logprobs_ac, jax.lax.stop_gradient(entropy_ac)
+  return vocabulary_acw == targets_ac[:, :, None]
 
 
 def _take(hidden_btd, index_bs):

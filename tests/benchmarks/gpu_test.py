@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks.gpu.__main__ import main, run_section
+from benchmarks.gpu.profile import seconds_by_kind
 from benchmarks.gpu.table import table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ def run_tiny(tmp_path, names, **environment):
   subprocess.run([*command, "--sections", *names.split(",")], cwd=ROOT, env=environment, check=True)
   found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
   assert not any("error" in section for section in found.values()), found
-  return found, (tmp_path / "gpu.md").read_text()
+  return found, (tmp_path / "gpu_run.md").read_text()
 
 
 @pytest.mark.slow
@@ -39,13 +40,14 @@ def test_gpu_runs_our_sections_where_little_is_installed(tmp_path):
   """`import` of what is missing there fails in every section: Python runs sitecustomize first."""
   hide = f"import sys\nsys.modules |= dict.fromkeys({MISSING})\n"
   (tmp_path / "sitecustomize.py").write_text(hide)
-  names = "ceiling,update_7b,update_7b_matmuls,sampler"
+  names = "ceiling,update_7b,update_7b_matmuls,update_7b_full,update_7b_chunk_32,sampler"
   found, page = run_tiny(tmp_path, names, PYTHONPATH=str(tmp_path))
   shared, naive = (found[f"update_7b tiny {how}"] for how in ("shared", "naive"))
   assert shared["flops"] < 0.5 * naive["flops"]
   assert shared["tokens_per_second"] > 0 and shared["estimated_bytes"] > 0
   assert "x the update without sharing" in page and "| sampler 16 |" in page
-  assert "x the update with remat full" in page and "| log-probs of update_7b tiny naive |" in page
+  assert page.count("x the update by default") == 3
+  assert "| log-probs of update_7b tiny naive |" in page
 
 
 @pytest.mark.slow
@@ -86,6 +88,28 @@ def test_main_refuses_an_output_that_is_a_file(monkeypatch, tmp_path):
     main()
 
 
+def test_profile_sums_the_kernels_of_streams_by_kind():
+  thread = lambda tid, name: {"name": "thread_name", "pid": 1, "tid": tid, "args": {"name": name}}
+  event = lambda tid, name, dur: {"ph": "X", "pid": 1, "tid": tid, "name": name, "dur": dur}
+  events = [thread(1, "Stream #13(compute)"), thread(2, "python")]
+  events += [
+    event(1, "nvjet_tst_128x256_NNT", 3000),
+    event(1, "gemm_fusion_dot_12", 1000),
+    event(1, "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma", 500),
+    event(1, "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", 250),
+    event(1, "memcpy32_post", 125),
+    event(1, "loop_add_fusion_3", 50),
+    event(2, "nvjet of the host", 9000),
+  ]
+  assert seconds_by_kind(events) == {
+    "matrix products": 4e-3,
+    "attention, backward": 5e-4,
+    "attention, forward": 2.5e-4,
+    "copies": 1.25e-4,
+    "other elementwise": 5e-5,
+  }
+
+
 def test_table_has_failures_ratios_and_memory():
   speed = lambda value, **more: dict(
     seconds=[1.0], sequence_tokens_per_second=value, tflops=100.0, **more
@@ -102,7 +126,7 @@ def test_table_has_failures_ratios_and_memory():
         score_seconds=[0.5],
         score_tflops=200.0,
       ),
-      "update_7b 1500/1000 naive": speed(1000.0),
+      "update_7b 1500/1000 naive": speed(1000.0, copied_tflops=110.0, kinds={"copies": 0.0754}),
       "update_7b_matmuls 1500/1000 shared": speed(2400.0),
       "torch 1500/1000": speed(800.0, compiled=False),
       "sampler 64": dict(error="line\nOut of memory"),
@@ -112,9 +136,10 @@ def test_table_has_failures_ratios_and_memory():
   assert "driver 580.1, jax 0.11.2, torch none" in page
   assert "10.1%" in page  # 100 of 989 TFLOP/s
   assert "| 63.0 | 60.0 | 1.05 |" in page
-  assert "| log-probs of update_7b 1500/1000 shared | 0.5 | 200.0 | 20.2% |" in page
+  assert "| log-probs of update_7b 1500/1000 shared | 0.5 | 200.0 | 20.2% |  |" in page
   assert "update_7b 1500/1000 shared: 2.00 x the update without sharing" in page
-  assert "update_7b_matmuls 1500/1000 shared: 1.20 x the update with remat full" in page
+  assert "update_7b_matmuls 1500/1000 shared: 1.20 x the update by default" in page
+  assert "| 1 | 100.0 | 10.1% | 11.1% |" in page and "| copies | 75 |" in page
   assert "naive: 1.25 x torch" in page and "failed: Out of memory" in page
   assert "update_7b_matmuls 1500/1000 shared: 3.00 x torch" in page
   assert "| torch 1500/1000 (not compiled) |" in page
