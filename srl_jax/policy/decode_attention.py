@@ -224,7 +224,7 @@ def _add_block(carry, q_mh, k_sh, v_sh, at, seen_s):
   out, most, total = carry
   read = lambda ref: triton.load(ref.at[pl.ds(at, BLOCK), :], mask=seen_s[:, None], other=0)
   k, v = read(k_sh), read(v_sh)
-  # Exact products of float32; the tensor cores have no other way for bfloat16.
+  # float32 must not be rounded to TF32; products of bfloat16 are exact anyway.
   exact = dict(precision=jax.lax.Precision.HIGHEST)
   scores = triton.dot(q_mh, k, trans_b=True, **exact) / math.sqrt(q_mh.shape[1])
   scores = jnp.where(seen_s, scores, NEGATIVE)

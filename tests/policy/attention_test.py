@@ -129,11 +129,11 @@ def softmax_attention(q_nh, k_skh, v_skh):
   return np.array(out)
 
 
-def cached_case():
-  """Random queries, keys and ring buffers of 5 entries, written at column 1; 4 prompts x 2."""
+def cached_case(r=5):
+  """Random queries, keys and ring buffers of r entries, written at column 1; 4 prompts x 2."""
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  b, g, p, r, n, k, h = 4, 2, 6, 5, 4, 2, 8
+  b, g, p, n, k, h = 4, 2, 6, 4, 2, 8
   lengths = np.array([6, 1, 3, 4], np.int32)
   ages = np.array([[1, 5], [2, 3], [4, 2], [1, 1]], np.int32)
   q, new_k, new_v = draw(b, g, n, h), draw(b, g, k, h), draw(b, g, k, h)
@@ -213,8 +213,10 @@ def test_cached_costs_what_its_longest_response_needs():
   assert jnp.isnan(jax.jit(attend)(*new, further)[0]).any()
 
 
-def test_cached_is_the_same_on_a_mesh():
-  q, new_k, new_v, state = cached_case()
+@pytest.mark.parametrize("r, block", [(5, 256), (8, 2)], ids=["one block", "blocks"])
+def test_cached_is_the_same_on_a_mesh(monkeypatch, r, block):
+  monkeypatch.setattr(attention, "BLOCK", block)
+  q, new_k, new_v, state = cached_case(r)
   expected = jax.jit(attend)(q, new_k, new_v, state)
   mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
   put = lambda x, letters: sharding.put(x, letters, mesh)
