@@ -21,6 +21,7 @@ def rollout_lines(groups: list[Group]) -> str:
   for group in groups:
     line = {
       "prompt_id": group.example.id,
+      "task": group.example.task,
       "prompt_tokens": len(group.prompt.token_ids),
       "problem": group.example.problem,
       "context": group.example.context,

@@ -5,16 +5,24 @@ function auditSection() {
   const runs = DATA.audits.map((audit, place) => [audit, place]).filter(([audit]) => audit);
   if (!runs.length) return section("audit", "Audit", element("p", {}, "No groups were read."));
   const failures = DATA.curves.charts.find((spec) => spec.title === "Format failures by reason");
-  const boxes = [
-    chart("Rewards of well-formed responses", "Share of responses.", () => bars(runs, (audit) => audit.rewards)),
+  const formed = runs.filter(([audit]) => audit.rewards.shares.length);
+  const boxes = formed.length ? [
+    chart("Rewards of well-formed responses", "Share of responses.", () => bars(formed, (audit) => audit.rewards)),
+  ] : [];
+  boxes.push(
     chart("Spreads of groups", "Standard deviation of a group's rewards. Dashed: epsilon.", () => spreads(runs)),
     chart("Groups that other values of epsilon would keep", "", () => keptByEpsilon(runs)),
-    chart("Reward by number of the expert's step", "Mean of well-formed responses.",
-      () => byValue(runs, (audit) => audit.by_step, (part) => part.step, "step")),
-    chart("Reward by length of the target", "Mean of well-formed responses.",
-      () => byValue(runs, (audit) => audit.by_length, (part) => (part.low + part.high) / 2, "characters")),
     chart("Responses equal to another of their group", "Actions solid, monologues dotted.", () => repeats(runs)),
-  ];
+  );
+  const means = "Mean of well-formed responses.";
+  if (runs.some(([audit]) => audit.by_step.length)) {
+    boxes.push(chart("Reward by number of the expert's step", means,
+      () => byValue(runs, (audit) => audit.by_step, (part) => part.step, "step")));
+  }
+  if (runs.some(([audit]) => audit.by_length.length)) {
+    boxes.push(chart("Reward by length of the target", means,
+      () => byValue(runs, (audit) => audit.by_length, (part) => (part.low + part.high) / 2, "characters")));
+  }
   if (failures) DATA.runs.forEach((_, place) => boxes.push(stackedChart(failures, place)));
   return section("audit", "Audit", element("p", { class: "dim" },
     "From the groups that were read, kept or not. The sentences at the top of the page are from here too."),
@@ -76,7 +84,8 @@ function byValue(runs, partsOf, x, title) {
 
 function repeats(runs) {
   const traces = runs.flatMap(([audit, place]) => ["actions", "monologues"].map((name, i) => ({
-    x: audit.repeats.map((period) => period.step), y: audit.repeats.map((period) => period[name]), mode: "lines",
+    x: audit.repeats.map((period) => period.step), y: audit.repeats.map((period) => period[name]),
+    mode: audit.repeats.length < 20 ? "lines+markers" : "lines",
     name: plain(runs.length > 1 ? `${DATA.runs[place].name}: ${name}` : name),
     line: { color: colour(place), dash: DASHES[i] } })));
   return [traces, { showlegend: false, xaxis: { title: { text: "step", standoff: 4 } },

@@ -107,9 +107,12 @@ function stackedChart(spec, place) {
       const sampled = run.step.map((step, at) => [step > 0, at]).filter(([is]) => is).map(([, at]) => at);
       const values = sampled.map((at) => run.series[name][at] ?? 0);
       const width = halfWidth(values.length);
+      // An area needs some steps to be seen.
+      const shape = values.length < 20 ? { type: "bar", marker: { color: colour(i) } }
+        : { stackgroup: "all", line: { width: 0.5, color: colour(i) } };
       traces.push({ x: sampled.map((at) => run[view.axis][at]), y: width ? movingAverage(values, width) : values,
-        name: plain(spec.series[name]), stackgroup: "all", line: { width: 0.5, color: colour(i) } });
+        name: plain(spec.series[name]), ...shape });
     });
-    return [traces, { ...curveLayout({ ...spec, line: [] }), showlegend: true, hovermode: "x" }];
+    return [traces, { ...curveLayout({ ...spec, line: [] }), showlegend: true, hovermode: "x", barmode: "stack" }];
   });
 }

@@ -2,6 +2,7 @@
 // The groups: a list with filters, and one group with its responses beside the expert's step.
 
 const filters = { run: "", state: "", task: "", why: "", low: "", high: "", least: "", most: "", text: "" };
+const LONG = 1500; // characters of a text that is folded at first
 let matching = []; // places in DATA.groups that pass the filters
 let current = -1; // place in DATA.groups of the group that is shown
 
@@ -144,7 +145,8 @@ function showGroup(place) {
       element("span", { class: "state " + (group.dropped === null ? "kept" : "dropped") }, stateOf(group))),
     element("p", { class: "dim" }, `${DATA.runs[group.run].name}; ${group.task}; ${facts} `, copyButton(group)),
     ...[["Problem", group.problem], ["Steps so far", group.context], ["Title that is given", group.hint],
-      ["The expert's step", target]].filter(([, text]) => text).map(([title, text]) => fold(title, text, true)),
+      ["The expert's step", target]].filter(([, text]) => text)
+      .map(([title, text]) => fold(title, text, title === "The expert's step" || text.length < LONG)),
     ...group.responses.map((response, i) => responseCard(response, target, i)));
   markCurrent();
 }

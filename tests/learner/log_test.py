@@ -36,6 +36,7 @@ def test_rollout_lines_have_all_that_is_needed_to_read_them():
   first, *_ = map(json.loads, logs.rollout_lines(BATCH.groups).splitlines())
   assert first == {
     "prompt_id": "p/0",
+    "task": "srl",
     "prompt_tokens": 3,
     "problem": "2 + 2?",
     "context": ["One."],
