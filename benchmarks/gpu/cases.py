@@ -100,5 +100,5 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
   for responses in widths:
     found[f"sampler {responses}"] = ("ours.sampler", (small, responses, *lengths))
   for chunk in chunks[1:]:
-    found[f"update_7b_chunk_{chunk} {first} shared"] = ours(wide, first, "shared", chunk=chunk)
+    found[f"update_7b_chunks {first} shared {chunk}"] = ours(wide, first, "shared", chunk=chunk)
   return found

@@ -74,7 +74,7 @@ def _ratios(found: dict) -> list[str]:
     if name.endswith(" shared"):
       compare(name, name.replace(" shared", " naive"), "the update without sharing")
     if name.startswith("update_7b_"):
-      case = name.split(maxsplit=1)[1]
+      case = " ".join(name.split()[1:3])  # without the size of a chunk
       compare(name, f"update_7b {case}", "the update by default")
     if name.startswith("torch"):
       case = name.split()[1]

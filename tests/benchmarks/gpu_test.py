@@ -40,7 +40,7 @@ def test_gpu_runs_our_sections_where_little_is_installed(tmp_path):
   """`import` of what is missing there fails in every section: Python runs sitecustomize first."""
   hide = f"import sys\nsys.modules |= dict.fromkeys({MISSING})\n"
   (tmp_path / "sitecustomize.py").write_text(hide)
-  names = "ceiling,update_7b,update_7b_matmuls,update_7b_full,update_7b_chunk_32,sampler"
+  names = "ceiling,update_7b,update_7b_matmuls,update_7b_full,update_7b_chunks,sampler"
   found, page = run_tiny(tmp_path, names, PYTHONPATH=str(tmp_path))
   shared, naive = (found[f"update_7b tiny {how}"] for how in ("shared", "naive"))
   assert shared["flops"] < 0.5 * naive["flops"]
