@@ -20,8 +20,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from srl_jax.policy import cpu, cudnn, kernels
-from srl_jax.policy.kernels import NEGATIVE, causal, masked, take_tokens
+from srl_jax.policy import cpu, cudnn
+from srl_jax.policy.kernels import NEGATIVE, causal, decodes_by_row, masked, take_tokens
 from srl_jax.policy.sharding import act_spec, has_mesh
 
 
@@ -119,7 +119,7 @@ class CachedRows(NamedTuple):
 
 def cached_of(kernel: str, head_dim: int) -> type[Cached] | type[CachedRows]:
   """The state with which a policy decodes whose attention is `kernel` (of kernels.KERNELS)."""
-  return CachedRows if kernels.decodes_by_row(kernel, head_dim) else Cached
+  return CachedRows if decodes_by_row(kernel, head_dim) else Cached
 
 
 # Shape letters of the fields of each state, for act_spec. The arrays of Packed and Padded have the

@@ -44,7 +44,8 @@ def plain(q_bgnh, state):
 def check(q_bgnh, state):
   found = jax.jit(decode)(q_bgnh, *state)
   assert found.dtype == q_bgnh.dtype
-  wanted = np.float32(jax.jit(plain)(q_bgnh, state))
+  with jax.default_matmul_precision("highest"):  # a card would round float32 to TF32
+    wanted = np.float32(jax.jit(plain)(q_bgnh, state))
   np.testing.assert_allclose(np.float32(found), wanted, atol=ATOL[str(q_bgnh.dtype)], rtol=0)
 
 
@@ -83,6 +84,7 @@ def test_decode_with_large_scores_is_finite():
   check(q_bgnh * 50, state)
 
 
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices, simulated or real")
 def test_decode_on_a_mesh(monkeypatch):
   monkeypatch.setattr(decode_attention, "decode", decode)
   q_bgnh, state = case(b=4, g=2, k=2, heads=2, h=16, p=40, r=20, column=7)

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from tiny_policy import PARAMS, PROMPTS, STOPS, TINY, N, Words, assert_same, policy
 
-from srl_jax.policy import cpu, decode_attention, kernels
+from srl_jax.policy import attention, cpu, decode_attention
 from srl_jax.policy.model import abstract
 from srl_jax.policy.sharding import keep_mesh, make_mesh, shards
 from srl_jax.rollout import slots
@@ -185,7 +185,7 @@ def test_slots_sample_the_same_with_the_kernel_of_gpus(monkeypatch):
   """In Pallas' interpreter; the ring buffers of 13 wrap around while slots are refilled."""
   expected = sample([SlotShape(b=4, g=N, p=32, r=12, batch=2, c=32)])
   by_rows = SlotShape(b=4, g=N, p=32, r=13, batch=2, c=32)  # a shape that is compiled here alone
-  monkeypatch.setattr(kernels, "decodes_by_row", lambda kernel, head_dim: True)
+  monkeypatch.setattr(attention, "decodes_by_row", lambda kernel, head_dim: True)
   interpreted = functools.partial(decode_attention.decode, interpret=True)
   monkeypatch.setattr(decode_attention, "decode", interpreted)
   assert slots.empty(by_rows, TINY)[0].caches[0][2].shape == (4, N, 2, 13, 32)
