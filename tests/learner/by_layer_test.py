@@ -109,7 +109,7 @@ def test_train_step_runs_the_named_programs_and_gives_the_same_weights(
     abstract = on_mesh(jax.eval_shape(lambda: M.shard(policy())))
     moments = on_mesh(jax.eval_shape(tx.init, abstract))
     config = defaults()
-    config.batch.logprob_chunk = LOSS.chunk
+    config.batch.logprob_chunk, config.batch.remat = LOSS.chunk, LOSS.remat
     of_run = update.TrainState(0, abstract, moments)
     calls = programs.update_calls(config, of_run, tx, shapes_of(groups))
     assert {call.name for call in calls} == {"zeros", "cast", "apply", "accumulate"}
