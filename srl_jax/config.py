@@ -147,12 +147,8 @@ def defaults() -> ConfigDict:
   config.batch = ConfigDict()
   config.batch.prompts = 512
   config.batch.tokens_per_device = 16384  # of a micro-batch
-  # Trained tokens per device that have logits at the same time; 0: 4,096 on GPUs, else 512. Each
-  # 1,000 take 0.6 GiB of float32 at Qwen2.5's vocabulary, twice in the backward pass.
-  config.batch.logprob_chunk = 0
-  # What a layer recomputes in the backward pass, from least memory to fastest: full | attention |
-  # matmuls | none; see policy.model.REMAT. auto: attention on GPUs, else full.
-  config.batch.remat = "auto"
+  config.batch.logprob_chunk = 0  # trained tokens with logits at one time; 0: learner.update.CHUNK
+  config.batch.remat = "auto"  # or full, attention, matmuls, none: more memory each, and faster
 
   config.train = ConfigDict()
   config.train.epochs = 30
