@@ -120,6 +120,7 @@ function followAddress() {
     if (other === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (name === "rollouts" && !isListed) applyFilters(); // hundreds of rows: not before they are seen
   if (group) showGroupOfAddress(group);
   else if (name === "rollouts") showFirstGroup();
   drawVisible();

@@ -4,6 +4,7 @@
 const filters = { run: "", state: "", task: "", why: "", low: "", high: "", least: "", most: "", text: "" };
 const LONG = 1500; // characters of a text that is folded at first
 let matching = []; // places in DATA.groups that pass the filters
+let isListed = false; // whether the list was made
 let current = -1; // place in DATA.groups of the group that is shown
 
 function rolloutsSection() {
@@ -64,6 +65,7 @@ function passes(group) {
 }
 
 function applyFilters() {
+  isListed = true;
   matching = DATA.groups.map((_, place) => place).filter((place) => passes(DATA.groups[place]));
   document.getElementById("groups").replaceChildren(...matching.map(groupRow));
   document.getElementById("count").textContent = `${matching.length} of ${DATA.groups.length} groups`;

@@ -10,7 +10,6 @@ function startLibrary() {
 
 document.getElementById("page").replaceChildren(head(), navigation(), curvesSection(), rolloutsSection(),
   auditSection(), evaluationSection(), settingsSection());
-applyFilters();
 followAddress();
 window.addEventListener("hashchange", followAddress);
 document.addEventListener("keydown", onKey);
