@@ -61,12 +61,12 @@ def estimated_bytes(tx, state: learner.TrainState, packed, loss) -> int:
   The persistent cache has the programs already if the update has run.
   """
   model, moments = state.model, state.moments
-  weights = jax.eval_shape(learner.step_weights, model)
+  weights = jax.eval_shape(lambda model: learner.step_weights(model, loss), model)
   grads = jax.eval_shape(learner.zeros, weights)
   # `apply` has the moments among its arguments; the other programs run beside them, and
   # `accumulate` beside the float32 layers too where it uses a copy of them.
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-  masters = size(model.layers) if model.config.by_layer else 0
+  masters = size(model.layers) if learner.uses_copy(model, loss) else 0
   most = program_bytes(learner.apply.lower(tx, model, moments, grads).compile())
   for rows in packed:
     for beside, program in (

@@ -78,13 +78,13 @@ def update_calls(
   several = config.method != "sft" and config.algorithm.steps_per_batch > 1
   kl = config.method != "sft" and config.algorithm.kl > 0
   trained, frozen = split(state.model)
-  weights = on_mesh(jax.eval_shape(update.step_weights, trained))
+  weights = on_mesh(jax.eval_shape(lambda trained: update.step_weights(trained, loss), trained))
   grads = on_mesh(jax.eval_shape(update.zeros, weights))
   calls = [
     Call("zeros", update.zeros, (weights,)),
     Call("apply", update.apply, (tx, trained, state.moments, grads)),
   ]
-  if frozen is None and state.model.config.by_layer:
+  if update.uses_copy(trained, loss):
     dtype = state.model.config.dtype
     calls.append(Call("cast", by_layer.cast_layers, (trained.layers,), {"dtype": dtype}))
   for shape in shapes:

@@ -130,13 +130,17 @@ def batch_loss(model, rows: Rows, loss: Loss):
   return value, (sums | {"loss": value, "tokens": trained_bs.sum()}, logprobs_bs)
 
 
-def step_weights(trained):
-  """What the micro-batches of an optimiser step use in place of the float32 `trained`.
+def uses_copy(trained, loss: Loss) -> bool:
+  """Whether the micro-batches of a step use a copy of the weights by layer, in the compute type.
 
-  That is `trained` itself, or, on NVIDIA GPUs, a copy by layer in the compute type.
+  They do on NVIDIA GPUs, except with remat "full", which is for the least memory.
   """
-  by_layer_too = isinstance(trained, Qwen2) and trained.config.by_layer
-  return by_layer.cast(trained) if by_layer_too else trained
+  return isinstance(trained, Qwen2) and trained.config.by_layer and loss.remat != "full"
+
+
+def step_weights(trained, loss: Loss):
+  """What the micro-batches of a step use in place of the float32 `trained`: it or its copy."""
+  return by_layer.cast(trained) if uses_copy(trained, loss) else trained
 
 
 def _variable(grad, weight):
@@ -219,7 +223,7 @@ def train_step(
   """
   # Gradient accumulation: every call adds to the same donated buffers.
   trained, frozen = split(state.model)
-  weights = step_weights(trained)
+  weights = step_weights(trained, loss)
   grads, sums, logprobs = zeros(weights), [], []
   for rows in micro_batches:
     grads, sums_of_rows, logprobs_bs = accumulate(grads, weights, rows, loss=loss, frozen=frozen)

@@ -4,7 +4,8 @@ A scan over stacked layers copies every layer's weights out of the stacked array
 in each micro-batch, and copies what the layer keeps for the backward pass, and its gradients, into
 and out of stacked arrays. With an array for each layer, in the compute type, the loop over layers
 is unrolled and none of these copies exist. The price is the cast copy, 2 bytes a weight of a
-device's shard, and a program that takes two to three times as long to compile (benchmarks/gpu.md).
+device's shard, and a program that takes two to three times as long to compile (benchmarks/gpu.md);
+batch.remat "full" does without it.
 """
 
 import functools

@@ -72,6 +72,8 @@ def test_calls_count_what_is_resident(calls, state):
 def test_calls_keep_the_masters_beside_cast_layers(config, state, monkeypatch):
   """As on NVIDIA GPUs, where micro-batches use a copy of the layers in the compute type."""
   monkeypatch.setattr(ModelConfig, "by_layer", True)
+  config = config.copy_and_resolve_references()
+  config.batch.remat = "attention"
   with jax.set_mesh(make_mesh(SPEC)):
     calls = {call.name: call for call in programs.calls(config, state)}
   layers, moments = map(programs.device_bytes, (state.model.layers, state.moments))
@@ -80,6 +82,11 @@ def test_calls_keep_the_masters_beside_cast_layers(config, state, monkeypatch):
   model = programs.device_bytes(state.model)
   _, weights, *_ = calls["accumulate"].args
   assert programs.device_bytes(weights) == model  # float32 here; half of it for layers in bfloat16
+  # The policy with the least memory has no such copy.
+  config.batch.remat = "full"
+  with jax.set_mesh(make_mesh(SPEC)):
+    calls = {call.name: call for call in programs.calls(config, state)}
+  assert calls["accumulate"].resident == moments
 
 
 def test_sampler_bytes_are_those_of_the_decoding_copy(config, state):
