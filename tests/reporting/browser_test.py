@@ -166,6 +166,10 @@ def test_keys_filters_and_links(quickstart, open_page):
   tab.keyboard.press("j")
   tab.wait_for_function(f"first => {current} != first", arg=first)
   second, link = tab.evaluate(current), tab.evaluate("location.hash")
+  opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+  tab.get_by_text("copy link").click()
+  tab.wait_for_selector("text=copied")
+  assert tab.evaluate("navigator.clipboard.readText()") == tab.url
   tab.keyboard.press("k")
   tab.wait_for_function(f"first => {current} == first", arg=first)
 
