@@ -3,6 +3,7 @@
   python -m benchmarks.gpu                      all sections, about 8 minutes on one H100
   python -m benchmarks.gpu --sections ceiling update_7b
   python -m benchmarks.gpu --tiny               a minute or two, on any machine
+  python -m benchmarks.gpu --real=FOLDER        a real run of 30 steps instead, see real.py
 
 Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section runs
 in a separate process, so that its peak of memory includes no other section; the results are written
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 
+from benchmarks.gpu import real
 from benchmarks.gpu.cases import sections
 from benchmarks.gpu.table import table
 
@@ -87,8 +89,14 @@ def main() -> None:
     type=pathlib.Path,
     help="folder of gpu.json and gpu_run.md; default: benchmarks, none with --tiny or --sections",
   )
+  parser.add_argument("--real", type=pathlib.Path, metavar="FOLDER", help="with model, data.jsonl")
   parser.add_argument("--one", help=argparse.SUPPRESS)
-  given = parser.parse_args()
+  given, more = parser.parse_known_args()
+  if given.real:
+    print(real.measure(given.real, given.tiny, more))
+    return
+  if more:
+    parser.error(f"unknown arguments: {' '.join(more)}")
   todo, folder = sections(given.tiny), given.output
   if given.one:  # in the process that run_section started
     function, values = todo[given.one]

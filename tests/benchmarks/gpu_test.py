@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.gpu.__main__ import main, run_section
 from benchmarks.gpu.profile import seconds_by_kind
 from benchmarks.gpu.table import table
+from srl_jax.data import arithmetic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MACHINE = dict(
@@ -143,3 +145,22 @@ def test_table_has_failures_ratios_and_memory():
   assert "naive: 1.25 x torch" in page and "failed: Out of memory" in page
   assert "update_7b_matmuls 1500/1000 shared: 3.00 x torch" in page
   assert "| torch 1500/1000 (not compiled) |" in page
+
+
+@pytest.mark.slow
+def test_gpu_measures_a_real_run(tmp_path):
+  (tmp_path / "model").symlink_to(ROOT / "configs" / "miniature")
+  rows = [
+    {"problem": problem.text, "solution": "\n".join(problem.steps), "answer": problem.answer}
+    for problem in arithmetic.problems("train", 8)
+  ]
+  (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", f"--real={tmp_path}"]
+  command += ["--config.data.max_prompt_tokens=160", "--config.rollout.max_tokens=40"]
+  command += ["--config.prompt.example=False", "--config.prompt.open_think=False"]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "3 steps in " in done.stdout and " 0 of them from step 3 on" in done.stdout
+  assert re.search(r"\| reward_mean \| -?\d\.\d+ \| -?\d\.\d+ \|", done.stdout)
+  assert "| seconds_update |" in done.stdout
