@@ -1,5 +1,6 @@
 """Settings that JAX reads at start-up, the tiers of the tests, and shared fixtures."""
 
+import gc
 import json
 import os
 import pathlib
@@ -44,6 +45,15 @@ def pytest_collection_modifyitems(items):
     # The vLLM servers are shared by all tests of a session, everything else by those of a file.
     uses_servers = "servers" in getattr(item, "fixturenames", ())
     item.add_marker(pytest.mark.xdist_group("servers" if uses_servers else path))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+  """Drops compiled programs after each file: those of all tests together take gigabytes."""
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
