@@ -508,9 +508,9 @@ def abstract_accumulate(config, t, loss):
   shape = lambda *sizes, dtype=np.int32: jax.ShapeDtypeStruct(sizes, dtype)
   ints, floats = shape(1, t), shape(1, t, dtype=np.float32)
   lines = Lines(shape(1, t // 512, 512), shape(1, t, 1))
-  rows = Rows(*[ints] * 6, *[floats] * 3, lines)
+  rows = Rows(*[ints] * 6, *[floats] * 3, layout=lines)
   model = M.abstract(config)
-  return update.accumulate.lower(model, model, rows, None, None, loss).compile()
+  return update.accumulate.lower(model, model, rows, loss).compile()
 
 
 @pytest.mark.slow
