@@ -1,4 +1,4 @@
-"""Where an update's time goes on a card: JAX's trace of one call, summed by kind of kernel."""
+"""Kernel time of an update on a GPU by kind of kernel, from a JAX profiler trace of one call."""
 
 import collections
 import gzip

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from srl_jax.data.examples import StepExample
+from srl_jax.rewards.spread import population_std
 from srl_jax.rollout.engine import Prompt, Rollout
 from srl_jax.tasks import TASKS, Score
 
@@ -50,15 +51,6 @@ class Batch:
   groups: list[Group] = dataclasses.field(default_factory=list)
   rounds: int = 0
   seconds_reward: float = 0.0
-
-
-def population_std(rewards: Sequence[float]) -> float:
-  """Population standard deviation; exactly 0 for equal rewards, however their mean is rounded."""
-  # A rounding error of 1e-17 would pass a filter with std_epsilon = 0.
-  if min(rewards) == max(rewards):
-    return 0.0
-  mean = math.fsum(rewards) / len(rewards)
-  return math.dist(rewards, [mean] * len(rewards)) / math.sqrt(len(rewards))
 
 
 def why_dropped(group: Group, std_epsilon: float) -> str | None:

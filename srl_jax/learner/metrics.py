@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from srl_jax.learner.dynamic_sampling import Batch, kept_share, population_std
+from srl_jax.learner.dynamic_sampling import Batch, kept_share
 from srl_jax.learner.rows import Rows
 from srl_jax.learner.update import PEAKS, StepOutput, step_metrics, update_flops
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import on_host
+from srl_jax.rewards.spread import population_std
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:

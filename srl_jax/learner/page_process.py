@@ -109,8 +109,8 @@ class Page:
     if not self._warned:
       self._warned = True
       print(
-        f"warning: {self.workdir}/report.html cannot be written ({reason}); the run goes on."
-        " log.report=False writes none",
+        f"warning: {self.workdir}/report.html cannot be written ({reason}); training continues."
+        " log.report=False disables it",
         file=sys.stderr,
         flush=True,
       )

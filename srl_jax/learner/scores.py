@@ -4,13 +4,16 @@ They are computed in one shape of micro-batches, so in one program, whichever sh
 steps have.
 """
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from srl_jax.learner import packing, update
-from srl_jax.learner.packing import RowShape
-from srl_jax.learner.rows import PackedGroup
+from srl_jax.learner.packing import Bin, RowShape
+from srl_jax.learner.rows import PackedGroup, Response
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import on_host, shards
 
@@ -44,17 +47,28 @@ def with_logprobs(
     fields = {f: update.logprobs_of(policy, rows, loss=loss) for f, policy in policies.items()}
     computed.append((bins, fields))
   # {id of a response: {field: its log-probs}}; a group that was cut keeps its Response objects.
-  found = {}
+  found = collections.defaultdict(dict)
   for bins, fields in computed:
     for field, logprobs_bs in fields.items():
-      for groups_of_row, logprobs_s in zip(bins, on_host(logprobs_bs)):
-        begin = 0  # the trained tokens of a row are its responses', in order
-        for response in itertools.chain(*(group.responses for group in groups_of_row)):
-          end = begin + len(response.token_ids)
-          found.setdefault(id(response), {})[field] = logprobs_s[begin:end]
-          begin = end
+      for response, logprobs in by_response(bins, on_host(logprobs_bs)):
+        found[id(response)][field] = logprobs
   with_fields = lambda response: dataclasses.replace(response, **found[id(response)])
   return [
     dataclasses.replace(group, responses=list(map(with_fields, group.responses)))
     for group in groups
   ]
+
+
+def by_response(
+  bins: Sequence[Bin], logprobs_bs: np.ndarray
+) -> Iterator[tuple[Response, np.ndarray]]:
+  """Yields each response of a micro-batch with its tokens' log-probs.
+
+  bins: the groups of each row; logprobs_bs: float32, of the rows.
+  """
+  for groups, logprobs_s in zip(bins, logprobs_bs):
+    begin = 0  # the trained tokens of a row are its responses', in order
+    for response in itertools.chain(*(group.responses for group in groups)):
+      end = begin + len(response.token_ids)
+      yield response, logprobs_s[begin:end]
+      begin = end

@@ -160,12 +160,12 @@ def calls(config, state: State) -> list[Call]:
   model, beside = state.model, _beside(config, state)
   first = update.TrainState(0, model, state.moments)
   trained, frozen = split(model)
-  found = []
+  copied, found = update.uses_copy(trained, update.loss_of(config)), []
   for call in programs.update_calls(config, first, state.tx, [state.shape], always_score=True):
     # What a run keeps besides excludes a call's own arguments: `apply` has the moments among them.
     own = device_bytes(state.moments) - device_bytes(frozen) if call.name == "apply" else 0
     # `accumulate` may have a copy of the layers (update.step_weights), beside the masters.
-    if call.name == "accumulate" and update.uses_copy(trained, update.loss_of(config)):
+    if call.name == "accumulate" and copied:
       own -= device_bytes(model.layers)
     if call.name not in ("zeros", "cast"):
       found.append(Call(*call, beside - own))

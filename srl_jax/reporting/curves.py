@@ -87,7 +87,7 @@ CHARTS = (
   ),
   Chart("Entropy", {"entropy": "nats a token"}, "Near 0 all responses to a prompt are equal."),
   Chart("Log-prob", {"logprob": "nats a token"}),
-  Chart("Loss", {"loss": "training", "validation_loss": "validation"}, best=False),
+  Chart("Loss", {"loss": "training", "validation_loss": "validation"}),
   Chart("Gradient norm", {"grad_norm": "before clipping"}, log=True),
   Chart(
     "Clip fraction",

@@ -41,9 +41,9 @@ def _low_std(config: Mapping, audit: Mapping) -> str | None:
   sentence = f"{dropped:.0%} of the groups were dropped for low_std: epsilon {epsilon:g} is"
   if median == 0:
     return (
-      f"{sentence} not the cause, half of the groups have eight equal rewards; raise"
-      " rollout.temperature, or give data that the model does not know already"
-    ).replace("eight", str(config.get("rollout.samples", 8)))
+      f"{sentence} not the cause, half of the groups have {config.get('rollout.samples', 8)} equal"
+      " rewards; raise rollout.temperature, or give data that the model does not know already"
+    )
   # The greatest smaller value that would keep at least half of the groups.
   smaller = [(e, share) for e, share in audit["kept_by_epsilon"] if e < epsilon and share >= 0.5]
   remedy = ""

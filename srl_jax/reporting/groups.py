@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srl_jax.reporting.reading import RunFiles
-from srl_jax.reporting.rollouts import Group, lines_of, monologue, population_std
+from srl_jax.reporting.rollouts import Group, lines_of, monologue
 from srl_jax.rewards.other_similarities import word_blocks
 from srl_jax.rewards.similarity import blocks
+from srl_jax.rewards.spread import population_std
 
 COUNT = 500  # groups of a page, of all its runs together
 BYTES = 5_000_000  # of their JSON, likewise

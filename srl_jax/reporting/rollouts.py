@@ -5,13 +5,13 @@ A run may have written gigabytes. Of its files of rollouts, evenly spaced ones a
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from srl_jax.data.responses import CLOSE, OPEN, monologues
 from srl_jax.reporting.reading import Faults, RunFiles, is_finite, parse_object, raw_lines
+from srl_jax.rewards.spread import population_std
 
 LIMIT = 400_000_000  # bytes of rollouts that a page reads, of all its runs together
 # Lists of a group's line with one entry for each response.
@@ -149,14 +149,6 @@ def _group(line: dict[str, Any], step: int, number: int, path, offset: int) -> G
     actions=len(set(actions)) + len(rewards) - len(actions),
     monologues=_different(list(map(monologue, line["texts"], line["actions"]))),
   )
-
-
-def population_std(values: Sequence[float]) -> float:
-  """Returns the population standard deviation, exactly 0 for equal values: dynamic sampling's."""
-  if min(values) == max(values):
-    return 0.0
-  mean = math.fsum(values) / len(values)
-  return math.dist(values, [mean] * len(values)) / math.sqrt(len(values))
 
 
 def step_index(prompt_id: str) -> int:

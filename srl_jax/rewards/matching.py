@@ -310,8 +310,8 @@ def _take_in_box(
 ) -> None:
   """Takes the blocks of one box from left to right; candidates start..stop belong to it.
 
-  `box` shrinks from the left: after a block, it is the remainder to the
-  right of it, in a and in b, and the part to its left becomes another box.
+  `box` shrinks from the left: after a block, it is the remainder to the right of it, in a and in b,
+  and the part to its left becomes another box.
   """
   box = search.boxes.pop(number)
   search.room_b[box.b_low : box.b_high] = 0
