@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from srl_jax.policy import head, weights
 from srl_jax.policy import model as M
-from srl_jax.policy import weights
 from tests.policy.conftest import CASES
 
 RNG = np.random.default_rng(0)
@@ -216,7 +216,7 @@ def test_head_gradient_is_summed_in_float32():
 
   def total(master):
     cast = jax.lax.stop_gradient(master.astype(jnp.bfloat16))
-    part = lambda _, __: (None, M._in_type(master, cast).sum().astype(jnp.float32))
+    part = lambda _, __: (None, head.in_type(master, cast).sum().astype(jnp.float32))
     return jax.lax.scan(part, None, None, length=600)[1].sum()
 
   assert jax.grad(total)(master) == 600
