@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from srl_jax.policy import cpu, cudnn
-from srl_jax.policy.kernels import NEGATIVE, causal, decodes_by_row, masked, take_tokens
+from srl_jax.policy.kernels import NEGATIVE, causal, decodes_by_row, masked, merge, take_tokens
 from srl_jax.policy.sharding import act_spec, has_mesh
 
 
@@ -244,37 +244,18 @@ def _chunk(q_btnh, k_btkh, v_btkh, state, kernel):
   )
   keys, values = write(state.prompt_k_bkph, k_bkth), write(state.prompt_v_bkph, v_bkth)
 
+  equations = "btkqh,bksh->bkqts", "bkqts,bksh->bkqth"
+  part = lambda *block: _part(q_btkqh, *block, *equations, dtype=jnp.float32)
+
   def add_block(i, carry):
-    most, total, out = carry
-    scores = _scores(q_btkqh, jax.lax.dynamic_slice_in_dim(keys, i * t, t, 2))
-    larger = jnp.maximum(most, scores.max(axis=-1))
-    v_bkth = jax.lax.dynamic_slice_in_dim(values, i * t, t, 2)
-    # The sums so far were taken relative to the old maximum; rescale them to the new one.
-    block_total, block_out = _weighted(scores, larger, v_bkth)
-    shrink = jnp.exp(most - larger)
-    return larger, total * shrink + block_total, out * shrink[..., None] + block_out
+    k_bksh, v_bksh = (jax.lax.dynamic_slice_in_dim(x, i * t, t, 2) for x in (keys, values))
+    return merge(carry, part(k_bksh, v_bksh, True))
 
   # The new tokens' own block is causal; blocks before it are visible as a whole.
-  scores = jnp.where(jnp.tri(t, dtype=bool), _scores(q_btkqh, k_bkth), NEGATIVE)
-  most = scores.max(axis=-1)
-  carry = (most, *_weighted(scores, most, v_bkth))
-  _, total, out = jax.lax.fori_loop(0, state.start // t, add_block, carry)
+  carry = part(k_bkth, v_bkth, jnp.tri(t, dtype=bool))
+  out, _, total = jax.lax.fori_loop(0, state.start // t, add_block, carry)
   out_btnh = (out / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
   return out_btnh.astype(q_btnh.dtype), (keys, values)
-
-
-def _scores(q_btkqh, k_bksh):
-  """scores_bkqts in float32."""
-  scores = jnp.einsum("btkqh,bksh->bkqts", q_btkqh, k_bksh, preferred_element_type=jnp.float32)
-  return scores / math.sqrt(q_btkqh.shape[-1])
-
-
-def _weighted(scores_bkqts, most_bkqt, v_bksh):
-  """(sum_bkqt, out_bkqth) in float32: the sum of exp(scores - most), alone and times the values."""
-  exps = jnp.exp(scores_bkqts - most_bkqt[..., None])
-  return exps.sum(axis=-1), jnp.einsum(
-    "bkqts,bksh->bkqth", exps.astype(v_bksh.dtype), v_bksh, preferred_element_type=jnp.float32
-  )
 
 
 def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
@@ -286,7 +267,7 @@ def _cached(q_bgnh, k_bgkh, v_bgkh, state, kernel):
   q = q_bgnh.reshape(b, g, k, n // k, h)
   prompt = _prompt_part(q, state.prompt_k_bkph, state.prompt_v_bkph, state.lengths_b)
   own = _own_part(q, keys, values, state.column, state.ages_bg)
-  out, _, total = _merge(prompt, own)
+  out, _, total = merge(prompt, own)
   out_bgkqh = (out / total[..., None]).astype(q.dtype)
   return out_bgkqh.reshape(b, g, n, h), (keys, values)
 
@@ -353,17 +334,19 @@ def _own_part(q_bgkqh, k_bgkhr, v_bgkrh, column, ages_bg):
   return _sum_parts(part, q_bgkqh, first // block, count, blocks)
 
 
-def _part(q_bgkqh, keys, values, mask, score_equation, value_equation):
-  """(out_bgkqh, most_bgkq, total_bgkq) in float32 of some entries: the softmax statistics.
+def _part(q, keys, values, mask, score_equation, value_equation, dtype=None):
+  """(out, most, total) in float32 of some entries, for each query: the softmax statistics.
 
-  most is the largest score, total the sum of exp(score - most) and out that of the values times it.
+  most is the largest score, total the sum of exp(score - most) and out that of the values times it,
+  which is computed in `dtype` (None: that of the values, because XLA:CPU has no product of bfloat16
+  for decoding that is float32).
   """
-  f32 = dict(preferred_element_type=jnp.float32)
-  scores = jnp.einsum(score_equation, q_bgkqh, keys, **f32) / math.sqrt(q_bgkqh.shape[-1])
-  scores = jnp.where(mask, scores, NEGATIVE)
+  scores = jnp.einsum(score_equation, q, keys, preferred_element_type=jnp.float32)
+  scores = jnp.where(mask, scores / math.sqrt(q.shape[-1]), NEGATIVE)
   most = scores.max(axis=-1)
   exps = jnp.exp(scores - most[..., None])
-  out = jnp.einsum(value_equation, exps.astype(values.dtype), values)
+  exps_of_values = exps.astype(values.dtype)
+  out = jnp.einsum(value_equation, exps_of_values, values, preferred_element_type=dtype)
   return out.astype(jnp.float32), most, exps.sum(axis=-1)
 
 
@@ -375,13 +358,5 @@ def _sum_parts(part, q_bgkqh, first, count, blocks: int):
   # tokens, and then copy the ring buffers.
   zeros = 0 * q_bgkqh.astype(jnp.float32)  # varies over the mesh as q does
   nothing = zeros, zeros[..., 0] + NEGATIVE, zeros[..., 0]
-  add = lambda i, carry: _merge(carry, part((first + i) % blocks))
+  add = lambda i, carry: merge(carry, part((first + i) % blocks))
   return jax.lax.fori_loop(0, count, add, nothing)
-
-
-def _merge(one, other):
-  """The softmax statistics of two parts together; see _part."""
-  most = jnp.maximum(one[1], other[1])
-  # Each part's sums are relative to its own maximum.
-  a, b = jnp.exp(one[1] - most), jnp.exp(other[1] - most)
-  return one[0] * a[..., None] + other[0] * b[..., None], most, one[2] * a + other[2] * b

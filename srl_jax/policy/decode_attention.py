@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from srl_jax.policy.kernels import NEGATIVE
+from srl_jax.policy.kernels import NEGATIVE, merge
 
 BLOCK = 64  # entries of a cache that a kernel reads at a time
 LONGEST_PART = 256  # most entries of a prompt that one program reads
@@ -185,13 +185,13 @@ def _own_kernel(
   # The response's rows of the parts of its prompt.
   at = pl.ds(pl.program_id(1) * heads, rows)
 
-  def merge(i, carry):
+  def add_part(i, carry):
     most = triton.load(most_xm.at[i, at], mask=real_q, other=NEGATIVE)
     total = triton.load(total_xm.at[i, at], mask=real_q, other=0)
     out = triton.load(out_xmh.at[i, at, :], mask=real_q[:, None], other=0)
-    return _merge(carry, (out, most, total))
+    return merge(carry, (out, most, total))
 
-  carry = jax.lax.fori_loop(0, pl.cdiv(length_ref[0], length), merge, _nothing(rows, h))
+  carry = jax.lax.fori_loop(0, pl.cdiv(length_ref[0], length), add_part, _nothing(rows, h))
 
   # Its entries of the ring buffer begin at `oldest` and end at `column`, perhaps across the end of
   # the buffer. `count` blocks of BLOCK entries from that of `oldest` on contain them; if both ends
@@ -234,10 +234,3 @@ def _add_block(carry, q_mh, k_sh, v_sh, at, seen_s):
   shrink = jnp.exp(most - larger)
   out = out * shrink[:, None] + triton.dot(exps.astype(v.dtype), v, **exact)
   return out, larger, total * shrink + exps.sum(axis=1)
-
-
-def _merge(one, other):
-  """The sum of two (out_mh, most_m, total_m)."""
-  larger = jnp.maximum(one[1], other[1])
-  a, b = jnp.exp(one[1] - larger), jnp.exp(other[1] - larger)
-  return one[0] * a[:, None] + other[0] * b[:, None], larger, one[2] * a + other[2] * b

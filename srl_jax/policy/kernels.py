@@ -59,6 +59,18 @@ def causal(q_btnh, k_btkh, v_btkh, lengths_b, kernel: str):
   return jnp.where(real_bt[:, :, None, None], out_btnh, 0)
 
 
+def merge(one, other):
+  """The softmax statistics of two parts of the entries together, each (out, most, total).
+
+  most is the largest score, total the sum of exp(score - most), out the sum of the values times it;
+  out has one dimension more, the last.
+  """
+  most = jnp.maximum(one[1], other[1])
+  # Each part's sums are relative to its own maximum.
+  a, b = jnp.exp(one[1] - most), jnp.exp(other[1] - most)
+  return one[0] * a[..., None] + other[0] * b[..., None], most, one[2] * a + other[2] * b
+
+
 def masked(q_btnh, k_btkh, v_btkh, mask_bts):
   """Attention in plain XLA under a mask by which no token sees a later one.
 
