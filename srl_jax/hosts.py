@@ -1,10 +1,10 @@
 """Collectives over the hosts of a run. With one process everything here is an identity.
 
 All processes run the same program and take the same decisions. Arrays are global and JAX transfers
-them; host data (rollouts, scores, a signal) is exchanged as JSON through the key-value store of
-JAX's coordination service. It does not use the devices, because a prefetched batch is exchanged
-from a thread, and device programs of two threads would be launched in a different order on each
-host, which deadlocks.
+them; host data (the numbers of rollouts, token ids, a signal) is exchanged through the key-value
+store of JAX's coordination service. It does not use the devices, because a prefetched batch is
+exchanged from a thread, and device programs of two threads would be launched in a different order
+on each host, which deadlocks.
 """
 
 import itertools
@@ -13,15 +13,17 @@ import os
 import sys
 import traceback
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
+import numpy as np
 
 from srl_jax.errors import EngineError, Stopped, UserError
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat a process counts as dead, and all others are aborted
 SHUTDOWN_SECONDS = 30  # a process that exits waits this long for the others
-_turns = itertools.count()  # one per collective: the keys of the store must be unique
+# One number for each collective, and for each exchange: the keys of the store must be unique.
+_turns, _exchanges = itertools.count(), itertools.count()
 
 
 def initialize() -> None:
@@ -98,20 +100,42 @@ def all_gather_json(value) -> list:
 
   All processes must call the collectives of this module in the same order.
   """
+  packed = zlib.compress(json.dumps(value).encode(), level=1)
+  return [json.loads(zlib.decompress(packed)) for packed in _all_gather_bytes(packed)]
+
+
+def _all_gather_bytes(data: bytes) -> list[bytes]:
+  """Returns the data of all processes, in process order; a collective.
+
+  Process 0 reads the values and writes them as one, so that the store has three operations for each
+  process. If each process read each value, their number would grow with the square.
+  """
   if jax.process_count() == 1:
-    return [value]
+    return [data]
+  client, turn = _client(), next(_turns)
+  key = lambda part: f"srl_jax/all/{turn}/{part}"
+  if not is_writer():
+    client.key_value_set_bytes(key(jax.process_index()), data)
+    whole = _wait_for(client, key("whole"))
+  else:
+    parts = [data, *(_wait_for(client, key(i)) for i in range(1, jax.process_count()))]
+    # All have set a value of this turn, so all have finished the turn before, and its keys can be
+    # deleted. Without this the store would grow with every step.
+    if turn:
+      client.key_value_delete(f"srl_jax/all/{turn - 1}")  # and all keys below it
+    sizes = np.array(list(map(len, parts)), np.int64)
+    whole = sizes.tobytes() + b"".join(parts)
+    client.key_value_set_bytes(key("whole"), whole)
+  # The sizes of the parts, 8 bytes each, and the parts.
+  sizes = np.frombuffer(whole, np.int64, jax.process_count())
+  ends = sizes.nbytes + sizes.cumsum()
+  return [whole[end - size : end] for size, end in zip(sizes, ends)]
+
+
+def _client():
   from jax._src import distributed  # not public in JAX; orbax takes the client from here too
 
-  client, turn = distributed.global_state.client, next(_turns)
-  key = lambda turn, process: f"srl_jax/{turn}/{process}"
-  packed = zlib.compress(json.dumps(value).encode(), level=1)
-  client.key_value_set_bytes(key(turn, jax.process_index()), packed)
-  values = [_wait_for(client, key(turn, process)) for process in range(jax.process_count())]
-  # All processes have set a value of this turn, so all have finished the turn before, and its keys
-  # can be deleted. Without this the store would grow with every step.
-  if turn:
-    client.key_value_delete(key(turn - 1, jax.process_index()))
-  return [json.loads(zlib.decompress(packed)) for packed in values]
+  return distributed.global_state.client
 
 
 def _wait_for(client, key: str) -> bytes:
@@ -148,25 +172,68 @@ def all_gather_lists(entries: list, error: Exception | None = None) -> list:
 
   Args:
     entries: this process's list.
+    error: as for `all_gather_rows`, also in what is raised.
+  """
+  if jax.process_count() == 1 and error is None:
+    return entries
+  parts = _all_gather_or_raise(zlib.compress(json.dumps(entries).encode(), level=1), error)
+  return sum((json.loads(zlib.decompress(part)) for part in parts), [])
+
+
+def all_gather_rows(rows: np.ndarray, error: Exception | None = None) -> list[np.ndarray]:
+  """Returns the arrays of all processes, in process order; a collective.
+
+  Args:
+    rows: this process's array of any length, one-dimensional and of the same type on all.
     error: the EngineError or Stopped that ended this process's part, or None.
 
   Raises:
     EngineError, Stopped: one process passed an error. All of them raise it, so that none continues
       with a different state.
   """
-  part = {"entries": entries}
-  if error is not None:
-    kind = "Stopped" if isinstance(error, Stopped) else "EngineError"
-    part = {"kind": kind, "message": str(error)}
-  parts = all_gather_json(part)
-  kinds = {"EngineError": EngineError, "Stopped": Stopped}
+  return [np.frombuffer(part, rows.dtype) for part in _all_gather_or_raise(rows.tobytes(), error)]
+
+
+def _all_gather_or_raise(data: bytes, error: Exception | None) -> list[bytes]:
+  """As _all_gather_bytes, but raises the first error of a process on all of them."""
+  if jax.process_count() == 1 and error is not None:
+    raise error
+  named = error and ["Stopped" if isinstance(error, Stopped) else "EngineError", str(error)]
+  # JSON has no byte 0, so the first one ends it.
+  parts = _all_gather_bytes(json.dumps(named).encode() + b"\0" + data)
+  kinds, parts_of_data = {"EngineError": EngineError, "Stopped": Stopped}, []
   for part in parts:
-    if "kind" in part:
-      raise kinds[part["kind"]](part["message"])
-  entries_of_all = []
-  for part in parts:
-    entries_of_all += part["entries"]
-  return entries_of_all
+    named, _, data = part.partition(b"\0")
+    if found := json.loads(named):
+      raise kinds[found[0]](found[1])
+    parts_of_data.append(data)
+  return parts_of_data
+
+
+def exchange(parcels: Mapping[int, bytes], senders: Iterable[int]) -> dict[int, bytes]:
+  """Sends bytes to some processes and receives from others; a collective of its own.
+
+  All processes must call it equally often, but it may run beside the other collectives, in another
+  thread.
+
+  Args:
+    parcels: {process: what it receives from this one}.
+    senders: the processes that have this one among their parcels.
+
+  Returns {sender: its parcel}.
+  """
+  turn, me = next(_exchanges), jax.process_index()
+  if jax.process_count() == 1:
+    return {}
+  client = _client()
+  key = lambda sender, receiver: f"srl_jax/from/{turn}/{sender}/{receiver}"
+  for receiver, parcel in parcels.items():
+    client.key_value_set_bytes(key(me, receiver), parcel)
+  arrived = {}
+  for sender in senders:
+    arrived[sender] = _wait_for(client, key(sender, me))
+    client.key_value_delete(key(sender, me))  # no other process reads it
+  return arrived
 
 
 def abort(error: Exception) -> None:

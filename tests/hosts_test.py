@@ -1,5 +1,6 @@
 """Two real processes with four devices each: their collectives, and runs that they share."""
 
+import collections
 import json
 import os
 import pathlib
@@ -60,32 +61,57 @@ def logs(tmp_path):
 # ---- exchange
 
 EXCHANGE = """
+import threading
 import jax
+import numpy as np
+from jax._src import distributed
 from srl_jax import hosts
 from srl_jax.errors import EngineError, Stopped
 from srl_jax.rollout.engine import ReplicatedSampling, Rollout
 
 hosts.initialize()
 me = jax.process_index()
-assert jax.process_count() == 2 and jax.device_count() == 8
+count = jax.process_count()
+assert count == 4 and jax.device_count() == 8
 big = [me, "\\u00e4" * 1_000_000, {"x": [0.1, None]}]
-assert hosts.all_gather_json(big) == [[i, *big[1:]] for i in range(2)]
+assert hosts.all_gather_json(big) == [[i, *big[1:]] for i in range(count)]
 for turn in range(50):
-  assert hosts.all_gather_json([turn, me]) == [[turn, 0], [turn, 1]]
-assert hosts.local_part(range(5)) == (range(0, 5, 2), range(1, 5, 2))[me]
+  assert hosts.all_gather_json([turn, me]) == [[turn, i] for i in range(count)]
+assert hosts.local_part(range(9)) == range(me, 9, 4)
 assert hosts.broadcast("first" if me == 0 else "second") == "first"
-assert hosts.sum_counts({"a": 1.0} if me else {"a": 2.0, "b": 5.0}) == {"a": 3.0, "b": 5.0}
-assert hosts.all_gather_lists([me, me + 10]) == [0, 10, 1, 11]
+assert hosts.sum_counts({"a": 1.0} if me else {"a": 2.0, "b": 5.0}) == {"a": 5.0, "b": 5.0}
+assert hosts.all_gather_lists([me, me + 10]) == [0, 10, 1, 11, 2, 12, 3, 13]
 assert hosts.is_writer() == (me == 0)
+found = hosts.all_gather_rows(np.arange(3 * me, dtype=np.float64))
+assert [rows.tolist() for rows in found] == [list(range(3 * i)) for i in range(count)]
 
-for kinds, wanted in (((None, EngineError), EngineError), ((Stopped, None), Stopped)):
-  error = kinds[me] and kinds[me]("of process " + str(me))
-  try:
-    hosts.all_gather_lists([], error)
-  except wanted as error:
-    assert str(error) == "of process " + str(kinds.index(wanted))
-  else:
-    raise AssertionError("nothing was raised")
+for gather in (hosts.all_gather_lists, lambda _, error: hosts.all_gather_rows(np.zeros(me), error)):
+  for kinds, wanted in (
+    ((None, EngineError, None, None), EngineError),
+    ((Stopped, None, None, EngineError), Stopped),
+  ):
+    error = kinds[me] and kinds[me]("of process " + str(me))
+    try:
+      gather([], error)
+    except wanted as error:
+      assert str(error) == "of process " + str(kinds.index(wanted))
+    else:
+      raise AssertionError("nothing was raised")
+
+# Each sends to the next two, beside a gather in another thread.
+for turn in range(20):
+  thread = threading.Thread(target=hosts.all_gather_json, args=([turn],))
+  thread.start()
+  parcels = {(me + i) % count: bytes([me, turn]) * 1000 for i in (1, 2)}
+  senders = [(me - i) % count for i in (1, 2)]
+  assert hosts.exchange(parcels, senders) == {i: bytes([i, turn]) * 1000 for i in senders}
+  thread.join()
+assert hosts.exchange({}, []) == {}
+# The store does not grow: at most what the last collectives left.
+hosts.barrier()
+client = distributed.global_state.client
+left = client.key_value_dir_get_bytes("srl_jax/")
+assert len(left) <= 2 * (count + 1), left
 
 class Engine:
   def sample(self, prompts, n, params):
@@ -93,15 +119,16 @@ class Engine:
       yield [Rollout(prompt, (1, 2), (-0.5, -0.1), "stop", 3, "text")] * n
 
 found = list(ReplicatedSampling(Engine()).sample(["a", "b", "c"], 2, None))
-assert [group[0].prompt_id for group in found] == ["a", "c", "b"]
-assert found[2] == [Rollout("b", (1, 2), (-0.5, -0.1), "stop", 3, "text")] * 2
+assert [group[0].prompt_id for group in found] == ["a", "b", "c"]
+assert found[1] == [Rollout("b", (1, 2), (-0.5, -0.1), "stop", 3, "text")] * 2
 print("all well")
 """
 
 
-def test_processes_exchange_objects(logs):
-  """Values, sums, errors of one of them, and groups of rollouts."""
-  for process, log in zip(start(["-c", EXCHANGE], logs), logs):
+def test_processes_exchange_objects(tmp_path):
+  """Values, sums, arrays, parcels, errors of one of them, and groups of rollouts."""
+  logs = [tmp_path / f"{i}.log" for i in range(4)]
+  for process, log in zip(start(["-c", EXCHANGE], logs, processes=4), logs):
     assert process.wait(300) == 0 and "all well" in log.read_text(), log.read_text()
 
 
@@ -182,12 +209,14 @@ FLAGS = [
 
 
 def told(workdir):
-  """Returns (lines of metrics without times, rollout files)."""
+  """Returns (lines of metrics without times, groups of each step: a process has a file of some)."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   clock = ("seconds_", "tokens_per_second", "mfu", "programs_")
   rows = [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
-  files = {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()}
-  return rows, {name: list(map(json.loads, text.splitlines())) for name, text in files.items()}
+  groups = collections.defaultdict(list)
+  for path in (workdir / "rollouts").iterdir():
+    groups[path.name[:11]] += map(json.loads, path.read_text().splitlines())
+  return rows, {step: sorted(found, key=lambda g: g["group"]) for step, found in groups.items()}
 
 
 def final(workdir, mesh):
@@ -225,32 +254,33 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_train_of_two_processes_is_one_run_through_kills(whole, tmp_path, logs):
-  """One is killed, then one is stopped, then they end: weights, decisions and files of `whole`."""
-  workdir = tmp_path / "run"
+def test_train_continues_with_fewer_processes_through_kills(whole, tmp_path):
+  """8 processes, one is killed; 4, one is stopped; 2: weights, decisions and files of `whole`."""
+  workdir, logs = tmp_path / "run", [tmp_path / f"{i}.log" for i in range(8)]
   command = [*FLAGS, f"--workdir={workdir}"]
-  both = start(command, logs)
-  wait_for_step(3, workdir, both, logs)
-  both[1].kill()
+  eight = start(command, logs, processes=8)
+  wait_for_step(3, workdir, eight, logs)
+  eight[1].kill()
   begun = time.monotonic()
-  assert both[0].wait(120) != 0
+  for process, log in zip(eight, logs):
+    assert process.wait(120) != 0
+    assert process is eight[1] or GONE.search(log.read_text()), log.read_text()
   assert time.monotonic() - begun < 60
-  assert GONE.search(logs[0].read_text()), logs[0].read_text()
 
-  both = start(command, logs)
-  wait_for_step(3, workdir, both, logs, "continued from step 2")
-  both[1].send_signal(signal.SIGTERM)
-  for process, log in zip(both, logs):
+  four = start(command, logs[:4], processes=4)
+  wait_for_step(3, workdir, four, logs, "continued from step 2")
+  four[1].send_signal(signal.SIGTERM)
+  for process, log in zip(four, logs):
     assert process.wait(300) == 0, log.read_text()
   assert "stopped by SIGTERM; saved. Continue with the same command" in logs[0].read_text()
   assert "stopped by" not in logs[1].read_text()
 
-  for process, log in zip(start(command, logs), logs):
+  for process, log in zip(start(command, logs[:2]), logs):
     assert process.wait(900) == 0, log.read_text()
     assert "full rematerialization" not in log.read_text()
   (rows, groups), (wanted_rows, wanted_groups) = told(workdir), told(whole)
   assert len(rows) == STEPS + 1 and any(row.get("grad_norm", 0) > 0 for row in rows)
-  texts = lambda files: {k: [(g["texts"], g["dropped"]) for g in v] for k, v in files.items()}
+  texts = lambda steps: {k: [(g["texts"], g["dropped"]) for g in v] for k, v in steps.items()}
   assert texts(groups) == texts(wanted_groups)
   for row, wanted in zip(rows, wanted_rows):
     assert row == pytest.approx(wanted, rel=1e-3, abs=1e-5)
@@ -259,7 +289,7 @@ def test_train_of_two_processes_is_one_run_through_kills(whole, tmp_path, logs):
   for a, b in zip(arrays, wanted):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
   assert progress.queue == wanted_progress.queue
-  for mesh in ("fsdp=8", "data=1"):  # saved by two hosts, restored by one on another mesh
+  for mesh in ("fsdp=8", "data=1"):  # saved by two processes, restored by one on another mesh
     elsewhere, found = final(workdir, mesh)
     assert found == progress and all((a == b).all() for a, b in zip(arrays, elsewhere))
   assert json.loads((workdir / "summary.json").read_text())["steps"] == STEPS

@@ -1,7 +1,6 @@
 """Our update and the built-in sampler."""
 
 import statistics
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +47,8 @@ def make_groups(case: Case, vocabulary: int, shared: bool):
 
 def flops_of(config, groups) -> float:
   """learner.update.update_flops of packed groups."""
-  as_sampled = []
-  for group in groups:
-    prompt = SimpleNamespace(token_ids=group.prompt_ids)
-    as_sampled.append(SimpleNamespace(prompt=prompt, rollouts=list(group.responses)))
-  return learner.update_flops(config, as_sampled)
+  lengths = lambda group: [len(response.token_ids) for response in group.responses]
+  return learner.update_flops(config, [(len(g.prompt_ids), lengths(g)) for g in groups])
 
 
 def estimated_bytes(tx, state: learner.TrainState, packed, loss) -> int:

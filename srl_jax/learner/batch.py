@@ -7,6 +7,7 @@ import numpy as np
 
 from srl_jax.learner import grpo, packing
 from srl_jax.learner.dynamic_sampling import Group
+from srl_jax.learner.exchange import Elsewhere, rows_of_process
 from srl_jax.learner.packing import RowShape
 from srl_jax.learner.rows import PackedGroup, Response, Rows
 from srl_jax.policy.sharding import shards
@@ -29,13 +30,20 @@ def weighed_groups(groups: Sequence[Group], config) -> list[PackedGroup]:
   # A response has one advantage, which all of its tokens share.
   packed = []
   for group, advantages_g in zip(groups, advantages_bg):
-    responses = [
-      Response(rollout.token_ids, rollout.sampler_logprobs, float(advantage))
-      for rollout, advantage in zip(group.rollouts, advantages_g)
-    ]
+    responses = []
+    for (ids, logprobs), advantage in zip(tokens_of(group), advantages_g):
+      responses.append(Response(ids, logprobs, float(advantage)))
     packed.append(PackedGroup(group.prompt.token_ids, responses))
   # Weights are taken before the cut into micro-batches: their normaliser is the whole step.
   return weigh(packed, algorithm.aggregate, config.rollout.max_tokens)
+
+
+def tokens_of(group: Group) -> list[tuple[Sequence, Sequence]]:
+  """(token ids, the sampler's log-probs) of each response; Elsewhere on other processes."""
+  if group.rollouts is None:
+    counts = group.numbers["tokens"].tolist()
+    return [(Elsewhere(group.process, count),) * 2 for count in counts]
+  return [(rollout.token_ids, rollout.sampler_logprobs) for rollout in group.rollouts]
 
 
 def pack_targets(
@@ -43,14 +51,15 @@ def pack_targets(
 ) -> list[Rows]:
   """Returns the micro-batches of one optimiser step of supervised fine-tuning, from token ids.
 
-  Every token of the targets has the same weight in the loss.
+  Of each it returns the rows of this process's devices. Every token of the targets has the same
+  weight in the loss.
   """
   # A target is packed as a group of one response; the supervised loss reads no advantages.
   packed = [
     PackedGroup(prompt, [Response(target, sampler_logprobs=None, advantage=0.0)])
     for prompt, target in zip(prompts, targets)
   ]
-  return packing.fill(weigh(packed, "token"), shapes, shards("b"))
+  return rows_of_process(packing.plan(weigh(packed, "token"), shapes, shards("b")))
 
 
 def weigh(groups: Sequence[PackedGroup], aggregate: str, max_tokens: int = 0) -> list[PackedGroup]:

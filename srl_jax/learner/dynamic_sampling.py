@@ -9,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from srl_jax.data.examples import StepExample
 from srl_jax.rewards.spread import population_std
 from srl_jax.rollout.engine import Prompt, Rollout
@@ -20,24 +22,57 @@ MARGIN = 1.28  # standard deviations: a normal variable is above -1.28 in nine o
 Ticket = tuple[int, int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """The rollouts of one prompt and their scores.
+# What all processes know of a response: its reward, why it is malformed (UTF-8, empty if it is
+# not), its tokens, whether it was truncated, and the words of monologue and action.
+NUMBERS = np.dtype(
+  [
+    ("reward", np.float64),
+    ("failure", "S48"),
+    ("tokens", np.int32),
+    ("truncated", np.bool_),
+    ("monologue_words", np.int32),
+    ("action_words", np.int32),
+  ]
+)
 
-  Fields: ticket, of the prompt in the queue; example, prompt; rollouts and their scores; dropped,
-  why it is not trained on (low_std, all_failed, all_right, all_wrong, surplus), or None.
+
+def numbers_of(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> np.ndarray:
+  """NUMBERS [g] of the responses to a prompt."""
+  numbers = np.zeros(len(scores), NUMBERS)
+  for i, (rollout, score) in enumerate(zip(rollouts, scores)):
+    failure = (score.failure or "").encode()
+    truncated = rollout.finish_reason != "stop"
+    words = len(score.monologue.split()), len(score.action.split())
+    numbers[i] = score.reward, failure, len(rollout.token_ids), truncated, *words
+  return numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+  """The responses to one prompt. Texts and token ids stay on the process that sampled them.
+
+  Fields: ticket, of the prompt in the queue; example, prompt; numbers, NUMBERS of each response;
+  process, that has the rollouts and their scores, which are None on all others; dropped, why the
+  group is not trained on (low_std, all_failed, all_right, all_wrong, surplus), or None.
   """
 
   ticket: Ticket
   example: StepExample
   prompt: Prompt
-  rollouts: list[Rollout]
-  scores: list[Score]
+  numbers: np.ndarray
+  process: int = 0
+  rollouts: list[Rollout] | None = None
+  scores: list[Score] | None = None
   dropped: str | None = None
 
   @property
   def rewards(self) -> list[float]:
-    return [score.reward for score in self.scores]
+    return self.numbers["reward"].tolist()
+
+  @property
+  def failures(self) -> list[str | None]:
+    """Why each response is malformed; None if it is not."""
+    return [failure.decode(errors="ignore") or None for failure in self.numbers["failure"].tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +92,10 @@ def why_dropped(group: Group, std_epsilon: float) -> str | None:
   """The reason not to train on a group, or None to keep it."""
   if population_std(group.rewards) > std_epsilon:
     return None
-  return TASKS[group.example.task].drop_reason(group.scores)
+  scores = [
+    Score(reward, failure, "", "") for reward, failure in zip(group.rewards, group.failures)
+  ]
+  return TASKS[group.example.task].drop_reason(scores)
 
 
 def draw_size(batch: Batch, size: int, share: float | None, max_rounds: int) -> int:

@@ -7,19 +7,27 @@ import secrets
 import sys
 import types
 
+import jax
+
 from srl_jax import folders, hosts
 from srl_jax.errors import UserError
 from srl_jax.learner.dynamic_sampling import Group
 from srl_jax.learner.page_process import Page
 
-_ROLLOUTS = re.compile(r"step_(?P<step>\d+)\.(?P<kind>jsonl|partial)")
+# step_000012.jsonl, or of several processes step_000012.003.jsonl each.
+ROLLOUTS = re.compile(r"step_(?P<step>\d+)(\.\d+)?\.(?P<kind>jsonl|partial)")
 
 
 def rollout_lines(groups: list[Group]) -> str:
-  """One JSON line for each group: prompt, target, texts, rewards, and why it was dropped."""
+  """One JSON line for each group that this process sampled: prompt, target, texts, rewards, and why
+  it was dropped. Its key `group` is the group's index among all groups of the step.
+  """
   lines = []
-  for group in groups:
+  for index, group in enumerate(groups):
+    if group.rollouts is None:
+      continue
     line = {
+      "group": index,
       "prompt_id": group.example.id,
       "task": group.example.task,
       "prompt_tokens": len(group.prompt.token_ids),
@@ -30,7 +38,7 @@ def rollout_lines(groups: list[Group]) -> str:
       "texts": [rollout.text for rollout in group.rollouts],
       "actions": [score.action for score in group.scores],
       "rewards": group.rewards,
-      "failures": [score.failure for score in group.scores],
+      "failures": group.failures,
       "weight_versions": [rollout.weight_version for rollout in group.rollouts],
       "kept": group.dropped is None,
       "dropped": group.dropped,
@@ -40,7 +48,9 @@ def rollout_lines(groups: list[Group]) -> str:
 
 
 class Log:
-  """The files of a run: metrics.jsonl, rollouts/, its page, TensorBoard, W&B; process 0 writes.
+  """The files of a run: metrics.jsonl, rollouts/, its page, TensorBoard, W&B.
+
+  Process 0 writes all but the files in rollouts/, of which each process writes its own.
 
   Args:
     workdir: the run's folder.
@@ -76,10 +86,10 @@ class Log:
       self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else 0)
 
   def write_rollouts(self, step: int, groups: list[Group]) -> None:
-    """Writes the groups that were sampled for a step, kept or not."""
-    if groups and hosts.is_writer():
-      path = self.rollouts / f"step_{step:06d}.jsonl"
-      folders.write_text(path, rollout_lines(groups))
+    """Writes the groups that this process sampled for a step, kept or not."""
+    if text := rollout_lines(groups):
+      process = f".{jax.process_index():03d}" if jax.process_count() > 1 else ""
+      folders.write_text(self.rollouts / f"step_{step:06d}{process}.jsonl", text)
 
   def step(self, step: int, metrics: dict) -> None:
     """Writes one step's metrics."""
@@ -160,7 +170,7 @@ def _cut_back(metrics: pathlib.Path, rollouts: pathlib.Path, step: int) -> None:
   # Rollouts of later steps, and what a kill left under the temporary name of an atomic write. A
   # user's own files, such as a gzipped step, stay.
   for path in rollouts.iterdir():
-    match = _ROLLOUTS.fullmatch(path.name)
+    match = ROLLOUTS.fullmatch(path.name)
     if match and (match["kind"] == "partial" or int(match["step"]) > step):
       path.unlink()
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from srl_jax.learner.dynamic_sampling import Batch, kept_share
-from srl_jax.learner.rows import Rows
+from srl_jax.learner.packing import MicroBatch
 from srl_jax.learner.update import PEAKS, StepOutput, step_metrics, update_flops
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import on_host
@@ -23,16 +23,11 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
   similarities hides how far apart the others are; lengths are in tokens, monologues in words.
   kept_share is the share of groups with rewards that differ enough, surplus ones included.
   """
-  scores, rollouts = [], []
-  for group in batch.groups:
-    scores += group.scores
-    rollouts += group.rollouts
-  rewards = np.array([score.reward for score in scores])
-  failed = np.array([score.failure is not None for score in scores])
+  numbers = np.concatenate([group.numbers for group in batch.groups])
+  rewards, failed = numbers["reward"], numbers["failure"] != b""
   # Without a well-formed response the mean of an empty array would be nan, which is no JSON.
   formed = rewards[~failed] if not failed.all() else np.zeros(1)
-  lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
-  cut_off = np.array([rollout.finish_reason != "stop" for rollout in rollouts])
+  lengths = numbers["tokens"]
   dropped = Counter(group.dropped for group in batch.groups)
   out = {
     "reward_mean": rewards.mean(),
@@ -47,14 +42,14 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     "rounds": batch.rounds,
     "response_tokens_mean": lengths.mean(),
     "response_tokens_max": lengths.max(),
-    "monologue_words_mean": np.mean([len(score.monologue.split()) for score in scores]),
-    "action_words_mean": np.mean([len(score.action.split()) for score in scores]),
-    "truncated_share": cut_off.mean(),
+    "monologue_words_mean": numbers["monologue_words"].mean(),
+    "action_words_mean": numbers["action_words"].mean(),
+    "truncated_share": numbers["truncated"].mean(),
     "sampled_tokens": lengths.sum(),
     "seconds_reward": batch.seconds_reward,
   }
   # One key for each reason that occurred: failure_<reason>, dropped_<reason>.
-  for reason, count in Counter(score.failure for score in scores).items():
+  for reason, count in Counter(sum((group.failures for group in batch.groups), [])).items():
     if reason:
       out[f"failure_{reason}"] = count
   for reason, count in dropped.items():
@@ -64,9 +59,8 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
 
 @np.errstate(all="ignore")  # update.step_metrics raises if the step went wrong
-def logprob_gap(logprobs: np.ndarray, sampler_logprobs: np.ndarray) -> dict[str, float]:
-  """The difference of trainer's and engine's log-probs of the sampled tokens; float32 [tokens]."""
-  gap = np.abs(logprobs - sampler_logprobs)
+def logprob_gap(gap: np.ndarray) -> dict[str, float]:
+  """Of the differences of trainer's and engine's log-probs of the sampled tokens, float32 [n]."""
   return {
     "logprob_gap_mean": float(gap.mean()),
     "logprob_gap_p99": float(np.quantile(gap, 0.99)),
@@ -96,13 +90,13 @@ class Timers:
 
 
 def update_metrics(
-  outputs: Sequence[StepOutput], micro_batches: Sequence[Sequence[Rows]], step: int
+  outputs: Sequence[StepOutput], plans: Sequence[Sequence[MicroBatch]], step: int
 ) -> dict[str, float]:
   """Waits for the optimiser steps of a batch; the means of their metrics.
 
   Args:
     outputs: of each optimiser step.
-    micro_batches: of each optimiser step, on the host.
+    plans: the micro-batches of each optimiser step.
     step: for the error.
 
   Returns {} for a batch without a step. Raises UserError when a loss or a gradient is not finite.
@@ -110,22 +104,13 @@ def update_metrics(
   if not outputs:
     return {}
   found = []
-  for output, parts in zip(outputs, micro_batches):
-    sampler, logprobs = [], []
-    for part, logprobs_bs in zip(parts, output.logprobs):
-      trained_bs = part.loss_weights_bs > 0
-      # The engine's log-probs are compared with those of the policy that it sampled with.
-      sampled_with_bs = part.old_logprobs_bs
-      if sampled_with_bs is None:
-        sampled_with_bs = on_host(logprobs_bs)
-      logprobs.append(sampled_with_bs[trained_bs])
-      sampler.append(part.sampler_logprobs_bs[trained_bs])
-    # Both are flat over the trained tokens of the step, in the same order.
-    gap = logprob_gap(np.concatenate(logprobs), np.concatenate(sampler))
-    found.append(gap | step_metrics(output, step))
+  for output in outputs:
+    gaps = np.concatenate([on_host(gap_bs).ravel() for gap_bs in output.gaps])
+    # Padding has -1; a gap that is not a number is one of a token.
+    found.append(logprob_gap(gaps[~(gaps < 0)]) | step_metrics(output, step))
   # Over the k optimiser steps of the batch.
   means = {name: float(np.mean([step[name] for step in found])) for name in found[0]}
-  return means | {"packed_share": packed_share(sum(micro_batches, []))}
+  return means | {"packed_share": packed_share(sum(plans, []))}
 
 
 def speed(model: Qwen2, batch: Batch, seconds: dict[str, float]) -> dict[str, float]:
@@ -138,10 +123,9 @@ def speed(model: Qwen2, batch: Batch, seconds: dict[str, float]) -> dict[str, fl
       seconds_step. The line of a step is written before its checkpoint, so seconds_save is of the
       save before.
   """
-  tokens = 0
-  for group in batch.groups:
-    tokens += sum(len(rollout.token_ids) for rollout in group.rollouts)
-  flops = update_flops(model.config, batch.kept, frozen=model.lora is not None)
+  tokens = sum(int(group.numbers["tokens"].sum()) for group in batch.groups)
+  lengths = [(len(g.prompt.token_ids), g.numbers["tokens"].tolist()) for g in batch.kept]
+  flops = update_flops(model.config, lengths, frozen=model.lora is not None)
   work = 0.0
   for phase in ("sample", "update", "sync"):
     work += seconds.get(f"seconds_{phase}", 0.0)
@@ -156,10 +140,7 @@ def speed(model: Qwen2, batch: Batch, seconds: dict[str, float]) -> dict[str, fl
   return out
 
 
-def packed_share(rows) -> float:
-  """Share of the packed tokens that are not padding; rows are rows.Rows."""
-  real = size = 0
-  for part in rows:
-    real += int((part.segments_bt > 0).sum())
-    size += part.segments_bt.size
-  return real / size
+def packed_share(plan: Sequence[MicroBatch]) -> float:
+  """Share of the packed tokens that are not padding."""
+  size = sum(len(batch.bins) * batch.shape.tokens for batch in plan)
+  return sum(batch.tokens() for batch in plan) / size

@@ -28,6 +28,7 @@ OVERHEAD = 1 / 32  # fixed cost of a micro-batch, as a share of the cost of the 
 
 # The groups of a row, in the order of their tokens.
 Bin = list[PackedGroup]
+LOGPROBS = ("sampler_logprobs", "old_logprobs", "reference_logprobs")
 
 
 class Lengths(NamedTuple):
@@ -68,6 +69,17 @@ class RowShape(NamedTuple):
   response: int
   samples: int
   layout: str | None
+
+
+class MicroBatch(NamedTuple):
+  """The groups of each row of a micro-batch of all devices, and its shape; see `rows_of`."""
+
+  shape: RowShape
+  bins: list[Bin]
+
+  def tokens(self) -> int:
+    """Its tokens, padding not counted."""
+    return sum(group.size() for groups in self.bins for group in groups)
 
 
 # ---------------------------------------------------------------------------------- shapes
@@ -158,10 +170,17 @@ def pack(
 
 
 def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int) -> list[Rows]:
-  """Packs groups into micro-batches of a run's shapes, which are returned on the host.
+  """Packs groups as `plan` does; the micro-batches with all their rows, on the host."""
+  return list(map(rows_of, plan(groups, shapes, shards)))
 
-  A plan is a number of micro-batches of each shape. The cheapest one into which the groups fit is
-  taken, as far as bisection finds it.
+
+def plan(
+  groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int
+) -> list[MicroBatch]:
+  """Packs groups into micro-batches of a run's shapes; of their tokens only the number is read.
+
+  Tried are numbers of micro-batches of each shape. The cheapest ones into which the groups fit are
+  taken, as far as bisection finds them.
 
   Args:
     groups: the groups that one optimiser step trains on.
@@ -170,13 +189,6 @@ def fill(groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int)
 
   Raises UserError when a prompt and one of its responses are longer than every shape's rows.
   """
-  return [rows for _, rows in fill_with_bins(groups, shapes, shards)]
-
-
-def fill_with_bins(
-  groups: Sequence[PackedGroup], shapes: Sequence[RowShape], shards: int
-) -> list[tuple[list[Bin], Rows]]:
-  """As `fill`; each micro-batch with the groups of each of its rows."""
   room = max(min(shape.line, shape.tokens) for shape in shapes)
   for group in groups:
     if group.longest() > room:
@@ -193,25 +205,31 @@ def fill_with_bins(
     else:
       high, found = half, (bins, plans[half])
   while found is None:  # no plan fitted: double, triple, ... the rows until one does
-    plan = next(larger)
-    bins = _fit_either_way(groups, plan, shards)
-    found = bins and (bins, plan)
+    more = next(larger)
+    bins = _fit_either_way(groups, more, shards)
+    found = bins and (bins, more)
   return _micro_batches(*found, shards)
 
 
-def _micro_batches(
-  bins: list[Bin], plan: Sequence[RowShape], shards: int
-) -> list[tuple[list[Bin], Rows]]:
+def _micro_batches(bins: list[Bin], shapes: Sequence[RowShape], shards: int) -> list[MicroBatch]:
   batches = []
-  for shape in plan:
+  for shape in shapes:
     size = shape.rows * shards
     part, bins = bins[:size], bins[size:]
     if any(part):  # a micro-batch of padding alone costs a pass for no gradient
-      batches.append((part, _lay_out(fill_rows(part, shape.tokens, size), shape)))
+      batches.append(MicroBatch(shape, part))
   return batches
 
 
-def _lay_out(rows: Rows, shape: RowShape) -> Rows:
+def rows_of(batch: MicroBatch, bins: Sequence[Bin] | None = None) -> Rows:
+  """The rows of a micro-batch on the host: all, or those of `bins`, in which tokens are complete.
+
+  Every part of its rows has the same arrays, also one of padding alone.
+  """
+  first = next(groups[0].responses[0] for groups in batch.bins if groups)
+  logprobs = [field for field in LOGPROBS if getattr(first, field) is not None]
+  shape = batch.shape
+  rows = fill_rows(batch.bins if bins is None else bins, shape.tokens, logprobs)
   if shape.layout == "lines":
     return with_lines(rows, shape.places, shape.line, shape.samples)
   if shape.layout == "blocks":

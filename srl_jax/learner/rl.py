@@ -17,9 +17,9 @@ from srl_jax.errors import EngineError, Stopped, UserError
 from srl_jax.learner import metrics, packing, update, validation
 from srl_jax.learner.batch import weighed_groups
 from srl_jax.learner.dynamic_sampling import Batch, Group
-from srl_jax.learner.packing import roomiest
+from srl_jax.learner.exchange import rows_of_process
+from srl_jax.learner.packing import MicroBatch, roomiest
 from srl_jax.learner.rollouts import sample_batch
-from srl_jax.learner.rows import Rows
 from srl_jax.learner.scores import with_logprobs
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import shards
@@ -54,10 +54,10 @@ def train(run, reference: Qwen2 | None = None) -> None:
       prefetched = prefetch(run, queue)  # lag 1: sampled while this batch trains
 
       with timers("update"):
-        run.state, outputs, packed = train_on(run, batch.kept, reference)  # dispatched
+        run.state, outputs, plans = train_on(run, batch.kept, reference)  # dispatched
         run.log.write_rollouts(run.state.step, batch.groups)  # while the device trains
         figures = metrics.batch_metrics(batch) | {"epoch": epoch}
-        figures |= metrics.update_metrics(outputs, packed, run.state.step)  # waits for the device
+        figures |= metrics.update_metrics(outputs, plans, run.state.step)  # waits for the device
       with timers("sample"):
         wait_for(prefetched)  # the engine's weights change between two batches
       with timers("sync"):
@@ -136,7 +136,7 @@ def check_batch(run, batch: Batch, empty_steps: int) -> None:
   Raises UserError after MAX_EMPTY_STEPS batches without a group to train on.
   """
   step, size = run.state.step + 1, run.config.batch.prompts
-  failures = [score.failure for group in batch.groups for score in group.scores]
+  failures = sum((group.failures for group in batch.groups), [])
   malformed = bool(failures) and all(failures)  # a failure is a reason, or None
   # In its first step a run shows whether its model follows the form.
   mostly = step == 1 and sum(map(bool, failures)) > len(failures) / 2
@@ -172,13 +172,14 @@ def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
   reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
   lines = [
     f"warning: step {run.state.step + 1}: {len(failures) - counts.total()} of {len(failures)}"
-    f" responses are well-formed ({reasons}). Three responses:"
+    f" responses are well-formed ({reasons}). Some responses:"
   ]
   opened = " (the prompt opens <think>)" if run.train_prompts.think_opened else ""
-  # The first response of three groups, so that the samples are of different prompts.
-  malformed = [group for group in batch.groups if group.scores[0].failure]
+  # The first response of three groups, so that the samples are of different prompts. The texts of
+  # other processes are not here.
+  malformed = [group for group in batch.groups if group.rollouts and group.failures[0]]
   for group in malformed[:3]:
-    text, failure = group.rollouts[0].text, group.scores[0].failure
+    text, failure = group.rollouts[0].text, group.failures[0]
     shown = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
     lines.append(f"  {group.example.id}, {failure}{opened}: {shown!r}")
   lines.append(format_remedy(run, failures))
@@ -206,11 +207,11 @@ def format_remedy(run, failures: Sequence[str | None]) -> str:
 
 def train_on(
   run, groups: Sequence[Group], reference: Qwen2 | None
-) -> tuple[update.TrainState, list[update.StepOutput], list[list[Rows]]]:
-  """Dispatches the optimiser step(s) of a batch; none if it has no groups.
+) -> tuple[update.TrainState, list[update.StepOutput], list[list[MicroBatch]]]:
+  """Dispatches the optimiser step(s) of a batch; none if it has no groups. A collective.
 
   Returns the state of the next step, what each optimiser step computes (on the device), and the
-  micro-batches of each (on the host).
+  micro-batches of each.
   """
   loss, state, algorithm = update.loss_of(run.config), run.state, run.config.algorithm
   k = min(algorithm.steps_per_batch, len(groups))
@@ -222,12 +223,14 @@ def train_on(
     with_logprobs(sum(parts, []), roomiest(run.row_shapes), loss, old=old, reference=reference)
   )
   parts = [[next(scored) for _ in part] for part in parts]
-  packed = [packing.fill(part, run.row_shapes, shards("b")) for part in parts]
+  plans = [packing.plan(part, run.row_shapes, shards("b")) for part in parts]
+  # All rows are made before the first step is dispatched.
+  packed = [rows_of_process(plan) for plan in plans]
   outputs = []
   for rows in packed:
     state, output = update.train_step(run.tx, state, list(map(update.on_device, rows)), loss)
     outputs.append(output)
-  return state._replace(step=state.step + 1), outputs, packed
+  return state._replace(step=state.step + 1), outputs, plans
 
 
 def show(run, figures: dict[str, float]) -> None:

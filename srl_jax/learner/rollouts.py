@@ -4,24 +4,27 @@
 """
 
 import dataclasses
-import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from srl_jax import hosts
 from srl_jax.data.batches import PromptQueue
 from srl_jax.errors import EngineError, Stopped
 from srl_jax.learner.dynamic_sampling import (
+  NUMBERS,
   Batch,
   Group,
   Ticket,
   add_round,
   draw_size,
   kept_share,
+  numbers_of,
   surplus_tickets,
 )
-from srl_jax.rollout.engine import Rollout, SamplingParams, rollout_from_json
+from srl_jax.rollout.engine import Rollout, SamplingParams
 from srl_jax.tasks import Score
 from srl_jax.tasks.scoring import score_group
 
@@ -68,30 +71,39 @@ def sample_groups(run, tickets: Sequence[Ticket], step: int) -> tuple[list[Group
     ticket_of[prompts[-1].id] = (epoch, index)
 
   params = sampling_params(run.config, step)
-  # Each process samples a part of the groups. Rollouts and scores travel as JSON (hosts.py).
-  local, error, seconds = [], None, 0.0
+  # Each process samples and scores a part of the groups and keeps their texts and token ids.
+  own, error, seconds = {}, None, 0.0
   try:
     # The engine yields groups in the order in which they finish, so one is scored on the CPU while
     # it samples the others.
     for rollouts in run.engine.sample(prompts, run.config.rollout.samples, params):
       start = time.perf_counter()
-      _, index = ticket_of[rollouts[0].prompt_id]
-      scores = score(run.config, run.train_prompts, index, rollouts)
-      local.append({"rollouts": list(map(vars, rollouts)), "scores": scores})
+      ticket = ticket_of[rollouts[0].prompt_id]
+      own[ticket] = rollouts, score(run.config, run.train_prompts, ticket[1], rollouts)
       seconds += time.perf_counter() - start
   except (EngineError, Stopped) as ended:
     error = ended  # raised on every process by the collective below
 
   groups = {}
-  for found in hosts.all_gather_lists(local, error):
-    rollouts = list(map(rollout_from_json, found["rollouts"]))
-    scores = list(itertools.starmap(Score, found["scores"]))
-    ticket = ticket_of[rollouts[0].prompt_id]
-    example = run.train_prompts.examples[ticket[1]]
-    prompt = run.train_prompts.prompt(ticket[1])
-    groups[ticket] = Group(ticket, example, prompt, rollouts, scores)
+  for process, part in enumerate(hosts.all_gather_rows(_numbers(own), error)):
+    for rows in part.reshape(-1, run.config.rollout.samples):
+      ticket = int(rows["epoch"][0]), int(rows["index"][0])
+      example, prompt = run.train_prompts.examples[ticket[1]], run.train_prompts.prompt(ticket[1])
+      rollouts, scores = own.get(ticket, (None, None))
+      groups[ticket] = Group(ticket, example, prompt, rows["numbers"], process, rollouts, scores)
   # The queue's order, not that of arrival: batches must not depend on timing or process count.
   return [groups[ticket] for ticket in tickets], seconds
+
+
+def _numbers(own: Mapping[Ticket, tuple[Sequence[Rollout], Sequence[Score]]]) -> np.ndarray:
+  """A row for each response to the prompts of this process, with the prompt's ticket."""
+  row = np.dtype([("epoch", np.int32), ("index", np.int32), ("numbers", NUMBERS)])
+  parts = [np.zeros(0, row)]
+  for (epoch, index), (rollouts, scores) in own.items():
+    parts.append(np.zeros(len(rollouts), row))
+    parts[-1]["epoch"], parts[-1]["index"] = epoch, index
+    parts[-1]["numbers"] = numbers_of(rollouts, scores)
+  return np.concatenate(parts)
 
 
 def score(config, prompts, index: int, rollouts: Sequence[Rollout]) -> list[Score]:

@@ -7,7 +7,6 @@ responses of a group read their first token's log-prob from the one last token o
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,9 +20,10 @@ from srl_jax.policy.attention import Lines
 class Response:
   """A response to train on.
 
-  Fields: token_ids; sampler_logprobs, one a token (None where nothing was sampled: SFT);
-  advantage; loss_weight, of each of its tokens in the loss of the optimiser step; old_logprobs and
-  reference_logprobs, of its tokens, where the loss needs them (scores.with_logprobs).
+  Fields: token_ids; sampler_logprobs, one a token (None where nothing was sampled: SFT), both
+  exchange.Elsewhere if another process has them; advantage; loss_weight, of each of its tokens in
+  the loss of the optimiser step; old_logprobs and reference_logprobs, of its tokens, where the loss
+  needs them (scores.with_logprobs).
   """
 
   token_ids: Sequence[int]
@@ -100,13 +100,22 @@ class Parts(NamedTuple):
   response: Sequence[Response | None]
 
 
-def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
-  """Returns b rows of t tokens: one for each bin of groups, the rest padding.
+def fill_rows(
+  bins: Sequence[Sequence[PackedGroup]], t: int, logprobs: Sequence[str] = ("sampler_logprobs",)
+) -> Rows:
+  """Returns a row of t tokens for each bin of groups.
 
   All tokens are handled at once, with arrays of one entry for each part (a prompt or a response)
   and arrays of one entry for each token. `part` is the part of each token, so `x[part]` spreads an
   array over parts to one over tokens.
+
+  logprobs: the fields of a Response with log-probs, which all of the step's responses have.
   """
+  rows = _empty_rows(len(bins), t)
+  for field in logprobs:
+    rows = rows._replace(**{f"{field}_bs": np.zeros((len(bins), t), np.float32)})
+  if not any(bins):
+    return rows
   parts = Parts(*zip(*_parts(bins)))
   row, segment, branch, length = map(np.array, parts[:4])
   part = np.repeat(np.arange(len(length)), length)  # e.g. lengths 2, 3 -> 0 0 1 1 1
@@ -115,10 +124,9 @@ def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
   column = _count_in_row(row[part])
   # The prompt of each part: the last part before it with branch 0.
   prompt = np.maximum.accumulate(np.where(branch == 0, np.arange(len(branch)), 0))
-  tokens = np.fromiter(itertools.chain(*parts.token_ids), np.int32, len(part))
+  tokens = np.concatenate([np.asarray(ids, np.int32) for ids in parts.token_ids])
 
   # Tokens and their coordinates: (row, column) of the packed arrays [b, t].
-  rows = _empty_rows(b, t)
   at = row[part], column
   rows.tokens_bt[at] = tokens
   # Positions of a response continue those of its prompt.
@@ -138,12 +146,9 @@ def fill_rows(bins: Sequence[Sequence[PackedGroup]], t: int, b: int) -> Rows:
   rows.advantages_bs[at] = np.array(parts.advantage)[part]
   rows.loss_weights_bs[at] = np.array(parts.loss_weight)[part]
   responses = [response for response in parts.response if response]
-  for field in ("sampler_logprobs", "old_logprobs", "reference_logprobs"):
-    values = [getattr(response, field) for response in responses]
-    if values[0] is not None:  # all responses of a batch have them, or none
-      logprobs_bs = np.zeros((b, t), np.float32)
-      logprobs_bs[at] = np.fromiter(itertools.chain(*values), np.float32, len(part))
-      rows = rows._replace(**{f"{field}_bs": logprobs_bs})
+  for field in logprobs:
+    values = [np.asarray(getattr(response, field), np.float32) for response in responses]
+    getattr(rows, f"{field}_bs")[at] = np.concatenate(values)
   return rows
 
 
@@ -193,7 +198,7 @@ def with_lines(rows: Rows, m: int, l: int, g: int) -> Rows:
   position = rows.positions_bt[row, column]  # in its line as in its sequence
   b, t = rows.tokens_bt.shape
   # Branches count from 1, so the largest branch of a group is its number of responses.
-  responses = np.zeros((b, segment.max() + 1), int)
+  responses = np.zeros((b, segment.max(initial=0) + 1), int)
   np.maximum.at(responses, (row, segment), branch)
   first_line = responses.cumsum(axis=1) - responses  # of a group's first response
   token_index_bml = np.full((b, m, l), -1, np.int32)

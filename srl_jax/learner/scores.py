@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from srl_jax.learner import packing, update
+from srl_jax.learner.exchange import rows_of_process
 from srl_jax.learner.packing import Bin, RowShape
 from srl_jax.learner.rows import PackedGroup, Response
 from srl_jax.policy.model import Qwen2
@@ -27,7 +28,8 @@ def with_logprobs(
 ) -> list[PackedGroup]:
   """Returns the groups with the log-probs of each response's tokens under each policy given.
 
-  Waits for the device: the log-probs return to the host, where they are packed for the update.
+  A collective that waits for the device: the log-probs return to all hosts, where they are packed
+  for the update.
 
   Args:
     groups: with their loss weights, because tokens of weight 0 are not scored.
@@ -42,10 +44,11 @@ def with_logprobs(
     return list(groups)
   # All are dispatched before the first is waited for.
   computed = []
-  for bins, rows in packing.fill_with_bins(groups, [shape], shards("b")):
+  plan = packing.plan(groups, [shape], shards("b"))
+  for batch, rows in zip(plan, rows_of_process(plan)):
     rows = update.on_device(rows)
     fields = {f: update.logprobs_of(policy, rows, loss=loss) for f, policy in policies.items()}
-    computed.append((bins, fields))
+    computed.append((batch.bins, fields))
   # {id of a response: {field: its log-probs}}; a group that was cut keeps its Response objects.
   found = collections.defaultdict(dict)
   for bins, fields in computed:

@@ -110,8 +110,9 @@ def held_out_loss(run, loss: update.Loss) -> float:
   # One shape for all, because each shape is a program to compile (programs.update_calls). Weights
   # of `pack_examples` are 1 / all target tokens, so the sum below is a mean.
   for rows in pack_examples(run, run.held_out, all_of_them, [roomiest(run.row_shapes)]):
-    logprobs_bs = on_host(update.logprobs_of(run.state.model, update.on_device(rows), loss=loss))
-    value -= float((logprobs_bs * rows.loss_weights_bs).sum())
+    rows = update.on_device(rows)
+    logprobs_bs = on_host(update.logprobs_of(run.state.model, rows, loss=loss))
+    value -= float((logprobs_bs * on_host(rows.loss_weights_bs)).sum())
   return value
 
 

@@ -10,7 +10,7 @@ of that part alone; the frozen rest is a further argument, not donated and not d
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from srl_jax.policy import by_layer
 from srl_jax.policy.head import in_type
 from srl_jax.policy.lora import join, split
 from srl_jax.policy.model import Qwen2
-from srl_jax.policy.sharding import platform, put
+from srl_jax.policy.sharding import platform, put_rows
 
 
 class Loss(NamedTuple):
@@ -58,12 +58,12 @@ class TrainState(NamedTuple):
 class StepOutput(NamedTuple):
   """The results of an optimiser step besides the weights, on the device; see step_metrics.
 
-  Fields: sums, of every metric over the trained tokens of each micro-batch; logprobs, the
-  logprobs_bs of each micro-batch before the step; grad_norm, before clipping.
+  Fields: sums, of every metric over the trained tokens of each micro-batch; gaps, the gap_bs of
+  each (of `accumulate`); grad_norm, before clipping.
   """
 
   sums: list[dict[str, jax.Array]]
-  logprobs: list[jax.Array]
+  gaps: list[jax.Array]
   grad_norm: jax.Array
 
 
@@ -157,8 +157,9 @@ def _in_place_of(variable, weight):
 def accumulate(grads, trained, rows: Rows, loss: Loss, frozen=None):
   """Adds one micro-batch's gradient to `grads`, the float32 sum of those before.
 
-  trained: of step_weights; frozen: of policy.lora.split. Returns (grads, sums, logprobs_bs), the
-  last two as in batch_loss.
+  trained: of step_weights; frozen: of policy.lora.split. Returns (grads, sums, gap_bs): sums as in
+  batch_loss, and how far each token's log-prob under the policy that sampled it is from the
+  engine's, float32, -1 for padding.
   """
 
   def loss_of_trained(variables):
@@ -171,7 +172,10 @@ def accumulate(grads, trained, rows: Rows, loss: Loss, frozen=None):
   # tree of gradients never exists.
   sums_of_grads = jax.tree.map(jax.new_ref, grads)
   pull_back.with_refs(sums_of_grads)(jnp.ones_like(value))
-  return jax.tree.map(jax.freeze, sums_of_grads), sums, logprobs_bs
+  sampled_with_bs = logprobs_bs if rows.old_logprobs_bs is None else rows.old_logprobs_bs
+  gap_bs = jnp.abs(sampled_with_bs - rows.sampler_logprobs_bs)
+  gap_bs = jnp.where(rows.loss_weights_bs > 0, gap_bs, -1.0)
+  return jax.tree.map(jax.freeze, sums_of_grads), sums, gap_bs
 
 
 @functools.partial(jax.jit, static_argnames="tx", donate_argnames=("trained", "moments"))
@@ -202,8 +206,8 @@ def zeros(trained):
 
 
 def on_device(rows: Rows) -> Rows:
-  """Host rows -> the mesh that is set, sharded along b."""
-  return jax.tree.map(lambda x: put(x, "b"), rows)
+  """This process's rows, on the host -> the mesh that is set, sharded along b."""
+  return jax.tree.map(put_rows, rows)
 
 
 def train_step(
@@ -224,15 +228,15 @@ def train_step(
   # Gradient accumulation: every call adds to the same donated buffers.
   trained, frozen = split(state.model)
   weights = step_weights(trained, loss)
-  grads, sums, logprobs = zeros(weights), [], []
+  grads, sums, gaps = zeros(weights), [], []
   for rows in micro_batches:
-    grads, sums_of_rows, logprobs_bs = accumulate(grads, weights, rows, loss=loss, frozen=frozen)
+    grads, sums_of_rows, gap_bs = accumulate(grads, weights, rows, loss=loss, frozen=frozen)
     sums.append(sums_of_rows)
-    logprobs.append(logprobs_bs)
+    gaps.append(gap_bs)
   del weights  # a copy's memory is free for the optimiser's step
   trained, moments, norm = apply(tx, trained, state.moments, grads)
   model = join(trained, frozen)
-  return TrainState(state.step, model, moments), StepOutput(sums, logprobs, norm)
+  return TrainState(state.step, model, moments), StepOutput(sums, gaps, norm)
 
 
 def step_metrics(output: StepOutput, step: int) -> dict[str, float]:
@@ -270,7 +274,9 @@ PEAKS = {
 }
 
 
-def update_flops(config, groups, frozen: bool = False) -> float:
+def update_flops(
+  config, groups: Iterable[tuple[int, Sequence[int]]], frozen: bool = False
+) -> float:
   """FLOPs of an update, forward and backward, that the maths needs; recomputation is not counted.
 
   6 x matmul weights x real tokens, a prompt counted once for its group; the output head on response
@@ -278,7 +284,7 @@ def update_flops(config, groups, frozen: bool = False) -> float:
 
   Args:
     config: the policy's ModelConfig.
-    groups: dynamic_sampling.Group, or what has its prompt.token_ids and rollouts' token_ids.
+    groups: (tokens of the prompt, tokens of each response).
     frozen: whether the weights have no gradients (LoRA): 4 x instead of 6 x. What the adapters
       compute besides is not counted, at rank 16 less than a hundredth.
   """
@@ -287,13 +293,11 @@ def update_flops(config, groups, frozen: bool = False) -> float:
   n, k, f = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
   layer = d * h * (2 * n + 2 * k) + 3 * d * f  # weights of q, o (n heads), k, v (k heads), the MLP
   flops = 0.0
-  for group in groups:
-    prompt = len(group.prompt.token_ids)
+  for prompt, lengths in groups:
     # A multiply-add is 2 FLOPs, once forward and twice backward: 6 for each weight and token. The
     # two matmuls of attention (scores, values) make it 12 n h for each pair of tokens.
     pairs, responses = prompt**2 / 2, 0  # pairs of tokens in causal attention
-    for rollout in group.rollouts:
-      length = len(rollout.token_ids)
+    for length in lengths:
       pairs += length * prompt + length**2 / 2
       responses += length
     flops += config.num_hidden_layers * (each * layer * (prompt + responses) + 12 * n * h * pairs)

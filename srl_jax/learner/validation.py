@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from srl_jax import hosts
+from srl_jax.errors import EngineError, Stopped
 from srl_jax.learner.rollouts import sampling_params, score
 
 
@@ -28,15 +29,20 @@ def held_out_rewards(run) -> dict[str, float]:
     return {}
   params = dataclasses.replace(sampling_params(run.config), temperature=0.0)
   index_of = {prompt.id: i for i, prompt in enumerate(prompts)}
-  rewards, failures = [], []
-  # The solver's engine gives all groups to every process (engine.ReplicatedSampling).
-  for rollouts in run.solver.engine.sample(prompts, 1, params):
-    (found,) = score(run.config, run.held_out, index_of[rollouts[0].prompt_id], rollouts)
-    rewards.append(found.reward)
-    failures.append(found.failure is not None)
+  own, error = [], None
+  try:
+    for rollouts in run.engine.sample(prompts, 1, params):
+      index = index_of[rollouts[0].prompt_id]
+      (found,) = score(run.config, run.held_out, index, rollouts)
+      own.append((index, found.reward, found.failure is not None))
+  except (EngineError, Stopped) as ended:
+    error = ended  # raised on every process by the collective below
+  row = np.dtype([("index", np.int32), ("reward", np.float64), ("failed", np.bool_)])
+  rows = np.concatenate(hosts.all_gather_rows(np.array(own, row), error))
+  rows.sort(order="index")  # floating-point sums depend on the order
   return {
-    "validation_reward": float(np.mean(rewards)),
-    "validation_failures": float(np.mean(failures)),
+    "validation_reward": float(rows["reward"].mean()),
+    "validation_failures": float(rows["failed"].mean()),
   }
 
 

@@ -5,7 +5,6 @@ Seconds are forecasts from assumed rates, not measurements; every report has the
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import jax
 
@@ -39,9 +38,7 @@ class Work:
 
   def flops(self, config: ModelConfig, frozen: bool = False) -> float:
     """FLOPs of the update by the formula of update.update_flops."""
-    rollout = SimpleNamespace(token_ids=range(self.response_tokens))
-    prompt = SimpleNamespace(token_ids=range(self.prompt_tokens))
-    group = SimpleNamespace(prompt=prompt, rollouts=[rollout] * self.samples)
+    group = self.prompt_tokens, [self.response_tokens] * self.samples
     return self.prompts * update_flops(config, [group], frozen)
 
 

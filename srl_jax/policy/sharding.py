@@ -7,6 +7,7 @@ part of an array's type, and an operation that would need communication the code
 an error when it is traced, not a slow step.
 """
 
+import functools
 import math
 
 import jax
@@ -252,6 +253,48 @@ def put(x, letters: str, mesh=None):
   return jax.make_array_from_callback(
     x.shape, NamedSharding(mesh, act_spec(letters)), x.__getitem__
   )
+
+
+def row_processes(b: int) -> list[frozenset[int]]:
+  """The processes that have each of b rows on their devices, with the mesh that is set.
+
+  A row is on several processes where the mesh's axis tensor extends over them.
+  """
+  return _row_processes(jax.sharding.get_mesh(), b)
+
+
+@functools.lru_cache
+def _row_processes(mesh, b: int) -> list[frozenset[int]]:
+  if mesh.empty:
+    return [frozenset({0})] * b
+  processes = [set() for _ in range(b)]
+  sharding = NamedSharding(mesh, act_spec("b"))
+  for device, (part,) in sharding.devices_indices_map((b,)).items():
+    for row in range(b)[part]:
+      processes[row].add(device.process_index)
+  return list(map(frozenset, processes))
+
+
+def own_rows(b: int) -> list[int]:
+  """Those of b rows that are on this process's devices, with the mesh that is set."""
+  me = jax.process_index()
+  return [row for row, processes in enumerate(row_processes(b)) if me in processes]
+
+
+def put_rows(x):
+  """This process's rows of a host array (own_rows) -> the device array of all processes' rows."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return jnp.asarray(x)
+  count = shards("b")
+  b = len(x) // len(own_rows(count)) * count
+  begin_of = {row: i for i, row in enumerate(own_rows(b))}
+
+  def shard(index):
+    begin = begin_of[index[0].start or 0]
+    return x[begin : begin + b // count]
+
+  return jax.make_array_from_callback((b, *x.shape[1:]), NamedSharding(mesh, act_spec("b")), shard)
 
 
 def on_host(x) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 from srl_jax import folders
 from srl_jax.errors import UserError
 
-_STEP_FILE = re.compile(r"step_(\d+)\.jsonl")
+_STEP_FILE = re.compile(r"step_(\d+)(\.\d+)?\.jsonl")  # with the process, if there were several
 FAULTS_SHOWN = 10  # of a file; the others are counted
 
 

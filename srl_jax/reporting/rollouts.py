@@ -23,7 +23,7 @@ class Group:
   """The numbers of a group, and the place of its line.
 
   Attributes:
-    step, number: of the step that sampled it, and its place in that step's file.
+    step, number: of the step that sampled it, and its place among the step's groups, from 1.
     path, offset: of its line.
     id: of the prompt.
     dropped: the reason, or None for a group that was trained on.
@@ -60,7 +60,7 @@ class Groups:
   """The groups of a run that were read.
 
   Attributes:
-    groups: by step, then in the order of the step's file.
+    groups: by step, then by number.
     files, files_read: number of files of rollouts, and how many of them were read.
     faults: a sentence for each part that could not be read.
   """
@@ -87,17 +87,24 @@ def read_groups(run: RunFiles, limit: int = LIMIT) -> Groups:
       if fault:
         faults.add(f"rollouts/{path.name}", f"line {number} {fault} and is left out")
       else:
+        # A process has only a part of the step's groups; older runs have no index.
+        index = found.get("group")
+        number = index + 1 if isinstance(index, int) and index >= 0 else number
         groups.append(_group(found, step, number, path, offset))
+  groups.sort(key=lambda group: (group.step, group.number))
   return Groups(groups, len(run.rollouts), len(chosen), faults.all())
 
 
 def evenly_within(
   files: Sequence[tuple[int, pathlib.Path]], limit: int
 ) -> list[tuple[int, pathlib.Path]]:
-  """Returns every k-th file, the last one included, with the least k for which `limit` holds."""
+  """Returns the files of every k-th step, the last one included, with the least k for which `limit`
+  holds. A step has a file of each process of its run.
+  """
   total = sum(_size(path) for _, path in files)
   k = max(1, -(-total // limit))  # rounded up
-  return list(files[::-1][::k])[::-1]
+  chosen = set(sorted({step for step, _ in files})[::-1][::k])
+  return [(step, path) for step, path in files if step in chosen]
 
 
 def _size(path: pathlib.Path) -> int:

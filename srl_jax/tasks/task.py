@@ -101,7 +101,7 @@ class Task:
     reward: (responses, settings) -> one number per response. It must not depend on the other
       responses, because a call may contain a part of a group, one group or many.
     drop_reason: (scores) -> the reason that is recorded for a group that dynamic sampling drops
-      because its rewards are (nearly) equal.
+      because its rewards are (nearly) equal. The scores have no texts: processes exchange numbers.
     unit: the examples to make of an expert's solution, see data.examples.ExampleKind.
     needs: fields of a StepExample that the reward requires.
     example: a worked answer for the system prompt, if a response is one think block and an action;

@@ -6,6 +6,7 @@ import pytest
 from srl_jax.data.batches import PromptQueue
 from srl_jax.data.examples import StepExample
 from srl_jax.learner.dynamic_sampling import (
+  NUMBERS,
   Batch,
   Group,
   add_round,
@@ -15,14 +16,15 @@ from srl_jax.learner.dynamic_sampling import (
   why_dropped,
 )
 from srl_jax.rollout.engine import Prompt
-from srl_jax.tasks import Score
 
 
 def group(rewards, ticket=(0, 0), task="srl", failures=None):
   failures = failures or [None] * len(rewards)
   example = StepExample(f"p/{ticket[1]}", "p", task, "problem", [], None, "target", "1")
-  scores = [Score(reward, failure, "", "") for reward, failure in zip(rewards, failures)]
-  return Group(ticket, example, Prompt(example.id, (1,)), [], scores)
+  numbers = np.zeros(len(rewards), NUMBERS)
+  numbers["reward"] = rewards
+  numbers["failure"] = [failure or "" for failure in failures]
+  return Group(ticket, example, Prompt(example.id, (1,)), numbers)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The FLOPs of an update, by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from srl_jax.learner.update import update_flops
@@ -18,12 +16,6 @@ CONFIG = M.ModelConfig(
 )
 
 
-def group(prompt, lengths):
-  """A prompt of `prompt` tokens with responses of these lengths."""
-  tokens = lambda count: SimpleNamespace(token_ids=range(count))
-  return SimpleNamespace(prompt=tokens(prompt), rollouts=list(map(tokens, lengths)))
-
-
 def test_update_flops_by_hand():
   """One prompt of 3 tokens and responses of 1 and 2: three times a forward pass of 6 tokens."""
   q_k_v_o = 4 * 4 + 4 * 2 + 4 * 2 + 4 * 4  # weights
@@ -34,10 +26,10 @@ def test_update_flops_by_hand():
   attention = 2 * 2 * 2 * 2 * pairs  # scores and values, 2 heads of 2, multiply and add
   head = 2 * 10 * 4 * (1 + 2)
   forward = 2 * (2 * (q_k_v_o + mlp) * tokens + attention) + head
-  assert update_flops(CONFIG, [group(3, [1, 2])]) == pytest.approx(3 * forward)
+  assert update_flops(CONFIG, [(3, [1, 2])]) == pytest.approx(3 * forward)
 
 
 def test_update_flops_count_the_prompt_once_and_grow_with_groups():
-  assert update_flops(CONFIG, [group(50, [5, 5])]) < 1.5 * update_flops(CONFIG, [group(50, [5])])
-  some = group(3, [4, 8, 2, 2])
+  assert update_flops(CONFIG, [(50, [5, 5])]) < 1.5 * update_flops(CONFIG, [(50, [5])])
+  some = (3, [4, 8, 2, 2])
   assert update_flops(CONFIG, [some, some]) == 2 * update_flops(CONFIG, [some])

@@ -1,6 +1,7 @@
 """The files of a run: every step's line and rollouts, and no step twice after a restart."""
 
 import builtins
+import dataclasses
 import json
 import sys
 import types
@@ -10,7 +11,7 @@ import pytest
 from srl_jax.data.examples import StepExample
 from srl_jax.errors import UserError
 from srl_jax.learner import log as logs
-from srl_jax.learner.dynamic_sampling import Batch, Group
+from srl_jax.learner.dynamic_sampling import Batch, Group, numbers_of
 from srl_jax.rollout.engine import Prompt, Rollout
 from srl_jax.tasks import Score
 
@@ -23,7 +24,8 @@ def group(rewards, failures, lengths, dropped=None, prompt=3, index=0):
     scores.append(Score(reward, failure, " ".join(["word"] * (i + 1)), "two words"))
     reason = "length" if failure == "cut_off" else "stop"
     rollouts.append(Rollout(example.id, (1,) * length, (-1.0,) * length, reason, 7, f"text {i}"))
-  return Group((0, index), example, Prompt(example.id, (1,) * prompt), rollouts, scores, dropped)
+  numbers, prompt = numbers_of(rollouts, scores), Prompt(example.id, (1,) * prompt)
+  return Group((0, index), example, prompt, numbers, 0, rollouts, scores, dropped)
 
 
 KEPT = group([0.5, 1.0, -1.0, 0.0], [None, None, "no_open", None], [4, 8, 2, 2])
@@ -35,6 +37,7 @@ BATCH = Batch([KEPT], [KEPT, DROPPED, SURPLUS], rounds=2)
 def test_rollout_lines_have_all_that_is_needed_to_read_them():
   first, *_ = map(json.loads, logs.rollout_lines(BATCH.groups).splitlines())
   assert first == {
+    "group": 0,
     "prompt_id": "p/0",
     "task": "srl",
     "prompt_tokens": 3,
@@ -54,6 +57,13 @@ def test_rollout_lines_have_all_that_is_needed_to_read_them():
     json.loads(line)["dropped"] for line in logs.rollout_lines(BATCH.groups).split("\n")[:3]
   ]
   assert dropped == [None, "all_failed", "surplus"]
+
+
+def test_rollout_lines_leave_out_groups_of_other_processes():
+  elsewhere = dataclasses.replace(KEPT, process=1, rollouts=None, scores=None)
+  lines = logs.rollout_lines([elsewhere, DROPPED, elsewhere, SURPLUS]).splitlines()
+  found = [(line["group"], line["prompt_id"]) for line in map(json.loads, lines)]
+  assert found == [(1, "p/1"), (3, "p/2")]
 
 
 # ---- files
@@ -79,6 +89,8 @@ def test_log_cuts_files_back_to_the_checkpoint(tmp_path):
   with first.metrics.open("a") as file:
     file.write('{"step": 4, "lo')
   (first.rollouts / "step_000004.partial").write_text("half")
+  for name in ("step_000003.001.jsonl", "step_000003.001.partial"):  # of another process
+    (first.rollouts / name).write_text("")
   assert steps_of_names(2) != steps_of_names(3)
   second = log(tmp_path, 2)
   assert steps_of(tmp_path) == ([1, 2], steps_of_names(2))

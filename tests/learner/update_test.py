@@ -56,13 +56,13 @@ def inputs(rows):
 
 
 def gradients(model, batches, loss=LOSS):
-  """(totals, gradients, logprobs_bs of each micro-batch) of a batch, as train_step sums them."""
-  grads, totals, logprobs = update.zeros(model), collections.Counter(), []
+  """(totals, gradients, gap_bs of each micro-batch) of a batch, as train_step sums them."""
+  grads, totals, gaps = update.zeros(model), collections.Counter(), []
   for rows in batches:
-    grads, sums, logprobs_bs = update.accumulate(grads, model, update.on_device(rows), loss=loss)
+    grads, sums, gap_bs = update.accumulate(grads, model, update.on_device(rows), loss=loss)
     totals.update({name: float(value) for name, value in sums.items()})
-    logprobs.append(logprobs_bs)
-  return totals, grads, logprobs
+    gaps.append(gap_bs)
+  return totals, grads, gaps
 
 
 def assert_trees_close(found, wanted, atol=1e-5):
@@ -228,13 +228,12 @@ def test_train_step_does_not_depend_on_chunks_and_remat(policy, groups):
   """Chunks of 12 that do not divide a row of 32, and one chunk that is the row."""
   model, batches = policy(), pack(groups, 32)
   assert batches[0].targets_bs.shape[1] == 32
-  totals, grads, logprobs = gradients(model, batches, LOSS._replace(chunk=12, remat="full"))
-  wanted_totals, wanted, wanted_logprobs = gradients(model, batches, LOSS._replace(chunk=32))
+  totals, grads, gaps = gradients(model, batches, LOSS._replace(chunk=12, remat="full"))
+  wanted_totals, wanted, wanted_gaps = gradients(model, batches, LOSS._replace(chunk=32))
   np.testing.assert_allclose(totals["loss"], wanted_totals["loss"], atol=1e-6)
   assert_trees_close(grads, wanted, 1e-6)
-  trained = [rows.loss_weights_bs > 0 for rows in batches]
-  for mask, found, old in zip(trained, logprobs, wanted_logprobs):
-    np.testing.assert_allclose(np.asarray(found)[mask], np.asarray(old)[mask], atol=1e-5)
+  for found, wanted_bs in zip(gaps, wanted_gaps):
+    np.testing.assert_allclose(found, wanted_bs, atol=1e-5)
 
 
 def test_train_step_does_not_depend_on_padding(policy, groups):
@@ -373,8 +372,10 @@ def test_train_step_shares_old_logprobs_within_a_batch(policy, groups):
   ratios = np.concatenate([np.exp(n - s)[m] for n, s, m in zip(newest, sampled, masks)])
   assert second["ratio"] == pytest.approx(float(ratios.mean()), rel=1e-4)
   assert second["clip_fraction"] > 0.05 and abs(ratios - 1).max() > 0.2
-  for logprobs_bs, wanted, mask in zip(output.logprobs, newest, masks):
-    np.testing.assert_allclose(np.asarray(logprobs_bs)[mask], wanted[mask], atol=1e-5)
+  # The engine's log-probs are compared with those of the policy that it sampled from.
+  for gap_bs, sampled_bs, rows, mask in zip(output.gaps, sampled, halves[1], masks):
+    wanted_bs = np.where(mask, abs(sampled_bs - np.asarray(rows.sampler_logprobs_bs)), -1)
+    np.testing.assert_allclose(gap_bs, wanted_bs, atol=1e-5)
 
 
 def test_step_metrics_raises_for_a_loss_that_is_not_finite(policy, groups):

@@ -67,6 +67,23 @@ def test_groups_with_damaged_parts_are_left_out_and_named(tmp_path, change):
   assert fault.startswith("rollouts/step_000003.jsonl: line 1 ")
 
 
+def test_groups_of_several_processes_are_one_step(tmp_path):
+  """Each process has a file; the key `group` has a group's place among all of the step."""
+  line = lambda i: json.dumps(group_line(["x", "y"], id=f"q/{i}") | {"group": i}) + "\n"
+  write_run(tmp_path / "a", {1: [], 2: []})
+  for step in (1, 2):
+    for process in range(2):
+      path = tmp_path / "a" / "rollouts" / f"step_{step:06d}.{process:03d}.jsonl"
+      path.write_text("".join(line(i) for i in range(process, 5, 2)))
+  (run,) = reading.read_runs([tmp_path / "a"])
+  found = rollouts.read_groups(run).groups
+  places = [(group.step, group.number, group.id) for group in found]
+  assert places == [(step, i + 1, f"q/{i}") for step in (1, 2) for i in range(5)]
+  size = sum(path.stat().st_size for _, path in run.rollouts)
+  part = rollouts.read_groups(run, size // 2).groups  # whole steps are left out
+  assert [(group.step, group.number) for group in part] == [(2, i + 1) for i in range(5)]
+
+
 def test_many_faults_of_a_file_are_counted(tmp_path):
   write_run(tmp_path / "a", {})
   (tmp_path / "a" / "metrics.jsonl").write_text("x\n" * 1000)

@@ -1,4 +1,4 @@
-"""The vLLM servers that tests share: six at most, each started when a test first asks for it."""
+"""The vLLM servers that tests share: three run at a time, each is started when a test needs it."""
 
 import json
 import os
@@ -38,8 +38,13 @@ def untied(tmp_path_factory):
   return folder
 
 
+MOST = 3  # servers at a time: each takes 2.4 GB of memory
+
+
 class Servers(dict):
-  """{name: Running}: a server is started when its name is first looked up.
+  """{name: Running}: a server is started when its name is looked up and it does not run.
+
+  One more than MOST stops the one that was looked up the longest time ago.
 
   "real" has SmolLM2-135M, a tied Llama; "qwen3" a random Qwen3; "a", "b", "c" `untied`, a Qwen2;
   "lora" too, and it takes adapters up to rank 8.
@@ -50,12 +55,18 @@ class Servers(dict):
   def __init__(self, models: dict, folder, weights_root):
     self.models, self.folder, self.weights_root = models, folder, weights_root
 
-  def __missing__(self, name) -> Running:
+  def __getitem__(self, name) -> Running:
+    server = self.pop(name) if name in self else self._start(name)
+    self[name] = server  # last in the order
+    while len(self) > MOST:
+      self.pop(next(iter(self))).stop()
+    return server
+
+  def _start(self, name) -> Running:
     length = "1024" if name == "real" else "512"
     flags = [f"--max-model-len={length}"]
     flags += ["--enable-lora", "--max-lora-rank=8"] if name == "lora" else []
-    self[name] = Running(self.models[name](), self.folder, self.weights_root, *flags)
-    return self[name]
+    return Running(self.models[name](), self.folder, self.weights_root, *flags)
 
 
 @pytest.fixture(scope="session")
