@@ -1,5 +1,6 @@
 """Settings that JAX reads at start-up, the tiers of the tests, and shared fixtures."""
 
+import ctypes
 import gc
 import json
 import os
@@ -54,6 +55,8 @@ def free_programs():
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()
     gc.collect()
+    if sys.platform == "linux":  # returns freed memory to the system
+      ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -255,27 +255,32 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 def test_train_continues_with_fewer_processes_through_kills(whole, tmp_path):
-  """8 processes, one is killed; 4, one is stopped; 2: weights, decisions and files of `whole`."""
-  workdir, logs = tmp_path / "run", [tmp_path / f"{i}.log" for i in range(8)]
+  """4 processes, one is killed; 2, one is stopped; 1: weights, decisions and files of `whole`.
+
+  HOSTS_TEST=8,4,2 does it with those numbers, for which two busy cores are too slow: a process
+  waits 30 s for the others when it joins them.
+  """
+  most, fewer, last = map(int, os.environ.get("HOSTS_TEST", "4,2,1").split(","))
+  workdir, logs = tmp_path / "run", [tmp_path / f"{i}.log" for i in range(most)]
   command = [*FLAGS, f"--workdir={workdir}"]
-  eight = start(command, logs, processes=8)
-  wait_for_step(3, workdir, eight, logs)
-  eight[1].kill()
+  first = start(command, logs, most)
+  wait_for_step(3, workdir, first, logs)
+  first[1].kill()
   begun = time.monotonic()
-  for process, log in zip(eight, logs):
+  for process, log in zip(first, logs):
     assert process.wait(120) != 0
-    assert process is eight[1] or GONE.search(log.read_text()), log.read_text()
+    assert process is first[1] or GONE.search(log.read_text()), log.read_text()
   assert time.monotonic() - begun < 60
 
-  four = start(command, logs[:4], processes=4)
-  wait_for_step(3, workdir, four, logs, "continued from step 2")
-  four[1].send_signal(signal.SIGTERM)
-  for process, log in zip(four, logs):
+  second = start(command, logs[:fewer], fewer)
+  wait_for_step(3, workdir, second, logs, "continued from step 2")
+  second[1].send_signal(signal.SIGTERM)
+  for process, log in zip(second, logs):
     assert process.wait(300) == 0, log.read_text()
   assert "stopped by SIGTERM; saved. Continue with the same command" in logs[0].read_text()
   assert "stopped by" not in logs[1].read_text()
 
-  for process, log in zip(start(command, logs[:2]), logs):
+  for process, log in zip(start(command, logs[:last], last), logs):
     assert process.wait(900) == 0, log.read_text()
     assert "full rematerialization" not in log.read_text()
   (rows, groups), (wanted_rows, wanted_groups) = told(workdir), told(whole)
@@ -289,7 +294,7 @@ def test_train_continues_with_fewer_processes_through_kills(whole, tmp_path):
   for a, b in zip(arrays, wanted):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
   assert progress.queue == wanted_progress.queue
-  for mesh in ("fsdp=8", "data=1"):  # saved by two processes, restored by one on another mesh
+  for mesh in ("fsdp=8", "data=1"):
     elsewhere, found = final(workdir, mesh)
     assert found == progress and all((a == b).all() for a, b in zip(arrays, elsewhere))
   assert json.loads((workdir / "summary.json").read_text())["steps"] == STEPS
