@@ -18,4 +18,5 @@ if ! command -v chromium > /dev/null && command -v apt-get > /dev/null && [ "$(i
     echo "chromium cannot be installed: the tests that look at the page are skipped"
 fi
 cd "$ROOT"
-exec python -m pytest -q -m '' -n auto --dist=loadgroup "$@"
+# A worker that dies, as for lack of memory, fails its test; xdist would hang with a new one.
+exec python -m pytest -q -m '' -n auto --dist=loadgroup --max-worker-restart=0 "$@"

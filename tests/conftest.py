@@ -48,6 +48,13 @@ def pytest_collection_modifyitems(items):
     item.add_marker(pytest.mark.xdist_group("servers" if uses_servers else path))
 
 
+def pytest_runtest_logreport(report):
+  """Names a failed test at once: a session that is cut off prints no summary."""
+  if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+    reason = (report.longreprtext.strip() or "no reason").splitlines()[-1]
+    print(f"\nFAILED {report.nodeid} ({report.when}): {reason}", file=sys.__stderr__, flush=True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
   """Drops compiled programs after each file: those of all tests together take gigabytes."""
