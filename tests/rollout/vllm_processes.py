@@ -37,10 +37,11 @@ class Running:
     model: folder.
     folder: for its output.
     weights_root: its SRL_WEIGHTS_ROOT.
+    port: of a server that this one replaces; else a free one.
   """
 
-  def __init__(self, model, folder, weights_root, *flags):
-    port = free_port()
+  def __init__(self, model, folder, weights_root, *flags, port: int | None = None):
+    port = port or free_port()
     self.pid = None
     self.url = f"http://127.0.0.1:{port}"
     self.log = pathlib.Path(folder) / f"server_{port}.log"

@@ -14,7 +14,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from vllm_processes import ROOT, eventually, free_port
+from vllm_processes import ROOT, Running, eventually, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def metrics(workdir):
 def groups(workdir):
   """[(step, line)] of all groups in rollouts/."""
   return [
-    (int(path.stem.removeprefix("step_")), json.loads(line))
+    (int(path.name[5:11]), json.loads(line))
     for path in sorted((workdir / "rollouts").glob("step_*.jsonl"))
     for line in path.read_text().splitlines()
   ]
@@ -122,9 +122,14 @@ def answered(server):
   return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:request_success_total"))
 
 
-def test_run_of_two_processes_with_a_server_each(served, servers, untied, tmp_path):
-  """Each gives its server the weights and samples its part of the prompts; both train on all."""
-  workdir, steps, both = tmp_path / "two", 3, [servers[name].wait() for name in "ac"]
+def test_run_of_two_processes_survives_the_death_of_a_server(
+  served, servers, untied, weights_root, tmp_path
+):
+  """Each gives its server the weights and samples its part of the prompts; both train on all.
+
+  One server is killed and started again: the run waits for it, pushes the weights and goes on.
+  """
+  workdir, steps, both = tmp_path / "two", STEPS, [servers[name].wait() for name in "ac"]
   before = list(map(answered, both))
   flags = [*served, f"--config.rollout.servers={','.join(server.url for server in both)}"]
   flags += ["--config.mesh=data=2", f"--config.train.steps={steps}"]
@@ -134,12 +139,24 @@ def test_run_of_two_processes_with_a_server_each(served, servers, untied, tmp_pa
     "JAX_NUM_CPU_DEVICES": "1",
   }
   runs = [start(workdir, untied, *flags, **environment, JAX_PROCESS_ID=str(i)) for i in range(2)]
+  assert eventually(lambda: len(metrics(workdir)) >= 3, 300), said(workdir)
+  sampled = [now - earlier for now, earlier in zip(map(answered, both), before)]
+  assert min(sampled) >= 0.4 * sum(sampled) > 0, sampled
+
+  killed = servers.pop("c")
+  killed.signal(signal.SIGKILL)
+  port = int(killed.url.rpartition(":")[2])
+  assert eventually(lambda: f"{killed.url} is lost" in said(workdir), 60), said(workdir)
+  killed.stop()
+  servers["c"] = Running(untied, tmp_path, weights_root, "--max-model-len=512", port=port)
+  servers["c"].wait()
   assert [run.wait(400) for run in runs] == [0, 0], said(workdir)
+  assert f"{killed.url} is back" in said(workdir)
+  assert answered(servers["c"]) > 0
   assert [row["step"] for row in metrics(workdir)] == list(range(1, steps + 1))
   assert max(row["logprob_gap_mean"] for row in metrics(workdir)) < 1e-3
   assert all(set(group["weight_versions"]) == {step - 1} for step, group in groups(workdir))
-  sampled = [now - earlier for now, earlier in zip(map(answered, both), before)]
-  assert min(sampled) >= 0.4 * sum(sampled) > 0, sampled
+  assert len(list((workdir / "rollouts").iterdir())) == 2 * steps  # one file of each process
 
 
 def test_run_saves_and_ends_when_its_last_server_dies(
