@@ -5,11 +5,11 @@
       --config.batch.tokens_per_device=8192
 
 The command compiles the programs of a run (micro-batch, optimiser step, log-prob pass, export of
-the weights to vLLM servers) with the topology's compiler, and prints the memory per device, a
-forecast of the step, and a verdict. Memory is the compiler's figure, except for the built-in
-engine's copy of the weights (rollout.engine=builtin), which is computed from their shapes; seconds
-are a forecast from the rates that are printed with them. Exit code 0: it fits; 1: it does not; 2:
-bad input; 3: a crash.
+the weights to vLLM servers) with the topology's compiler, and prints the memory per device,
+forecasts of the step and of a push to the servers, and a verdict. Memory is the compiler's figure,
+except for the built-in engine's copy of the weights (rollout.engine=builtin), which is computed
+from their shapes; seconds are forecasts from the rates that are printed with them. Exit code 0: it
+fits; 1: it does not; 2: bad input; 3: a crash.
 
 The mesh is the config's if it has as many devices as the topology, else the topology's preset, or
 fsdp over all its devices.
@@ -84,7 +84,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     UserError: the config is invalid.
   """
   # Imported after topologies.prepare, and not before an installation that may fail.
-  from srl_jax.planning import estimate, models, programs
+  from srl_jax.planning import estimate, models, programs, push
 
   check(config)
   topology = topologies.TOPOLOGIES[name]
@@ -109,6 +109,9 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     if found["fits"]:
       forecast = estimate.step(config, model_config, topology, work, sizes, compiled, peak)
     change = estimate.advice(config, found, sizes, model_config.sizes())
+    hosts = len({device.process_index for device in devices})
+    link = estimate.LINK * topology.chip.link
+    pushed = push.forecast(config, model_config, topology, hosts, link)
   return {
     "model": config.model,
     "topology": name,
@@ -121,6 +124,7 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
     "work": {"prompt_tokens": work.prompt_tokens, "response_tokens": work.response_tokens},
     "rates": estimate.rates(topology, peak),
     "step": forecast,
+    "push": pushed,
     "change": change,
   }
 

@@ -20,7 +20,7 @@ SHARED = TESTS.parent.parent / "shared"
 UNIT = (
   *("addresses_test.py", "config_test.py", "folders_test.py", "progress_test.py"),
   *("unused_options_test.py", "data/", "reporting/", "rewards/", "tasks/"),
-  *("planning/estimate_test.py", "planning/report_test.py"),
+  *("planning/estimate_test.py", "planning/push_test.py", "planning/report_test.py"),
   *("evals/figures_test.py", "evals/math_benchmarks_test.py", "evals/miniature_table_test.py"),
   *("evals/paired_test.py", "evals/paper_test.py", "evals/tables_test.py"),
   *("learner/dynamic_sampling_test.py", "learner/flops_test.py", "learner/grpo_test.py"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from srl_jax.learner import optimizer, packing, programs, start, update
-from srl_jax.policy import weights
+from srl_jax.policy import hf_tensors
 from srl_jax.policy.lora import split
 from srl_jax.policy.model import ModelConfig, Qwen2
 from srl_jax.policy.sharding import on_mesh, shards
@@ -170,13 +170,14 @@ def calls(config, state: State) -> list[Call]:
     if call.name not in ("zeros", "cast"):
       found.append(Call(*call, beside - own))
   if config.rollout.engine == "vllm" and frozen is None:
-    # Weights go to the servers one at a time; all others stay on the devices besides.
-    weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest tensor
+    # Weights go to the servers in batches; all others stay on the devices besides.
+    weight = jax.tree.leaves(model.embed_tokens)[0]  # the largest batch of a large model
     mesh = weight.sharding.mesh
     layer = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, jax.P()))
-    table = dict(weight=weight, layer=layer, name="embed_tokens", dtype=jnp.dtype(jnp.bfloat16))
+    how = dict(first=layer, count=1, dtype=jnp.dtype(config.dtype))
+    table = dict(weights={"embed_tokens": weight}) | how
     rest = beside + device_bytes(model) - device_bytes(weight)
-    found.append(Call("export", weights.to_hf, (), table, rest))
+    found.append(Call("export", hf_tensors.export, (), table, rest))
   return found
 
 

@@ -33,6 +33,8 @@ def text(report: dict) -> str:
   lines.append(f"  {_gib(memory['peak'])}  the most, of {memory['limit'] / GIB:.2f}")
   if report["step"]:
     lines += ["", *_forecast(report)]
+  if report["push"]:
+    lines += ["", *_push(report["push"])]
   lines += [
     "",
     f"forecasts assume, per device: {rates['compute'] / 1e12:.0f} of {rates['peak'] / 1e12:.0f} "
@@ -69,6 +71,22 @@ def _forecast(report) -> list[str]:
     f"  {step['step_s']:.1f} s in all: MFU {step['mfu']:.1%}",
   ]
   return lines
+
+
+def _push(push) -> list[str]:
+  rates = {name: value / 1e9 for name, value in push["rates"].items()}
+  line = lambda part: (
+    f"{part['host_bytes'] / 1e9:.1f} GB in {part['write_s']:.1f} s, each server reads "
+    f"{push['bytes'] / 1e9:.1f} GB in {part['read_s']:.1f} s: {part['push_s']:.1f} s in all"
+  )
+  return [
+    f"forecast of a push to vLLM servers: {push['bytes'] / 1e9:.1f} GB, {push['hosts']} hosts",
+    f"  servers on the trainer's hosts, /dev/shm: each host writes {line(push['local'])}",
+    f"  a shared folder: no host writes more than {line(push['shared'])}",
+    f"  assumed, GB/s: {rates['copy']:g} from a device, {rates['memory']:g} to /dev/shm, "
+    f"{rates['load']:g} from there by a server; shared: {rates['shared']:g} of all hosts, "
+    f"{rates['host']:g} of one; {push['check_s']:g} s for the check",
+  ]
 
 
 def _gib(value: float, width: int = 8) -> str:

@@ -21,10 +21,11 @@ from safetensors.numpy import save_file
 from srl_jax.errors import UserError
 from srl_jax.policy import hf_files, lora
 from srl_jax.policy.file_sums import check_checksums, write_checksums
+from srl_jax.policy.hf_tensors import HF_WEIGHTS
 from srl_jax.policy.lora import Lora, Shape
 from srl_jax.policy.model import ModelConfig
 from srl_jax.policy.sharding import on_host, param_spec
-from srl_jax.policy.weights import HF_WEIGHTS, check_new
+from srl_jax.policy.weights import check_new
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Settings of peft that change what an adapter computes, with the values that are read here.

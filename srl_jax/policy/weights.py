@@ -1,8 +1,7 @@
 """Loads and saves Hugging Face folders (config.json and safetensors), one tensor at a time.
 
-One table, HF_WEIGHTS, maps our weights to the tensors of a checkpoint. Loading reads it forwards;
-saving and the transfer to vLLM servers (`hf_tensors`) read it backwards. A checkpoint's headers are
-compared with its config.json before anything is allocated.
+The table of hf_tensors.py maps our weights to the tensors of a checkpoint. A checkpoint's headers
+are compared with its config.json before anything is allocated.
 """
 
 import functools
@@ -12,13 +11,12 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from srl_jax.errors import UserError
@@ -33,30 +31,10 @@ from srl_jax.policy.hf_files import (
   map_tensor,
   read_headers,
 )
-from srl_jax.policy.model import WEIGHT_LETTERS, ModelConfig, Qwen2, abstract, weight_letters
+from srl_jax.policy.hf_tensors import HF_WEIGHTS, hf_tensors, letters_of, params_of, shapes_of
+from srl_jax.policy.model import ModelConfig, Qwen2, abstract
 from srl_jax.policy.sharding import param_spec, platform
 
-# Our weight -> its Hugging Face name and dimensions in our letters; "nh,d" is a matrix [n * h, d].
-# Hugging Face keeps [out, in] matrices, one for each layer; ours are stacked along l.
-HF_WEIGHTS = {
-  "embed_tokens": ("model.embed_tokens.weight", "v,d"),
-  "layers.input_layernorm": ("model.layers.{}.input_layernorm.weight", "d"),
-  "layers.q_proj": ("model.layers.{}.self_attn.q_proj.weight", "nh,d"),
-  "layers.q_bias": ("model.layers.{}.self_attn.q_proj.bias", "nh"),
-  "layers.k_proj": ("model.layers.{}.self_attn.k_proj.weight", "kh,d"),
-  "layers.k_bias": ("model.layers.{}.self_attn.k_proj.bias", "kh"),
-  "layers.v_proj": ("model.layers.{}.self_attn.v_proj.weight", "kh,d"),
-  "layers.v_bias": ("model.layers.{}.self_attn.v_proj.bias", "kh"),
-  "layers.q_norm": ("model.layers.{}.self_attn.q_norm.weight", "h"),
-  "layers.k_norm": ("model.layers.{}.self_attn.k_norm.weight", "h"),
-  "layers.o_proj": ("model.layers.{}.self_attn.o_proj.weight", "d,nh"),
-  "layers.post_attention_layernorm": ("model.layers.{}.post_attention_layernorm.weight", "d"),
-  "layers.gate_proj": ("model.layers.{}.mlp.gate_proj.weight", "f,d"),
-  "layers.up_proj": ("model.layers.{}.mlp.up_proj.weight", "f,d"),
-  "layers.down_proj": ("model.layers.{}.mlp.down_proj.weight", "d,f"),
-  "norm": ("model.norm.weight", "d"),
-  "lm_head": ("lm_head.weight", "v,d"),
-}
 MAX_FILE_BYTES = 5 * 10**9  # transformers' limit
 LISTED = 10  # names in an error message, before "and N more"
 
@@ -89,28 +67,17 @@ def load_hf(folder, mesh: Mesh | None = None, dtype=jnp.float32, compute_dtype=N
   config = load_config(folder, jnp.dtype(compute_dtype or dtype).name).on_platform(platform(mesh))
   stored = _check_tensors(folder, config, read_headers(folder))
   model = abstract(config)
-  params = _params(model)
+  params = params_of(model)
   # The largest first, so that its host copy is not added to all other weights in memory.
   for name in sorted(params, key=lambda name: -math.prod(params[name].shape)):
     read = functools.partial(_read_weight, stored, config, name, dtype)
     if mesh.empty:
       array = jax.device_put(read((slice(None),) * params[name].ndim))
     else:
-      array = _put_shards(read, params[name].shape, NamedSharding(mesh, param_spec(_letters(name))))
+      layout = NamedSharding(mesh, param_spec(letters_of(name)))
+      array = _put_shards(read, params[name].shape, layout)
     params[name].set_value(jax.block_until_ready(array))  # frees the host's copy
   return config, model
-
-
-def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[str, jax.Array]]:
-  """The model's weights under their Hugging Face names and in their shapes, one at a time.
-
-  Yields (name, array), in the order of the network; the array is replicated over the model's mesh,
-  in `dtype` (by default the weight's type). With several processes all must iterate.
-  """
-  params = _params(model)
-  for hf_name, (name, layer, _) in _expected(config).items():
-    weight = params[name][...]
-    yield hf_name, to_hf(weight, layer or 0, name, jnp.dtype(dtype or weight.dtype))
 
 
 def check_new(folder) -> pathlib.Path:
@@ -173,7 +140,7 @@ def save_hf(
       (target / file).chmod(0o644)  # safetensors writes mode 600; servers must read it
     if len(files) > 1:
       weight_map = {name: file for file, names in files.items() for name in names}
-      size = sum(math.prod(shape) for _, _, shape in _expected(config).values()) * dtype.itemsize
+      size = sum(math.prod(shape) for _, _, shape in shapes_of(config).values()) * dtype.itemsize
       index = {"metadata": {"total_size": size}, "weight_map": weight_map}
       (target / INDEX).write_text(json.dumps(index, indent=2))
     raw = config_json(config, dtype.name, source)
@@ -194,54 +161,10 @@ def _ends(stop_ids):
   return {"eos_token_id": list(stop_ids)} if stop_ids else {}
 
 
-def _letters(name):
-  """Our letters of the weight `name` of HF_WEIGHTS, l included."""
-  first, _, inner = name.partition(".")
-  return "l" + WEIGHT_LETTERS[first][inner] if inner else WEIGHT_LETTERS[first]
-
-
-def _params(model):
-  """{name of HF_WEIGHTS: nnx.Param} of the weights that the model has."""
-  params = {}
-  for name in _names(model.config):
-    first, _, inner = name.partition(".")
-    holder = getattr(model, first)
-    params[name] = getattr(holder, inner) if inner else holder
-  return params
-
-
-def _names(config):
-  """The names of HF_WEIGHTS that a model of `config` has."""
-  letters = weight_letters(config)
-  inner = [f"layers.{name}" for name in letters["layers"]]
-  return [name for name in HF_WEIGHTS if name in letters or name in inner]
-
-
-def _expected(config):
-  """{Hugging Face name: (our name, layer or None, Hugging Face shape)} in the network's order."""
-  sizes, expected, names = config.sizes(), {}, _names(config)
-
-  def add(name, layer=None):
-    hf_name, dims = HF_WEIGHTS[name]
-    shape = tuple(math.prod(sizes[letter] for letter in dim) for dim in dims.split(","))
-    expected[hf_name.format(layer)] = (name, layer, shape)
-
-  # In the order in which hf_tensors yields tensors and _plan_files divides them among files.
-  add("embed_tokens")
-  for layer in range(config.num_hidden_layers):
-    for name in names:
-      if name.startswith("layers."):
-        add(name, layer)
-  add("norm")
-  if "lm_head" in names:
-    add("lm_head")
-  return expected
-
-
 def _check_tensors(folder, config, stored):
   """`stored` without a tied model's repeated head; UserError unless it matches config.json."""
   # All faults are collected, because a wrong config.json makes many.
-  expected, faults = _expected(config), []
+  expected, faults = shapes_of(config), []
   stored = dict(stored)
   head, embedding = (HF_WEIGHTS[name][0] for name in ("lm_head", "embed_tokens"))
   repeated = config.tie_word_embeddings and head in stored and embedding in stored
@@ -282,7 +205,7 @@ def _same_bits(a, b):
 def _read_weight(stored, config, name, dtype, index):
   """The shard `index` (slices of our weight's dimensions) of our weight `name`, as numpy."""
   hf_name, dims = HF_WEIGHTS[name]
-  letters, disk = _letters(name), dims.replace(",", "")
+  letters, disk = letters_of(name), dims.replace(",", "")
   sizes = config.sizes()
 
   def part(layer, index):
@@ -316,28 +239,10 @@ def _put_shards(read, shape, sharding):
   return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "dtype"))
-def to_hf(weight, layer, name, dtype):
-  """One Hugging Face tensor of our weight `name`, replicated, in `dtype`; layer is int32."""
-  letters, dims = _letters(name), HF_WEIGHTS[name][1].split(",")
-  if letters[0] == "l":
-    weight = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False)
-    letters = letters[1:]
-  # The cast precedes the all-gather, so that fewer bytes are communicated.
-  weight = weight.astype(dtype)
-  mesh = jax.typeof(weight).sharding.mesh
-  if not mesh.empty:
-    weight = jax.reshard(weight, NamedSharding(mesh, P()))
-  # E.g. q_proj: [d, n, h] -> [n, h, d] -> [n * h, d].
-  size = dict(zip(letters, weight.shape))
-  weight = weight.transpose([letters.index(letter) for letter in "".join(dims)])
-  return weight.reshape([math.prod(size[letter] for letter in dim) for dim in dims])
-
-
 def _plan_files(config, dtype):
   """{file name: Hugging Face names}, in the order of hf_tensors, at most MAX_FILE_BYTES each."""
   files, room = [], 0
-  for name, (_, _, shape) in _expected(config).items():
+  for name, (_, _, shape) in shapes_of(config).items():
     size = math.prod(shape) * dtype.itemsize
     if not files or size > room:
       files.append([])

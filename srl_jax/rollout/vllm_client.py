@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from srl_jax import hosts
 from srl_jax.data.tokenizer import decode
 from srl_jax.errors import EngineError, UserError
 from srl_jax.policy.lora import merge
@@ -22,18 +21,12 @@ from srl_jax.policy.model import Qwen2
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
 from srl_jax.rollout.vllm_fleet import CLOSE_SECONDS, Fleet, Weights
 from srl_jax.rollout.vllm_server import ServerError, read_group
-from srl_jax.rollout.vllm_weights import (
-  GENERATE,
-  Probe,
-  WeightsFolder,
-  served_rank,
-  take_part,
-)
+from srl_jax.rollout.vllm_weights import GENERATE, Probe, served_rank
+from srl_jax.rollout.weights_folder import WeightsFolder, raise_in_all
 
 TRIES = 8  # of one group, before the run ends
 BACK_OFF = 0.2  # seconds before the second try; doubles
 REQUEST_SECONDS = 120.0  # of a request, besides those for its tokens
-TYPES = ("float32", "bfloat16")
 
 
 class WrongRequest(EngineError, UserError):
@@ -54,7 +47,7 @@ class VllmEngine:
       another process has all.
     tokenizer: decodes the responses' text.
     stop_ids: token ids that end a response.
-    weights_root: folder that the run and the servers share, see vllm_weights.WeightsFolder.
+    weights_root: folder that the run and the servers share, see weights_folder.WeightsFolder.
     lag: how many versions old a rollout's weights may be.
     public_servers: allow public addresses.
     patience: seconds to wait for a server when none is left.
@@ -86,10 +79,16 @@ class VllmEngine:
     self._counts = Counter()
     self._fleet = self._files = None
     try:
+      self._files = WeightsFolder(weights_root, bool(servers))
+      error = None
       if servers:
-        self._files = WeightsFolder(weights_root)
-        self._fleet = Fleet(servers, public=public_servers, patience=patience, check=check, say=say)
-      found = _common_limits(self._fleet)
+        try:
+          self._fleet = Fleet(
+            servers, public=public_servers, patience=patience, check=check, say=say
+          )
+        except UserError as raised:  # raised again when the other processes know
+          error = raised
+      found = _common_limits(self._fleet, error)
       self._dtype, self._max_length, self._lora_rank, self._part = found
     except BaseException:
       self.close()
@@ -103,15 +102,17 @@ class VllmEngine:
     if model.lora is not None and not self._takes(model.lora.shape.rank):
       model = merge(model, self._dtype)
     self._vocab_size = model.config.vocab_size
+    folder = self._files.write(model, version, self._dtype)
     error = None
     if self._fleet:
       try:
-        self._push(model, version, probe)
+        self._push(model, folder, version, probe)
       except Exception as raised:  # raised again when the other processes know
         error = raised
-    else:
-      take_part(model, self._dtype)
-    _raise_in_all(error)
+    try:
+      raise_in_all(error)
+    finally:
+      self._files.keep_only(folder)  # kept for lost servers, which get them when they recover
     self.version = version
 
   def _takes(self, rank: int) -> bool:
@@ -128,14 +129,10 @@ class VllmEngine:
       )
     return False
 
-  def _push(self, model: Qwen2, version: int, probe: Probe) -> None:
+  def _push(self, model: Qwen2, folder: str, version: int, probe: Probe) -> None:
     exact = self._dtype == model.config.dtype == "float32"
     dtype, adapters = "float32" if exact else "bfloat16", model.lora is not None
-    folder = self._files.write(model, version, self._dtype)
-    try:
-      self._fleet.push(Weights(self._files.root, folder, version, probe, dtype, adapters))
-    finally:
-      self._files.keep_only(folder)  # kept for lost servers, which get them when they recover
+    self._fleet.push(Weights(self._files.root, folder, version, probe, dtype, adapters))
 
   def close(self) -> None:
     for part in (self._fleet, self._files):
@@ -289,23 +286,28 @@ class VllmEngine:
     )
 
 
-def _common_limits(fleet: Fleet | None) -> tuple[str, int, int, slice]:
+def _common_limits(fleet: Fleet | None, error: UserError | None) -> tuple[str, int, int, slice]:
   """What all processes' servers have in common, and this process's prompts.
 
+  Args:
+    fleet: this process's servers, or None.
+    error: why there is none though the process has addresses, or None.
+
   Returns (type, smallest max_model_len, smallest rank of adapters, prompts). Raises UserError, in
-  each process, when the types differ or no process has a server.
+  each process, when one has an error, the types differ or no process has a server.
   """
-  local = (-1, 0, 0)
-  if fleet:
-    local = TYPES.index(fleet.dtype), fleet.max_model_len, fleet.lora_rank
-  gathered = [local]
-  if jax.process_count() > 1:
-    gathered = multihost_utils.process_allgather(np.array(local)).tolist()
+  limits = (fleet.dtype, fleet.max_model_len, fleet.lora_rank) if fleet else None
+  gathered = hosts.all_gather_json({"limits": limits, "error": error and str(error)})
+  if error:
+    raise error
   with_servers, types, lengths, ranks = [], set(), [], []
-  for process, (dtype, length, rank) in enumerate(gathered):
-    if length:
+  for process, found in enumerate(gathered):
+    if found["error"]:
+      raise UserError(f"process {process}: {found['error']}")
+    if found["limits"]:
+      dtype, length, rank = found["limits"]
       with_servers.append(process)
-      types.add(TYPES[dtype])
+      types.add(dtype)
       lengths.append(length)
       ranks.append(rank)
   if not with_servers:
@@ -321,19 +323,6 @@ def _common_limits(fleet: Fleet | None) -> tuple[str, int, int, slice]:
     # Prompts are dealt in turn: the i-th of k processes with servers has prompts i, i + k, ...
     part = slice(with_servers.index(process), None, len(with_servers))
   return types.pop(), min(lengths), min(ranks), part
-
-
-def _raise_in_all(error: Exception | None) -> None:
-  """Raises `error`, and EngineError in the processes without one while another process has one."""
-  failed = [error is not None]
-  if jax.process_count() > 1:
-    failed = multihost_utils.process_allgather(np.array(error is not None)).tolist()
-  if error:
-    raise error
-  if any(failed):
-    raise EngineError(
-      f"process {failed.index(True)} could not push its weights; its output has the reason"
-    )
 
 
 def why_rejected(group: list[tuple], version: int, lag: int) -> str | None:

@@ -5,9 +5,12 @@ server that is started with `--weight-transfer-config '{"backend": "srl_jax"}'` 
 Nothing of srl_jax and no jax may be imported here: the server's Python environment has neither.
 """
 
+import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
+import time
 
 import torch
 from safetensors import safe_open
@@ -24,6 +27,7 @@ from vllm.model_executor.model_loader.reload import (
 
 BACKEND = "srl_jax"
 LISTED = 5  # faults in a message, before "and N more"
+log = logging.getLogger("vllm.srl_jax")  # below vLLM's own logger, whose lines the server prints
 
 
 def register() -> None:
@@ -69,16 +73,33 @@ class WeightFiles(WeightTransferEngine):
 
   def receive_weights(self, update_info: Update) -> None:
     """Checks the files, then loads them; ValueError, model untouched, when they do not fit."""
-    files = files_in(update_info.folder)
+    begun = time.perf_counter()
     expected = expected_shapes(self.model_config.hf_config)
-    found = {}
-    for file in files:
-      found |= shapes_in(file)
-    check(found, expected, update_info.folder)
+    with contextlib.ExitStack() as opened:
+      tensors = {}  # name -> the open file
+      for file in files_in(update_info.folder):
+        found = opened.enter_context(safe_open(file, framework="pt"))
+        for name in found.keys():  # noqa: SIM118 - safe_open is no dict
+          if name in tensors:
+            raise ValueError(f"weights in {update_info.folder!r} refused: {name} is there twice")
+          tensors[name] = found
+      shapes = {name: shape_of(name, file) for name, file in tensors.items()}
+      check(shapes, expected, update_info.folder)
+      checked = time.perf_counter()
+      # In the network's order, in which vLLM can finish one layer after the other. Each tensor is
+      # mapped, not read, until vLLM copies it.
+      self._load((name, tensors[name].get_tensor(name)) for name in expected)
+    log.info(
+      "%s: checked %d tensors in %.3f s, loaded them in %.3f s",
+      *(update_info.folder, len(expected), checked - begun, time.perf_counter() - checked),
+    )
+
+  def _load(self, tensors) -> None:
+    """Loads (name, tensor) pairs into the model."""
     # vLLM may have fused or repacked weights after loading; a layer-wise reload undoes that, loads,
     # and repeats it.
     initialize_layerwise_reload(self.model)
-    self.model.load_weights(tensors_in(files))
+    self.model.load_weights(tensors)
     finalize_layerwise_reload(self.model, self.model_config)
     if self.device.type == "cpu" and self.model_config.hf_config.tie_word_embeddings:
       # vLLM packs the head for oneDNN at start-up and would keep using that copy of the old one.
@@ -103,25 +124,16 @@ def files_in(folder: str) -> list[pathlib.Path]:
   return files
 
 
-def shapes_in(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
-  """{tensor's name: shape}, from the file's header."""
-  with safe_open(file, framework="pt") as tensors:
-    return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-
-
-def tensors_in(files):
-  """Yields (name, tensor), one at a time."""
-  for file in files:
-    with safe_open(file, framework="pt") as tensors:
-      for name in tensors.keys():  # noqa: SIM118 - safe_open is no dict
-        yield name, tensors.get_tensor(name)
+def shape_of(name: str, file) -> tuple[int, ...]:
+  """A tensor's shape, from the header of an open file."""
+  return tuple(file.get_slice(name).get_shape())
 
 
 def expected_shapes(config) -> dict[str, tuple[int, ...]]:
   """{Hugging Face name: shape} of a dense model's weights; `config` is its PretrainedConfig."""
   d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
   heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-  # The same architectures and names as policy/weights.py, which cannot be imported here.
+  # The same architectures and names as policy/hf_tensors.py, which cannot be imported here.
   h = getattr(config, "head_dim", None) or d // heads
   shapes = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
   if not config.tie_word_embeddings:

@@ -1,4 +1,4 @@
-"""New weights for running vLLM servers: files in a shared folder, the server's update, a check.
+"""New weights for running vLLM servers: the server's update from files, and a check.
 
 HTTP 200 proves nothing here: a server can take an update and keep using old weights, half of the
 new ones, or a cache that the old ones filled. So every push ends with `Probe.check`, and nothing is
@@ -8,31 +8,21 @@ Of a policy with adapters only those travel, under a new name and from a new fol
 vLLM keys its cache of prefixes by both, so that no key or value of older adapters is used.
 """
 
-import contextlib
 import functools
 import pathlib
-import shutil
-import tempfile
 import threading
-import time
-import weakref
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from srl_jax import folders
-from srl_jax.errors import EngineError, UserError
-from srl_jax.policy import peft_files
+from srl_jax.errors import EngineError
 from srl_jax.policy.model import Qwen2
 from srl_jax.policy.sharding import put, reshard, shards
-from srl_jax.policy.weights import hf_tensors
 from srl_jax.rollout.vllm_server import Server, ServerError
+from srl_jax.rollout.weights_folder import WHOLE
 
-MAX_FILE_BYTES = 1 << 30  # tensors on the host at one time; a larger one has its own file
 PUSH_SECONDS = 600.0
 PROBE_SECONDS = 300.0  # a server's first request compiles
 PROBE_TOKENS = 160  # more than a block of any prefix cache, so that a stale one shows
@@ -41,7 +31,6 @@ TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.1)}  # twice what 
 PARSING = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 GENERATE = "/inference/v1/generate"
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-WHOLE = "policy"  # the name that servers give their own weights
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
 
 
@@ -72,115 +61,6 @@ def served_rank(rank: int) -> int:
   return next((value for value in RANKS if value >= rank), RANKS[-1])
 
 
-class WeightsFolder:
-  """A run's folder in the shared root, with the files of the newest weights; gone after `close`.
-
-  Args:
-    root: shared by the run and all servers (their SRL_WEIGHTS_ROOT): /dev/shm on one machine, a
-      folder on a cluster file system otherwise. Folders that killed runs left there are removed.
-
-  Raises UserError when the root is not a folder that can be written to.
-  """
-
-  def __init__(self, root: str):
-    self.root = pathlib.Path(root).resolve()
-    try:
-      self._sweep()
-      # Mode 0700 and a name that cannot be guessed: no other user can put files there first.
-      self.path = pathlib.Path(tempfile.mkdtemp(prefix="srl_jax-", dir=self.root))
-    except OSError as error:
-      raise UserError(
-        f"rollout.weights_root: {root!r} cannot be used for weights ({error.strerror}); give a "
-        "folder that this run and its servers share, with room for the weights twice"
-      ) from error
-    self._lock = folders.try_lock(self.path / "lock")
-    # Also when the run ends without `close`.
-    self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-  def _sweep(self) -> None:
-    """Removes what killed runs of this user left; a root such as /dev/shm has many users."""
-    for path in self.root.glob("srl_jax-*"):
-      with contextlib.suppress(OSError):  # such as one that another run has just removed
-        _remove_abandoned(path)
-
-  def write(self, model: Qwen2, version: int, dtype) -> str:
-    """Writes the weights in `dtype`, one tensor at a time; a folder's name relative to the root.
-
-    Of a policy with adapters it writes those, in float32, as peft does. With several processes all
-    must call it, and each writes its own; one without servers calls `take_part`. Raises EngineError
-    when they do not fit; nothing of them is left then.
-    """
-    target = self.path / f"version-{version}"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    tensors = _tensors(model, dtype)
-    try:
-      if model.lora is None:
-        _write_parts(tensors, target)
-      else:
-        peft_files.write(target, tensors, model.lora.shape, {"model": WHOLE, "sha256": {}})
-    except (OSError, SafetensorError) as error:
-      shutil.rmtree(target, ignore_errors=True)
-      if jax.process_count() > 1:
-        list(map(jax.block_until_ready, tensors))  # the others wait for this process's part
-      free = shutil.disk_usage(self.root).free / 1e9
-      raise EngineError(
-        f"weights of step {version} could not be written to {self.root} ({free:.1f} GB free): "
-        f"{error}. Make room for the weights twice, or set rollout.weights_root to another folder"
-      ) from error
-    except BaseException:
-      shutil.rmtree(target, ignore_errors=True)
-      raise
-    return str(target.relative_to(self.root))
-
-  def keep_only(self, folder: str) -> None:
-    """Removes all weights but those of `folder`, a name that `write` gave."""
-    for path in self.path.glob("version-*"):
-      if path != self.root / folder:
-        shutil.rmtree(path, ignore_errors=True)
-
-  def close(self) -> None:
-    """Removes the folder."""
-    self._remove()
-    self._lock.release()
-
-
-def _remove_abandoned(path: pathlib.Path) -> None:
-  """Removes a folder of this user if no run holds its lock; leaves anything else alone."""
-  # A young one may belong to a run that has not locked it yet.
-  if not folders.is_private(path) or time.time() - path.lstat().st_mtime <= 60:
-    return
-  lock = folders.try_lock(path / "lock")
-  if lock:
-    shutil.rmtree(path, ignore_errors=True)
-    lock.release()
-
-
-def _tensors(model: Qwen2, dtype):
-  """(name, array) of what is pushed; all processes must iterate."""
-  if model.lora is not None:
-    return peft_files.tensors(model.lora)
-  return hf_tensors(model.config, model, dtype)
-
-
-def _write_parts(tensors, target: pathlib.Path) -> None:
-  """Writes files of MAX_FILE_BYTES at most, so that the host holds one file's tensors at a time."""
-  part, room, count = {}, MAX_FILE_BYTES, 0
-  for name, array in tensors:
-    if part and array.nbytes > room:
-      save_file(part, target / f"{count:05}.safetensors")
-      part, room, count = {}, MAX_FILE_BYTES, count + 1
-    part[name] = np.asarray(array)
-    room -= array.nbytes
-  save_file(part, target / f"{count:05}.safetensors")
-
-
-def take_part(model: Qwen2, dtype) -> None:
-  """This process's part in the gathers when another one writes the weights."""
-  for _ in _tensors(model, dtype):
-    pass
-
-
 def push(server: Server, folder: str, version: int, owner: threading.Event | None = None) -> Served:
   """Gives a server the weights in `folder` under the name `version`, and empties its caches.
 
@@ -190,14 +70,15 @@ def push(server: Server, folder: str, version: int, owner: threading.Event | Non
   Raises ServerError; the server may be paused then, or keep its old weights and version.
   """
   post = functools.partial(server.call, "POST", timeout=PUSH_SECONDS, owner=owner)
-  # The prefix cache has keys and values of the old weights, so it is cleared.
-  post("/pause?mode=abort&clear_cache=true")
+  # These two change nothing that is sampled, so they precede the pause.
   post("/init_weight_transfer_engine", {"init_info": {}})
   try:
     post("/start_weight_update")
   except ServerError:  # a run that was killed during its update left it open
     post("/finish_weight_update", {})
     post("/start_weight_update")
+  # The prefix cache has keys and values of the old weights, so it is cleared.
+  post("/pause?mode=abort&clear_cache=true")
   _transfer(post, folder)
   post("/finish_weight_update", {"weight_version": str(version)})
   post("/resume")

@@ -31,6 +31,7 @@ def plan():
     work=dict(prompt_tokens=1500, response_tokens=1000),
     rates=rates,
     step=step,
+    push=None,
     change=[],
   )
 
@@ -61,6 +62,22 @@ def test_text_of_a_run_with_the_built_in_engine(plan):
   plan["engine"], plan["memory"]["sampler"] = "builtin", 14 * GIB
   page = report.text(plan)
   assert "rollout.engine builtin" in page and "14.00  sampler's copy of the weights" in page
+
+
+def test_text_has_the_forecast_of_a_push_with_its_rates(plan):
+  assert "push" not in report.text(plan)
+  rates = dict(copy=8e9, memory=2e9, load=4e9, shared=4e9, host=2.5e9)
+  local = dict(host_bytes=15.2e9, write_s=7.6, read_s=3.8, push_s=12.4)
+  shared = dict(host_bytes=1.9e9, write_s=3.8, read_s=6.1, push_s=10.9)
+  push = dict(bytes=15.2e9, hosts=8, rates=rates, check_s=1.0, local=local, shared=shared)
+  page = report.text(plan | dict(push=push))
+  for part in [
+    "15.2 GB, 8 hosts",
+    "15.2 GB in 7.6 s, each server reads 15.2 GB in 3.8 s: 12.4 s in all",
+    "1.9 GB in 3.8 s, each server reads 15.2 GB in 6.1 s: 10.9 s in all",
+    "8 from a device, 2 to /dev/shm, 4 from there by a server; shared: 4 of all hosts, 2.5 of one",
+  ]:
+    assert part in page
 
 
 def test_verdict_names_the_peak_and_what_to_change(plan):

@@ -21,7 +21,8 @@ from vllm_processes import MINIATURE, eventually
 from srl_jax.data import tokenizer as tokenizers
 from srl_jax.errors import EngineError
 from srl_jax.policy import model as policy_model
-from srl_jax.policy.weights import hf_tensors, load_hf
+from srl_jax.policy.hf_tensors import hf_tensors
+from srl_jax.policy.weights import load_hf
 from srl_jax.rollout import vllm_weights
 from srl_jax.rollout.engine import Prompt, SamplingParams
 from srl_jax.rollout.sampler import Sampler

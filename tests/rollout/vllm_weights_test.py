@@ -1,5 +1,6 @@
 """Weights for vLLM servers: their files, the shared folder, several trainer processes."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,15 +11,17 @@ import time
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from vllm_client_test import CONFIG
-from vllm_processes import ROOT, free_port
+from vllm_processes import ROOT, eventually, free_port
 
 from srl_jax.policy import model as policy_model
+from srl_jax.policy.hf_tensors import hf_batches, hf_tensors
 from srl_jax.policy.sharding import make_mesh
-from srl_jax.policy.weights import hf_tensors, save_hf
-from srl_jax.rollout import vllm_weights
-from srl_jax.rollout.vllm_weights import WeightsFolder
+from srl_jax.policy.weights import save_hf
+from srl_jax.rollout import weights_folder
+from srl_jax.rollout.weights_folder import WeightsFolder
 
 
 @pytest.fixture
@@ -39,12 +42,12 @@ def read(path):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,tensor=2"])
-def test_write_of_sharded_weights_holds_one_tensor_at_a_time(folder, monkeypatch, tied, mesh):
+def test_write_of_sharded_weights_holds_two_batches_at_a_time(folder, monkeypatch, tied, mesh):
   config = policy_model.ModelConfig(
     vocab_size=40,
     hidden_size=64,
     intermediate_size=128,
-    num_hidden_layers=4,
+    num_hidden_layers=8,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=16,
@@ -52,19 +55,22 @@ def test_write_of_sharded_weights_holds_one_tensor_at_a_time(folder, monkeypatch
   )
   plain = policy_model.init(config, 3)
   wanted = {name: np.array(array) for name, array in hf_tensors(config, plain, "float32")}
-  monkeypatch.setattr(vllm_weights, "MAX_FILE_BYTES", 40_000)
+  layer = sum(tensor.nbytes for name, tensor in wanted.items() if ".layers.0." in name)
+  monkeypatch.setattr(weights_folder, "BATCH_BYTES", 2 * layer + 1)
   with jax.set_mesh(make_mesh(mesh)):
     model = jax.jit(policy_model.shard)(plain)
     del plain
-    held = []
+    held, batches = [], hf_batches
 
     def watched(*args):
       here = lambda x: np.prod(x.sharding.shard_shape(x.shape), dtype=int) * x.dtype.itemsize
-      for pair in hf_tensors(*args):
-        held.append(sum(map(here, jax.live_arrays())))
-        yield pair
+      for stacks in batches(*args):
+        jax.block_until_ready([stack.array for stack in stacks])
+        # Without the views of one device's replica, which are copied to the host.
+        held.append(sum(here(x) for x in jax.live_arrays() if x.sharding.num_devices == 8))
+        yield stacks
 
-    monkeypatch.setattr(vllm_weights, "hf_tensors", watched)
+    monkeypatch.setattr(weights_folder, "hf_batches", watched)
     path = folder.root / folder.write(model, 5, "float32")
   found = read(path)
   assert found.keys() == wanted.keys()
@@ -72,17 +78,53 @@ def test_write_of_sharded_weights_holds_one_tensor_at_a_time(folder, monkeypatch
   for name, tensor in wanted.items():
     np.testing.assert_array_equal(found[name], tensor)
   files = [file.stat().st_size for file in path.glob("*.safetensors")]
-  assert len(files) > 10 and max(files) < 45_000
+  assert len(files) == 4 + 2 + (not tied)  # layers, the embedding, the norm, the head
+  assert max(files) < 2 * layer + 10_000
   # Bytes on a device, beside the model: on a CPU a file's tensors are the arrays themselves.
-  largest = max(tensor.nbytes for tensor in wanted.values())
-  assert max(held) - min(held) <= 40_000 + 2 * largest < sum(x.nbytes for x in wanted.values()) / 4
+  assert max(held) - min(held) <= 2 * 2 * layer + 1 < sum(x.nbytes for x in wanted.values()) * 0.6
 
 
-def test_write_gives_a_large_tensor_its_own_file(folder, monkeypatch):
-  monkeypatch.setattr(vllm_weights, "MAX_FILE_BYTES", 100)
+def test_write_copies_the_next_batch_while_a_file_is_written(folder, monkeypatch):
+  monkeypatch.setattr(weights_folder, "BATCH_BYTES", 1)
   model = policy_model.init(CONFIG, 0)
-  path = folder.root / folder.write(model, 1, "float32")
-  assert read(path).keys() == {name for name, _ in hf_tensors(CONFIG, model)}
+  batches = len(list(hf_batches(CONFIG, model, "bfloat16", 1)))
+  on_host, save, copied, written = weights_folder._on_host, weights_folder.save_file, [], []
+
+  def slow_save(tensors, path):
+    # Without an overlap the next batch is never copied before this one is written.
+    enough = min(len(written) + 2, batches)
+    assert eventually(lambda: len(copied) >= enough, 20)
+    save(tensors, path)
+    written.append(path)
+
+  monkeypatch.setattr(weights_folder, "save_file", slow_save)
+  monkeypatch.setattr(
+    weights_folder, "_on_host", lambda stacks: copied.append(found := on_host(stacks)) or found
+  )
+  path = folder.root / folder.write(model, 1, "bfloat16")
+  assert len(written) == batches > 2
+  with safe_open(written[0], framework="np") as file:
+    assert file.get_slice("model.embed_tokens.weight").get_dtype() == "BF16"
+  assert sorted(path.glob("*.safetensors")) == sorted(written)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 64])
+def test_divided_tensors_are_written_once_and_evenly(parts):
+  config = dataclasses.replace(CONFIG, num_hidden_layers=6, vocab_size=200)
+  model = policy_model.init(config, 0)
+  shares = []
+  for part in range(parts):
+    own = {}
+    for _, stacks in weights_folder.divided(hf_batches(config, model, "float32", 1), part, parts):
+      for stack in stacks:
+        own |= zip(stack.names, [stack.array.nbytes / len(stack.names)] * len(stack.names))
+    shares.append(own)
+  sizes = {name: array.nbytes for name, array in hf_tensors(config, model)}
+  names = [name for own in shares for name in own]
+  assert sorted(names) == sorted(sizes)
+  loads = [sum(own.values()) for own in shares]
+  assert sum(loads) == sum(sizes.values())
+  assert max(loads) <= sum(loads) / parts + max(sizes.values())
 
 
 def test_write_keeps_the_newest_weights_only(folder):
