@@ -110,6 +110,8 @@ def plan(config, name: str, prompt_tokens: int, response_tokens: int) -> dict:
       forecast = estimate.step(config, model_config, topology, work, sizes, compiled, peak)
     change = estimate.advice(config, found, sizes, model_config.sizes())
     hosts = len({device.process_index for device in devices})
+    if forecast:
+      forecast["host_s"] = estimate.host_seconds(work, hosts)
     link = estimate.LINK * topology.chip.link
     pushed = push.forecast(config, model_config, topology, hosts, link)
   return {

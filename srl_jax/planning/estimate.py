@@ -21,6 +21,8 @@ COMPUTE = 0.55
 LINK = 0.8  # of the nominal rate of links inside a node or slice
 MEMORY = 0.8  # of the nominal rate of a chip's memory
 PACKED = 0.85  # real tokens among the packed ones
+# CPU seconds a token of the step: on each host, and of all hosts together.
+HOST_FIXED, HOST_SHARED = 0.05e-6, 0.7e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,14 @@ def link_seconds(
   weights = sum(leaf.size for leaf in jax.tree.leaves(abstract(model_config)))
   sent = (2 if frozen else 3) * 2 * weights * (mesh["fsdp"] - 1) / mesh["fsdp"]
   return sent / mesh["tensor"] / (LINK * topology.chip.link)
+
+
+def host_seconds(work: Work, hosts: int) -> float:
+  """CPU seconds of a host between sampling and the update, rewards excluded (benchmarks/hosts.md).
+
+  A part is the same on each host (the plan of the micro-batches), the rest is shared by all.
+  """
+  return work.tokens() * (HOST_FIXED + HOST_SHARED / hosts)
 
 
 def recomputed(remat: str, model_config: ModelConfig) -> float:

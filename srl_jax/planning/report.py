@@ -69,6 +69,7 @@ def _forecast(report) -> list[str]:
     f"  {step['compute_s']:.1f} s of compute, beside {step['link_s']:.1f} s of collectives",
     f"  {step['apply_s']:.2f} s for the optimiser, {step['score_s']:.1f} s for further log-probs",
     f"  {step['step_s']:.1f} s in all: MFU {step['mfu']:.1%}",
+    f"  {step['host_s']:.2f} CPU seconds of a host before it, besides rewards",
   ]
   return lines
 

@@ -44,6 +44,13 @@ def test_link_seconds_are_those_of_rings():
   assert estimate.link_seconds(QWEN, NODE, MESH | {"fsdp": 1}) == 0
 
 
+def test_host_seconds_fall_with_the_hosts_to_what_each_does():
+  work = estimate.work_of(config(), 1500, 1000)
+  seconds = [estimate.host_seconds(work, hosts) for hosts in (1, 2, 64, 10**9)]
+  assert seconds[0] - seconds[1] == pytest.approx(seconds[1] - seconds[3])
+  assert seconds[3] < seconds[2] < 1  # the goal at 64 hosts
+
+
 def test_step_by_hand():
   """Compute hides the links; the optimiser's step and further passes are added."""
   work = estimate.work_of(config(), 1500, 1000)

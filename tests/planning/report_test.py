@@ -18,7 +18,7 @@ def plan():
   step = dict(
     micro_batches=44, tokens=4_864_000, tokens_in_flight=131_072, flops=2e17, apply_s=0.01
   )
-  step |= dict(compute_s=77.0, link_s=38.0, score_s=0.0, step_s=77.0, mfu=0.351)
+  step |= dict(compute_s=77.0, link_s=38.0, score_s=0.0, step_s=77.0, mfu=0.351, host_s=0.3)
   return dict(
     model="Qwen/Qwen2.5-7B-Instruct",
     topology="h100x8",
@@ -51,6 +51,7 @@ def test_text_has_every_figure(plan):
     "3.00  weights",
     "44 micro-batches with 131,072 tokens in flight, 84% of them real",
     "77.0 s in all: MFU 35.1%",
+    "0.30 CPU seconds of a host",
     "500 of 1000 TFLOP/s",
     "verdict: fits, 40.0 of 59.0 GiB a device",
   ]:
