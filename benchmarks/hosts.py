@@ -188,12 +188,16 @@ def run_processes(count: int) -> list[list[dict]]:
       command = [sys.executable, "-m", "benchmarks.hosts", "--worker"]
       started.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True))
     found = []
-    for process in started:
-      out, _ = process.communicate()
-      if process.returncode:
-        raise RuntimeError(f"a process of {count} ended with {process.returncode}")
-      (line,) = [line for line in out.splitlines() if line.startswith("RESULT ")]
-      found.append(json.loads(line.removeprefix("RESULT ")))
+    try:
+      for process in started:
+        out, _ = process.communicate()
+        if process.returncode:
+          raise RuntimeError(f"a process of {count} ended with {process.returncode}")
+        (line,) = [line for line in out.splitlines() if line.startswith("RESULT ")]
+        found.append(json.loads(line.removeprefix("RESULT ")))
+    finally:
+      for process in started:
+        process.kill()
   return found
 
 
@@ -240,20 +244,23 @@ def main() -> None:
     row = " | ".join(f"{value:.2f}" for value in phases.values())
     print(f"| {count} | {row} | {host:.2f} | {zero:.2f} | {sent:.1f}, {received:.1f} |", flush=True)
   # One process alone exchanges nothing, so its figure is left out of the fit.
-  for name, seconds in totals.items():
-    print_fit(name, counts[counts[0] == 1 :], seconds[counts[0] == 1 :])
+  several = [i for i, count in enumerate(counts) if count > 1]
+  if len(several) > 2:
+    for name, seconds in totals.items():
+      print_fit(name, [counts[i] for i in several], [seconds[i] for i in several])
 
 
 def print_fit(name: str, counts: list[int], seconds: list[float]) -> None:
-  """The least-squares fit a + b / hosts + c hosts, without negative terms, and its forecasts."""
+  """The least-squares fit fixed + shared / hosts + each hosts, no term negative, and forecasts."""
   n = np.array(counts, float)
   terms = np.stack([np.ones_like(n), 1 / n, n], axis=1)
   # Relative errors count equally.
-  (a, b, c), _ = nnls(terms / np.array(seconds)[:, None], np.ones(len(n)))
-  worst = max(abs(terms @ (a, b, c) / seconds - 1))
-  forecast = ", ".join(f"{a + b / m + c * m:.2f} s at {m}" for m in FORECAST)
+  (fixed, shared, each), _ = nnls(terms / np.array(seconds)[:, None], np.ones(len(n)))
+  worst = max(abs(terms @ (fixed, shared, each) / seconds - 1))
+  forecast = ", ".join(f"{fixed + shared / m + each * m:.2f} s at {m}" for m in FORECAST)
   print(
-    f"\n{name}: {a:.3f} + {b:.2f} / hosts + {c:.5f} hosts (within {worst:.0%}): {forecast} hosts"
+    f"\n{name}: {fixed:.3f} + {shared:.2f} / hosts + {each:.5f} hosts (within {worst:.0%}):"
+    f" {forecast} hosts"
   )
 
 

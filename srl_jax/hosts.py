@@ -22,6 +22,8 @@ from srl_jax.errors import EngineError, Stopped, UserError
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat a process counts as dead, and all others are aborted
 SHUTDOWN_SECONDS = 30  # a process that exits waits this long for the others
+CHUNK_BYTES = 1 << 20  # of a value in the store
+CHUNK_MILLISECONDS = 600_000  # a chunk that takes longer to arrive is an error
 # One number for each collective, and for each exchange: the keys of the store must be unique.
 _turns, _exchanges = itertools.count(), itertools.count()
 
@@ -100,6 +102,8 @@ def all_gather_json(value) -> list:
 
   All processes must call the collectives of this module in the same order.
   """
+  if jax.process_count() == 1:
+    return [value]
   packed = zlib.compress(json.dumps(value).encode(), level=1)
   return [json.loads(zlib.decompress(packed)) for packed in _all_gather_bytes(packed)]
 
@@ -115,7 +119,7 @@ def _all_gather_bytes(data: bytes) -> list[bytes]:
   client, turn = _client(), next(_turns)
   key = lambda part: f"srl_jax/all/{turn}/{part}"
   if not is_writer():
-    client.key_value_set_bytes(key(jax.process_index()), data)
+    _set(client, key(jax.process_index()), data)
     whole = _wait_for(client, key("whole"))
   else:
     parts = [data, *(_wait_for(client, key(i)) for i in range(1, jax.process_count()))]
@@ -125,7 +129,7 @@ def _all_gather_bytes(data: bytes) -> list[bytes]:
       client.key_value_delete(f"srl_jax/all/{turn - 1}")  # and all keys below it
     sizes = np.array(list(map(len, parts)), np.int64)
     whole = sizes.tobytes() + b"".join(parts)
-    client.key_value_set_bytes(key("whole"), whole)
+    _set(client, key("whole"), whole)
   # The sizes of the parts, 8 bytes each, and the parts.
   sizes = np.frombuffer(whole, np.int64, jax.process_count())
   ends = sizes.nbytes + sizes.cumsum()
@@ -138,14 +142,31 @@ def _client():
   return distributed.global_state.client
 
 
+def _set(client, key: str, data: bytes) -> None:
+  """Sets the value of a key, of which `_wait_for` gets any size; chunks are keys below it."""
+  chunks = [data[begin : begin + CHUNK_BYTES] for begin in range(0, len(data), CHUNK_BYTES)]
+  inline = chunks.pop() if len(chunks) == 1 else b""
+  for number, chunk in enumerate(chunks):
+    client.key_value_set_bytes(f"{key}/{number}", chunk)
+  # Last, because a process that finds this key gets the chunks at once.
+  client.key_value_set_bytes(key, f"{len(chunks)} ".encode() + inline)
+
+
 def _wait_for(client, key: str) -> bytes:
-  """Returns the value of a key; waits one second at a time, so that Python can handle signals."""
+  """Returns the value of a key; waits one second at a time, so that Python can handle signals.
+
+  That second includes the transfer of the value, hence the chunks.
+  """
   while True:
     try:
-      return client.blocking_key_value_get_bytes(key, 1000)
+      head = client.blocking_key_value_get_bytes(key, 1000)
+      break
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
         raise
+  count, _, inline = head.partition(b" ")
+  get = lambda number: client.blocking_key_value_get_bytes(f"{key}/{number}", CHUNK_MILLISECONDS)
+  return inline + b"".join(map(get, range(int(count))))
 
 
 def broadcast(value):
@@ -172,7 +193,10 @@ def all_gather_lists(entries: list, error: Exception | None = None) -> list:
 
   Args:
     entries: this process's list.
-    error: as for `all_gather_rows`, also in what is raised.
+    error: the EngineError or Stopped that ended this process's part, or None.
+
+  Raises:
+    EngineError, Stopped: one process passed an error; as `all_gather_rows`.
   """
   if jax.process_count() == 1 and error is None:
     return entries
@@ -181,7 +205,7 @@ def all_gather_lists(entries: list, error: Exception | None = None) -> list:
 
 
 def all_gather_rows(rows: np.ndarray, error: Exception | None = None) -> list[np.ndarray]:
-  """Returns the arrays of all processes, in process order; a collective.
+  """Returns the arrays of all processes, in process order and read-only; a collective.
 
   Args:
     rows: this process's array of any length, one-dimensional and of the same type on all.
@@ -211,24 +235,22 @@ def _all_gather_or_raise(data: bytes, error: Exception | None) -> list[bytes]:
 
 
 def exchange(parcels: Mapping[int, bytes], senders: Iterable[int]) -> dict[int, bytes]:
-  """Sends bytes to some processes and receives from others; a collective of its own.
+  """Sends bytes to some processes and receives from others, through the store of process 0.
 
-  All processes must call it equally often, but it may run beside the other collectives, in another
-  thread.
+  A collective that is counted separately: another thread may use the other ones meanwhile.
 
   Args:
     parcels: {process: what it receives from this one}.
-    senders: the processes that have this one among their parcels.
+    senders: the processes that have this one among their parcels; it waits for each of them.
 
   Returns {sender: its parcel}.
   """
-  turn, me = next(_exchanges), jax.process_index()
   if jax.process_count() == 1:
     return {}
-  client = _client()
-  key = lambda sender, receiver: f"srl_jax/from/{turn}/{sender}/{receiver}"
+  client, turn, me = _client(), next(_exchanges), jax.process_index()
+  key = lambda sender, receiver: f"srl_jax/exchange/{turn}/{sender}/{receiver}"
   for receiver, parcel in parcels.items():
-    client.key_value_set_bytes(key(me, receiver), parcel)
+    _set(client, key(me, receiver), parcel)
   arrived = {}
   for sender in senders:
     arrived[sender] = _wait_for(client, key(sender, me))

@@ -98,6 +98,12 @@ for gather in (hosts.all_gather_lists, lambda _, error: hosts.all_gather_rows(np
     else:
       raise AssertionError("nothing was raised")
 
+# A value of several chunks, the last of them short, and one of exactly one chunk.
+for size in (3 * hosts.CHUNK_BYTES + 1, hosts.CHUNK_BYTES, 0):
+  data = np.full(size, me, np.uint8)
+  for i, part in enumerate(hosts.all_gather_rows(data)):
+    assert len(part) == size and (part == i).all()
+
 # Each sends to the next two, beside a gather in another thread.
 for turn in range(20):
   thread = threading.Thread(target=hosts.all_gather_json, args=([turn],))

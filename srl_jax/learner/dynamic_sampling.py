@@ -22,8 +22,9 @@ MARGIN = 1.28  # standard deviations: a normal variable is above -1.28 in nine o
 Ticket = tuple[int, int]
 
 
-# What all processes know of a response: its reward, why it is malformed (UTF-8, empty if it is
-# not), its tokens, whether it was truncated, and the words of monologue and action.
+# A response without its text and token ids, as processes exchange it: its reward, why it is
+# malformed (UTF-8, empty if it is not), its tokens, whether it was truncated, and the words of its
+# monologue and action.
 NUMBERS = np.dtype(
   [
     ("reward", np.float64),

@@ -60,7 +60,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
 @np.errstate(all="ignore")  # update.step_metrics raises if the step went wrong
 def logprob_gap(gap: np.ndarray) -> dict[str, float]:
-  """Of the differences of trainer's and engine's log-probs of the sampled tokens, float32 [n]."""
+  """Statistics of gap [n], float32: |trainer's - engine's log-prob| of each sampled token."""
   return {
     "logprob_gap_mean": float(gap.mean()),
     "logprob_gap_p99": float(np.quantile(gap, 0.99)),
@@ -106,7 +106,7 @@ def update_metrics(
   found = []
   for output in outputs:
     gaps = np.concatenate([on_host(gap_bs).ravel() for gap_bs in output.gaps])
-    # Padding has -1; a gap that is not a number is one of a token.
+    # Padding has -1; nan is kept, because it is a trained token's.
     found.append(logprob_gap(gaps[~(gaps < 0)]) | step_metrics(output, step))
   # Over the k optimiser steps of the batch.
   means = {name: float(np.mean([step[name] for step in found])) for name in found[0]}

@@ -72,7 +72,7 @@ class RowShape(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-  """The groups of each row of a micro-batch of all devices, and its shape; see `rows_of`."""
+  """A micro-batch over all devices: its shape, and the groups of each of its rows."""
 
   shape: RowShape
   bins: list[Bin]
@@ -222,9 +222,11 @@ def _micro_batches(bins: list[Bin], shapes: Sequence[RowShape], shards: int) -> 
 
 
 def rows_of(batch: MicroBatch, bins: Sequence[Bin] | None = None) -> Rows:
-  """The rows of a micro-batch on the host: all, or those of `bins`, in which tokens are complete.
+  """Rows [rows, shape.tokens] of a micro-batch on the host.
 
-  Every part of its rows has the same arrays, also one of padding alone.
+  `bins`: the groups of some of its rows, with all of their tokens; None: of all its rows. Which
+  fields are None depends on the whole micro-batch, so that a process whose rows are all padding
+  makes the same pytree.
   """
   first = next(groups[0].responses[0] for groups in batch.bins if groups)
   logprobs = [field for field in LOGPROBS if getattr(first, field) is not None]

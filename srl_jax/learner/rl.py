@@ -172,7 +172,7 @@ def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
   reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
   lines = [
     f"warning: step {run.state.step + 1}: {len(failures) - counts.total()} of {len(failures)}"
-    f" responses are well-formed ({reasons}). Some responses:"
+    f" responses are well-formed ({reasons}). {run.workdir}/rollouts has all of them; some are"
   ]
   opened = " (the prompt opens <think>)" if run.train_prompts.think_opened else ""
   # The first response of three groups, so that the samples are of different prompts. The texts of

@@ -206,7 +206,7 @@ def zeros(trained):
 
 
 def on_device(rows: Rows) -> Rows:
-  """This process's rows, on the host -> the mesh that is set, sharded along b."""
+  """Copies this process's rows to its devices: the micro-batch [b, ...], sharded along b."""
   return jax.tree.map(put_rows, rows)
 
 

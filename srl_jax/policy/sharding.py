@@ -258,7 +258,8 @@ def put(x, letters: str, mesh=None):
 def row_processes(b: int) -> list[frozenset[int]]:
   """The processes that have each of b rows on their devices, with the mesh that is set.
 
-  A row is on several processes where the mesh's axis tensor extends over them.
+  b is a multiple of shards("b"). A row is on several processes where the mesh's axis tensor extends
+  over them.
   """
   return _row_processes(jax.sharding.get_mesh(), b)
 
@@ -276,13 +277,16 @@ def _row_processes(mesh, b: int) -> list[frozenset[int]]:
 
 
 def own_rows(b: int) -> list[int]:
-  """Those of b rows that are on this process's devices, with the mesh that is set."""
+  """Those of b rows that are on this process's devices, ascending; see row_processes."""
   me = jax.process_index()
   return [row for row, processes in enumerate(row_processes(b)) if me in processes]
 
 
 def put_rows(x):
-  """This process's rows of a host array (own_rows) -> the device array of all processes' rows."""
+  """Copies this process's rows [own_rows, ...] to its devices.
+
+  Returns the global array [b, ...], sharded along b on the mesh that is set.
+  """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return jnp.asarray(x)

@@ -57,8 +57,8 @@ def _about(
     "rollouts": {
       "groups": len(read.groups),
       "shown": shown,
-      "files": read.files,
-      "files_read": read.files_read,
+      "steps": read.steps,
+      "steps_read": read.steps_read,
     },
   }
 

@@ -9,8 +9,8 @@ let current = -1; // place in DATA.groups of the group that is shown
 
 function rolloutsSection() {
   const shown = DATA.runs.map((run) => {
-    const { groups, files, files_read: read } = run.rollouts;
-    const part = read < files ? `, of ${read} of ${files} steps` : "";
+    const { groups, steps, steps_read: read } = run.rollouts;
+    const part = read < steps ? `, of ${read} of ${steps} steps` : "";
     return `${run.name}: ${run.rollouts.shown} of ${groups} groups${part}`;
   });
   return section("rollouts", "Rollouts",

@@ -6,6 +6,7 @@ A run may have written gigabytes. Of its files of rollouts, evenly spaced ones a
 
 import dataclasses
 import pathlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,13 +62,13 @@ class Groups:
 
   Attributes:
     groups: by step, then by number.
-    files, files_read: number of files of rollouts, and how many of them were read.
+    steps, steps_read: number of steps with rollouts, and how many of them were read.
     faults: a sentence for each part that could not be read.
   """
 
   groups: list[Group]
-  files: int
-  files_read: int
+  steps: int
+  steps_read: int
   faults: list[str]
 
 
@@ -75,12 +76,11 @@ def read_groups(run: RunFiles, limit: int = LIMIT) -> Groups:
   """Returns the groups of a run, of at most about `limit` bytes of its files."""
   faults = Faults()
   chosen = evenly_within(run.rollouts, limit)
-  groups = []
+  groups, read = [], Counter()  # bytes of each step
   for step, path in chosen:
-    read = 0
     for number, line, offset in raw_lines(path, faults):
-      read += len(line)
-      if read > limit:  # a single file may be larger than all that may be read
+      read[step] += len(line)
+      if read[step] > limit:  # a single step may be larger than all that may be read
         break
       found = parse_object(line)
       fault = why_damaged(found)
@@ -92,7 +92,8 @@ def read_groups(run: RunFiles, limit: int = LIMIT) -> Groups:
         number = index + 1 if isinstance(index, int) and index >= 0 else number
         groups.append(_group(found, step, number, path, offset))
   groups.sort(key=lambda group: (group.step, group.number))
-  return Groups(groups, len(run.rollouts), len(chosen), faults.all())
+  steps, steps_read = (len({step for step, _ in files}) for files in (run.rollouts, chosen))
+  return Groups(groups, steps, steps_read, faults.all())
 
 
 def evenly_within(

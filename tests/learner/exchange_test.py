@@ -82,5 +82,9 @@ def test_rows_of_processes_are_those_of_one(tmp_path, processes):
       how = dict(cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
       own = environment | {"JAX_PROCESS_ID": str(i)}
       started.append(subprocess.Popen([sys.executable, "-c", SCRIPT], env=own, **how))
-  for process, log in zip(started, logs):
-    assert process.wait(600) == 0 and "all well" in log.read_text(), log.read_text()
+  try:
+    for process, log in zip(started, logs):
+      assert process.wait(600) == 0 and "all well" in log.read_text(), log.read_text()
+  finally:
+    for process in started:
+      process.kill()

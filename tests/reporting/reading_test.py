@@ -80,8 +80,9 @@ def test_groups_of_several_processes_are_one_step(tmp_path):
   places = [(group.step, group.number, group.id) for group in found]
   assert places == [(step, i + 1, f"q/{i}") for step in (1, 2) for i in range(5)]
   size = sum(path.stat().st_size for _, path in run.rollouts)
-  part = rollouts.read_groups(run, size // 2).groups  # whole steps are left out
-  assert [(group.step, group.number) for group in part] == [(2, i + 1) for i in range(5)]
+  part = rollouts.read_groups(run, size // 2)  # whole steps are left out
+  assert [(group.step, group.number) for group in part.groups] == [(2, i + 1) for i in range(5)]
+  assert (part.steps, part.steps_read) == (2, 1)
 
 
 def test_many_faults_of_a_file_are_counted(tmp_path):
@@ -142,7 +143,7 @@ def test_of_large_files_evenly_spaced_ones_are_read(tmp_path):
   size = (tmp_path / "a" / "rollouts" / "step_000001.jsonl").stat().st_size
   found = rollouts.read_groups(run, limit=4 * size)
   assert [group.step for group in found.groups] == [1, 4, 7, 10]
-  assert (found.files, found.files_read) == (10, 4)
+  assert (found.steps, found.steps_read) == (10, 4)
   # A single file that is larger than the limit is read up to it.
   write_run(tmp_path / "b", {1: [line] * 10})
   (run,) = reading.read_runs([tmp_path / "b"])

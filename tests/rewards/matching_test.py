@@ -94,10 +94,13 @@ DEGENERATE = {
 @pytest.mark.parametrize("autojunk", [False, True])
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_matches_is_bounded_on_degenerate_texts(name, autojunk):
-  """Processor time, three times what was measured at worst (0.7 s); cydifflib takes minutes."""
+  """At worst 0.7 s of processor time on a quiet machine, and 2 s on a busy one under coverage.
+
+  cydifflib takes minutes, so 10 s tell them apart.
+  """
   with Stopwatch() as stopwatch:
     similarity(*DEGENERATE[name], autojunk=autojunk)
-  assert stopwatch.last < 2
+  assert stopwatch.last < 10
 
 
 @pytest.mark.parametrize("autojunk", [False, True])
