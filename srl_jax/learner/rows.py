@@ -7,6 +7,7 @@ responses of a group read their first token's log-prob from the one last token o
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,13 +42,19 @@ class PackedGroup:
   prompt_ids: Sequence[int]
   responses: Sequence[Response]
 
+  @functools.cached_property
+  def _sum_and_longest(self) -> tuple[int, int]:
+    # Cached, because packing compares the same groups many times.
+    lengths = [len(response.token_ids) for response in self.responses]
+    return sum(lengths), max(lengths)
+
   def size(self) -> int:
     """Tokens of the group, the prompt counted once."""
-    return len(self.prompt_ids) + sum(len(r.token_ids) for r in self.responses)
+    return len(self.prompt_ids) + self._sum_and_longest[0]
 
   def longest(self) -> int:
     """Tokens of the prompt and its longest response."""
-    return len(self.prompt_ids) + max(len(r.token_ids) for r in self.responses)
+    return len(self.prompt_ids) + self._sum_and_longest[1]
 
 
 class Rows(NamedTuple):
