@@ -21,15 +21,17 @@ from safetensors.numpy import load_file
 from benchmarks import machine
 from srl_jax import command_line
 from srl_jax.errors import EngineError
+from srl_jax.policy.hf_tensors import hf_batches
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import load_hf
 from srl_jax.rollout.vllm_fleet import read_limits
 from srl_jax.rollout.vllm_server import Server
 from srl_jax.rollout.vllm_weights import Probe, push
-from srl_jax.rollout.weights_folder import WeightsFolder
+from srl_jax.rollout.weights_folder import BATCH_BYTES, WeightsFolder
 
 ROWS = {
   "plain": "plain write of the same bytes, one process",
+  "cast": "cast alone: tensors in the servers' layout and type",
   "write": "write: cast, copy, files",
   "pause": "pause of the server",
   "check": "  of it: names and shapes",
@@ -82,8 +84,13 @@ def measure(server, folder, model, turn, limits, log) -> tuple[dict[str, float],
   """({name of ROWS: seconds}, bytes) of a push of the version `turn`."""
   seconds = {}
   begun = time.perf_counter()
+  for stacks in hf_batches(model.config, model, limits.dtype, BATCH_BYTES):
+    jax.block_until_ready([stack.array for stack in stacks])
+  seconds["cast"] = time.perf_counter() - begun
+  begun = time.perf_counter()
   name = folder.write(model, turn, limits.dtype)
   seconds["write"] = time.perf_counter() - begun
+  folder.keep_only(name)
   seconds["plain"], size = plain_write(folder.root / name, folder.path / "plain")
   probe = Probe(model, turn, limits.max_model_len)
   served = push(server, name, turn)
@@ -97,23 +104,23 @@ def measure(server, folder, model, turn, limits, log) -> tuple[dict[str, float],
   server.call("POST", "/collective_rpc", body, timeout=600, is_json=False)
   begun, ended = server.times["/collective_rpc"]
   seconds["vllm"] = ended - begun
-  folder.keep_only(name)
   return seconds, size
 
 
 def plain_write(source: pathlib.Path, target: pathlib.Path) -> tuple[float, int]:
-  """(seconds of writing all tensors of a folder, from memory, into one file; their bytes)."""
-  arrays = []
+  """(seconds of writing all tensors of a folder from memory, file by file; their bytes)."""
+  seconds, size = 0.0, 0
   for file in source.glob("*.safetensors"):
     # Copies: what is only mapped would be read while the clock runs.
-    arrays += [array.copy() for array in load_file(file).values()]
-  begun = time.perf_counter()
-  with target.open("wb", buffering=0) as file:
-    for array in arrays:
-      file.write(array.reshape(-1).view("uint8"))
-  seconds = time.perf_counter() - begun
-  target.unlink()
-  return seconds, sum(array.nbytes for array in arrays)
+    arrays = [array.copy() for array in load_file(file).values()]
+    begun = time.perf_counter()
+    with target.open("wb", buffering=0) as out:
+      for array in arrays:
+        out.write(array.reshape(-1).view("uint8"))
+    seconds += time.perf_counter() - begun
+    target.unlink()
+    size += sum(array.nbytes for array in arrays)
+  return seconds, size
 
 
 def last_update(log: pathlib.Path, name: str) -> tuple[float, float]:

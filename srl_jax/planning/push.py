@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from srl_jax.planning.topologies import Topology
 from srl_jax.policy.model import ModelConfig, abstract
 
-# Assumed rates in bytes/s. A process writes 2.0e9 to /dev/shm on one core and a server loads 1.5e9
-# of them on one core (benchmarks/push.md); a GPU's server only copies what it reads. A shared file
-# system and its links are those of a small cluster: 32 Gbit/s in all, 25 Gbit/s a host.
+# Assumed rates in bytes/s. One core writes 2.7e9 to /dev/shm where it is idle (benchmarks/push.md),
+# of which 2e9 are counted. A server on a GPU copies what it reads, which no card has measured. A
+# shared file system and its links are those of a small cluster: 32 Gbit/s in all, 25 Gbit/s a host
+# of which 80 % are counted.
 RATES = {
   "copy": 8e9,  # from a device to its host
   "memory": 2e9,  # a process to its host's /dev/shm

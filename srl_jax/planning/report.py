@@ -81,7 +81,7 @@ def _push(push) -> list[str]:
     f"{push['bytes'] / 1e9:.1f} GB in {part['read_s']:.1f} s: {part['push_s']:.1f} s in all"
   )
   return [
-    f"forecast of a push to vLLM servers: {push['bytes'] / 1e9:.1f} GB, {push['hosts']} hosts",
+    f"forecast of a push to vLLM servers: {push['bytes'] / 1e9:.1f} GB, hosts: {push['hosts']}",
     f"  servers on the trainer's hosts, /dev/shm: each host writes {line(push['local'])}",
     f"  a shared folder: no host writes more than {line(push['shared'])}",
     f"  assumed, GB/s: {rates['copy']:g} from a device, {rates['memory']:g} to /dev/shm, "

@@ -52,10 +52,14 @@ def hf_tensors(config: ModelConfig, model: Qwen2, dtype=None) -> Iterator[tuple[
 
 
 class Stack(NamedTuple):
-  """Tensors of equal shape: `array[i]` is the tensor with the Hugging Face name `names[i]`."""
+  """A weight under Hugging Face's names.
+
+  Fields: names; array, the tensor of that name, or, if `by_layer`, one tensor for each name.
+  """
 
   names: tuple[str, ...]
   array: jax.Array
+  by_layer: bool
 
 
 def hf_batches(
@@ -73,21 +77,22 @@ def hf_batches(
 
   Yields tuples of Stack, whose arrays are replicated over the model's mesh.
   """
-  params = {name: param[...] for name, param in params_of(model).items()}
+  dtype, params = jnp.dtype(dtype), {}
+  for name, param in params_of(model).items():
+    params[name] = param[...]
   stacked = {name: params.pop(name) for name in list(params) if name.startswith("layers.")}
-  for name in sorted(params, key=lambda name: -params[name].size):
-    yield _stacks(export({name: params[name]}, 0, 1, jnp.dtype(dtype)), range(1))
-  count = _layers_of_a_batch(config, jnp.dtype(dtype).itemsize, max_bytes)
+  for name, weight in sorted(params.items(), key=lambda item: -item[1].size):
+    # Outside the layers our layout is Hugging Face's, so there may be nothing to do.
+    if weight.dtype != dtype or not weight.sharding.is_fully_replicated:
+      weight = export({name: weight}, 0, 1, dtype)[name]
+    yield (Stack((HF_WEIGHTS[name][0],), weight, by_layer=False),)
+  count = _layers_of_a_batch(config, dtype.itemsize, max_bytes)
   for first in range(0, config.num_hidden_layers, count):
-    arrays = export(stacked, first, count, jnp.dtype(dtype))
-    yield _stacks(arrays, range(first, first + count))
-
-
-def _stacks(arrays, layers):
-  stacks = []
-  for name, array in arrays.items():
-    stacks.append(Stack(tuple(HF_WEIGHTS[name][0].format(layer) for layer in layers), array))
-  return tuple(stacks)
+    stacks = []
+    for name, array in export(stacked, first, count, dtype).items():
+      names = (HF_WEIGHTS[name][0].format(layer) for layer in range(first, first + count))
+      stacks.append(Stack(tuple(names), array, by_layer=True))
+    yield tuple(stacks)
 
 
 def _layers_of_a_batch(config, itemsize, max_bytes):
@@ -101,38 +106,49 @@ def _layers_of_a_batch(config, itemsize, max_bytes):
 @functools.partial(jax.jit, static_argnames=("name", "dtype"))
 def to_hf(weight, layer, name, dtype):
   """One Hugging Face tensor of our weight `name`, replicated, in `dtype`; layer is int32."""
-  return export({name: weight}, layer, 1, dtype)[name][0]
+  array = export({name: weight}, layer, 1, dtype)[name]
+  return array[0] if letters_of(name)[0] == "l" else array
 
 
 @functools.partial(jax.jit, static_argnames=("count", "dtype"))
 def export(weights, first, count, dtype):
-  """{name: `count` Hugging Face tensors as one array}, replicated, in `dtype`.
+  """{name: the Hugging Face tensor}, replicated, in `dtype`.
 
   Args:
-    weights: {name of HF_WEIGHTS: array}; of a weight with layers, those from `first` (int32) on are
-      taken.
-    count: 1 for a weight without layers.
+    weights: {name of HF_WEIGHTS: array}.
+    first, count: of a weight that is stacked along l, the layers of which tensors are returned,
+      stacked too; first is int32.
     dtype: a numpy type.
   """
   return {name: _export(weight, first, count, name, dtype) for name, weight in weights.items()}
 
 
 def _export(weight, first, count, name, dtype):
-  letters, dims = letters_of(name), HF_WEIGHTS[name][1].split(",")
-  if letters[0] == "l":
+  shape, order = _layout(name, weight.shape)
+  if letters_of(name)[0] == "l":
     weight = jax.lax.dynamic_slice_in_dim(weight, first, count)
-    letters = letters[1:]
-  else:
-    weight = weight[None]
   # The cast precedes the all-gather, so that fewer bytes are communicated.
   weight = weight.astype(dtype)
   mesh = jax.typeof(weight).sharding.mesh
   if not mesh.empty:
     weight = jax.reshard(weight, NamedSharding(mesh, P()))
-  # E.g. q_proj: [count, d, n, h] -> [count, n, h, d] -> [count, n * h, d].
-  size = dict(zip(letters, weight.shape[1:]))
-  weight = weight.transpose([0] + [1 + letters.index(letter) for letter in "".join(dims)])
-  return weight.reshape([count] + [math.prod(size[letter] for letter in dim) for dim in dims])
+  return weight.reshape(shape).transpose(order)
+
+
+def _layout(name, shape):
+  """(matrix, order): our weight.reshape(matrix).transpose(order) is the Hugging Face tensor.
+
+  `shape` is our weight's; the number of layers is -1 in `matrix`.
+  """
+  letters, dims = letters_of(name), HF_WEIGHTS[name][1].split(",")
+  # E.g. q_proj, ldnh and "nh,d": [l, d, n * h] -> [l, n * h, d].
+  ours = sorted(dims, key=letters.index)
+  size = dict(zip(letters, shape))
+  matrix = [math.prod(size[letter] for letter in dim) for dim in ours]
+  order = [ours.index(dim) for dim in dims]
+  if letters[0] == "l":
+    return [-1, *matrix], [0, *(1 + i for i in order)]
+  return matrix, order
 
 
 def letters_of(name):

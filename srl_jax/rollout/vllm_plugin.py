@@ -102,10 +102,9 @@ class WeightFiles(WeightTransferEngine):
     self.model.load_weights(tensors)
     finalize_layerwise_reload(self.model, self.model_config)
     if self.device.type == "cpu" and self.model_config.hf_config.tie_word_embeddings:
-      # vLLM packs the head for oneDNN at start-up and would keep using that copy of the old one.
-      from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-      dispatch_cpu_unquantized_gemm(self.model.lm_head, remove_weight=False)
+      # On a CPU the head multiplies by a packed copy of the weights. The reload packs the new ones
+      # for the embedding only; a tied head would keep its copy of the old ones.
+      self.model.lm_head.cpu_linear = self.model.model.embed_tokens.cpu_linear
 
 
 def files_in(folder: str) -> list[pathlib.Path]:

@@ -5,6 +5,7 @@ bytes and write into one folder; a process that shares it with no other one writ
 While a thread writes one batch of tensors, the next one is cast, gathered and copied to the host.
 """
 
+import collections
 import contextlib
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -25,9 +26,11 @@ from srl_jax.policy import peft_files
 from srl_jax.policy.hf_tensors import Stack, hf_batches
 from srl_jax.policy.model import Qwen2
 
-# Of tensors that are cast and gathered by one program. The host holds two batches at most: one that
-# is written and one that is copied.
-BATCH_BYTES = 128 << 20
+# Of tensors that are cast and gathered by one program. On a CPU larger arrays are slower: the
+# allocator gives their pages back instead of using them for the next batch.
+BATCH_BYTES = 16 << 20
+# Of tensors on the host that are not written yet; at least one batch is written and one copied.
+AHEAD_BYTES = 256 << 20
 WHOLE = "policy"  # the name that servers give their own weights
 
 
@@ -213,7 +216,7 @@ def write_batches(
   Without a target it only takes part in the gathers. Raises what the writing raised, after the last
   batch: the other processes wait for this one's part in each.
   """
-  writing, error = None, None
+  error, waiting = None, collections.deque()  # of (file that is being written, bytes)
   with ThreadPoolExecutor(1) as writer:
     for number, (stacks, own) in enumerate(batches):
       if error or not target or not own:
@@ -221,18 +224,16 @@ def write_batches(
           [stack.array for stack in stacks]
         )  # one batch on the device at a time
         continue
-      tensors = _on_host(own)  # while the batch before is written
-      error = _outcome(writing)
-      if not error:
-        writing = writer.submit(save_file, tensors, target / f"{prefix}-{number:05}.safetensors")
-  error = error or _outcome(writing)
+      tensors = _on_host(own)  # while the batches before are written
+      size = sum(tensor.nbytes for tensor in tensors.values())
+      while waiting and not error and size + sum(other for _, other in waiting) > AHEAD_BYTES:
+        error = waiting.popleft()[0].exception()
+      file = target / f"{prefix}-{number:05}.safetensors"
+      waiting.append((writer.submit(save_file, tensors, file), size))
+  for writing, _ in waiting:
+    error = error or writing.exception()
   if error:
     raise error
-
-
-def _outcome(writing: Future | None) -> BaseException | None:
-  """Waits for a file; the error that ended its writing, or None."""
-  return writing.exception() if writing else None
 
 
 def _on_host(stacks: Sequence[Stack]) -> dict[str, np.ndarray]:
@@ -244,5 +245,5 @@ def _on_host(stacks: Sequence[Stack]) -> dict[str, np.ndarray]:
     copies[-1].copy_to_host_async()
   tensors = {}
   for stack, copy in zip(stacks, copies):
-    tensors |= zip(stack.names, np.asarray(copy))
+    tensors |= zip(stack.names, np.asarray(copy) if stack.by_layer else [np.asarray(copy)])
   return tensors

@@ -73,7 +73,7 @@ def test_text_has_the_forecast_of_a_push_with_its_rates(plan):
   push = dict(bytes=15.2e9, hosts=8, rates=rates, check_s=1.0, local=local, shared=shared)
   page = report.text(plan | dict(push=push))
   for part in [
-    "15.2 GB, 8 hosts",
+    "15.2 GB, hosts: 8",
     "15.2 GB in 7.6 s, each server reads 15.2 GB in 3.8 s: 12.4 s in all",
     "1.9 GB in 3.8 s, each server reads 15.2 GB in 6.1 s: 10.9 s in all",
     "8 from a device, 2 to /dev/shm, 4 from there by a server; shared: 4 of all hosts, 2.5 of one",
