@@ -177,6 +177,9 @@ def calls(config, state: State) -> list[Call]:
     how = dict(first=layer, count=1, dtype=jnp.dtype(config.dtype))
     table = dict(weights={"embed_tokens": weight}) | how
     rest = beside + device_bytes(model) - device_bytes(weight)
+    # While a batch is made, the one before it is still on the devices: at most the head.
+    if "lm_head" in hf_tensors.params_of(model):
+      rest += weight.size * jnp.dtype(config.dtype).itemsize
     found.append(Call("export", hf_tensors.export, (), table, rest))
   return found
 

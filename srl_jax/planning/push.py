@@ -9,9 +9,9 @@ from srl_jax.planning.topologies import Topology
 from srl_jax.policy.model import ModelConfig, abstract
 
 # Assumed rates in bytes/s. One core writes 2.7e9 to /dev/shm where it is idle (benchmarks/push.md),
-# of which 2e9 are counted. A server on a GPU copies what it reads, which no card has measured. A
-# shared file system and its links are those of a small cluster: 32 Gbit/s in all, 25 Gbit/s a host
-# of which 80 % are counted.
+# of which 2e9 are counted. A server on a GPU copies what it reads, which no card has measured.
+# "shared" and "host" are those of a small cluster: 40 Gbit/s of its file system and 25 Gbit/s of a
+# host, of which 80 % are counted.
 RATES = {
   "copy": 8e9,  # from a device to its host
   "memory": 2e9,  # a process to its host's /dev/shm
@@ -45,7 +45,7 @@ def forecast(config, model_config: ModelConfig, topology: Topology, hosts: int, 
   total = count * itemsize
   gather_s = total * (topology.devices - 1) / topology.devices / link
 
-  def of(host_bytes, write_s, read_s):
+  def times(host_bytes, write_s, read_s):
     write_s = max(write_s, gather_s, host_bytes / RATES["copy"])
     push_s = write_s + read_s + CHECK_SECONDS
     return {"host_bytes": host_bytes, "write_s": write_s, "read_s": read_s, "push_s": push_s}
@@ -59,6 +59,6 @@ def forecast(config, model_config: ModelConfig, topology: Topology, hosts: int, 
     "hosts": hosts,
     "rates": dict(RATES),
     "check_s": CHECK_SECONDS,
-    "local": of(total, total / RATES["memory"], total / RATES["load"]),
-    "shared": of(part, shared_s, total / RATES["host"]),
+    "local": times(total, total / RATES["memory"], total / RATES["load"]),
+    "shared": times(part, shared_s, total / RATES["host"]),
   }

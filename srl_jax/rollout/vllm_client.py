@@ -15,7 +15,7 @@ import jax
 
 from srl_jax import hosts
 from srl_jax.data.tokenizer import decode
-from srl_jax.errors import EngineError, UserError
+from srl_jax.errors import EngineError, Stopped, UserError
 from srl_jax.policy.lora import merge
 from srl_jax.policy.model import Qwen2
 from srl_jax.rollout.engine import Prompt, Rollout, SamplingParams
@@ -86,7 +86,7 @@ class VllmEngine:
           self._fleet = Fleet(
             servers, public=public_servers, patience=patience, check=check, say=say
           )
-        except UserError as raised:  # raised again when the other processes know
+        except (UserError, EngineError, Stopped) as raised:  # raised when the other processes know
           error = raised
       found = _common_limits(self._fleet, error)
       self._dtype, self._max_length, self._lora_rank, self._part = found
@@ -286,18 +286,20 @@ class VllmEngine:
     )
 
 
-def _common_limits(fleet: Fleet | None, error: UserError | None) -> tuple[str, int, int, slice]:
+def _common_limits(fleet: Fleet | None, error: Exception | None) -> tuple[str, int, int, slice]:
   """What all processes' servers have in common, and this process's prompts.
 
   Args:
     fleet: this process's servers, or None.
-    error: why there is none though the process has addresses, or None.
+    error: the UserError, EngineError or Stopped why there is none though the process has addresses,
+      or None.
 
-  Returns (type, smallest max_model_len, smallest rank of adapters, prompts). Raises UserError, in
-  each process, when one has an error, the types differ or no process has a server.
+  Returns (type, smallest max_model_len, smallest rank of adapters, prompts). Raises, in each
+  process, the error of one, and UserError when the types differ or no process has a server.
   """
   limits = (fleet.dtype, fleet.max_model_len, fleet.lora_rank) if fleet else None
-  gathered = hosts.all_gather_json({"limits": limits, "error": error and str(error)})
+  part = {"limits": limits, "error": str(error) if isinstance(error, UserError) else None}
+  gathered = hosts.all_gather_lists([part], None if part["error"] else error)
   if error:
     raise error
   with_servers, types, lengths, ranks = [], set(), [], []

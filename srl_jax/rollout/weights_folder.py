@@ -54,11 +54,12 @@ class WeightsFolder:
     self._lock, self._remove = None, lambda: None
     try:
       self._create()
-    except OSError as raised:
+    except (OSError, NotImplementedError) as raised:  # the second: a file system without locks
       self.close()
       self.path = None
+      reason = getattr(raised, "strerror", None) or raised
       error = (
-        f"rollout.weights_root: {root!r} cannot be used for weights ({raised.strerror}); give a "
+        f"rollout.weights_root: {root!r} cannot be used for weights ({reason}); give a "
         "folder that this run and its servers share, with room for the weights twice"
       )
     found = hosts.all_gather_json(
@@ -89,28 +90,34 @@ class WeightsFolder:
   def _share(self, found: Sequence[dict]) -> None:
     """Keeps one folder for all processes that see each other's; `found` is of all processes."""
     names = [part["name"] for part in found]
-    me, first = jax.process_index(), -1
+    me, owner = jax.process_index(), -1
     if self.path:
       # The folder of another process is here only if both have the same file system as their root.
-      seen = (i for i, name in enumerate(names) if name and folders.is_private(self.root / name))
-      first = min(seen, default=me)
-    firsts = hosts.all_gather_json(first)  # afterwards no process looks for folders any more
-    members = [me] if first < 0 else [i for i, other in enumerate(firsts) if other == first]
-    self._part, self._parts = members.index(me), len(members)
-    self._is_read = self.path is not None and any(found[i]["servers"] for i in members)
-    if self._part:
+      owner = min((i for i, name in enumerate(names) if self._sees(name)), default=me)
+    owners = hosts.all_gather_json(owner)  # afterwards no process looks for folders any more
+    members = [me] if owner < 0 else [i for i, other in enumerate(owners) if other == owner]
+    self._member, self._members = members.index(me), len(members)
+    self._has_readers = self.path is not None and any(found[i]["servers"] for i in members)
+    if self._member:
       self.close()
       self.path = self.root / names[members[0]]
 
+  def _sees(self, name: str | None) -> bool:
+    """Whether the folder of a process is in this one's root; False where that cannot be read."""
+    with contextlib.suppress(OSError):
+      return name is not None and folders.is_private(self.root / name)
+    return False
+
   def write(self, model: Qwen2, version: int, dtype) -> str:
-    """Writes the weights in `dtype`; a folder's name relative to the root, "" where none is read.
+    """Writes the weights in `dtype`.
 
     Of a policy with adapters it writes those, in float32, as peft does. All processes must call it;
     it returns when all have written their parts.
 
+    Returns the folder's name relative to the root, or "" if no server reads from this root.
     Raises EngineError in all processes when one cannot write; nothing of the weights is left then.
     """
-    target = self.path / f"version-{version}" if self._is_read else None
+    target = self.path / f"version-{version}" if self._has_readers else None
     try:
       raise_in_all(self._attempt(version, lambda: self._begin(target)))
       raise_in_all(self._attempt(version, lambda: self._write(model, dtype, target)))
@@ -122,18 +129,18 @@ class WeightsFolder:
 
   def _begin(self, target: pathlib.Path | None) -> None:
     """Makes an empty folder, before any process writes into it."""
-    if target and self._part == 0:
+    if target and self._member == 0:
       shutil.rmtree(target, ignore_errors=True)
       target.mkdir()
 
   def _write(self, model: Qwen2, dtype, target: pathlib.Path | None) -> None:
     if model.lora is None:
       batches = hf_batches(model.config, model, dtype, BATCH_BYTES)
-      write_batches(divided(batches, self._part, self._parts), target, f"{self._part:05}")
+      write_batches(divided(batches, self._member, self._members), target, f"{self._member:05}")
       return
     # All of them before the first is written, because the other processes take part in the gathers.
     adapters = list(peft_files.tensors(model.lora))
-    if target and self._part == 0:
+    if target and self._member == 0:
       peft_files.write(target, adapters, model.lora.shape, {"model": WHOLE, "sha256": {}})
 
   def _attempt(self, version: int, function) -> EngineError | None:
@@ -141,9 +148,11 @@ class WeightsFolder:
     try:
       function()
     except (OSError, SafetensorError) as raised:
-      free = shutil.disk_usage(self.root).free / 1e9
+      free = ""
+      with contextlib.suppress(OSError):  # the root may have been unmounted
+        free = f" ({shutil.disk_usage(self.root).free / 1e9:.1f} GB free)"
       error = EngineError(
-        f"weights of step {version} could not be written to {self.root} ({free:.1f} GB free): "
+        f"weights of step {version} could not be written to {self.root}{free}: "
         f"{raised}. Make room for the weights twice, or set rollout.weights_root to another folder"
       )
       error.__cause__ = raised
@@ -152,7 +161,7 @@ class WeightsFolder:
 
   def keep_only(self, folder: str) -> None:
     """Removes all weights but those of `folder`, a name that `write` gave."""
-    if self._part == 0 and self.path:
+    if self._member == 0 and self.path:
       for path in self.path.glob("version-*"):
         if path != self.root / folder:
           shutil.rmtree(path, ignore_errors=True)
@@ -213,16 +222,15 @@ def write_batches(
 ) -> None:
   """Writes the own stacks of each batch of `divided` into a file TARGET/PREFIX-NUMBER.safetensors.
 
-  Without a target it only takes part in the gathers. Raises what the writing raised, after the last
-  batch: the other processes wait for this one's part in each.
+  Without a target it only takes part in the gathers. Raises the OSError or SafetensorError of the
+  writing after the last batch: the other processes wait for this one's part in each.
   """
   error, waiting = None, collections.deque()  # of (file that is being written, bytes)
   with ThreadPoolExecutor(1) as writer:
     for number, (stacks, own) in enumerate(batches):
       if error or not target or not own:
-        jax.block_until_ready(
-          [stack.array for stack in stacks]
-        )  # one batch on the device at a time
+        # The device has this batch and the next one, which is dispatched afterwards.
+        jax.block_until_ready([stack.array for stack in stacks])
         continue
       tensors = _on_host(own)  # while the batches before are written
       size = sum(tensor.nbytes for tensor in tensors.values())
