@@ -22,7 +22,7 @@ LINK = 0.8  # of the nominal rate of links inside a node or slice
 MEMORY = 0.8  # of the nominal rate of a chip's memory
 PACKED = 0.85  # real tokens among the packed ones
 # CPU seconds a token of the step: on each host, and of all hosts together.
-HOST_FIXED, HOST_SHARED = 0.05e-6, 0.7e-6
+HOST_FIXED, HOST_SHARED = 0.11e-6, 0.61e-6
 
 
 @dataclasses.dataclass(frozen=True)
