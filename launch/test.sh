@@ -18,5 +18,7 @@ if ! command -v chromium > /dev/null && command -v apt-get > /dev/null && [ "$(i
     echo "chromium cannot be installed: the tests that look at the page are skipped"
 fi
 cd "$ROOT"
-# A worker that dies, as for lack of memory, fails its test; xdist would hang with a new one.
-exec python -m pytest -q -m '' -n auto --dist=loadgroup --max-worker-restart=0 "$@"
+# A worker that dies, as for lack of memory, ends the session; xdist would hang with a new one. Groups
+# run in the order of tests/conftest.py, the slowest first.
+exec python -m pytest -q -m '' -n auto --dist=loadgroup --no-loadscope-reorder \
+  --max-worker-restart=0 "$@"

@@ -37,7 +37,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks and xdist distributes by groups
 def pytest_collection_modifyitems(items):
-  """Marks the unit tier, and groups the tests that share fixtures on one worker of xdist."""
+  """Marks the unit tier, and groups the tests that share fixtures on one worker of xdist.
+
+  Groups with slow tests are first, so that the workers end together.
+  """
   for item in items:
     path = item.path.relative_to(TESTS).as_posix()
     others = ("slow", "integration")
@@ -46,6 +49,9 @@ def pytest_collection_modifyitems(items):
     # The vLLM servers are shared by all tests of a session, everything else by those of a file.
     uses_servers = "servers" in getattr(item, "fixturenames", ())
     item.add_marker(pytest.mark.xdist_group("servers" if uses_servers else path))
+  group_of = lambda item: item.get_closest_marker("xdist_group").args[0]
+  slow = {group_of(item) for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: (group_of(item) != "servers", group_of(item) not in slow))
 
 
 def pytest_runtest_logreport(report):
