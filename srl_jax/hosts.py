@@ -109,13 +109,11 @@ def all_gather_json(value) -> list:
 
 
 def _all_gather_bytes(data: bytes) -> list[bytes]:
-  """Returns the data of all processes, in process order; a collective.
+  """Returns the data of all processes, of which there are several, in process order; a collective.
 
   Process 0 reads the values and writes them as one, so that the store has three operations for each
   process. If each process read each value, their number would grow with the square.
   """
-  if jax.process_count() == 1:
-    return [data]
   client, turn = _client(), next(_turns)
   key = lambda part: f"srl_jax/all/{turn}/{part}"
   if not is_writer():
@@ -199,7 +197,7 @@ def all_gather_lists(entries: list, error: Exception | None = None) -> list:
     EngineError, Stopped: one process passed an error; as `all_gather_rows`.
   """
   if jax.process_count() == 1 and error is None:
-    return entries
+    return entries  # not as JSON
   parts = _all_gather_or_raise(zlib.compress(json.dumps(entries).encode(), level=1), error)
   return sum((json.loads(zlib.decompress(part)) for part in parts), [])
 
@@ -220,8 +218,10 @@ def all_gather_rows(rows: np.ndarray, error: Exception | None = None) -> list[np
 
 def _all_gather_or_raise(data: bytes, error: Exception | None) -> list[bytes]:
   """As _all_gather_bytes, but raises the first error of a process on all of them."""
-  if jax.process_count() == 1 and error is not None:
-    raise error
+  if jax.process_count() == 1:
+    if error is not None:
+      raise error
+    return [data]
   named = error and ["Stopped" if isinstance(error, Stopped) else "EngineError", str(error)]
   # JSON has no byte 0, so the first one ends it.
   parts = _all_gather_bytes(json.dumps(named).encode() + b"\0" + data)

@@ -172,12 +172,13 @@ def no_format(run, batch: Batch, failures: Sequence[str | None]) -> str:
   reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
   lines = [
     f"warning: step {run.state.step + 1}: {len(failures) - counts.total()} of {len(failures)}"
-    f" responses are well-formed ({reasons}). {run.workdir}/rollouts has all of them; some are"
+    f" responses are well-formed ({reasons}). {run.workdir}/rollouts has all of them"
   ]
   opened = " (the prompt opens <think>)" if run.train_prompts.think_opened else ""
   # The first response of three groups, so that the samples are of different prompts. The texts of
   # other processes are not here.
   malformed = [group for group in batch.groups if group.rollouts and group.failures[0]]
+  lines[0] += ", for example:" if malformed else "."
   for group in malformed[:3]:
     text, failure = group.rollouts[0].text, group.failures[0]
     shown = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"

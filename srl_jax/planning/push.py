@@ -1,7 +1,5 @@
 """Forecast of a push: the weights of a step to the vLLM servers, through files."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -41,8 +39,7 @@ def forecast(config, model_config: ModelConfig, topology: Topology, hosts: int, 
     return None
   leaves = jax.tree.leaves(abstract(model_config))
   itemsize = jnp.dtype(config.dtype).itemsize
-  count = sum(math.prod(leaf.shape) for leaf in leaves)
-  total = count * itemsize
+  total = sum(leaf.size for leaf in leaves) * itemsize
   gather_s = total * (topology.devices - 1) / topology.devices / link
 
   def times(host_bytes, write_s, read_s):

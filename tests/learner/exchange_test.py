@@ -1,14 +1,8 @@
 """Rows that several processes pack together: bit for bit those of one process."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.hosts_test import start
 
 SCRIPT = """
 import dataclasses, sys
@@ -67,21 +61,8 @@ print("all well")
 @pytest.mark.integration
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_rows_of_processes_are_those_of_one(tmp_path, processes):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  environment = os.environ | {
-    "JAX_NUM_CPU_DEVICES": str(8 // processes),
-    "JAX_COORDINATOR_ADDRESS": address,
-    "JAX_NUM_PROCESSES": str(processes),
-  }
   logs = [tmp_path / f"{i}.log" for i in range(processes)]
-  started = []
-  for i, log in enumerate(logs):
-    with log.open("w") as file:
-      how = dict(cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-      own = environment | {"JAX_PROCESS_ID": str(i)}
-      started.append(subprocess.Popen([sys.executable, "-c", SCRIPT], env=own, **how))
+  started = start(["-c", SCRIPT], logs, processes)
   try:
     for process, log in zip(started, logs):
       assert process.wait(600) == 0 and "all well" in log.read_text(), log.read_text()

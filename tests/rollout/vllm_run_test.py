@@ -127,7 +127,7 @@ def test_run_of_two_processes_survives_the_death_of_a_server(
 ):
   """Each gives its server the weights and samples its part of the prompts; both train on all.
 
-  One server is killed and started again: the run waits for it, pushes the weights and goes on.
+  One server is killed and started again: the run waits for it, pushes the weights and continues.
   """
   workdir, steps, both = tmp_path / "two", STEPS, [servers[name].wait() for name in "ac"]
   before = list(map(answered, both))
