@@ -27,11 +27,20 @@ from srl_jax.errors import UserError
 from srl_jax.learner.checksums import checksums, differing
 from srl_jax.learner.update import TrainState
 
-# When orbax cannot read a part of a checkpoint, it abandons the tasks of the other parts, about
-# which Python and asyncio warn at length. The user sees our one message instead.
+# When orbax cannot read or write a part of a checkpoint, it abandons the tasks of the other parts.
+# Python, asyncio and tensorstore's threads warn of them at length; the user sees our one message.
 warnings.filterwarnings("ignore", "coroutine .*Handler.* was never awaited", RuntimeWarning)
 never_retrieved = lambda record: "was never retrieved" in record.getMessage()
 logging.getLogger("asyncio").addFilter(lambda record: not never_retrieved(record))
+
+
+def _report_unraisable(unraisable, report=sys.unraisablehook):
+  """A sys.unraisablehook that leaves out the tasks whose event loop has ended."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    report(unraisable)
+
+
+sys.unraisablehook = _report_unraisable
 keeping = ocp.training.preservation_policies
 REMEDY = "remove this folder: the checkpoint before it is then the last one"
 

@@ -393,3 +393,42 @@ def test_save_copies_arrays_that_are_donated_later(tmp_path):
   jax.block_until_ready(jax.jit(lambda x: 2 * x, donate_argnums=0)(w))
   assert (np.asarray(checkpoints.restore(1, {"w": shape})[0]["w"]) == before).all()
   checkpoints.close()
+
+
+ABANDON_A_WRITE = """
+import asyncio, sys, time
+import numpy as np
+import tensorstore as ts
+from srl_jax.learner import checkpoint
+
+folder = {"driver": "file", "path": sys.argv[1]}
+how = dict(create=True, shape=[100, 100], dtype=ts.float32)
+store = ts.open({"driver": "zarr", "kvstore": folder}, **how).result()
+
+
+async def write():
+  await store.write(np.ones((100, 100), np.float32))
+
+
+loop = asyncio.new_event_loop()
+task = loop.create_task(write())
+loop.run_until_complete(asyncio.sleep(0))  # starts the write, and does not wait for it
+loop.close()
+time.sleep(1)
+
+
+class Wrong:
+  def __del__(self):
+    raise RuntimeError("another fault")
+
+
+Wrong()
+"""
+
+
+def test_abandoned_writes_print_nothing(tmp_path):
+  """When a disk is full, orbax abandons writes that tensorstore's threads then finish."""
+  run = [sys.executable, "-c", ABANDON_A_WRITE, str(tmp_path / "array")]
+  done = subprocess.run(run, capture_output=True, text=True)
+  assert done.returncode == 0 and "Event loop is closed" not in done.stderr
+  assert "another fault" in done.stderr  # other errors are reported
