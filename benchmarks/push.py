@@ -11,6 +11,7 @@ vLLM's own loader (its route for `reload_weights`).
 import argparse
 import pathlib
 import re
+import shutil
 import statistics
 import sys
 import time
@@ -64,34 +65,36 @@ def main() -> None:
   parser.add_argument("--turns", type=int, default=5)
   given = parser.parse_args()
   server = Timed(given.server)
-  server.times = {}
+  server.times, log = {}, pathlib.Path(given.log)
   limits = read_limits(server)
   folder = WeightsFolder(given.root)
   found = {name: [] for name in ROWS}
   try:
     with jax.set_mesh(make_mesh("data=1,fsdp=1,tensor=1")):
       _, model = load_hf(given.model, compute_dtype=limits.dtype)
-      for turn in range(1 + given.turns):  # the first warms up
-        seconds, size = measure(server, folder, model, turn, limits, pathlib.Path(given.log))
+      before = given.root / pathlib.Path(folder.write(model, 0, limits.dtype))
+      for turn in range(1, 2 + given.turns):  # the first warms up
+        seconds, size, before = measure(server, folder, model, turn, limits, before, log)
         for name, value in seconds.items():
-          found[name] += [value] if turn else []
+          found[name] += [value] if turn > 1 else []
   finally:
     folder.close()
   print(table(found, size, f"{pathlib.Path(given.model).name}, {limits.dtype}"))
 
 
-def measure(server, folder, model, turn, limits, log) -> tuple[dict[str, float], int]:
-  """({name of ROWS: seconds}, bytes) of a push of the version `turn`."""
+def measure(server, folder, model, turn, limits, before, log):
+  """({name of ROWS: seconds}, bytes, folder) of a push of version `turn` after that in `before`."""
   seconds = {}
   begun = time.perf_counter()
   for stacks in hf_batches(model.config, model, limits.dtype, BATCH_BYTES):
     jax.block_until_ready([stack.array for stack in stacks])
   seconds["cast"] = time.perf_counter() - begun
+  # Both writes find the weights before in the folder and the memory of a removed version free.
+  seconds["plain"], size = plain_write(before, folder.path / "plain")
   begun = time.perf_counter()
   name = folder.write(model, turn, limits.dtype)
   seconds["write"] = time.perf_counter() - begun
   folder.keep_only(name)
-  seconds["plain"], size = plain_write(folder.root / name, folder.path / "plain")
   probe = Probe(model, turn, limits.max_model_len)
   served = push(server, name, turn)
   seconds["pause"] = server.times["/resume"][1] - server.times["/pause"][0]
@@ -104,22 +107,23 @@ def measure(server, folder, model, turn, limits, log) -> tuple[dict[str, float],
   server.call("POST", "/collective_rpc", body, timeout=600, is_json=False)
   begun, ended = server.times["/collective_rpc"]
   seconds["vllm"] = ended - begun
-  return seconds, size
+  return seconds, size, folder.root / name
 
 
 def plain_write(source: pathlib.Path, target: pathlib.Path) -> tuple[float, int]:
-  """(seconds of writing all tensors of a folder from memory, file by file; their bytes)."""
+  """(seconds of writing all tensors of a folder from memory, as many files; their bytes)."""
   seconds, size = 0.0, 0
+  target.mkdir()
   for file in source.glob("*.safetensors"):
     # Copies: what is only mapped would be read while the clock runs.
     arrays = [array.copy() for array in load_file(file).values()]
     begun = time.perf_counter()
-    with target.open("wb", buffering=0) as out:
+    with (target / file.name).open("wb", buffering=0) as out:
       for array in arrays:
         out.write(array.reshape(-1).view("uint8"))
     seconds += time.perf_counter() - begun
-    target.unlink()
     size += sum(array.nbytes for array in arrays)
+  shutil.rmtree(target)
   return seconds, size
 
 
