@@ -21,8 +21,9 @@ COMPUTE = 0.55
 LINK = 0.8  # of the nominal rate of links inside a node or slice
 MEMORY = 0.8  # of the nominal rate of a chip's memory
 PACKED = 0.85  # real tokens among the packed ones
-# CPU seconds a token of the step: on each host, and of all hosts together.
-HOST_FIXED, HOST_SHARED = 0.11e-6, 0.61e-6
+# CPU seconds a token of the step of process 0, which works most: its plan of the micro-batches, its
+# part of what all hosts share, and the store that it serves, for each host.
+HOST_FIXED, HOST_SHARED, HOST_STORE = 0.101e-6, 0.467e-6, 0.84e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +87,11 @@ def link_seconds(
 
 
 def host_seconds(work: Work, hosts: int) -> float:
-  """CPU seconds of a host between sampling and the update, rewards excluded (benchmarks/hosts.md).
+  """CPU seconds of the busiest host between sampling and the update, without rewards.
 
-  A part is the same on each host (the plan of the micro-batches), the rest is shared by all.
+  The fit of process 0 in benchmarks/hosts.md.
   """
-  return work.tokens() * (HOST_FIXED + HOST_SHARED / hosts)
+  return work.tokens() * (HOST_FIXED + HOST_SHARED / hosts + HOST_STORE * hosts)
 
 
 def recomputed(remat: str, model_config: ModelConfig) -> float:

@@ -44,11 +44,11 @@ def test_link_seconds_are_those_of_rings():
   assert estimate.link_seconds(QWEN, NODE, MESH | {"fsdp": 1}) == 0
 
 
-def test_host_seconds_fall_with_the_hosts_to_what_each_does():
+def test_host_seconds_are_those_of_the_benchmark():
+  """Process 0 with 2, 8 and 64 processes (benchmarks/hosts.md); the goal is 1 s at 64."""
   work = estimate.work_of(config(), 1500, 1000)
-  seconds = [estimate.host_seconds(work, hosts) for hosts in (1, 2, 64, 10**9)]
-  assert seconds[0] - seconds[1] == pytest.approx(seconds[1] - seconds[3])
-  assert seconds[3] < seconds[2] < 1  # the goal at 64 hosts
+  for hosts, measured in ((2, 1.60), (8, 0.81), (64, 0.79)):
+    assert estimate.host_seconds(work, hosts) == pytest.approx(measured, rel=0.05)
 
 
 def test_step_by_hand():
