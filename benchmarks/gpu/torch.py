@@ -9,14 +9,14 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.gpu.cases import CASES, SAMPLES, SHAPES, timed
 
 
-def update(shape: str, case: str, rows: int, compiled: bool) -> dict:
+def update(shape: str, rows: int, compiled: bool) -> dict:
   """The same update in torch and transformers: SDPA, checkpointed layers, fused AdamW, autocast.
 
   One response a row with its own prompt, as the published trainers do it; logits of response tokens
   only, in float32; `rows` sequences a micro-batch. `compiled`: the layers, if torch can do that
   here; the result says whether it did, and else why not.
   """
-  given = CASES[case]
+  given = CASES[shape]
   cuda = torch.cuda.is_available()
   device = "cuda" if cuda else "cpu"
   torch.manual_seed(0)
