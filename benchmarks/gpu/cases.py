@@ -69,12 +69,11 @@ def sections(tiny: bool) -> dict[str, tuple[str, tuple]]:
   for remat in ("matmuls", "full"):
     found[f"update_7b_{remat} shared"] = ours("shared", remat)
   # decode_limit: the same responses with room for few and for many tokens; the second should take
-  # at most 1.5 times as long. decode_stops: responses end after `tokens` tokens in the mean.
+  # at most 1.5 times as long.
   for width in widths:
     for limit in limits:
       values = small, width, prompt, limit, tokens
       found[f"decode_limit {limit} {width}"] = ("ours.sampler", values)
-    found[f"decode_stops {limit} {width}"] = ("ours.sampler", (*values, True))
     found[f"sampler {width}"] = ("ours.sampler", (small, width, prompt, response, response))
   for chunk in chunks[1:]:
     found[f"update_7b_chunks shared {chunk}"] = ours("shared", chunk=chunk)

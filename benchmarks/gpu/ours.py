@@ -138,39 +138,25 @@ def ceiling(size: int) -> dict:
   return dict(seconds=second, tflops=2 * size**3 / second / 1e12)
 
 
-def sampler(
-  shape: str, width: int, prompt: int, limit: int, tokens: int, stops: bool = False
-) -> dict:
-  """The built-in engine: tokens per second, prefill included.
+def sampler(shape: str, responses: int, prompt: int, limit: int, tokens: int) -> dict:
+  """The built-in engine: tokens per second, prefill included, without stop ids.
 
   Args:
     shape: of SHAPES.
-    width: responses that decode together.
+    responses: all of them decode together.
     prompt: tokens of a prompt.
-    limit: entries of a response's ring buffers.
-    tokens: of each response, `width` of them; with `stops` the mean of a geometric distribution
-      that `limit` cuts off, and 2 * width responses.
+    limit: entries of a response's ring buffers, at least `tokens`.
+    tokens: of each response.
   """
   config = model_config(shape)
-  rng, ends, responses, most = np.random.default_rng(0), (), width, tokens
-  if stops:
-    # With random weights all tokens are about equally likely: one in `tokens` ends a response.
-    ends = rng.choice(config.vocab_size, config.vocab_size // tokens, replace=False).tolist()
-    responses, most = 2 * width, limit
-  slots = slot_shape(width, SAMPLES, prompt, limit, kernel=config.attention)
-  engine = Sampler(NoText(), ends, width, shapes=[slots])
+  slots = slot_shape(responses, SAMPLES, prompt, limit, kernel=config.attention)
+  engine = Sampler(NoText(), [], responses, shapes=[slots])
   engine.load_weights(init(config, 0), 0)
+  rng = np.random.default_rng(0)
   prompts = [
     Prompt(str(i), tuple(rng.integers(0, config.vocab_size, prompt).tolist()))
     for i in range(responses // SAMPLES)
   ]
-  count = 0
-
-  def run():
-    nonlocal count
-    groups = engine.sample(prompts, SAMPLES, SamplingParams(most))
-    count = sum(len(rollout.token_ids) for group in groups for rollout in group)
-
-  seconds = timed(run)
-  speed = count / statistics.median(seconds)
-  return dict(seconds=seconds, tokens_per_second=speed, mean_tokens=count / responses)
+  params = SamplingParams(tokens)
+  seconds = timed(lambda: list(engine.sample(prompts, SAMPLES, params)))
+  return dict(seconds=seconds, tokens_per_second=responses * tokens / statistics.median(seconds))

@@ -50,10 +50,9 @@ def test_gpu_runs_our_sections_where_little_is_installed(tmp_path):
 
 @pytest.mark.slow
 def test_gpu_runs_the_sampler_with_long_limits(tmp_path):
-  found, page = run_tiny(tmp_path, "decode_limit,decode_stops")
-  assert all(found[f"decode_limit {limit} 16"]["mean_tokens"] == 12 for limit in (16, 1024))
-  assert 6 < found["decode_stops 1024 16"]["mean_tokens"] < 24
-  assert "| decode_limit 1024 16 |" in page and "| decode_stops 1024 16 |" in page
+  found, page = run_tiny(tmp_path, "decode_limit")
+  assert all(found[f"decode_limit {limit} 16"]["tokens_per_second"] > 0 for limit in (16, 1024))
+  assert "| decode_limit 1024 16 |" in page
 
 
 @pytest.mark.slow
