@@ -1,8 +1,7 @@
-"""Time and memory to write the page of a large run, whose workdir is made up; cost in a real run.
+"""Time and memory to write the page of a large run, whose workdir is made up.
 
   python -m benchmarks.report_page --steps=600 --groups=16 --words=20
   python -m benchmarks.report_page --steps=1000 --groups=512 --words=800
-  python -m benchmarks.report_page --quickstart --steps=300     what log.report costs the quickstart
 
 Responses have 8 samples a group; their lengths are exponentially distributed with a mean of
 --words. Steps share 20 different files by hard links, so that a run of gigabytes takes megabytes.
@@ -26,16 +25,18 @@ flags = command_line.own_flags()
 _STEPS = flags.DEFINE_integer("steps", 600, "Of the run.", 1)
 _GROUPS = flags.DEFINE_integer("groups", 16, "Of a step.", 1)
 _WORDS = flags.DEFINE_integer("words", 20, "Mean of a response.", 1)
-_QUICKSTART = flags.DEFINE_bool("quickstart", False, "Train the quickstart for --steps steps.")
 
 FILES, SAMPLES = 20, 8
+# As many as a line of a real run has.
+METRICS = ["reward_mean", "reward_formed_mean", "reward_group_std", "entropy", "grad_norm", "loss"]
+METRICS += ["logprob", "logprob_gap_mean", "logprob_gap_p99", "importance_weight", "clip_fraction"]
+METRICS += ["response_tokens_mean", "response_tokens_max", "truncated_share", "kept_share"]
+METRICS += ["seconds_sample", "seconds_update", "seconds_sync", "tokens_per_second", "packed_share"]
 
 
 def main(argv: list[str]) -> None:
   del argv
   print(machine.cores_and_memory())
-  if _QUICKSTART.value:
-    return cost_in_a_run(_STEPS.value)
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder) / "run"
     size = write_run(workdir, _STEPS.value, _GROUPS.value, _WORDS.value)
@@ -49,42 +50,6 @@ def main(argv: list[str]) -> None:
   print(
     f"{_STEPS.value} steps x {_GROUPS.value} groups x {SAMPLES}, {size / 1e9:.2f} GB of rollouts:"
     f" {seconds:.1f} s (CPU {cpu:.1f} s), {memory:.2f} GB of memory, page of {page / 1e6:.1f} MB"
-  )
-
-
-def cost_in_a_run(steps: int) -> None:
-  """Trains the quickstart; prints how long it waited for its pages, and their CPU time."""
-  import jax
-
-  from configs import quickstart
-  from srl_jax import train
-  from srl_jax.learner import page_process
-  from srl_jax.policy.sharding import make_mesh
-
-  waited, write_if_due = [], page_process.Page.write_if_due
-
-  def timed(page):
-    start = time.perf_counter()
-    write_if_due(page)
-    waited.append(time.perf_counter() - start)
-
-  page_process.Page.write_if_due = timed
-  start = time.perf_counter()
-  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(make_mesh("data=1")):
-    workdir = pathlib.Path(folder) / "run"
-    train.run_training(quickstart.get_config(f"steps={steps}"), workdir)
-    seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    page = page_process.Page(workdir, True)
-    page.write_last()
-    last = time.perf_counter() - start
-  own, children = (
-    resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-  )
-  cpu, of_pages = own.ru_utime + own.ru_stime, children.ru_utime + children.ru_stime
-  print(
-    f"{steps} steps in {seconds:.0f} s (CPU {cpu:.0f} s): its steps waited {sum(waited):.2f} s for"
-    f" pages, its end {last:.1f} s; CPU time of all pages {of_pages:.1f} s, {of_pages / cpu:.2%}"
   )
 
 
@@ -102,7 +67,8 @@ def write_run(workdir: pathlib.Path, steps: int, groups: int, words: int) -> int
     else:
       os.link(workdir / "rollouts" / f"step_{1 + step % FILES:06d}.jsonl", path)
     size += path.stat().st_size
-    metrics.append(json.dumps(line_of_metrics(rng, step, groups)))
+    counts = {"groups_sampled": groups, "groups_kept": groups, "sampled_tokens": 1000}
+    metrics.append(json.dumps({"step": step} | counts | {name: rng.random() for name in METRICS}))
   (workdir / "metrics.jsonl").write_text("\n".join(metrics) + "\n")
   return size
 
@@ -134,29 +100,6 @@ def group(rng: random.Random, id: str, words: int) -> dict:
     "failures": [None] * SAMPLES,
     "dropped": rng.choice([None, None, None, "low_std", "surplus"]),
   }
-
-
-def line_of_metrics(rng: random.Random, step: int, groups: int) -> dict:
-  """Returns a line with as many metrics as that of a real run."""
-  names = (
-    "reward_mean",
-    "reward_formed_mean",
-    "reward_group_std",
-    "entropy",
-    "grad_norm",
-    "logprob",
-  )
-  names += ("loss", "kept_share", "response_tokens_mean", "response_tokens_max", "packed_share")
-  names += (
-    "seconds_sample",
-    "seconds_update",
-    "seconds_sync",
-    "tokens_per_second",
-    "clip_fraction",
-  )
-  names += ("logprob_gap_mean", "logprob_gap_p99", "importance_weight", "truncated_share")
-  line = {"step": step, "groups_sampled": groups, "groups_kept": groups, "sampled_tokens": 1000}
-  return line | {name: rng.random() for name in names}
 
 
 if __name__ == "__main__":

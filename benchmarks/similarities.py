@@ -29,8 +29,6 @@ SYNONYMS |= {"find": "determine", "therefore": "hence", "thus": "so"}
 SYNONYMS |= {"simplify": "reduce", "need": "have", "substitute": "insert", "verify": "check"}
 SYNONYMS |= {"identify": "name", "total": "overall"}
 
-# ---------------------------------------------------------------------------------- changes
-
 
 def replace(text: str, match: re.Match, new: str) -> str:
   """The text with `new` in the place of one match."""
@@ -130,9 +128,6 @@ def changed_pairs(steps: list[str], rng: random.Random) -> list[tuple[str, bool,
     pairs.append((name, bool(right), new, step))
     if len(pairs) == PAIRS:
       return pairs
-
-
-# ---------------------------------------------------------------------------------- tables
 
 
 def preferences(pairs) -> None:

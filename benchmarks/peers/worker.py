@@ -13,10 +13,6 @@ import subprocess
 import sys
 
 
-class PeerError(Exception):
-  """A peer's process ended."""
-
-
 class Peer:
   """A process that measures one round for each turn.
 
@@ -40,14 +36,15 @@ class Peer:
       )
 
   def ask(self, turn: int) -> dict:
-    """The figures of a turn. Raises PeerError."""
+    """The figures of a turn. Raises RuntimeError if the process ended."""
     line = ""
     with contextlib.suppress(BrokenPipeError):
       print(turn, file=self.process.stdin, flush=True)
       line = self.process.stdout.readline()
     if not line:  # an exception, or killed for lack of memory
       last = self.log.read_text().strip().rpartition("\n")[2]
-      raise PeerError(f"the process ended with code {self.process.wait(60)}: {last}")
+      code = self.process.wait(60)
+      raise RuntimeError(f"the process ended with code {code}, its log {self.log} with {last}")
     return json.loads(line)
 
   def close(self) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.peers import cases, table
-from benchmarks.peers.worker import Peer, PeerError
+from benchmarks.peers.worker import Peer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ORDER = {
@@ -18,7 +18,7 @@ ORDER = {
   "prompt": 24,
   "response": 8,
   "samples": 4,
-  "remat": False,
+  "prompts": 1,
 }
 
 
@@ -29,26 +29,24 @@ def answer(seconds, **more):
 @pytest.mark.slow
 def test_peers_measures_ours_and_writes_the_page(tmp_path):
   output = tmp_path / "peers.md"
-  command = [sys.executable, "-m", "benchmarks.peers", "--shapes=nano", f"--output={output}"]
+  command = [sys.executable, "-m", "benchmarks.peers", "--nano", f"--output={output}"]
   subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
   page = output.read_text()
   norms = [line.split("|")[-2].strip() for line in page.splitlines() if line.startswith("| ours, ")]
   assert len(norms) == 2 and norms[0] == norms[1] and float(norms[0]) > 0
-  assert "sampled tokens/s" in page and "| standard library |" in page and "- ours: jax==" in page
+  assert "## sample: shape nano" in page and "- ours: jax==" in page
 
 
-def test_page_has_ratios_failures_and_versions():
+def test_page_has_ratios_and_versions():
   found = {
     "ours, prompt shared": [answer(1.0, grad_norm=2.0), answer(1.2, grad_norm=1.9)],
     "ours, sharing off": [answer(4.0, grad_norm=2.0)],
     "TRL": [answer(2.75, grad_norm=2.0)],
-    "tunix": "the process ended",
   }
-  versions = {"trl": ["trl==1", "torch==2"]}
-  page = table.page([(ORDER, found)], versions=versions, command="COMMAND", minutes=1)
+  page = table.page([(ORDER, found)], command="COMMAND")
   lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line[:1] == "|"}
   assert "| 2.50 | 0.69 | 2.0000 |" in lines["TRL"]
-  assert "failed: the process ended" in lines["tunix"] and "- trl: trl==1, torch==2" in page
+  assert "- trl: torch==" in page
   assert lines["ours, prompt shared"].startswith("| ours, prompt shared | 1.1 (1, 1.2) | 116 |")
   assert len({line.count("|") for line in lines.values()}) == 1
 
@@ -59,8 +57,6 @@ def test_group_is_the_same_for_the_same_turn():
   assert cases.prompt(ORDER, 4, 0) != prompt
   assert len(prompt) == 24 and [len(ids) for ids in responses] == [8] * 4 and sum(advantages) == 0
   assert all(3 <= token < 512 for token in prompt)
-  pairs = cases.text_pairs(3, 100, 0)
-  assert len(set(pairs)) == 3 and all(len(text) == 100 for pair in pairs for text in pair)
 
 
 def test_peer_answers_fails_and_ends(tmp_path):
@@ -76,11 +72,11 @@ def test_peer_answers_fails_and_ends(tmp_path):
   try:
     assert fails.ask(4)["seconds"] == 0.25 and killed.ask(2)["seconds"] == 0.5
     assert "noise on stdout" in (tmp_path / "log").read_text()
-    with pytest.raises(PeerError, match="code 1: ZeroDivisionError"):
+    with pytest.raises(RuntimeError, match="code 1, .*ZeroDivisionError"):
       fails.ask(0)
     killed.process.kill()
     killed.process.wait()
-    with pytest.raises(PeerError, match="-9"):
+    with pytest.raises(RuntimeError, match="-9"):
       killed.ask(1)
   finally:
     fails.close()
