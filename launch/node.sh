@@ -7,19 +7,14 @@
 # --dry-run prints what would be started, and starts nothing.
 #
 # Environment: SRL_TRAINER_CARDS (default 0,1,2,3), SRL_SERVER_CARDS (default 4,5,6,7; "none": one
-# server on the CPU), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS (launch/servers.sh). The
-# trainer's mesh is fsdp over its cards unless --config.mesh is given.
+# server on the CPU), and those of launch/servers.sh. The trainer's mesh is fsdp over its cards
+# unless --config.mesh is given.
 #
 # Ends with the trainer's exit code (launch/trainer.sh): 0 finished, 75 stopped and saved,
 # 69 saved because a server was away for too long.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
-dry=()
-if [ "${1:-}" = --dry-run ]; then
-  dry=(--dry-run)
-  shift
-fi
 if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 config="$1"
 shift
@@ -34,10 +29,10 @@ IFS=, read -ra cards <<< "$trainer_cards"
 flags=("--config.mesh=data=1,fsdp=${#cards[@]},tensor=1" --config.rollout.engine=vllm
   "--config.rollout.weights_root=$weights" "$@")
 urls="$(server_urls "$server_cards" "$SRL_SERVER_HOST")"
-servers=("$ROOT/launch/servers.sh" "${dry[@]}" "$server_cards" "$config" "${flags[@]}")
+servers=("$ROOT/launch/servers.sh" ${dry:+--dry-run} "$server_cards" "$config" "${flags[@]}")
 trainer=(env "CUDA_VISIBLE_DEVICES=$trainer_cards" "$ROOT/launch/trainer.sh" "$config"
   "${flags[@]}" "--config.rollout.servers=$urls")
-if ((${#dry[@]})); then
+if [ -n "$dry" ]; then
   echo "export SRL_WEIGHTS_ROOT=$(quoted "$weights")"
   "${servers[@]}"
   quoted "${trainer[@]}"
@@ -50,11 +45,7 @@ set -m # separate process groups: Ctrl-C reaches this script alone, which signal
 "${servers[@]}" > "$output/servers" &
 fleet=$!
 trap 'kill "$fleet" 2> /dev/null || true; wait "$fleet" || true; rm -r "$output"' EXIT
-until grep -qs '^all servers are ready' "$output/servers"; do
-  kill -0 "$fleet" 2> /dev/null || exit 2 # it has printed the reason
-  sleep 1
-done
-cat "$output/servers"
+ready "$fleet" "$output/servers" 'all servers are ready'
 "${trainer[@]}" &
 run=$!
 trap 'kill -TERM "$run" 2> /dev/null' INT TERM

@@ -9,12 +9,9 @@
 #
 # The same command again continues a run that was interrupted.
 set -euo pipefail
-if [ $# -lt 1 ] || [[ "$1" == -* ]]; then
-  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-  exit 2
-fi
-# shellcheck source=launch/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=launch/cluster.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
+if [ -n "$dry" ] || [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 prepare_environment "$ROOT/requirements.txt"
 config="$1"
 shift
@@ -26,31 +23,23 @@ if [ "${#server[@]}" -eq 0 ]; then
 fi
 # JAX reserves memory on every card that it sees, so a server beside it would not start.
 if [ "$(jax_extra)" = cuda12 ] && [ "${JAX_PLATFORMS:-}" != cpu ]; then
-  echo "error: rollout.engine=vllm: the trainer takes all GPUs of this machine and leaves none to the" \
-    "vLLM server; use launch/node.sh $config, which divides the GPUs, or name running servers with" \
-    "--config.rollout.servers=URL, or leave rollout.engine at builtin" >&2
-  exit 2
+  die "rollout.engine=vllm: the trainer takes all GPUs of this machine and leaves none to the vLLM" \
+    "server; use launch/node.sh $config, which divides the GPUs, or name running servers with" \
+    "--config.rollout.servers=URL, or leave rollout.engine at builtin"
 fi
 output="$(mktemp -d)"
 set -m # separate process groups: Ctrl-C reaches this script alone, which signals the run first
 guard=() # if this script is killed with SIGKILL, the kernel signals the server
 if command -v setpriv > /dev/null; then guard=(setpriv --pdeathsig TERM); fi
 # shellcheck disable=SC2086
-"${guard[@]}" "$ROOT/launch/vllm_server.sh" "${server[@]}" --port="${SRL_VLLM_PORT:-8101}" ${SRL_VLLM_FLAGS:-} \
-  > "$output/ready" &
+"${guard[@]}" "$ROOT/launch/vllm_server.sh" "${server[@]}" --port="$first_port" \
+  ${SRL_VLLM_FLAGS:-} > "$output/ready" &
 pid=$!
 trap 'kill "$pid" 2> /dev/null || true; wait "$pid" || true; rm -rf "$output"' EXIT
-until grep -q '^ready:' "$output/ready"; do
-  kill -0 "$pid" 2> /dev/null || exit 2 # it has printed the reason
-  sleep 1
-done
-cat "$output/ready"
+ready "$pid" "$output/ready" ready:
 python -m srl_jax.train --config="$config" "$@" \
-  --config.rollout.servers="http://127.0.0.1:${SRL_VLLM_PORT:-8101}" &
+  --config.rollout.servers="http://127.0.0.1:$first_port" &
 run=$!
 trap 'kill -INT "$run" 2> /dev/null || true' INT
 trap 'kill -TERM "$run" 2> /dev/null || true' TERM HUP
-while kill -0 "$run" 2> /dev/null; do
-  wait "$run" || true # a signal ends the wait, not the run
-done
-wait "$run"
+await "$run"

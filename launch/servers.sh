@@ -8,17 +8,12 @@
 # type and its lengths are those of the config. Prints "all servers are ready" when they are. Ctrl-C
 # or SIGTERM ends all. If one dies, the others keep running and the trainer continues with those.
 #
-# Environment: SRL_CARDS_PER_SERVER, SRL_VLLM_PORT (launch/cluster.sh); SRL_SERVER_HOST, the address
-# to listen on (default: the node's name under Slurm, else 127.0.0.1); SRL_VLLM_FLAGS, more flags of
-# vLLM; SRL_WEIGHTS_ROOT and others of launch/vllm_server.sh.
+# Environment: SRL_SERVER_HOST, the address to listen on (default: the node's name under Slurm, else
+# 127.0.0.1); SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS (launch/cluster.sh);
+# SRL_WEIGHTS_ROOT and others of launch/vllm_server.sh.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
-dry=""
-if [ "${1:-}" = --dry-run ]; then
-  dry=1
-  shift
-fi
 if [ $# -lt 2 ] || [[ "$1" == -* || "$2" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 cards="$1" config="$2"
 shift 2
@@ -65,12 +60,7 @@ stop() {
 trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-for ((i = 0; i < count; i++)); do
-  until grep -s '^ready:' "$output/$i"; do
-    kill -0 "${pids[i]}" 2> /dev/null || exit 2 # it has printed the reason
-    sleep 1
-  done
-done
+for ((i = 0; i < count; i++)); do ready "${pids[i]}" "$output/$i" ready:; done
 echo "all servers are ready"
 code=0
 for pid in "${pids[@]}"; do wait "$pid" || code=$?; done

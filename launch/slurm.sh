@@ -8,11 +8,10 @@
 # would be submitted and what the job would start. This folder, the workdir and the model have to be
 # on a file system that all nodes share.
 #
-# Environment: SRL_TRAINER_NODES, SRL_SERVER_NODES (default 1 each), SRL_CARDS_PER_NODE (8; 0: no
-# --gpus-per-node), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS; SRL_WEIGHTS_ROOT (default
-# WORKDIR/weights), where the trainer writes weights for the servers; and those of sbatch:
-# SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ... The trainer's mesh is fsdp over a node's
-# cards and data over the nodes unless --config.mesh is given.
+# Environment: that of launch/cluster.sh; SRL_WEIGHTS_ROOT (default WORKDIR/weights), where the
+# trainer writes weights for the servers; and those of sbatch: SBATCH_PARTITION, SBATCH_ACCOUNT,
+# SBATCH_TIMELIMIT, ... The trainer's mesh is fsdp over a node's cards and data over the nodes unless
+# --config.mesh is given.
 #
 # Ten minutes before its time limit, or when it is preempted (SIGTERM; the partition's GraceTime has
 # to be long enough for a save), the run saves and the job is requeued; it continues when it starts
@@ -23,11 +22,6 @@ set -euo pipefail
 here="${SRL_ROOT:-$(dirname "${BASH_SOURCE[0]}")/..}/launch"
 # shellcheck source=launch/cluster.sh
 source "$here/cluster.sh"
-dry=""
-if [ "${1:-}" = --dry-run ]; then
-  dry=1
-  shift
-fi
 if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 workdir="$(workdir_of "$@")"
 config="$1"

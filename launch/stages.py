@@ -23,6 +23,13 @@ CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 Commands = dict[pathlib.Path, list[str]]
 
 
+def chosen(names: Sequence[str], known: Sequence[str]) -> list[str]:
+  """The rows of a table that have these names, in its order. Raises UserError for other names."""
+  if unknown := set(names) - set(known):
+    raise UserError(f"no row {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+  return [name for name in known if name in names]
+
+
 def train(config: str, workdir: pathlib.Path, overrides: Sequence[str] = (), start="") -> Commands:
   """The training of `config` in `workdir`, from the best checkpoint of the workdir `start`.
 

