@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The vLLM servers of a run on this machine: one for every SRL_CARDS_PER_SERVER (1) of CARDS.
 #
-#   launch/servers.sh [--dry-run] CARDS FILE[:args] [--config.a.b=value ...]
+#   launch/servers.sh CARDS FILE[:args] [--config.a.b=value ...]
 #   launch/servers.sh 4,5,6,7 configs/srl_math.py --config.rollout.engine=vllm
 #
 # CARDS are numbers as in CUDA_VISIBLE_DEVICES, or "none": one server on the CPU. The model, its
@@ -14,7 +14,7 @@
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
-if [ $# -lt 2 ] || [[ "$1" == -* || "$2" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
+if [ -n "$dry" ] || [ $# -lt 2 ] || [[ "$1" == -* || "$2" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 cards="$1" config="$2"
 shift 2
 count="$(servers_on "$cards")"
@@ -27,26 +27,16 @@ mapfile -t model < <(python "$ROOT/launch/server_of_config.py" --config="$config
 ((cards_per_server == 1)) || model+=("--tensor-parallel-size=$cards_per_server")
 # shellcheck disable=SC2206
 model+=(${SRL_VLLM_FLAGS:-})
-
-IFS=, read -ra card <<< "$cards"
-commands=() own=()
-for ((i = 0; i < count; i++)); do
-  mine="$(IFS=, && echo "${card[*]:i * cards_per_server:cards_per_server}")"
-  [ "$cards" = none ] || own[i]="CUDA_VISIBLE_DEVICES=$mine"
-  commands[i]="$(quoted env ${own[i]:+"${own[i]}"} "$ROOT/launch/vllm_server.sh" "${model[@]}" \
-    --host="$host" --port=$((first_port + i)))"
-done
-if [ -n "$dry" ]; then
-  printf '%s\n' "${commands[@]}"
-  exit
-fi
-
 "$ROOT/launch/vllm_server.sh" --install-only # once, before all of them need it
 output="$(mktemp -d)"
-pids=()
+IFS=, read -ra card <<< "$cards"
+pids=() own=()
 set -m # separate process groups: Ctrl-C reaches this script alone, which ends them all
 for ((i = 0; i < count; i++)); do
-  bash -c "exec ${commands[i]}" > "$output/$i" &
+  mine="$(IFS=, && echo "${card[*]:i * cards_per_server:cards_per_server}")"
+  [ "$cards" = none ] || own=("CUDA_VISIBLE_DEVICES=$mine")
+  env "${own[@]}" "$ROOT/launch/vllm_server.sh" "${model[@]}" \
+    --host="$host" --port=$((first_port + i)) > "$output/$i" &
   pids+=($!)
 done
 set +m

@@ -44,7 +44,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
   if [ -z "$dry" ]; then
     exec "${submit[@]}"
   fi
-  echo "export SRL_ROOT=$(quoted "$ROOT")"
+  quoted export "SRL_ROOT=$ROOT"
   quoted "${submit[@]}"
   echo "# The job, with example names of nodes:"
   mapfile -t nodes < <(seq -f 'node%g' $((trainer_count + server_count)))
@@ -69,7 +69,7 @@ trainer=(srun --job-name=trainer "--nodes=$trainer_count" "--ntasks=$trainer_cou
   "${devices[@]}" "$ROOT/launch/trainer.sh" "$config" "${flags[@]}" "--config.rollout.servers=$urls")
 export SRL_WEIGHTS_ROOT="$weights"
 if [ -n "$dry" ]; then
-  echo "export SRL_WEIGHTS_ROOT=$(quoted "$weights")"
+  quoted export "SRL_WEIGHTS_ROOT=$weights"
   for node in "${serving[@]}"; do
     quoted "${servers[@]}" "--nodelist=$node" "${serve[@]}"
   done
