@@ -3,10 +3,9 @@
 # the first of the script's arguments, and sets $dry.
 #
 # SRL_TRAINER_NODES, SRL_SERVER_NODES  default 1 each (launch/slurm.sh, launch/kubernetes.yaml)
-# SRL_CARDS_PER_NODE    default 8; 0: no accelerator, one server on each server node's CPU
-# SRL_CARDS_PER_SERVER  default 1; more: a server's model is sharded over as many (tensor parallel)
-# SRL_VLLM_PORT         default 8101, of a node's first server; the others have the ports after it
-# SRL_VLLM_FLAGS        more flags of vLLM, for every server
+# SRL_CARDS_PER_NODE  default 8; 0: no accelerator, one server on each server node's CPU
+# SRL_VLLM_PORT       default 8101, of a node's first server; the others have the ports after it
+# SRL_VLLM_FLAGS      more flags of vLLM, for every server
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -34,7 +33,6 @@ number() {
 trainer_count="$(number SRL_TRAINER_NODES 1 1)"
 server_count="$(number SRL_SERVER_NODES 1 1)"
 cards_per_node="$(number SRL_CARDS_PER_NODE 8 0)"
-cards_per_server="$(number SRL_CARDS_PER_SERVER 1 1)"
 first_port="$(number SRL_VLLM_PORT 8101 1)"
 
 # await PID: waits until the process has ended; its exit code. A signal ends a wait, not the process.
@@ -95,23 +93,13 @@ card_list() {
   if (($1)); then seq -s, 0 $(($1 - 1)); else echo none; fi
 }
 
-# servers_on CARDS: how many servers these cards carry.
-servers_on() {
-  local list
-  if [[ "$1" == none ]]; then echo 1 && return; fi
-  IFS=, read -ra list <<< "$1"
-  ((${#list[@]} % cards_per_server == 0)) ||
-    die "${#list[@]} cards ($1) do not make whole servers of SRL_CARDS_PER_SERVER=$cards_per_server"
-  echo $((${#list[@]} / cards_per_server))
-}
-
 # server_urls CARDS HOST...: base URLs of the servers on CARDS of every host, commas between.
 server_urls() {
-  local count host i urls=""
-  count="$(servers_on "$1")"
+  local list host i urls=""
+  IFS=, read -ra list <<< "$1"
   shift
   for host in "$@"; do
-    for ((i = 0; i < count; i++)); do urls+="${urls:+,}http://$host:$((first_port + i))"; done
+    for i in "${!list[@]}"; do urls+="${urls:+,}http://$host:$((first_port + i))"; done
   done
   echo "$urls"
 }

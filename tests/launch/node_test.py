@@ -135,27 +135,20 @@ def test_node_dry_run_prints_what_would_start(call, checkout):
   assert not (checkout.parent / "here" / "w").exists()
 
 
-def test_servers_shard_a_server_over_cards(call, checkout):
+def test_servers_have_a_card_and_a_port_each(call, checkout):
   servers = call(
-    *("servers.sh", "2,3,6,7", "configs/a.py", "--config.rollout.engine=vllm"),
+    *("servers.sh", "3,6", "configs/a.py", "--config.rollout.engine=vllm"),
     popen=subprocess.Popen,
-    SRL_CARDS_PER_SERVER="2",
     SRL_VLLM_PORT="9000",
     SRL_VLLM_FLAGS="--max-num-seqs=64 --enforce-eager",
   )
   first, second, last = (servers.stdout.readline() for _ in range(3))
   servers.terminate()
   assert servers.wait(60) == 143 and not running(checkout)
-  assert first.startswith("ready: 2,3 ") and first.endswith(" --port=9000\n")
-  assert second.startswith("ready: 6,7 ") and second.endswith(" --port=9001\n")
-  assert " a model --tensor-parallel-size=2 --max-num-seqs=64 --enforce-eager " in first
+  assert first.startswith("ready: 3 ") and first.endswith(" --port=9000\n")
+  assert second.startswith("ready: 6 ") and second.endswith(" --port=9001\n")
+  assert " a model --max-num-seqs=64 --enforce-eager " in first
   assert last == "all servers are ready\n"
-
-
-def test_servers_refuse_cards_that_make_no_whole_server(call):
-  done = call("node.sh", "--dry-run", "configs/a.py", SRL_CARDS_PER_SERVER="3")
-  assert done.returncode == 2
-  assert "(4,5,6,7)" in done.stderr and "SRL_CARDS_PER_SERVER=3" in done.stderr
 
 
 def test_servers_refuse_a_config_without_servers(call):
