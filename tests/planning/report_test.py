@@ -48,12 +48,12 @@ def test_text_has_every_figure(plan):
     "Qwen/Qwen2.5-7B-Instruct on h100x8: 8 x H100, ",
     "mesh data=1,fsdp=8,tensor=1, rollout.engine vllm",
     "micro-batches of 8 x 16384 tokens",
-    "3.00     6.00       3.00     0.00\n",
-    "accumulate            4.00         2.00      1.00  40.00\n",
-    "44 micro-batches with 131,072 tokens in flight, 84% of them real",
-    "77.0 s in all: MFU 35.1%",
-    "0.30 CPU seconds of a host",
-    "compute 500,000, peak 1,000,000, memory 2,000, link 300 (",
+    "kept                   3.00         6.00       3.00     0.00\n",
+    "accumulate             4.00         2.00       1.00    40.00\n",
+    "  work: prompt_tokens 1,500, response_tokens 1,000\n",
+    "  step: micro_batches 44, tokens 4,864,000, tokens_in_flight 131,072, flops 2e+17,",
+    ", step_s 77, mfu 0.351, host_s 0.3\n",
+    "  rates: compute 5e+14, peak 1e+15, memory 2e+12, link 3e+11, packed 0.85\n",
     "verdict: fits, 40.0 of 59.0 GiB a device",
   ]:
     assert part in page
@@ -73,9 +73,10 @@ def test_text_has_the_forecast_of_a_push_with_its_rates(plan):
   push = dict(bytes=15.2e9, hosts=8, rates=rates, check_s=1.0, local=local, shared=shared)
   page = report.text(plan | dict(push=push))
   for part in [
-    "/dev/shm of each host          15.2         7.6     15.2      3.8       12.4\n",
-    "a shared folder                 1.9         3.8     15.2      6.1       10.9\n",
-    "copy 8, memory 2, load 4, shared 4, host 2.5; 1 s for the check",
+    "  push: bytes 1.52e+10, hosts 8, check_s 1\n",
+    "  push.rates: copy 8e+09, memory 2e+09, load 4e+09, shared 4e+09, host 2.5e+09\n",
+    "  push.local: host_bytes 1.52e+10, write_s 7.6, read_s 3.8, push_s 12.4\n",
+    "  push.shared: host_bytes 1.9e+09, write_s 3.8, read_s 6.1, push_s 10.9\n",
   ]:
     assert part in page
 
@@ -86,4 +87,4 @@ def test_verdict_names_the_peak_and_what_to_change(plan):
     "  batch.tokens_per_device = 8192 (now 16384)\n"
     "  mesh = 'fsdp=16', more devices: ..."
   )
-  assert "forecast of an update" not in report.text(refused(plan))
+  assert "step: " not in report.text(refused(plan))
