@@ -8,6 +8,7 @@ import math
 
 import jax
 
+from srl_jax.learner import limits
 from srl_jax.learner.update import PEAKS, loss_of, update_flops
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
@@ -190,7 +191,7 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
   # These do not shrink with the batch: smaller micro-batches help only where they leave room.
   kept = found["parameters"] + found["moments"] + found["gradients"]
   if kept < 0.8 * limit:
-    lines += _smaller(config)
+    lines.append(f"lower {limits.to_lower(config)}")
   # Twice as many devices along fsdp, until what they keep takes at most 60 % of each.
   fsdp = parts = mesh["fsdp"]
   while sizes["d"] % (2 * parts) == 0 and (parts == fsdp or kept * fsdp / parts > 0.6 * limit):
@@ -204,21 +205,3 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
   return lines or [
     f"model = a smaller one: fsdp={2 * parts} does not divide hidden_size {sizes['d']} of this one"
   ]
-
-
-def _smaller(config) -> list[str]:
-  """Lines that make the activations of a micro-batch smaller."""
-  loss, lines, room = loss_of(config), [], config.batch.tokens_per_device
-  less = {"attention": ["full"], "full": []}.get(loss.remat, ["attention", "full"])
-  lines += [f"batch.remat = {remat!r} (now {loss.remat!r})" for remat in less]
-  longest = config.data.max_prompt_tokens + config.rollout.max_tokens
-  if room > longest:
-    lines.append(f"batch.tokens_per_device = {max(longest, room // 2)} (now {room})")
-  else:
-    lines.append(
-      f"data.max_prompt_tokens and rollout.max_tokens lower (now {longest} together), and "
-      f"batch.tokens_per_device with them (now {room})"
-    )
-  if loss.chunk > 128:
-    lines.append(f"batch.logprob_chunk = 128 (now {loss.chunk})")
-  return lines
