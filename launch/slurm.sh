@@ -88,16 +88,12 @@ ask() {
 }
 # finish CODE: ends the job with the code; requeues it first if it is to continue.
 finish() {
-  local state again=$(($1 == SAVED))
-  if (($1 == AWAY)); then
-    again=$((${SLURM_RESTART_COUNT:-0} < RESTARTS))
-    ((again)) ||
-      echo "error: the servers were away for too long, and the job was started again" \
-        "$SLURM_RESTART_COUNT times already; see why, then give the same command again" >&2
-  fi
+  if (($1 == AWAY && ${SLURM_RESTART_COUNT:-0} >= RESTARTS)); then
+    echo "error: the servers were away for too long, and the job was started again" \
+      "$SLURM_RESTART_COUNT times already; see why, then give the same command again" >&2
   # Slurm requeues a job by itself only if it has to kill it. A job that scancel ended is not RUNNING.
-  state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
-  if ((again)) && [ "$state" = RUNNING ]; then
+  elif (($1 == AWAY || $1 == SAVED)) &&
+    [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
     echo "back into the queue, to continue"
     scontrol requeue "$SLURM_JOB_ID"
   fi
