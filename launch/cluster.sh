@@ -1,10 +1,11 @@
 # shellcheck shell=bash disable=SC2034  # the scripts that source this file use the variables
-# Sourced by the launch scripts that start more than one process. Not run by itself.
+# Sourced by the launch scripts that start more than one process. It removes --dry-run, if that is
+# the first of the script's arguments, and sets $dry.
 #
 # SRL_TRAINER_NODES, SRL_SERVER_NODES  default 1 each (launch/slurm.sh, launch/kubernetes.yaml)
-# SRL_CARDS_PER_NODE    default 8; 0: no accelerator, one server on each server node's CPU
-# SRL_CARDS_PER_SERVER  default 1; more: a server's model is sharded over as many (tensor parallel)
-# SRL_VLLM_PORT         default 8101, of a node's first server; the others have the ports after it
+# SRL_CARDS_PER_NODE  default 8; 0: no accelerator, one server on each server node's CPU
+# SRL_VLLM_PORT       default 8101, of a node's first server; the others have the ports after it
+# SRL_VLLM_FLAGS      more flags of vLLM, for every server
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -15,10 +16,11 @@ SAVED=75 # it received a signal to stop
 AWAY=69  # a server was away for too long; a restart may not help, so RESTARTS times at most
 RESTARTS=20
 
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
+dry=""
+if [ "${1:-}" = --dry-run ]; then
+  dry=1
+  shift
+fi
 
 # number NAME DEFAULT LEAST: the environment variable NAME, a whole number that is LEAST or more.
 number() {
@@ -31,7 +33,6 @@ number() {
 trainer_count="$(number SRL_TRAINER_NODES 1 1)"
 server_count="$(number SRL_SERVER_NODES 1 1)"
 cards_per_node="$(number SRL_CARDS_PER_NODE 8 0)"
-cards_per_server="$(number SRL_CARDS_PER_SERVER 1 1)"
 first_port="$(number SRL_VLLM_PORT 8101 1)"
 
 # await PID: waits until the process has ended; its exit code. A signal ends a wait, not the process.
@@ -40,20 +41,14 @@ await() {
   wait "$1"
 }
 
-# usage SCRIPT: prints the comment at the head of SCRIPT and exits.
-usage() {
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" >&2
-  exit 2
-}
-
-# quoted WORD...: a command line that bash reads back as these words.
-quoted() {
-  local word line=""
-  for word in "$@"; do
-    [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="${word@Q}"
-    line+="${line:+ }$word"
+# ready PID FILE LINE: waits for a line that begins with LINE in the output FILE of a process, and
+# prints the output. Ends the script if the process ends first; it has printed the reason.
+ready() {
+  until grep -qs "^$3" "$2"; do
+    kill -0 "$1" 2> /dev/null || exit 2
+    sleep 1
   done
-  echo "$line"
+  cat "$2"
 }
 
 # flag_of NAME DEFAULT FLAG...: the last --NAME=VALUE's value.
@@ -98,23 +93,13 @@ card_list() {
   if (($1)); then seq -s, 0 $(($1 - 1)); else echo none; fi
 }
 
-# servers_on CARDS: how many servers these cards carry.
-servers_on() {
-  local list
-  if [[ "$1" == none ]]; then echo 1 && return; fi
-  IFS=, read -ra list <<< "$1"
-  ((${#list[@]} % cards_per_server == 0)) ||
-    die "${#list[@]} cards ($1) do not make whole servers of SRL_CARDS_PER_SERVER=$cards_per_server"
-  echo $((${#list[@]} / cards_per_server))
-}
-
 # server_urls CARDS HOST...: base URLs of the servers on CARDS of every host, commas between.
 server_urls() {
-  local count host i urls=""
-  count="$(servers_on "$1")"
+  local list host i urls=""
+  IFS=, read -ra list <<< "$1"
   shift
   for host in "$@"; do
-    for ((i = 0; i < count; i++)); do urls+="${urls:+,}http://$host:$((first_port + i))"; done
+    for i in "${!list[@]}"; do urls+="${urls:+,}http://$host:$((first_port + i))"; done
   done
   echo "$urls"
 }

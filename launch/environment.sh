@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the launch scripts: makes .venv beside the code and activates it. Not run by itself.
+# Sourced by the launch scripts: makes .venv beside the code and activates it; messages and usage.
 #
 # PYTHON         the interpreter to make it with (default python3; 3.11 or newer)
 # SRL_JAX_EXTRA  cuda12 or tpu: JAX's build for other hardware than this machine's, for images
@@ -11,6 +11,33 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 # XLA programs are compiled once a machine, not once a run.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/xla}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
+
+# die WORD...: ends the script as for bad input.
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# usage SCRIPT: prints the comment at the head of SCRIPT and exits.
+usage() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" >&2
+  exit 2
+}
+
+# quoted WORD...: a command line that bash reads back as these words.
+quoted() {
+  local word line=""
+  for word in "$@"; do
+    [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="${word@Q}"
+    line+="${line:+ }$word"
+  done
+  echo "$line"
+}
+
+# run COMMAND...: starts it, or prints it if $dry is set.
+run() {
+  if [ -n "${dry:-}" ]; then quoted "$@"; else "$@"; fi
+}
 
 # jax_extra: the build of JAX for the hardware that is here, as an extra of the package.
 jax_extra() {
@@ -35,8 +62,7 @@ environment_stamp() {
 prepare_environment() {
   local python="${PYTHON:-python3}" extra stamp
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
-    echo "error: $python is not Python 3.11 or newer; set PYTHON to one that is" >&2
-    exit 2
+    die "$python is not Python 3.11 or newer; set PYTHON to one that is"
   fi
   extra="$(jax_extra)"
   stamp="$(environment_stamp "$@")"

@@ -9,7 +9,6 @@ import sys
 
 from launch import stages
 from srl_jax import command_line
-from srl_jax.errors import UserError
 from srl_jax.evals import paper
 
 # Rows by the names of their configs, which are also the keys of paper.PAPER: the title, and the row
@@ -46,16 +45,8 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be
 
 def main(passed: dict[str, list[str]], argv: list[str]) -> None:
   del argv
-  chosen = TABLES[_TABLE.value]
-  unknown = set(_ROWS.value) - set(chosen)
-  if unknown:
-    raise UserError(
-      f"--rows: table {_TABLE.value} has no {', '.join(sorted(unknown))}; it has"
-      f" {', '.join(chosen)}"
-    )
-  rows = [row for row in chosen if row in (_ROWS.value or chosen)]
-  root = pathlib.Path(_WORKDIR.value)
-  todo = {}
+  of_table, root, todo = TABLES[_TABLE.value], pathlib.Path(_WORKDIR.value), {}
+  rows = stages.chosen(_ROWS.value or of_table, of_table)
   for row in rows:
     todo |= commands_of(row, root, passed)
   stages.run(todo, _DRY_RUN.value)

@@ -11,7 +11,6 @@ import pathlib
 
 from launch import stages
 from srl_jax import command_line
-from srl_jax.errors import UserError
 from srl_jax.evals import miniature_table
 
 # Rows of the table: title, row of configs/miniature_row.py ("": the base, untrained), and the arm
@@ -27,16 +26,13 @@ ARMS = {
   "srl_rlvr": ("SRL, then RLVR", "rlvr_after", "srl"),
   "srl_no_filter": ("SRL without dynamic sampling", "srl_no_filter", ""),
   "srl_long": ("SRL for as long as SRL, then RLVR", "srl_long", ""),
-}
-# Rows that only --arms adds: the comparison of similarities.
-MORE_ARMS = {
   "srl_words": ("SRL, similarity of words", "srl_words", ""),
   "srl_edit": ("SRL, edit distance", "srl_edit", ""),
   "srl_chrf": ("SRL, chrF", "srl_chrf", ""),
 }
-ALL_ARMS = ARMS | MORE_ARMS
+SIMILARITIES = ("srl_words", "srl_edit", "srl_chrf")  # only --arms adds these rows
 # Their small differences need more seeds.
-CLOSE = ("base", "srl", "srl_rlvr", "srl_no_filter", *MORE_ARMS)
+CLOSE = ("base", "srl", "srl_rlvr", "srl_no_filter", *SIMILARITIES)
 MODES = {"stepwise": "srl", "whole": "rlvr"}  # and a row that is trained in this mode
 
 flags = command_line.own_flags()
@@ -44,17 +40,13 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/miniature", "Folder of all runs.
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of every row.", 1)
 _CLOSE_SEEDS = flags.DEFINE_integer("close_seeds", 5, f"Seeds of {', '.join(CLOSE)}.", 1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Of SRL, where the quickstart's are too many.", 0)
-_ARMS = flags.DEFINE_list("arms", list(ARMS), "Which rows.")
+_ARMS = flags.DEFINE_list("arms", [x for x in ARMS if x not in SIMILARITIES], "Which rows.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands that would be started.")
 
 
 def main(argv: list[str]) -> None:
   del argv
-  unknown = set(_ARMS.value) - set(ALL_ARMS)
-  if unknown:
-    raise UserError(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(ALL_ARMS)}")
-  root = pathlib.Path(_WORKDIR.value)
-  names = [name for name in ALL_ARMS if name in _ARMS.value]
+  names, root = stages.chosen(_ARMS.value, list(ARMS)), pathlib.Path(_WORKDIR.value)
   seeds = {name: range(_CLOSE_SEEDS.value if name in CLOSE else _SEEDS.value) for name in names}
   todo = {}
   # Seed by seed, so that a table that is interrupted has some whole ones.
@@ -66,7 +58,7 @@ def main(argv: list[str]) -> None:
   for name in names:
     outputs = {s: {mode: _output(name, s, mode, root) for mode in MODES} for s in seeds[name]}
     # The trainings of the arm itself, without the base's.
-    title, row, _ = ALL_ARMS[name]
+    title, row, _ = ARMS[name]
     runs = [list(_chain(name, s, root)) for s in seeds[name]] if row else []
     measured.append(miniature_table.Arm(name, title, outputs, runs))
   text, data = miniature_table.table(measured)
@@ -77,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 def _chain(name: str, seed: int, root: pathlib.Path) -> dict[pathlib.Path, str]:
   """{workdir: row} of an arm's trainings, the last one first."""
-  _, row, after = ALL_ARMS[name]
+  _, row, after = ARMS[name]
   return {root / f"{name}-{seed}": row} | (_chain(after, seed, root) if after else {})
 
 
@@ -102,7 +94,7 @@ def trainings(name: str, seed: int, root: pathlib.Path) -> stages.Commands:
 
 def evaluations(name: str, seed: int, root: pathlib.Path) -> stages.Commands:
   """One in each mode, with the limits of the trainings in that form, the same for all models."""
-  made, model = {}, root / f"{name}-{seed}" if ALL_ARMS[name][1] else _base(seed, root)
+  made, model = {}, root / f"{name}-{seed}" if ARMS[name][1] else _base(seed, root)
   for mode, row in MODES.items():
     config = stages.config_of(f"{stages.CONFIGS / 'miniature_row'}.py:row={row}")
     more = [f"--mode={mode}", "--style=think", f"--samples={config.eval.samples}"]

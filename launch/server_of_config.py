@@ -8,17 +8,13 @@ rollout.engine is vllm and rollout.servers is empty.
 
 import sys
 
-from absl import flags
-from ml_collections import config_flags
-
-config_flags.DEFINE_config_file("config", None, "as srl_jax.train")
-flags.DEFINE_string("workdir", None, "as srl_jax.train")
+from srl_jax import command_line
 
 
 def main() -> None:
+  file, *overrides = [word for word in sys.argv[1:] if not word.startswith("--workdir=")]
   try:
-    flags.FLAGS(sys.argv)
-    config = flags.FLAGS.config
+    config = command_line.load_config(file.removeprefix("--config="), overrides)
     rollout = config.rollout
   except Exception:  # srl_jax.train gets the same flags next and prints the error
     return

@@ -1,57 +1,39 @@
 #!/usr/bin/env bash
-# The vLLM servers of a run on this machine: one for every SRL_CARDS_PER_SERVER (1) of CARDS.
+# The vLLM servers of a run on this machine: one for each of CARDS.
 #
-#   launch/servers.sh [--dry-run] CARDS FILE[:args] [--config.a.b=value ...]
+#   launch/servers.sh CARDS FILE[:args] [--config.a.b=value ...]
 #   launch/servers.sh 4,5,6,7 configs/srl_math.py --config.rollout.engine=vllm
 #
 # CARDS are numbers as in CUDA_VISIBLE_DEVICES, or "none": one server on the CPU. The model, its
 # type and its lengths are those of the config. Prints "all servers are ready" when they are. Ctrl-C
 # or SIGTERM ends all. If one dies, the others keep running and the trainer continues with those.
 #
-# Environment: SRL_CARDS_PER_SERVER, SRL_VLLM_PORT (launch/cluster.sh); SRL_SERVER_HOST, the address
-# to listen on (default: the node's name under Slurm, else 127.0.0.1); SRL_VLLM_FLAGS, more flags of
-# vLLM; SRL_WEIGHTS_ROOT and others of launch/vllm_server.sh.
+# Environment: SRL_SERVER_HOST, the address to listen on (default: the node's name under Slurm, else
+# 127.0.0.1); SRL_VLLM_PORT, SRL_VLLM_FLAGS (launch/cluster.sh); SRL_WEIGHTS_ROOT and others of
+# launch/vllm_server.sh.
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
-dry=""
-if [ "${1:-}" = --dry-run ]; then
-  dry=1
-  shift
-fi
-if [ $# -lt 2 ] || [[ "$1" == -* || "$2" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
-cards="$1" config="$2"
+if [ -n "$dry" ] || [ $# -lt 2 ] || [[ "$1" == -* || "$2" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
+IFS=, read -ra cards <<< "$1"
+config="$2"
 shift 2
-count="$(servers_on "$cards")"
 host="${SRL_SERVER_HOST:-${SLURMD_NODENAME:-127.0.0.1}}"
 
 prepare_environment "$ROOT/requirements.txt" >&2
 mapfile -t model < <(python "$ROOT/launch/server_of_config.py" --config="$config" "$@")
 ((${#model[@]})) ||
   die "$config needs no servers: rollout.engine has to be vllm and rollout.servers empty"
-((cards_per_server == 1)) || model+=("--tensor-parallel-size=$cards_per_server")
 # shellcheck disable=SC2206
 model+=(${SRL_VLLM_FLAGS:-})
-
-IFS=, read -ra card <<< "$cards"
-commands=() own=()
-for ((i = 0; i < count; i++)); do
-  mine="$(IFS=, && echo "${card[*]:i * cards_per_server:cards_per_server}")"
-  [ "$cards" = none ] || own[i]="CUDA_VISIBLE_DEVICES=$mine"
-  commands[i]="$(quoted env ${own[i]:+"${own[i]}"} "$ROOT/launch/vllm_server.sh" "${model[@]}" \
-    --host="$host" --port=$((first_port + i)))"
-done
-if [ -n "$dry" ]; then
-  printf '%s\n' "${commands[@]}"
-  exit
-fi
-
 "$ROOT/launch/vllm_server.sh" --install-only # once, before all of them need it
 output="$(mktemp -d)"
-pids=()
+pids=() own=()
 set -m # separate process groups: Ctrl-C reaches this script alone, which ends them all
-for ((i = 0; i < count; i++)); do
-  bash -c "exec ${commands[i]}" > "$output/$i" &
+for i in "${!cards[@]}"; do
+  [ "${cards[i]}" = none ] || own=("CUDA_VISIBLE_DEVICES=${cards[i]}")
+  env "${own[@]}" "$ROOT/launch/vllm_server.sh" "${model[@]}" \
+    --host="$host" --port=$((first_port + i)) > "$output/$i" &
   pids+=($!)
 done
 set +m
@@ -65,12 +47,7 @@ stop() {
 trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-for ((i = 0; i < count; i++)); do
-  until grep -s '^ready:' "$output/$i"; do
-    kill -0 "${pids[i]}" 2> /dev/null || exit 2 # it has printed the reason
-    sleep 1
-  done
-done
+for i in "${!cards[@]}"; do ready "${pids[i]}" "$output/$i" ready:; done
 echo "all servers are ready"
 code=0
 for pid in "${pids[@]}"; do wait "$pid" || code=$?; done

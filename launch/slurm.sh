@@ -8,11 +8,10 @@
 # would be submitted and what the job would start. This folder, the workdir and the model have to be
 # on a file system that all nodes share.
 #
-# Environment: SRL_TRAINER_NODES, SRL_SERVER_NODES (default 1 each), SRL_CARDS_PER_NODE (8; 0: no
-# --gpus-per-node), SRL_CARDS_PER_SERVER, SRL_VLLM_PORT, SRL_VLLM_FLAGS; SRL_WEIGHTS_ROOT (default
-# WORKDIR/weights), where the trainer writes weights for the servers; and those of sbatch:
-# SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ... The trainer's mesh is fsdp over a node's
-# cards and data over the nodes unless --config.mesh is given.
+# Environment: that of launch/cluster.sh; SRL_WEIGHTS_ROOT (default WORKDIR/weights), where the
+# trainer writes weights for the servers; and those of sbatch: SBATCH_PARTITION, SBATCH_ACCOUNT,
+# SBATCH_TIMELIMIT, ... The trainer's mesh is fsdp over a node's cards and data over the nodes unless
+# --config.mesh is given.
 #
 # Ten minutes before its time limit, or when it is preempted (SIGTERM; the partition's GraceTime has
 # to be long enough for a save), the run saves and the job is requeued; it continues when it starts
@@ -23,11 +22,6 @@ set -euo pipefail
 here="${SRL_ROOT:-$(dirname "${BASH_SOURCE[0]}")/..}/launch"
 # shellcheck source=launch/cluster.sh
 source "$here/cluster.sh"
-dry=""
-if [ "${1:-}" = --dry-run ]; then
-  dry=1
-  shift
-fi
 if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 workdir="$(workdir_of "$@")"
 config="$1"
@@ -50,7 +44,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
   if [ -z "$dry" ]; then
     exec "${submit[@]}"
   fi
-  echo "export SRL_ROOT=$(quoted "$ROOT")"
+  quoted export "SRL_ROOT=$ROOT"
   quoted "${submit[@]}"
   echo "# The job, with example names of nodes:"
   mapfile -t nodes < <(seq -f 'node%g' $((trainer_count + server_count)))
@@ -75,7 +69,7 @@ trainer=(srun --job-name=trainer "--nodes=$trainer_count" "--ntasks=$trainer_cou
   "${devices[@]}" "$ROOT/launch/trainer.sh" "$config" "${flags[@]}" "--config.rollout.servers=$urls")
 export SRL_WEIGHTS_ROOT="$weights"
 if [ -n "$dry" ]; then
-  echo "export SRL_WEIGHTS_ROOT=$(quoted "$weights")"
+  quoted export "SRL_WEIGHTS_ROOT=$weights"
   for node in "${serving[@]}"; do
     quoted "${servers[@]}" "--nodelist=$node" "${serve[@]}"
   done
@@ -94,16 +88,12 @@ ask() {
 }
 # finish CODE: ends the job with the code; requeues it first if it is to continue.
 finish() {
-  local state again=$(($1 == SAVED))
-  if (($1 == AWAY)); then
-    again=$((${SLURM_RESTART_COUNT:-0} < RESTARTS))
-    ((again)) ||
-      echo "error: the servers were away for too long, and the job was started again" \
-        "$SLURM_RESTART_COUNT times already; see why, then give the same command again" >&2
-  fi
+  if (($1 == AWAY && ${SLURM_RESTART_COUNT:-0} >= RESTARTS)); then
+    echo "error: the servers were away for too long, and the job was started again" \
+      "$SLURM_RESTART_COUNT times already; see why, then give the same command again" >&2
   # Slurm requeues a job by itself only if it has to kill it. A job that scancel ended is not RUNNING.
-  state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
-  if ((again)) && [ "$state" = RUNNING ]; then
+  elif (($1 == AWAY || $1 == SAVED)) &&
+    [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
     echo "back into the queue, to continue"
     scontrol requeue "$SLURM_JOB_ID"
   fi

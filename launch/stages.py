@@ -12,15 +12,19 @@ import sys
 import time
 from collections.abc import Sequence
 
-from absl import flags
-from ml_collections import config_flags
-
 from srl_jax import command_line
 from srl_jax.config import check
 from srl_jax.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 Commands = dict[pathlib.Path, list[str]]
+
+
+def chosen(names: Sequence[str], known: Sequence[str]) -> list[str]:
+  """The rows of a table that have these names, in its order. Raises UserError for other names."""
+  if unknown := set(names) - set(known):
+    raise UserError(f"no row {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+  return [name for name in known if name in names]
 
 
 def train(config: str, workdir: pathlib.Path, overrides: Sequence[str] = (), start="") -> Commands:
@@ -44,16 +48,9 @@ def evaluate(model, output: pathlib.Path, benchmarks: Sequence[str], more: list[
 
 def config_of(file: str, overrides: Sequence[str] = ()):
   """The config that srl_jax.train would run; UserError if it would refuse it."""
-  # Flags are parsed into a separate FlagValues: the process's flags are those of the table.
-  alone = flags.FlagValues()
-  argv = ["", f"--config={file}", *overrides]
-  config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=argv)
-  try:
-    alone(argv)
-  except (flags.Error, AttributeError, KeyError) as error:  # as ml_collections raises them
-    raise UserError(f"{file}: {command_line.without_traceback(str(error))}") from error
-  check(alone.config)
-  return alone.config
+  config = command_line.load_config(file, overrides)
+  check(config)
+  return config
 
 
 def run(commands: Commands, dry_run: bool) -> None:

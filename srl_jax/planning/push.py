@@ -24,9 +24,6 @@ def forecast(config, model_config: ModelConfig, topology: Topology, hosts: int, 
   """Forecast of a push, or None where the run makes none or pushes adapters only.
 
   Args:
-    config: of the run.
-    model_config: of its model.
-    topology: of its trainer.
     hosts: processes of the trainer.
     link: bytes/s that a device sends in a collective.
 

@@ -71,23 +71,16 @@ TOPOLOGIES = {
 }
 
 
-class Compiler(NamedTuple):
-  """The compiler for a platform: its package, the extra of JAX that brings it, its size."""
-
-  package: str
-  extra: str
-  size: str
-
-
+# The compiler for a platform: its package, the extra of JAX that brings it, its size.
 COMPILERS = {
-  "tpu": Compiler("libtpu", "tpu", "0.7 GB"),
-  "cuda": Compiler("jax-cuda12-plugin", "cuda12", "about 5 GB"),
+  "tpu": ("libtpu", "tpu", "0.7 GB"),
+  "cuda": ("jax-cuda12-plugin", "cuda12", "about 5 GB"),
 }
 
 
 def installed(platform: str) -> bool:
   """Whether this Python has the compiler of a platform, in a version that its JAX works with."""
-  package = COMPILERS[platform].package
+  package, _, _ = COMPILERS[platform]
   try:
     found = importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
@@ -109,9 +102,9 @@ def install(platform: str) -> pathlib.Path:
   (library / "caller.pth").write_text("\n".join(site.getsitepackages()) + "\n")
   check = f"from {__name__} import installed; raise SystemExit(not installed({platform!r}))"
   if subprocess.run([python, "-c", check], cwd=ROOT).returncode:
-    compiler = COMPILERS[platform]
-    wanted = f"jax[{compiler.extra}]=={importlib.metadata.version('jax')}"
-    print(f"installing {wanted}, {compiler.size}, into {ENVIRONMENT}", file=sys.stderr, flush=True)
+    _, extra, size = COMPILERS[platform]
+    wanted = f"jax[{extra}]=={importlib.metadata.version('jax')}"
+    print(f"installing {wanted}, {size}, into {ENVIRONMENT}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", wanted]
     if subprocess.run(command).returncode:
       raise UserError(

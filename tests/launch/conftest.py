@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Counts to 1,000 and saves, as a run does: SIGTERM saves and ends with 0.
+# Counts to its last step and saves, as a run does: SIGTERM or Ctrl-C saves and ends with 0.
 TRAINER = """
 import json, os, pathlib, signal, sys, time
 workdir = pathlib.Path([a for a in sys.argv if a.startswith("--workdir=")][-1].partition("=")[2])
@@ -21,7 +21,8 @@ process = os.environ.get("SLURM_PROCID") or os.environ.get("JAX_PROCESS_ID") or 
 with (workdir / "started").open("a") as file:
   file.write(json.dumps([process, os.environ.get("CUDA_VISIBLE_DEVICES"), *sys.argv[1:]]) + "\\n")
 saved, stop = workdir / "saved", []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+for number in (signal.SIGTERM, signal.SIGINT):
+  signal.signal(number, lambda *_: stop.append(1))
 step = int(saved.read_text()) if saved.exists() else 0
 print("training from", step, flush=True)
 last = int((workdir / "last").read_text()) if (workdir / "last").exists() else 10
@@ -58,6 +59,8 @@ def checkout(tmp_path):
   shutil.copy(ROOT / "requirements.txt", root)
   (root / "launch" / "vllm_server.sh").write_text(SERVER)
   (root / "launch" / "server_of_config.py").write_text(MODEL)
+  (root / "configs").mkdir()
+  (root / "configs" / "a.py").touch()
   (root / "srl_jax").mkdir()
   (root / "srl_jax" / "__init__.py").touch()  # or the real one, further down the path, wins
   (root / "srl_jax" / "train.py").write_text(TRAINER)

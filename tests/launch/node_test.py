@@ -125,38 +125,30 @@ def test_node_dry_run_prints_what_would_start(call, checkout):
     "configs/a.py:x=1 --config.mesh=data=1,fsdp=4,tensor=1 --config.rollout.engine=vllm "
     "--config.rollout.weights_root=/dev/shm --workdir=w '--config.c=a b'"
   )
-  servers = [
-    f"env CUDA_VISIBLE_DEVICES={card} {checkout}/launch/vllm_server.sh 'a model' "
-    f"--host=127.0.0.1 --port={port}"
-    for card, port in [(4, 8101), (5, 8102), (6, 8103), (7, 8104)]
-  ]
   urls = ",".join(f"http://127.0.0.1:{port}" for port in range(8101, 8105))
   assert done.stdout.splitlines() == [
     "export SRL_WEIGHTS_ROOT=/dev/shm",
-    *servers,
+    f"{checkout}/launch/servers.sh 4,5,6,7 {flags}",
     f"env CUDA_VISIBLE_DEVICES=0,1,2,3 {checkout}/launch/trainer.sh {flags} "
     f"--config.rollout.servers={urls}",
   ]
   assert not (checkout.parent / "here" / "w").exists()
 
 
-def test_servers_dry_run_shards_a_server_over_cards(call):
-  done = call(
-    *("servers.sh", "--dry-run", "2,3,6,7", "configs/a.py", "--config.rollout.engine=vllm"),
-    SRL_CARDS_PER_SERVER="2",
+def test_servers_have_a_card_and_a_port_each(call, checkout):
+  servers = call(
+    *("servers.sh", "3,6", "configs/a.py", "--config.rollout.engine=vllm"),
+    popen=subprocess.Popen,
     SRL_VLLM_PORT="9000",
     SRL_VLLM_FLAGS="--max-num-seqs=64 --enforce-eager",
   )
-  first, second = done.stdout.splitlines()
-  assert "CUDA_VISIBLE_DEVICES=2,3" in first and first.endswith("--port=9000")
-  assert "CUDA_VISIBLE_DEVICES=6,7" in second and second.endswith("--port=9001")
-  assert "--tensor-parallel-size=2 --max-num-seqs=64 --enforce-eager" in first
-
-
-def test_servers_refuse_cards_that_make_no_whole_server(call):
-  done = call("node.sh", "--dry-run", "configs/a.py", SRL_CARDS_PER_SERVER="3")
-  assert done.returncode == 2
-  assert "(4,5,6,7)" in done.stderr and "SRL_CARDS_PER_SERVER=3" in done.stderr
+  first, second, last = (servers.stdout.readline() for _ in range(3))
+  servers.terminate()
+  assert servers.wait(60) == 143 and not running(checkout)
+  assert first.startswith("ready: 3 ") and first.endswith(" --port=9000\n")
+  assert second.startswith("ready: 6 ") and second.endswith(" --port=9001\n")
+  assert " a model --max-num-seqs=64 --enforce-eager " in first
+  assert last == "all servers are ready\n"
 
 
 def test_servers_refuse_a_config_without_servers(call):

@@ -16,8 +16,9 @@ def table4(*flags):
 
 def test_table4_dry_run_prints_the_commands():
   """Each row is evaluated, both settings are judged, and the table is the last."""
-  flags = ["--rows=base,srl", "--base=DIR", "--output=out", "--by=sandbox", "--data=rows.jsonl"]
-  done = table4("--dry-run", *flags, "--evaluate.limit=2", "--judge.workers=3")
+  flags = ["--rows=base=DIR,srl=runs/srl_swe", "--output=out", "--data=rows.jsonl"]
+  flags += ["--evaluate.limit=2", "--judge.by=sandbox", "--judge.workers=3"]
+  done = table4("--dry-run", *flags)
   assert done.returncode == 0, done.stderr
   commands = [shlex.split(line) for line in done.stdout.splitlines()]
   assert commands[0][0].endswith("swe_repositories.sh")
@@ -31,7 +32,7 @@ def test_table4_dry_run_prints_the_commands():
   assert "--model=runs/srl_swe" in commands[4]
 
 
-@pytest.mark.parametrize("flag", ["--rows=base,all", "--tiny"])
+@pytest.mark.parametrize("flag", ["--rows=base,srl", "--rows=base=", "--tiny"])
 def test_table4_refuses_bad_flags(flag):
   done = table4("--dry-run", flag)
   assert done.returncode == 2 and done.stderr.startswith("error: ") and not done.stdout
