@@ -3,25 +3,29 @@
   python -m benchmarks.gpu                      all sections, about 8 minutes on one H100
   python -m benchmarks.gpu --sections ceiling update_7b
   python -m benchmarks.gpu --tiny               a minute or two, on any machine
+  python -m benchmarks.gpu --real=FOLDER        a real run of 30 steps instead, see real.py
 
 Needs jax, flax, optax, ml_collections, torch and transformers, and no network. Every section runs
-in a separate process, so that its peak of memory includes no other section. With --output=FOLDER
-the results are also written to gpu.json and, as a table, to gpu_run.md there. Weights are random:
-speed does not depend on them. That the card's attention kernel is right is a test:
+in a separate process, so that its peak of memory includes no other section; the results are written
+to benchmarks/gpu.json and, as a table, to benchmarks/gpu_run.md. Weights are random: speed does not
+depend on them. That the card's attention kernel is right is a test:
 JAX_PLATFORMS=cuda pytest tests/policy/kernels_test.py.
 """
 
 import argparse
 import datetime
 import importlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 
+from benchmarks.gpu import real
 from benchmarks.gpu.cases import sections
 from benchmarks.gpu.table import table
 
@@ -59,6 +63,20 @@ def run_section(name: str, tiny: bool, seconds: float | None, folder: pathlib.Pa
   return json.loads(result.read_text())
 
 
+def software() -> dict:
+  """The driver and the versions."""
+  driver, versions = None, {"Python": sys.version.split()[0]}
+  if shutil.which("nvidia-smi"):
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.partition("\n")[0]
+  for name in ("jax", "flax", "torch", "transformers"):
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = None
+  return dict(driver=driver, versions=versions)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,9 +84,19 @@ def main() -> None:
   words = list(dict.fromkeys(name.split()[0] for name in sections(tiny=False)))
   parser.add_argument("--sections", nargs="+", choices=words, default=words, metavar="WORD")
   parser.add_argument("--tiny", action="store_true")
-  parser.add_argument("--output", type=pathlib.Path, help="folder of gpu.json and gpu_run.md")
+  parser.add_argument(
+    "--output",
+    type=pathlib.Path,
+    help="folder of gpu.json and gpu_run.md; default: benchmarks, none with --tiny or --sections",
+  )
+  parser.add_argument("--real", type=pathlib.Path, metavar="FOLDER", help="with model, data.jsonl")
   parser.add_argument("--one", help=argparse.SUPPRESS)
-  given = parser.parse_args()
+  given, more = parser.parse_known_args()
+  if given.real:
+    print(real.measure(given.real, given.tiny, more))
+    return
+  if more:
+    parser.error(f"unknown arguments: {' '.join(more)}")
   todo, folder = sections(given.tiny), given.output
   if given.one:  # in the process that run_section started
     function, values = todo[given.one]
@@ -76,6 +104,8 @@ def main() -> None:
     run = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), name)
     folder.write_text(json.dumps(run(*values)))
     return
+  if folder is None and not given.tiny and given.sections == words:
+    folder = ROOT / "benchmarks"
   if folder:
     folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as name:
@@ -86,7 +116,7 @@ def main() -> None:
       sys.exit(f"JAX finds no device: {device['error']}")
     if device["platform"] == "cpu" and not given.tiny:
       sys.exit("JAX finds no card here, only a CPU; --tiny runs on any machine")
-    results = dict(machine=device, date=str(datetime.date.today()), tiny=given.tiny)
+    results = dict(machine=device | software(), date=str(datetime.date.today()), tiny=given.tiny)
     found = results["sections"] = {}
     for name in [name for name in todo if name.split()[0] in given.sections and name != "device"]:
       begun = time.monotonic()

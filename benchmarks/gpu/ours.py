@@ -1,8 +1,6 @@
 """Our update and the built-in sampler."""
 
-import importlib.metadata
 import statistics
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +20,6 @@ from srl_jax.policy.model import ModelConfig, init
 from srl_jax.policy.sharding import platform
 from srl_jax.rollout.engine import Prompt, SamplingParams
 from srl_jax.rollout.sampler import Sampler
-from srl_jax.rollout.slots import slot_shape
 
 
 def model_config(shape: str):
@@ -62,21 +59,26 @@ def estimated_bytes(tx, state: learner.TrainState, packed, loss) -> int:
   model, moments = state.model, state.moments
   weights = jax.eval_shape(lambda model: learner.step_weights(model, loss), model)
   grads = jax.eval_shape(learner.zeros, weights)
-  # `apply` has the moments among its arguments; `accumulate` runs beside them, and beside the
-  # float32 layers too where it uses a copy of them.
+  # `apply` has the moments among its arguments; the other programs run beside them, and
+  # `accumulate` beside the float32 layers too where it uses a copy of them.
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-  beside = size(moments) + (size(model.layers) if learner.uses_copy(model, loss) else 0)
-  programs = [learner.accumulate.lower(grads, weights, rows, loss) for rows in packed]
-  most = max(beside + program_bytes(program.compile()) for program in programs)
-  return max(most, program_bytes(learner.apply.lower(tx, model, moments, grads).compile()))
+  masters = size(model.layers) if learner.uses_copy(model, loss) else 0
+  most = program_bytes(learner.apply.lower(tx, model, moments, grads).compile())
+  for rows in packed:
+    for beside, program in (
+      (masters, learner.accumulate.lower(grads, weights, rows, loss)),
+      (0, learner.logprobs_of.lower(model, rows, loss)),
+    ):
+      most = max(most, size(moments) + beside + program_bytes(program.compile()))
+  return most
 
 
-def update(shape: str, sharing: str, remat: str, chunk: int) -> dict:
+def update(shape: str, case: str, sharing: str, remat: str, chunk: int) -> dict:
   """Our update, float32 masters and bfloat16 compute: seconds, MFU, memory.
 
   Rows are laid out for kernels on a CPU too.
   """
-  given = CASES[shape]
+  given = CASES[case]
   config = model_config(shape)
   # Shared: a prompt once for its 8 responses; naive: a copy for each, as other trainers pack.
   groups = make_groups(given, config.vocab_size, sharing == "shared")
@@ -95,19 +97,29 @@ def update(shape: str, sharing: str, remat: str, chunk: int) -> dict:
     state, output = learner.train_step(tx, state, packed, loss)
     learner.step_metrics(output, 1)  # waits for the step
 
-  seconds, kinds = timed(step), profile(step)
+  # The log-prob pass of the reference policy (algorithm.kl) or of k > 1 steps a batch.
+  def score():
+    jax.block_until_ready([learner.logprobs_of(state.model, part, loss) for part in packed])
+
+  seconds, score_seconds, kinds = timed(step), timed(score), profile(step)
   stats = jax.local_devices()[0].memory_stats() or {}
   tokens = sum(group.size() for group in groups)
-  second, flops = statistics.median(seconds), flops_of(config, groups)
+  second, score_second = statistics.median(seconds), statistics.median(score_seconds)
+  flops = flops_of(config, groups)
   # As trainers count that compute every copy of a prompt.
   copied = flops_of(config, make_groups(given, config.vocab_size, shared=False))
   return dict(
     seconds=seconds,
+    micro_batches=len(packed),
+    real_share=tokens / sum(part.tokens_bt.size for part in rows),
     tokens_per_second=tokens / second,
     sequence_tokens_per_second=given.groups * SAMPLES * (given.prompt + given.response) / second,
     flops=flops,
     tflops=flops / second / 1e12,
     copied_tflops=copied / second / 1e12,
+    score_seconds=score_seconds,
+    score_tokens_per_second=tokens / score_second,
+    score_tflops=flops / 3 / score_second / 1e12,  # forward alone: a third of the FLOPs
     kinds=kinds,
     peak_bytes=stats.get("peak_bytes_in_use"),
     estimated_bytes=estimated_bytes(tx, state, packed, loss),
@@ -115,12 +127,9 @@ def update(shape: str, sharing: str, remat: str, chunk: int) -> dict:
 
 
 def device() -> dict:
-  """The device that the sections run on, and the versions."""
-  found, versions = jax.devices()[0], {"Python": sys.version.split()[0]}
-  for package in importlib.metadata.distributions():
-    if package.name in ("jax", "flax", "torch", "transformers"):
-      versions[package.name] = package.version
-  return dict(device=found.device_kind, platform=found.platform, versions=versions)
+  """The device that the sections run on."""
+  found = jax.devices()[0]
+  return dict(device=found.device_kind, platform=found.platform)
 
 
 def ceiling(size: int) -> dict:
@@ -138,19 +147,10 @@ def ceiling(size: int) -> dict:
   return dict(seconds=second, tflops=2 * size**3 / second / 1e12)
 
 
-def sampler(shape: str, responses: int, prompt: int, limit: int, tokens: int) -> dict:
-  """The built-in engine: tokens per second, prefill included, without stop ids.
-
-  Args:
-    shape: of SHAPES.
-    responses: all of them decode together.
-    prompt: tokens of a prompt.
-    limit: entries of a response's ring buffers, at least `tokens`.
-    tokens: of each response.
-  """
+def sampler(shape: str, responses: int, prompt: int, tokens: int) -> dict:
+  """The built-in engine: tokens per second, prefill included."""
   config = model_config(shape)
-  slots = slot_shape(responses, SAMPLES, prompt, limit, kernel=config.attention)
-  engine = Sampler(NoText(), [], responses, shapes=[slots])
+  engine = Sampler(NoText(), [], responses)  # no stop ids: all responses have `tokens` tokens
   engine.load_weights(init(config, 0), 0)
   rng = np.random.default_rng(0)
   prompts = [
@@ -159,4 +159,5 @@ def sampler(shape: str, responses: int, prompt: int, limit: int, tokens: int) ->
   ]
   params = SamplingParams(tokens)
   seconds = timed(lambda: list(engine.sample(prompts, SAMPLES, params)))
-  return dict(seconds=seconds, tokens_per_second=responses * tokens / statistics.median(seconds))
+  second = statistics.median(seconds)
+  return dict(seconds=seconds, tokens_per_second=responses * tokens / second)

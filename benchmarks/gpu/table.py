@@ -9,11 +9,11 @@ def table(results: dict) -> str:
   """The results as Markdown."""
   info, found = results["machine"], results["sections"]
   peak = next((value for name, value in PEAKS.items() if name in info["device"]), None)
-  versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+  versions = ", ".join(f"{name} {version or 'none'}" for name, version in info["versions"].items())
   command = "python -m benchmarks.gpu" + " --tiny" * results["tiny"]
   lines = [
-    f"{info['device']}, {versions}, {results['date']}; `{command}`. "
-    'MFU counts a prompt once for its group, "copied" once for every '
+    f"{info['device']}, driver {info['driver'] or 'none'}, {versions}, {results['date']}; "
+    f'`{command}`. MFU counts a prompt once for its group, "copied" once for every '
     "response. Memory in GiB: the peak in use, the estimate of `plan` for the compiled programs, "
     "and their ratio.",
     "",
@@ -27,6 +27,9 @@ def table(results: dict) -> str:
       lines.append(f"| {name} | failed: {last} |")
     else:
       lines.append(_line(name + " (not compiled)" * (x.get("compiled") is False), x, peak))
+      if "score_seconds" in x:
+        scored = {key.removeprefix("score_"): x[key] for key in x if key.startswith("score_")}
+        lines.append(_line(f"log-probs of {name}", scored, peak))
   lines += ["", *_ratios(found), *_kinds(found)]
   return "\n".join(lines) + "\n"
 
@@ -59,15 +62,22 @@ def _kinds(found: dict) -> list[str]:
 
 
 def _ratios(found: dict) -> list[str]:
-  """Ratios of sections that did the same work; those that failed or were not run are left out."""
-  pairs = [("update_7b shared", "update_7b naive", "the update without sharing")]
-  variants = [name for name in found if name.startswith("update_7b_")]
-  pairs += [(name, "update_7b shared", "the update by default") for name in variants]
-  for name in ("update_7b naive", "update_7b shared", "update_7b_matmuls shared"):
-    pairs.append((name, "torch", "torch"))
+  """Ratios of sections that did the same work."""
   speed = lambda name: found.get(name, {}).get("sequence_tokens_per_second")
   lines = []
-  for name, other, what in pairs:
+
+  def compare(name, other, what):  # sections that failed or were not run are left out
     if speed(name) and speed(other):
       lines.append(f"- {name}: {speed(name) / speed(other):.2f} x {what}")
+
+  for name in found:
+    if name.endswith(" shared"):
+      compare(name, name.replace(" shared", " naive"), "the update without sharing")
+    if name.startswith("update_7b_"):
+      case = " ".join(name.split()[1:3])  # without the size of a chunk
+      compare(name, f"update_7b {case}", "the update by default")
+    if name.startswith("torch"):
+      case = name.split()[1]
+      for ours in ("update_7b {} naive", "update_7b {} shared", "update_7b_matmuls {} shared"):
+        compare(ours.format(case), name, "torch")
   return lines
