@@ -16,7 +16,6 @@ SAVED=75 # it received a signal to stop
 AWAY=69  # a server was away for too long; a restart may not help, so RESTARTS times at most
 RESTARTS=20
 
-dry=""
 if [ "${1:-}" = --dry-run ]; then
   dry=1
   shift

@@ -34,9 +34,10 @@ quoted() {
   echo "$line"
 }
 
-# run COMMAND...: starts it, or prints it if $dry is set.
+# run COMMAND...: starts it, or prints it if the script has set $dry.
+dry=""
 run() {
-  if [ -n "${dry:-}" ]; then quoted "$@"; else "$@"; fi
+  if [ -n "$dry" ]; then quoted "$@"; else "$@"; fi
 }
 
 # jax_extra: the build of JAX for the hardware that is here, as an extra of the package.

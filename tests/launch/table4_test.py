@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def table4(*flags):
@@ -36,3 +36,18 @@ def test_table4_dry_run_prints_the_commands():
 def test_table4_refuses_bad_flags(flag):
   done = table4("--dry-run", flag)
   assert done.returncode == 2 and done.stderr.startswith("error: ") and not done.stdout
+
+
+def test_table4_starts_the_commands(call, checkout):
+  """Without --dry-run, on fakes that print what they are given."""
+  (checkout / "srl_jax" / "evals" / "swe").mkdir(parents=True)
+  for name in ("evaluate_swe", "evals/swe/judge", "evals/swe/table"):
+    (checkout / "srl_jax" / f"{name}.py").write_text("import sys\nprint(*sys.argv[1:])\n")
+  (checkout / "launch" / "swe_repositories.sh").write_text('#!/bin/bash\nmkdir -p "$1"\n')
+  done = call("table4.sh", "--rows=base=DIR", "--repositories=clones", "--output=out")
+  assert done.returncode == 0, done.stderr
+  lines = [line for line in done.stdout.splitlines() if line.startswith("--")]
+  assert lines[0] == "--model=DIR --repositories=clones --output=out/base"
+  for line, setting in zip(lines[1:], ("oracle", "end_to_end")):
+    assert f"--output=out/base/{setting}" in line and line.endswith("--by=docker")
+  assert lines[3:] == ["--evaluations=base=out/base --output=out/table4.txt"]
