@@ -8,12 +8,12 @@ import math
 
 import jax
 
-from srl_jax.learner import limits
 from srl_jax.learner.update import PEAKS, loss_of, update_flops
 from srl_jax.planning.programs import Program, State, device_bytes
 from srl_jax.planning.topologies import GIB, Topology
 from srl_jax.policy.lora import split
 from srl_jax.policy.model import ModelConfig, abstract
+from srl_jax.policy.sharding import check_mesh
 
 # Achieved shares of nominal rates. COMPUTE: of the dense bf16 peak, recomputation counted; MaxText
 # reports 46-49 % MFU for Llama2-7B.
@@ -181,27 +181,49 @@ def advice(config, found: dict, mesh: dict[str, int], sizes: dict[str, int]) -> 
 
   sizes: ModelConfig.sizes(); they limit the mesh.
   """
-  if found["fits"]:
+  over = found["peak"] - found["limit"]
+  if over <= 0:
     return []
-  lines, limit = [], found["limit"]
+  lines = []
   if found["sampler"]:
     lines.append(
       f"rollout.engine = 'vllm' (now 'builtin', which keeps {found['sampler'] / GIB:.1f} GiB of "
       "copied weights on each device)"
     )
-  # These do not shrink with the batch: smaller micro-batches help only where they leave room.
+  # These do not shrink with the batch.
   kept = found["parameters"] + found["moments"] + found["gradients"]
-  if kept < 0.8 * limit:
-    lines.append(f"lower {limits.to_lower(config)}")
+  limit = config.data.max_prompt_tokens + config.rollout.max_tokens
+  room = config.batch.tokens_per_device
+  # Smaller micro-batches help only where weights, moments and gradients leave room for them.
+  if kept < 0.8 * found["limit"]:
+    loss = loss_of(config)
+    if loss.remat in ("none", "matmuls"):
+      lines.append(f"batch.remat = 'attention' (now {loss.remat!r})")
+    if loss.remat != "full":
+      lines.append(f"batch.remat = 'full' (now {loss.remat!r})")
+    if room > limit:
+      lines.append(f"batch.tokens_per_device = {max(limit, room // 2)} (now {room})")
+    else:
+      lines.append(
+        f"data.max_prompt_tokens and rollout.max_tokens lower (now {limit} together), and "
+        f"batch.tokens_per_device with them (now {room})"
+      )
+    if loss.chunk > 128:
+      lines.append(f"batch.logprob_chunk = 128 (now {loss.chunk})")
   # Twice as many devices along fsdp, until what they keep takes at most 60 % of each.
-  fsdp = parts = mesh["fsdp"]
-  while sizes["d"] % (2 * parts) == 0 and (parts == fsdp or kept * fsdp / parts > 0.6 * limit):
-    parts *= 2
-  if parts > fsdp:
-    spec = ",".join(f"{axis}={size}" for axis, size in (mesh | {"fsdp": parts}).items())
+  parts, spec = mesh["fsdp"], None
+  while not spec or kept * mesh["fsdp"] / parts > 0.6 * found["limit"]:
+    larger = mesh | {"fsdp": 2 * parts}
+    twice = ",".join(f"{axis}={size}" for axis, size in larger.items())
+    try:
+      check_mesh(twice, sizes)
+    except ValueError:  # a size that this many devices do not divide, more do not divide either
+      break
+    parts, spec = 2 * parts, twice
+  if spec:
     lines.append(
       f"mesh = {spec!r}, more devices: weights, moments and gradients take {kept / GIB:.1f} GiB of "
-      f"{limit / GIB:.1f} on each now, {kept * fsdp / parts / GIB:.1f} then"
+      f"{found['limit'] / GIB:.1f} on each now, {kept * mesh['fsdp'] / parts / GIB:.1f} then"
     )
   return lines or [
     f"model = a smaller one: fsdp={2 * parts} does not divide hidden_size {sizes['d']} of this one"

@@ -109,10 +109,19 @@ def test_advice_is_empty_when_it_fits():
 
 
 def test_advice_lowers_activations_first():
-  first, last = advice(config(remat="none"), found(peak=70))
-  for setting in ("tokens_per_device (16384)", "logprob_chunk (512)", "remat=full (it is none)"):
-    assert f"batch.{setting}" in first
+  least, first, second, third, last = advice(config(remat="none"), found(peak=70))
+  assert least == "batch.remat = 'attention' (now 'none')"
+  assert first == "batch.remat = 'full' (now 'none')"
+  assert second == "batch.tokens_per_device = 8192 (now 16384)"
+  assert third == "batch.logprob_chunk = 128 (now 512)"
   assert last.startswith("mesh = 'data=1,fsdp=16,tensor=1', more devices: ")
+
+
+def test_advice_keeps_room_for_the_longest_sequence():
+  first, *_ = advice(config(tokens_per_device=8192), found(peak=70))
+  assert first == "batch.tokens_per_device = 6144 (now 8192)"
+  first, *_ = advice(config(tokens_per_device=6144), found(peak=70))
+  assert first.startswith("data.max_prompt_tokens and rollout.max_tokens lower (now 6144 together)")
 
 
 def test_advice_adds_devices_for_weights_that_do_not_fit():
@@ -134,9 +143,9 @@ def test_advice_names_meshes_that_divide_the_model():
 
 
 def test_advice_removes_the_samplers_weights_first():
-  first, second, _ = advice(config(), found(peak=70, sampler=14.2))
+  first, second, *_ = advice(config(), found(peak=70, sampler=14.2))
   assert first.startswith("rollout.engine = 'vllm'") and "14.2 GiB" in first
-  assert second.startswith("lower batch.tokens_per_device (16384), ")
+  assert second == "batch.tokens_per_device = 8192 (now 16384)"
 
 
 def test_peak_flops_of_every_chip():

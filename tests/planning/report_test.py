@@ -48,21 +48,21 @@ def test_text_has_every_figure(plan):
     "Qwen/Qwen2.5-7B-Instruct on h100x8: 8 x H100, ",
     "mesh data=1,fsdp=8,tensor=1, rollout.engine vllm",
     "micro-batches of 8 x 16384 tokens",
-    "kept                   3.00         6.00       3.00     0.00\n",
-    "accumulate             4.00         2.00       1.00    40.00\n",
-    "  work: prompt_tokens 1,500, response_tokens 1,000\n",
-    "  step: micro_batches 44, tokens 4,864,000, tokens_in_flight 131,072, flops 2e+17,",
-    ", step_s 77, mfu 0.351, host_s 0.3\n",
-    "  rates: compute 5e+14, peak 1e+15, memory 2e+12, link 3e+11, packed 0.85\n",
+    "3.00  weights",
+    "44 micro-batches with 131,072 tokens in flight, 84% of them real",
+    "77.0 s in all: MFU 35.1%",
+    "0.30 CPU seconds of a host",
+    "500 of 1000 TFLOP/s",
     "verdict: fits, 40.0 of 59.0 GiB a device",
   ]:
     assert part in page
+  assert "sampler" not in page
 
 
 def test_text_of_a_run_with_the_built_in_engine(plan):
   plan["engine"], plan["memory"]["sampler"] = "builtin", 14 * GIB
   page = report.text(plan)
-  assert "rollout.engine builtin" in page and "3.00    14.00\n" in page
+  assert "rollout.engine builtin" in page and "14.00  sampler's copy of the weights" in page
 
 
 def test_text_has_the_forecast_of_a_push_with_its_rates(plan):
@@ -73,10 +73,10 @@ def test_text_has_the_forecast_of_a_push_with_its_rates(plan):
   push = dict(bytes=15.2e9, hosts=8, rates=rates, check_s=1.0, local=local, shared=shared)
   page = report.text(plan | dict(push=push))
   for part in [
-    "  push: bytes 1.52e+10, hosts 8, check_s 1\n",
-    "  push.rates: copy 8e+09, memory 2e+09, load 4e+09, shared 4e+09, host 2.5e+09\n",
-    "  push.local: host_bytes 1.52e+10, write_s 7.6, read_s 3.8, push_s 12.4\n",
-    "  push.shared: host_bytes 1.9e+09, write_s 3.8, read_s 6.1, push_s 10.9\n",
+    "15.2 GB, hosts: 8",
+    "15.2 GB in 7.6 s, each server reads 15.2 GB in 3.8 s: 12.4 s in all",
+    "1.9 GB in 3.8 s, each server reads 15.2 GB in 6.1 s: 10.9 s in all",
+    "8 from a device, 2 to /dev/shm, 4 from there by a server; shared: 4 of all hosts, 2.5 of one",
   ]:
     assert part in page
 
@@ -87,4 +87,4 @@ def test_verdict_names_the_peak_and_what_to_change(plan):
     "  batch.tokens_per_device = 8192 (now 16384)\n"
     "  mesh = 'fsdp=16', more devices: ..."
   )
-  assert "step: " not in report.text(refused(plan))
+  assert "forecast of an update" not in report.text(refused(plan))
