@@ -30,7 +30,7 @@ def main(argv) -> None:
 
   from srl_jax import config as configs
   from srl_jax import hosts
-  from srl_jax.learner import limits, programs
+  from srl_jax.learner import programs
   from srl_jax.learner import workdir as workdirs
   from srl_jax.learner.page_process import Page
   from srl_jax.policy.sharding import make_mesh
@@ -70,9 +70,7 @@ def main(argv) -> None:
     print(f"error: {error}. What was trained is saved; the same command continues", file=sys.stderr)
     raise SystemExit(os.EX_TEMPFAIL) from error  # launch/trainer.sh turns it into 69
   except jax.errors.JaxRuntimeError as error:
-    advice = f"{limits.to_lower(config)}, or use more devices (mesh={config.mesh})"
-    advice += "; srl_jax.plan computes what fits. The last checkpoint is untouched"
-    refusal = out_of_memory(error, advice)
+    refusal = out_of_memory(error, memory_advice(config))
     # The other processes would otherwise wait in a collective for this one.
     hosts.abort(refusal or error)
     if refusal:
@@ -96,6 +94,20 @@ def run_training(config, workdir: pathlib.Path) -> dict:
     else:
       rl.train(opened, setup.load_reference(opened))
     return summary.summarise(opened)
+
+
+def memory_advice(config) -> str:
+  """Returns the settings to lower when a device runs out of memory, as the end of a sentence."""
+  from srl_jax.learner.update import loss_of
+
+  loss = loss_of(config)
+  batch, rollout = config.batch, config.rollout
+  return (
+    f"batch.tokens_per_device ({batch.tokens_per_device}), batch.logprob_chunk"
+    f" ({loss.chunk}), rollout.width ({rollout.width}) or rollout.max_tokens"
+    f" ({rollout.max_tokens}), set batch.remat=full (it is {loss.remat}), or use more devices"
+    f" (mesh={config.mesh}); srl_jax.plan computes what fits. The last checkpoint is untouched"
+  )
 
 
 def say(message: str) -> None:

@@ -1,7 +1,6 @@
-"""The check that a config's lengths fit its model, and what to lower if its memory does not."""
+"""The check that a config's lengths fit its model, from config.json alone."""
 
 from srl_jax.errors import UserError
-from srl_jax.learner.update import loss_of
 from srl_jax.policy.limits import check_positions
 from srl_jax.policy.model import ModelConfig
 from srl_jax.tasks import SUPERVISED
@@ -34,13 +33,3 @@ def check(config, model: ModelConfig, *, has_answers: bool) -> None:
   if responses:
     prompt = ("data.max_prompt_tokens", config.data.max_prompt_tokens)
     check_positions(model, config.model, prompt, responses)
-
-
-def to_lower(config) -> str:
-  """The settings, with their values, that reduce the memory of an update and of sampling."""
-  loss, batch, rollout = loss_of(config), config.batch, config.rollout
-  return (
-    f"batch.tokens_per_device ({batch.tokens_per_device}), batch.logprob_chunk ({loss.chunk}),"
-    f" rollout.width ({rollout.width}) or rollout.max_tokens ({rollout.max_tokens}), set"
-    f" batch.remat=full (it is {loss.remat})"
-  )
